@@ -1,0 +1,2 @@
+//! malai
+fn main() {}
