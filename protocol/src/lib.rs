@@ -1,1 +1,25 @@
-//! protocol
+//! What malai's parts say to each other, and the rules they decide by.
+//!
+//! This crate is pure: no sockets, no clock, no environment, no disk, no runtime. Everything here can be read, tested
+//! and fuzzed by itself.
+//!
+//! # Layout
+//! [`id`] keys and ids; [`codec`] the frame; [`session`] what all hops of a session share; [`peer`] daemon to daemon;
+//! [`local`] CLI to daemon; [`plan`] daemon to executor; [`failure`] the error that travels; [`config`] the cluster
+//! config; [`access`] who may do what; [`snapshot`] the signed config; [`target`] what a command is aimed at;
+//! [`invite`] the token; [`audit`] a line of the audit; [`home`] file names.
+
+#![forbid(unsafe_code)]
+#![cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::panic, clippy::expect_used))]
+
+pub mod audit;
+pub mod codec;
+pub mod failure;
+pub mod home;
+pub mod id;
+pub mod invite;
+pub mod local;
+pub mod peer;
+pub mod plan;
+pub mod session;
+pub mod snapshot;

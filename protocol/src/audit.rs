@@ -1,0 +1,92 @@
+//! A line of the audit: one before the start of every attempt, refused ones too, and one at its end.
+
+use serde::{Deserialize, Serialize};
+
+/// One line of `audit.jsonl`. Standard input and environment values are never in it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Entry {
+    /// When the line was written, milliseconds since the epoch.
+    pub at_ms: u64,
+    /// What happened.
+    pub event: Event,
+    /// The alias of the cluster here.
+    pub cluster: String,
+    /// The session's id, 32 hexadecimal digits.
+    pub session: String,
+    /// The caller's name in the config at that time; absent when it has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub who: Option<String>,
+    /// The caller's id52.
+    pub id52: String,
+    /// The words as given; bytes that are not UTF-8 as `\xNN`.
+    pub words: Vec<String>,
+    /// The named command, when the words named one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub named: Option<String>,
+    /// The user it runs as; absent when nothing was granted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    /// Names of environment additions.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub env: Vec<String>,
+    /// The caller's reason.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// The exit code that the caller is told, for `end` and `refused`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub code: Option<u8>,
+    /// Who ended it, or why it was refused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outcome: Option<String>,
+    /// Bytes of standard output.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stdout_bytes: Option<u64>,
+    /// Bytes of standard error.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stderr_bytes: Option<u64>,
+    /// From start to end, in milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub duration_ms: Option<u64>,
+}
+
+/// What an audit line is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Event {
+    /// It was allowed and is about to start.
+    Start,
+    /// It ended, or could not be started after all.
+    End,
+    /// It was refused.
+    Refused,
+}
+
+/// Bytes as text: UTF-8 as it is, other bytes as `\xNN`, a backslash doubled so that no two words look alike.
+pub fn printable(bytes: &[u8]) -> String {
+    let mut out = String::with_capacity(bytes.len());
+    for chunk in bytes.utf8_chunks() {
+        for c in chunk.valid().chars() {
+            if c == '\\' {
+                out.push_str("\\\\");
+            } else {
+                out.push(c);
+            }
+        }
+        for byte in chunk.invalid() {
+            out.push_str(&format!("\\x{byte:02x}"));
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_that_are_not_utf8_are_told_from_those_that_spell_an_escape() {
+        assert_eq!(printable(b"a\xffb"), "a\\xffb");
+        assert_eq!(printable(b"a\\xffb"), "a\\\\xffb");
+        assert_eq!(printable("grün".as_bytes()), "grün");
+    }
+}

@@ -1,0 +1,119 @@
+//! Every file name under `MALAI_HOME`, as pure joins: nothing here touches the disk.
+
+use std::path::{Path, PathBuf};
+
+/// The directory that holds everything of one malai installation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Home {
+    root: PathBuf,
+}
+
+impl Home {
+    /// The home at this path.
+    pub fn new(root: impl Into<PathBuf>) -> Self {
+        Self { root: root.into() }
+    }
+
+    /// The directory itself.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The directory with one directory for each cluster.
+    pub fn clusters(&self) -> PathBuf {
+        self.root.join("clusters")
+    }
+
+    /// The directory of the cluster with this alias.
+    pub fn cluster(&self, alias: &str) -> ClusterDir {
+        ClusterDir { root: self.clusters().join(alias) }
+    }
+
+    /// Where the executor keeps its journal.
+    pub fn sessions(&self) -> PathBuf {
+        self.root.join("sessions")
+    }
+
+    /// The audit log.
+    pub fn audit(&self) -> PathBuf {
+        self.root.join("audit.jsonl")
+    }
+
+    /// Local settings.
+    pub fn settings(&self) -> PathBuf {
+        self.root.join("malai.toml")
+    }
+
+    /// The log of a background daemon.
+    pub fn log(&self) -> PathBuf {
+        self.root.join("daemon.log")
+    }
+
+    /// The lock that a daemon holds for its life; its content is the holder's pid.
+    pub fn lock(&self) -> PathBuf {
+        self.root.join("malai.lock")
+    }
+
+    /// The daemon's socket for the CLI.
+    pub fn socket(&self) -> PathBuf {
+        self.root.join("malai.sock")
+    }
+
+    /// The executor's socket for the daemon.
+    pub fn executor_socket(&self) -> PathBuf {
+        self.root.join("executor.sock")
+    }
+}
+
+/// The directory of one cluster.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClusterDir {
+    root: PathBuf,
+}
+
+impl ClusterDir {
+    /// The directory itself.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Manager only: the config that the administrator edits.
+    pub fn config(&self) -> PathBuf {
+        self.root.join("cluster.toml")
+    }
+
+    /// Manager only: the cluster's secret key.
+    pub fn cluster_key(&self) -> PathBuf {
+        self.root.join("cluster.key")
+    }
+
+    /// Manager only: hashes of the invites, and who redeemed them.
+    pub fn invites(&self) -> PathBuf {
+        self.root.join("invites")
+    }
+
+    /// This machine's secret key in the cluster.
+    pub fn machine_key(&self) -> PathBuf {
+        self.root.join("machine.key")
+    }
+
+    /// The last accepted signed snapshot.
+    pub fn snapshot(&self) -> PathBuf {
+        self.root.join("snapshot")
+    }
+
+    /// Manager only: a snapshot that this manager did not make but was shown, kept until an administrator decides.
+    pub fn foreign_snapshot(&self) -> PathBuf {
+        self.root.join("snapshot.foreign")
+    }
+
+    /// The cluster that this machine was told to join, until it has a snapshot: its id, and where to knock.
+    pub fn joining(&self) -> PathBuf {
+        self.root.join("joining.toml")
+    }
+
+    /// Last known addresses of the other machines, a cache.
+    pub fn peers(&self) -> PathBuf {
+        self.root.join("peers")
+    }
+}

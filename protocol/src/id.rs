@@ -1,0 +1,241 @@
+//! Keys and ids. Each is its own type, so that a machine's key cannot be passed where a cluster's is meant.
+//!
+//! Public keys are written as *id52*: 52 characters of lowercase base32 in the "extended hex" alphabet of RFC 4648
+//! (`0-9a-v`), without padding. Decoding is strict: upper case, other lengths and non-zero trailing bits are refused,
+//! so that one key has exactly one spelling.
+
+use std::fmt;
+use std::str::FromStr;
+
+use data_encoding::{Encoding, Specification};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use std::sync::LazyLock;
+
+/// Lowercase base32hex without padding; `data_encoding` checks the trailing bits.
+static ID52: LazyLock<Option<Encoding>> = LazyLock::new(|| {
+    let mut spec = Specification::new();
+    spec.symbols.push_str("0123456789abcdefghijklmnopqrstuv");
+    spec.encoding().ok()
+});
+
+fn encode32(bytes: &[u8]) -> String {
+    ID52.as_ref().map(|e| e.encode(bytes)).unwrap_or_default()
+}
+
+fn decode32(text: &str) -> Option<Vec<u8>> {
+    ID52.as_ref()?.decode(text.as_bytes()).ok()
+}
+
+/// Why a text is not an id.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum IdError {
+    /// The text has the wrong number of characters.
+    #[error("an id52 has 52 characters, this has {0}")]
+    Length(usize),
+    /// A character outside `0-9a-v`, or trailing bits that are not zero.
+    #[error("not an id52: only 0-9 and a-v, lower case, as malai prints it")]
+    Alphabet,
+    /// 32 bytes that are no ed25519 public key.
+    #[error("well formed, but not the public key of anything")]
+    NotAKey,
+    /// A session id that is not 32 hexadecimal digits.
+    #[error("a session id is 32 hexadecimal digits")]
+    Session,
+}
+
+macro_rules! key_type {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub struct $name([u8; 32]);
+
+        impl $name {
+            /// The id of these 32 bytes, an ed25519 public key.
+            ///
+            /// # Errors
+            /// [`IdError::NotAKey`] when they do not decode to a point of the curve.
+            pub fn from_bytes(bytes: [u8; 32]) -> Result<Self, IdError> {
+                ed25519_dalek::VerifyingKey::from_bytes(&bytes).map_err(|_| IdError::NotAKey)?;
+                Ok(Self(bytes))
+            }
+
+            /// The public key's 32 bytes.
+            pub fn as_bytes(&self) -> &[u8; 32] {
+                &self.0
+            }
+
+            /// The first ten characters of the id52, for logs and tables.
+            pub fn short(&self) -> String {
+                self.to_string().chars().take(10).collect()
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&encode32(&self.0))
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, concat!(stringify!($name), "({})"), self.short())
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = IdError;
+
+            fn from_str(text: &str) -> Result<Self, IdError> {
+                let length = text.chars().count();
+                if length != 52 {
+                    return Err(IdError::Length(length));
+                }
+                let bytes = decode32(text).ok_or(IdError::Alphabet)?;
+                Self::from_bytes(bytes.try_into().map_err(|_| IdError::Alphabet)?)
+            }
+        }
+
+        impl Serialize for $name {
+            fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+                if s.is_human_readable() { s.collect_str(self) } else { s.serialize_bytes(&self.0) }
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+                if d.is_human_readable() {
+                    String::deserialize(d)?.parse().map_err(de::Error::custom)
+                } else {
+                    let bytes = serde_bytes::ByteArray::<32>::deserialize(d)?.into_array();
+                    Self::from_bytes(bytes).map_err(de::Error::custom)
+                }
+            }
+        }
+    };
+}
+
+key_type! {
+    /// The public key of a cluster: what its snapshots are signed with.
+    ClusterId
+}
+
+key_type! {
+    /// The public key of a machine, or of a caller: what its connections are authenticated by.
+    MachineId
+}
+
+macro_rules! random_id {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub struct $name([u8; 16]);
+
+        impl $name {
+            /// The id of these 16 random bytes.
+            pub fn from_bytes(bytes: [u8; 16]) -> Self {
+                Self(bytes)
+            }
+
+            /// The 16 bytes.
+            pub fn as_bytes(&self) -> &[u8; 16] {
+                &self.0
+            }
+
+            /// The first eight hexadecimal digits, for logs and tables.
+            pub fn short(&self) -> String {
+                self.to_string().chars().take(8).collect()
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&data_encoding::HEXLOWER.encode(&self.0))
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, concat!(stringify!($name), "({})"), self.short())
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = IdError;
+
+            fn from_str(text: &str) -> Result<Self, IdError> {
+                let bytes = data_encoding::HEXLOWER.decode(text.as_bytes()).map_err(|_| IdError::Session)?;
+                Ok(Self(bytes.try_into().map_err(|_| IdError::Session)?))
+            }
+        }
+
+        impl Serialize for $name {
+            fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+                if s.is_human_readable() { s.collect_str(self) } else { s.serialize_bytes(&self.0) }
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+                if d.is_human_readable() {
+                    String::deserialize(d)?.parse().map_err(de::Error::custom)
+                } else {
+                    Ok(Self(serde_bytes::ByteArray::<16>::deserialize(d)?.into_array()))
+                }
+            }
+        }
+    };
+}
+
+random_id! {
+    /// A session's id, chosen at random by its caller; with the caller's key it names the session.
+    SessionId
+}
+
+random_id! {
+    /// The random name of one life of an executor: a restarted one has another.
+    Incarnation
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key() -> MachineId {
+        let secret = ed25519_dalek::SigningKey::from_bytes(&[7; 32]);
+        MachineId::from_bytes(secret.verifying_key().to_bytes()).expect("a key")
+    }
+
+    #[test]
+    fn id52_round_trips_and_has_52_characters() {
+        let text = key().to_string();
+        assert_eq!(text.len(), 52);
+        assert_eq!(text.parse::<MachineId>(), Ok(key()));
+    }
+
+    #[test]
+    fn upper_case_is_refused() {
+        let text = key().to_string().to_uppercase();
+        assert_eq!(text.parse::<MachineId>(), Err(IdError::Alphabet));
+    }
+
+    #[test]
+    fn non_zero_trailing_bits_are_refused() {
+        let text = key().to_string();
+        // 52 characters carry 260 bits: the last four must be zero, so the last character is `0` or `g`.
+        let last = if text.ends_with('0') { '1' } else { 'h' };
+        let other = format!("{}{last}", &text[..51]);
+        assert_eq!(other.parse::<MachineId>(), Err(IdError::Alphabet));
+    }
+
+    #[test]
+    fn another_length_is_refused_with_the_length() {
+        assert_eq!("abc".parse::<MachineId>(), Err(IdError::Length(3)));
+    }
+
+    #[test]
+    fn bytes_that_are_no_point_are_refused() {
+        let mut bytes = [0u8; 32];
+        bytes[0] = 2;
+        assert_eq!(ClusterId::from_bytes(bytes), Err(IdError::NotAKey));
+    }
+}

@@ -1,0 +1,145 @@
+//! The invite token: all that a newcomer needs to reach its cluster, and a secret that lets it in once.
+//!
+//! `malai1` followed by lowercase base32hex of CBOR and the first four bytes of its BLAKE3 hash, so that a token cut
+//! short by a careless copy is told from one that is used up.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+use serde_bytes::ByteArray;
+use zeroize::Zeroize;
+
+use crate::id::ClusterId;
+
+const PREFIX: &str = "malai1";
+const CHECKSUM_LEN: usize = 4;
+/// The longest token that is looked at, in characters.
+pub const MAX_TOKEN: usize = 4096;
+
+/// What a token carries.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Invite {
+    /// The cluster's key: where to redeem, and what snapshots must be signed by.
+    pub cluster: ClusterId,
+    /// The cluster's name, proposed as the alias.
+    pub name: String,
+    /// The secret that is redeemed.
+    pub secret: ByteArray<32>,
+    /// When it expires, milliseconds since the epoch by the manager's clock.
+    pub expires_ms: u64,
+    /// Addresses of the manager's join endpoint, `IP:PORT`.
+    #[serde(default)]
+    pub addresses: Vec<String>,
+    /// `[network] relays`; absent = iroh's public ones.
+    #[serde(default)]
+    pub relays: Option<Vec<String>>,
+    /// `[network] discovery`; absent = the default.
+    #[serde(default)]
+    pub discovery: Option<Vec<String>>,
+    /// `[network] ca`: roots for the relays and servers above, PEM; absent = the web's.
+    #[serde(default)]
+    pub ca: Option<String>,
+}
+
+/// Why a text is not an invite token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum TokenError {
+    /// It does not begin as one.
+    #[error("not an invite token: one begins with `malai1`")]
+    NotAToken,
+    /// Characters are missing or changed.
+    #[error("the token is damaged: characters are missing or changed")]
+    Damaged,
+    /// It is longer than any token.
+    #[error("too long for an invite token")]
+    TooLong,
+}
+
+impl Drop for Invite {
+    fn drop(&mut self) {
+        self.secret.zeroize();
+    }
+}
+
+impl fmt::Debug for Invite {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Invite {{ cluster: {:?}, name: {:?}, secret: … }}", self.cluster, self.name)
+    }
+}
+
+impl Invite {
+    /// The token, one word.
+    pub fn to_token(&self) -> String {
+        let mut bytes = Vec::new();
+        // Writing to a vector cannot fail; a token of nothing would be refused as damaged.
+        if ciborium::into_writer(self, &mut bytes).is_err() {
+            bytes.clear();
+        }
+        let hash = blake3::hash(&bytes);
+        bytes.extend(hash.as_bytes().iter().take(CHECKSUM_LEN));
+        let text = format!("{PREFIX}{}", data_encoding::BASE32HEX_NOPAD.encode(&bytes).to_lowercase());
+        bytes.zeroize();
+        text
+    }
+}
+
+impl FromStr for Invite {
+    type Err = TokenError;
+
+    fn from_str(text: &str) -> Result<Self, TokenError> {
+        let text = text.trim();
+        if text.len() > MAX_TOKEN {
+            return Err(TokenError::TooLong);
+        }
+        let body = text.strip_prefix(PREFIX).ok_or(TokenError::NotAToken)?;
+        let bytes =
+            data_encoding::BASE32HEX_NOPAD.decode(body.to_uppercase().as_bytes()).map_err(|_| TokenError::Damaged)?;
+        let (payload, checksum) = bytes.split_last_chunk::<CHECKSUM_LEN>().ok_or(TokenError::Damaged)?;
+        if !blake3::hash(payload).as_bytes().starts_with(checksum) {
+            return Err(TokenError::Damaged);
+        }
+        let mut rest = payload;
+        let invite = ciborium::de::from_reader_with_recursion_limit(&mut rest, 16).map_err(|_| TokenError::Damaged)?;
+        if rest.is_empty() { Ok(invite) } else { Err(TokenError::Damaged) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn invite() -> Invite {
+        let key = ed25519_dalek::SigningKey::from_bytes(&[3; 32]).verifying_key();
+        Invite {
+            cluster: ClusterId::from_bytes(key.to_bytes()).expect("a key"),
+            name: "company".into(),
+            secret: ByteArray::new([0xab; 32]),
+            expires_ms: 1,
+            addresses: vec!["192.0.2.1:4001".into()],
+            relays: Some(Vec::new()),
+            discovery: None,
+            ca: None,
+        }
+    }
+
+    #[test]
+    fn a_token_round_trips() {
+        assert_eq!(invite().to_token().parse(), Ok(invite()));
+    }
+
+    #[test]
+    fn a_token_cut_short_or_changed_is_damaged() {
+        let token = invite().to_token();
+        assert_eq!(token[..token.len() - 1].parse::<Invite>(), Err(TokenError::Damaged));
+        let last = if token.ends_with('0') { "1" } else { "0" };
+        let changed = format!("{}{last}", &token[..token.len() - 1]);
+        assert_eq!(changed.parse::<Invite>(), Err(TokenError::Damaged));
+        assert_eq!("hello".parse::<Invite>(), Err(TokenError::NotAToken));
+    }
+
+    #[test]
+    fn an_invite_does_not_show_its_secret() {
+        assert!(!format!("{:?}", invite()).contains("171"), "{:?}", invite());
+    }
+}

@@ -1,0 +1,485 @@
+//! CLI to daemon, over the Unix socket.
+//!
+//! The CLI sends `LocalHello`, then one `Request`. For [`Request::Session`] the frames of the session follow at once,
+//! `Exec` first, and the target's frames come back. Every other request is answered by any number of
+//! [`Response::Progress`] and one last [`Response`].
+
+use serde::{Deserialize, Serialize};
+
+use crate::failure::Failure;
+use crate::id::{ClusterId, MachineId};
+
+/// The version that [`Hello`] tells.
+pub const VERSION: u32 = 1;
+
+/// First frame both ways.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    /// The sender's [`VERSION`].
+    pub version: u32,
+    /// The sender's malai version, for people.
+    pub malai: String,
+    /// From the daemon: its process id.
+    #[serde(default)]
+    pub pid: u32,
+    /// From the daemon: it is an agent, which only calls.
+    #[serde(default)]
+    pub agent: bool,
+}
+
+/// What the CLI wants.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Request {
+    /// Run a command; `Exec` follows.
+    Session(SessionTarget),
+    /// [`Status`] of all clusters.
+    Status,
+    /// [`DaemonStatus`].
+    DaemonStatus,
+    /// End all sessions, then the executor, then the daemon. Answered when the sessions have ended.
+    Stop,
+    /// To an agent, from a daemon that starts: leave.
+    Yield,
+    /// Make a cluster; this machine becomes its manager and first machine.
+    ClusterInit(ClusterInit),
+    /// Make an invite.
+    ClusterInvite(ClusterInvite),
+    /// Who knocks.
+    ClusterPending {
+        /// The cluster's alias.
+        cluster: String,
+    },
+    /// Enrol a machine that knocks, or any machine whose id52 is given in full.
+    ClusterApprove(ClusterApprove),
+    /// Take a machine out of the config.
+    ClusterRemove {
+        /// The cluster's alias.
+        cluster: String,
+        /// The machine's name.
+        machine: String,
+    },
+    /// Check, sign and publish `cluster.toml`.
+    Rescan(Rescan),
+    /// The signed text, and for the manager the edited one.
+    ConfigShow {
+        /// The cluster's alias.
+        cluster: String,
+    },
+    /// Explain an access decision.
+    Can(Can),
+    /// Make a machine key for a cluster, to be enrolled without an invite.
+    MachineInit(MachineInit),
+    /// Join by invite.
+    MachineJoin {
+        /// The token.
+        token: String,
+        /// The alias; absent = the cluster's name.
+        alias: Option<String>,
+    },
+    /// Forget a cluster: its key and its config on this machine.
+    MachineLeave {
+        /// The cluster's alias.
+        cluster: String,
+        /// Required to leave a cluster whose manager this machine is.
+        force: bool,
+    },
+}
+
+/// Where a session goes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionTarget {
+    /// The machine's name.
+    pub machine: String,
+    /// The cluster's alias; absent = the only cluster that has such a machine.
+    #[serde(default)]
+    pub cluster: Option<String>,
+    /// How long dialling may take, in milliseconds.
+    pub connect_timeout_ms: u64,
+}
+
+/// `malai cluster init`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterInit {
+    /// The cluster's name, and its alias here.
+    pub cluster: String,
+    /// This machine's name; absent = from the host name.
+    pub name: Option<String>,
+    /// No public service is ever contacted.
+    pub private: bool,
+    /// The user that commands run as here.
+    pub username: Option<String>,
+}
+
+/// `malai cluster invite`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterInvite {
+    /// The cluster's alias.
+    pub cluster: String,
+    /// The newcomer's name; absent = its host name.
+    pub name: Option<String>,
+    /// How often it may be redeemed, by different keys; 1 where a name is fixed.
+    pub uses: u32,
+    /// For how long, in seconds.
+    pub expires_s: u64,
+    /// Groups that the newcomer joins.
+    pub groups: Vec<String>,
+    /// The user that commands run as there.
+    pub username: Option<String>,
+}
+
+/// `malai cluster approve`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterApprove {
+    /// The cluster's alias.
+    pub cluster: String,
+    /// The newcomer's id52, or a unique prefix of 12 or more characters among those that knock.
+    pub id: String,
+    /// Its name; absent = its host name.
+    pub name: Option<String>,
+    /// Groups that it joins.
+    pub groups: Vec<String>,
+    /// The user that commands run as there.
+    pub username: Option<String>,
+}
+
+/// `malai rescan`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rescan {
+    /// The cluster's alias; absent = all that are managed here.
+    pub cluster: Option<String>,
+    /// Only check.
+    pub check: bool,
+    /// Drop machines enrolled since the base of the edit.
+    pub yes: bool,
+    /// Publish over a snapshot of this generation that this manager did not make.
+    pub over: Option<u64>,
+}
+
+/// `malai can`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Can {
+    /// A machine's name: who would call.
+    pub who: String,
+    /// The target machine's name.
+    pub machine: String,
+    /// The cluster's alias; absent = the only one that has such a machine.
+    pub cluster: Option<String>,
+    /// The user that `user@` names.
+    pub user: Option<String>,
+    /// The command; empty = any.
+    pub words: Vec<String>,
+    /// The words are an argv in any case.
+    pub literal: bool,
+}
+
+/// `malai machine init`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MachineInit {
+    /// The cluster's key.
+    pub cluster: ClusterId,
+    /// The alias.
+    pub alias: String,
+    /// No public service is ever contacted.
+    pub private: bool,
+    /// Relays to be used.
+    pub relays: Vec<String>,
+    /// Addresses of the manager's join endpoint.
+    pub at: Vec<String>,
+}
+
+/// What came of a request.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Response {
+    /// What is being waited for, in words; more follows.
+    Progress(String),
+    /// It failed; last.
+    Failed(Failure),
+    /// Done, with nothing to tell; last.
+    Done,
+    /// To [`Request::Status`]; last.
+    Status(Status),
+    /// To [`Request::DaemonStatus`]; last.
+    Daemon(DaemonStatus),
+    /// To [`Request::ClusterInit`]; last.
+    Made(ClusterMade),
+    /// To [`Request::ClusterInvite`]; last.
+    Invited(Invited),
+    /// To [`Request::ClusterPending`]; last.
+    Pending(Vec<Pending>),
+    /// To [`Request::ClusterApprove`] and [`Request::ClusterRemove`]; last.
+    Changed(Changed),
+    /// To [`Request::Rescan`]; last.
+    Rescanned(Vec<Rescanned>),
+    /// To [`Request::ConfigShow`]; last.
+    Config(Config),
+    /// To [`Request::Can`]; last.
+    Verdict(Verdict),
+    /// To [`Request::MachineInit`]; last.
+    Machine(MachineMade),
+    /// To [`Request::MachineJoin`]; last.
+    Joined(Joined),
+}
+
+/// To [`Request::DaemonStatus`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DaemonStatus {
+    /// The daemon's process id.
+    pub pid: u32,
+    /// Its malai version.
+    pub version: String,
+    /// It is an agent, which only calls.
+    pub agent: bool,
+    /// It serves.
+    pub ready: bool,
+    /// How sessions' processes are found when they end; absent while no executor runs.
+    pub tree: Option<crate::plan::Tree>,
+    /// The executor's process id; absent while none runs, or when it runs inside the daemon.
+    pub executor_pid: Option<u32>,
+    /// Live sessions on this machine.
+    pub sessions: u32,
+}
+
+/// To [`Request::Status`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// The answering daemon.
+    pub daemon: DaemonStatus,
+    /// All clusters of this home.
+    pub clusters: Vec<ClusterStatus>,
+}
+
+/// This machine's part in a cluster.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// It holds the cluster key, and is a machine besides.
+    Manager,
+    /// A machine.
+    Machine,
+}
+
+/// Whether a cluster works here.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ClusterState {
+    /// It does.
+    Ready,
+    /// It has no config yet, and waits for this.
+    Waiting(String),
+    /// It does not.
+    Broken(Failure),
+}
+
+/// One cluster in [`Status`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterStatus {
+    /// Its name here.
+    pub alias: String,
+    /// Its key; absent when that cannot be read.
+    pub cluster: Option<ClusterId>,
+    /// This machine's part.
+    pub role: Role,
+    /// This machine's name in the config.
+    pub machine: Option<String>,
+    /// This machine's key.
+    pub machine_id: Option<MachineId>,
+    /// Whether it works.
+    pub state: ClusterState,
+    /// The generation held.
+    pub generation: Option<u64>,
+    /// Something an administrator must look at: a fork, a foreign snapshot.
+    pub alarm: Option<String>,
+    /// Where this machine's key is bound and announced.
+    pub addresses: Vec<String>,
+    /// Manager: where the join endpoint is bound.
+    pub join_addresses: Vec<String>,
+    /// All machines of the config, in its order of names.
+    pub machines: Vec<MachineStatus>,
+}
+
+/// One machine in [`ClusterStatus`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MachineStatus {
+    /// Its name.
+    pub name: String,
+    /// Its key.
+    pub id: MachineId,
+    /// It is this machine.
+    pub this: bool,
+    /// It is the cluster manager.
+    pub manager: bool,
+    /// A live connection to it, proven by traffic; absent = none, and then it is not known to be online.
+    pub connection: Option<Connection>,
+    /// The generation that it last told.
+    pub generation: Option<u64>,
+    /// When something was last heard of it over a connection, milliseconds since the epoch.
+    pub last_seen_ms: Option<u64>,
+}
+
+/// A live connection to a machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Connection {
+    /// Since when, milliseconds since the epoch.
+    pub since_ms: u64,
+    /// The path in use: `direct IP:PORT` or `relay URL`.
+    pub path: String,
+    /// Round-trip time of that path, in microseconds.
+    pub rtt_us: u64,
+}
+
+/// To [`Request::ClusterInit`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterMade {
+    /// The cluster's alias.
+    pub alias: String,
+    /// Its key.
+    pub cluster: ClusterId,
+    /// This machine's name.
+    pub machine: String,
+    /// This machine's key.
+    pub machine_id: MachineId,
+    /// The config to edit, a path.
+    pub config: String,
+    /// Where newcomers reach the manager; empty while no daemon runs and no port is fixed.
+    pub join_addresses: Vec<String>,
+}
+
+/// To [`Request::ClusterInvite`].
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Invited {
+    /// The token.
+    pub token: String,
+    /// When it expires, milliseconds since the epoch.
+    pub expires_ms: u64,
+    /// Where newcomers reach the manager; empty while no daemon runs.
+    pub join_addresses: Vec<String>,
+}
+
+impl std::fmt::Debug for Invited {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Invited {{ token: …, expires_ms: {} }}", self.expires_ms)
+    }
+}
+
+/// One that knocks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pending {
+    /// Its key.
+    pub id: MachineId,
+    /// What it calls itself: another machine's words.
+    pub hostname: String,
+    /// Where it knocks from.
+    pub from: String,
+    /// Since when, milliseconds since the epoch.
+    pub since_ms: u64,
+    /// When it last knocked, milliseconds since the epoch.
+    pub last_ms: u64,
+}
+
+/// A new snapshot, and who has it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Publication {
+    /// Its generation.
+    pub generation: u64,
+    /// Whether a daemon publishes it; otherwise it is signed and stored only.
+    pub published: bool,
+    /// Machines known to hold it.
+    pub holding: Vec<String>,
+    /// Machines that were not reached.
+    pub missing: Vec<String>,
+}
+
+/// To [`Request::ClusterApprove`] and [`Request::ClusterRemove`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Changed {
+    /// The machine's name.
+    pub machine: String,
+    /// Its key.
+    pub id: MachineId,
+    /// The new snapshot.
+    pub publication: Publication,
+    /// What else must be said: `cluster.toml` could not be edited along.
+    pub warning: Option<String>,
+}
+
+/// One cluster in the answer to [`Request::Rescan`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rescanned {
+    /// Its alias.
+    pub alias: String,
+    /// What came of it.
+    pub outcome: RescanOutcome,
+}
+
+/// What came of rescanning one cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RescanOutcome {
+    /// It was checked and is in order; nothing was signed.
+    Checked {
+        /// A unified difference to the signed text; empty = none.
+        diff: String,
+    },
+    /// The text is the signed one already; nothing new was signed. It was published again.
+    Unchanged(Publication),
+    /// It was signed.
+    Published(Publication),
+    /// It was refused, and nothing was signed.
+    Failed(Failure),
+}
+
+/// To [`Request::ConfigShow`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Config {
+    /// The cluster's alias.
+    pub alias: String,
+    /// The generation of the signed text.
+    pub generation: u64,
+    /// The signed text.
+    pub signed: String,
+    /// Manager only: the text of `cluster.toml`.
+    pub edited: Option<String>,
+    /// Manager only: a unified difference from the signed to the edited text; empty = none.
+    pub diff: String,
+}
+
+/// To [`Request::Can`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Verdict {
+    /// Whether it is allowed.
+    pub allowed: bool,
+    /// The steps of the decision, in words, the last one decisive.
+    pub steps: Vec<String>,
+    /// What to change to allow it, when it is not.
+    pub hint: Option<String>,
+}
+
+/// To [`Request::MachineInit`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MachineMade {
+    /// The cluster's alias.
+    pub alias: String,
+    /// This machine's key.
+    pub machine_id: MachineId,
+    /// Its name, from the host name.
+    pub name: String,
+    /// The lines that the manager's config needs.
+    pub toml: String,
+}
+
+/// To [`Request::MachineJoin`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Joined {
+    /// The cluster's alias here.
+    pub alias: String,
+    /// Its key.
+    pub cluster: ClusterId,
+    /// This machine's name in it.
+    pub machine: String,
+    /// This machine's key.
+    pub machine_id: MachineId,
+    /// The generation received.
+    pub generation: u64,
+}

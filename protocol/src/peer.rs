@@ -1,0 +1,167 @@
+//! Daemon to daemon: ALPNs, greetings, the header of a session, joining, close codes.
+//!
+//! On a `malai/1` connection the dialling side opens the control stream first and sends `PeerHello`; the accepting side
+//! answers with its own. Both send `Announce` there whenever their snapshot changes. Every other bidirectional stream
+//! begins with `Open` (a session) or `Pull` (asks for the snapshot), and either side may open them. No message names
+//! its sender: the connection does.
+
+use serde::{Deserialize, Serialize};
+use serde_bytes::ByteArray;
+
+use crate::id::ClusterId;
+use crate::snapshot::SignedHeader;
+
+/// Between the machines of a cluster, by their machine keys.
+pub const ALPN: &[u8] = b"malai/1";
+/// For newcomers, at the cluster key.
+pub const JOIN_ALPN: &[u8] = b"malai-join/1";
+/// The version that [`Hello`], [`Redeem`] and [`Knock`] tell.
+pub const VERSION: u32 = 1;
+/// The features of [`Hello::needs`] and [`crate::session::ExecSpec::needs`] that this version knows.
+pub const FEATURES: &[&str] = &[];
+/// The most addresses that a [`Hello`] or [`Announce`] carries: more would not fit its frame.
+pub const MAX_ADDRESSES: usize = 8;
+
+/// The first of `needs` that this version does not know.
+pub fn unknown_need(needs: &[String]) -> Option<&str> {
+    needs.iter().map(String::as_str).find(|need| !FEATURES.contains(need))
+}
+
+/// First frame on the control stream, both ways.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    /// The sender's [`VERSION`].
+    pub version: u32,
+    /// Features without which the sender cannot go on.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub needs: Vec<String>,
+    /// The header of the snapshot that the sender holds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub header: Option<SignedHeader>,
+    /// Where the sender can be reached: `IP:PORT` and relay URLs.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub addresses: Vec<String>,
+    /// The sender only calls (an agent): no streams may be opened towards it, and it is not to be shown as online.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub caller_only: bool,
+    /// The sender's malai version, for people.
+    #[serde(default)]
+    pub malai: String,
+}
+
+/// The sender's snapshot or addresses changed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Announce {
+    /// The header of the snapshot that the sender now holds.
+    pub header: SignedHeader,
+    /// Where the sender can be reached now.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub addresses: Vec<String>,
+}
+
+/// First frame of a stream that asks for the snapshot; answered by `Snapshot` or `Refused`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pull {
+    /// The generation that was announced; a later one may come.
+    pub generation: u64,
+}
+
+/// First frame of a session's stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Open {
+    /// The cluster in which the target was named.
+    pub cluster: ClusterId,
+    /// The generation that the caller holds: a target that holds an older one waits for it before it refuses.
+    pub generation: u64,
+}
+
+/// A newcomer with an invite, on `malai-join/1`. Answered by `Snapshot` or `Refused`.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Redeem {
+    /// The sender's [`VERSION`].
+    pub version: u32,
+    /// The invite's secret.
+    pub secret: ByteArray<32>,
+    /// The newcomer's host name: its name in the cluster where the invite fixes none.
+    #[serde(default)]
+    pub hostname: String,
+}
+
+impl std::fmt::Debug for Redeem {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Redeem {{ version: {}, secret: …, hostname: {:?} }}", self.version, self.hostname)
+    }
+}
+
+/// A newcomer without an invite, on `malai-join/1`. Answered by `Waiting`, then `Snapshot` or `Refused`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Knock {
+    /// The sender's [`VERSION`].
+    pub version: u32,
+    /// The newcomer's host name, shown to the administrator.
+    #[serde(default)]
+    pub hostname: String,
+}
+
+/// Why a connection was closed, as QUIC's application error code.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Close {
+    /// In good order: not used any more.
+    Done = 0,
+    /// The key is not a member of the cluster.
+    NotAMember = 1,
+    /// The peer broke the protocol.
+    Protocol = 2,
+    /// The daemon shuts down.
+    Shutdown = 3,
+    /// Too much at once from this peer.
+    Busy = 4,
+    /// The peer needs a feature, or speaks a version, that this one does not have.
+    Unsupported = 5,
+    /// Another connection to the same peer took this one's place.
+    Replaced = 6,
+}
+
+impl Close {
+    /// The close code with this number.
+    pub fn from_number(number: u64) -> Option<Self> {
+        use Close::{Busy, Done, NotAMember, Protocol, Replaced, Shutdown, Unsupported};
+        [Done, NotAMember, Protocol, Shutdown, Busy, Unsupported, Replaced]
+            .into_iter()
+            .find(|code| u64::from(*code as u32) == number)
+    }
+}
+
+/// Stream reset by a caller's daemon: the caller of a binding attachment went away for good.
+pub const RESET_CALLER_GONE: u32 = 0x10;
+/// Stream reset or stop: the attachment is lost, and nothing more is meant by it.
+pub const RESET_LOST: u32 = 0x11;
+/// Stream reset or stop: the peer broke the protocol on this stream.
+pub const RESET_PROTOCOL: u32 = 0x12;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hello_with_all_its_fields_fits_its_frame() {
+        let key = ed25519_dalek::SigningKey::from_bytes(&[1; 32]);
+        let snapshot = crate::snapshot::Snapshot::sign(&key, u64::MAX, u64::MAX, "x".into()).expect("signs");
+        let hello = Hello {
+            version: VERSION,
+            needs: Vec::new(),
+            header: Some(snapshot.signed_header().clone()),
+            addresses: vec!["[2001:db8:ffff:ffff:ffff:ffff:ffff:ffff]:65535".into(); MAX_ADDRESSES],
+            caller_only: true,
+            malai: "100.100.100".into(),
+        };
+        crate::codec::Frame::control(crate::codec::Kind::PeerHello, &hello).expect("fits");
+    }
+
+    #[test]
+    fn a_redeem_does_not_show_its_secret() {
+        let redeem = Redeem { version: 1, secret: ByteArray::new([0x5a; 32]), hostname: "web01".into() };
+        assert_eq!(format!("{redeem:?}"), "Redeem { version: 1, secret: …, hostname: \"web01\" }");
+    }
+}

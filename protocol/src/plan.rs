@@ -1,0 +1,192 @@
+//! Daemon to executor. The daemon has decided; the executor does as the plan says and asks nobody.
+//!
+//! An executor's socket begins with one [`Hello`] frame. On the control connection, of which the newest counts, the
+//! daemon sends `Plan`, `CallerGone`, `End`, `Audited`, `Shutdown`, and the executor first `Sessions`, then `Ended`.
+//! On an attachment's connection the frames of the session follow, in both directions.
+
+use serde::{Deserialize, Serialize};
+use serde_bytes::ByteBuf;
+
+use crate::id::{ClusterId, Incarnation, MachineId, SessionId};
+use crate::session::{EndedBy, ExitRecord};
+
+/// A session's full name: ids are chosen by callers, so only the pair is unique.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct SessionName {
+    /// The key whose connection the request came over.
+    pub caller: MachineId,
+    /// The id that the caller chose.
+    pub id: SessionId,
+}
+
+/// What a connection to the executor is for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Hello {
+    /// The daemon's own connection; a newer one replaces it.
+    Control {
+        /// The version of this protocol that the daemon speaks.
+        version: u32,
+    },
+    /// One attachment to a session. The plan may arrive after it.
+    Attach {
+        /// Which session.
+        session: SessionName,
+        /// The attachment's number; the first is 1.
+        attachment: u32,
+    },
+}
+
+/// What runs: all of it decided.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Plan {
+    /// The session.
+    pub session: SessionName,
+    /// The cluster by whose config it was allowed.
+    pub cluster: ClusterId,
+    /// Program and arguments, exact.
+    pub argv: Vec<ByteBuf>,
+    /// The one word of `argv` is run by the user's login shell with `-c`.
+    #[serde(default)]
+    pub shell: bool,
+    /// The user to run as; absent = the executor's own.
+    #[serde(default)]
+    pub user: Option<String>,
+    /// Additions to the environment that the config allows.
+    #[serde(default)]
+    pub env: Vec<(ByteBuf, ByteBuf)>,
+    /// The working directory; absent = the user's home.
+    #[serde(default)]
+    pub cwd: Option<ByteBuf>,
+    /// Whether standard input follows; otherwise /dev/null.
+    #[serde(default)]
+    pub stdin: bool,
+    /// Killed after so many milliseconds.
+    #[serde(default)]
+    pub timeout_ms: Option<u64>,
+    /// Wait for every holder of the output pipes.
+    #[serde(default)]
+    pub wait_output: bool,
+    /// The request as it was decided, kept for deciding it anew and for the audit.
+    pub request: Decided,
+}
+
+/// What was asked and granted, in the words that a later decision and the audit need.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Decided {
+    /// The words that the caller sent.
+    pub words: Vec<ByteBuf>,
+    /// Whether they were literal.
+    pub literal: bool,
+    /// Whether the one word was for the user's shell.
+    pub shell: bool,
+    /// The user that the caller named.
+    pub user: Option<String>,
+    /// Names of the environment additions.
+    pub env_names: Vec<String>,
+    /// The named command that was granted, if one was.
+    pub named: Option<String>,
+    /// The user that was granted; absent = the daemon's own.
+    pub run_as: Option<String>,
+    /// The caller's reason.
+    pub reason: Option<String>,
+    /// When the daemon took the request, milliseconds since the epoch.
+    pub since_ms: u64,
+}
+
+/// The caller of an attachment went away for good.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CallerGone {
+    /// Which session.
+    pub session: SessionName,
+    /// Which attachment; it counts only if it is the current one.
+    pub attachment: u32,
+}
+
+/// End a session: its whole tree.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct End {
+    /// Which session.
+    pub session: SessionName,
+    /// Why; goes to the record.
+    pub cause: EndedBy,
+    /// The same in words for the caller.
+    #[serde(default)]
+    pub reason: Option<String>,
+}
+
+/// Everything that the executor has, sent first on a control connection.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sessions {
+    /// The version of this protocol that the executor speaks.
+    pub version: u32,
+    /// This life of the executor.
+    pub incarnation: Incarnation,
+    /// How a session's processes are found when it ends.
+    pub tree: Tree,
+    /// Live sessions.
+    pub live: Vec<Live>,
+    /// Ended sessions whose end the daemon has not confirmed.
+    pub ended: Vec<Ended>,
+}
+
+/// A live session.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Live {
+    /// Its name.
+    pub session: SessionName,
+    /// By which cluster's config.
+    pub cluster: ClusterId,
+    /// What was decided.
+    pub request: Decided,
+}
+
+/// How a session's processes are found when it ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Tree {
+    /// A cgroup v2 for each session: nothing escapes.
+    Cgroup,
+    /// Process group, subreaper and an environment marker: docs/security.md says what can escape.
+    Marker,
+}
+
+/// A session ended, or never started.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ended {
+    /// Its name.
+    pub session: SessionName,
+    /// By which cluster's config.
+    pub cluster: ClusterId,
+    /// What was decided.
+    pub request: Decided,
+    /// How: a record, or why it did not start.
+    pub outcome: Outcome,
+}
+
+/// What became of a plan.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Outcome {
+    /// It ran, and ended so.
+    Exit(ExitRecord),
+    /// It never ran.
+    Refused(crate::failure::Failure),
+}
+
+/// The end of a session is in the audit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Audited {
+    /// Which session.
+    pub session: SessionName,
+}
+
+/// End every session with [`EndedBy::Shutdown`], then the executor.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Shutdown {
+    /// For the records, in words.
+    pub reason: String,
+}
+
+/// The version of this protocol.
+pub const VERSION: u32 = 1;
