@@ -12,8 +12,10 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::panic, clippy::expect_used))]
 
+pub mod access;
 pub mod audit;
 pub mod codec;
+pub mod config;
 pub mod failure;
 pub mod home;
 pub mod id;
@@ -23,3 +25,4 @@ pub mod peer;
 pub mod plan;
 pub mod session;
 pub mod snapshot;
+pub mod target;
