@@ -102,9 +102,9 @@ impl ClusterDir {
         self.root.join("invites")
     }
 
-    /// Manager only: machines that were enrolled since `cluster.toml` was last signed with them in it.
-    pub fn enrolled(&self) -> PathBuf {
-        self.root.join("enrolled")
+    /// Manager only: the text that the last `rescan` signed, from which the administrator's edits begin.
+    pub fn base(&self) -> PathBuf {
+        self.root.join("cluster.base")
     }
 
     /// This machine's secret key in the cluster.

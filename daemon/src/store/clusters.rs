@@ -123,12 +123,12 @@ pub fn exists(home: &Home, alias: &str) -> bool {
 /// # Errors
 /// [`Kind::Conflict`] when the alias is taken, else what `fill` or the disk says; nothing is there then.
 pub fn create(
-    home: &Home,
-    _changes: &Changes,
+    changes: &Changes,
     alias: &str,
     fill: impl FnOnce(&ClusterDir) -> Result<(), Failure>,
 ) -> Result<(), Failure> {
     check_alias(alias)?;
+    let home = changes.home();
     if exists(home, alias) {
         return Err(taken(alias));
     }
@@ -154,8 +154,9 @@ pub fn create(
 ///
 /// # Errors
 /// [`Kind::NotConfigured`] when there is none, else what the disk says.
-pub fn forget(home: &Home, _changes: &Changes, alias: &str) -> Result<(), Failure> {
+pub fn forget(changes: &Changes, alias: &str) -> Result<(), Failure> {
     check_alias(alias)?;
+    let home = changes.home();
     let dir = home.cluster(alias);
     let fail = |e: std::io::Error| disk_failure("remove", dir.root(), &e);
     let meta = match dir.root().symlink_metadata() {
@@ -265,7 +266,7 @@ mod tests {
             discovery: None,
             ca: None,
         };
-        create(home, &changes, alias, |dir| {
+        create(&changes, alias, |dir| {
             MachineKey::generate()?.create(&dir.machine_key())?;
             save_joining(dir, &known)
         })
@@ -304,7 +305,7 @@ mod tests {
         let temp = tempfile::tempdir().expect("a directory");
         let home = Home::new(temp.path());
         let changes = Changes::begin(&home).expect("free");
-        let refused = create(&home, &changes, "company", |dir| {
+        let refused = create(&changes, "company", |dir| {
             MachineKey::generate()?.create(&dir.machine_key())?;
             Err(Failure::new(Kind::Internal, "the disk is full"))
         });
@@ -318,10 +319,10 @@ mod tests {
         let home = Home::new(temp.path());
         joining(&home, "company");
         let changes = Changes::begin(&home).expect("free");
-        assert_eq!(create(&home, &changes, "company", |_| Ok(())).expect_err("taken").kind, Kind::Conflict);
-        forget(&home, &changes, "company").expect("forgotten");
+        assert_eq!(create(&changes, "company", |_| Ok(())).expect_err("taken").kind, Kind::Conflict);
+        forget(&changes, "company").expect("forgotten");
         assert_eq!(fs::read_dir(home.clusters()).expect("lists").count(), 0);
-        assert_eq!(forget(&home, &changes, "company").expect_err("gone").kind, Kind::NotConfigured);
+        assert_eq!(forget(&changes, "company").expect_err("gone").kind, Kind::NotConfigured);
     }
 
     #[test]

@@ -1,8 +1,11 @@
 //! Who may change what. Two locks, both of the kind that ends with its process, however that ends:
 //!
 //! * [`Lock`] on `malai.lock`: held by one daemon or agent for its life. The file says who it is.
-//! * [`Changes`] on `changes.lock`: held while files of clusters are changed. An agent does not stop the commands that
-//!   change clusters, so the first lock alone does not keep two of them apart.
+//! * [`Changes`] on `changes.lock`: held for the moment in which files of clusters are changed. An agent does not stop the
+//!   commands that change clusters, so the first lock alone does not keep two of them apart.
+//!
+//! The first lock is only taken, and only looked at, under the second: so a command that found no daemon knows that one
+//! which starts meanwhile reads the files after the change.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Read, Write};
@@ -34,7 +37,7 @@ const AGENT: &str = "agent";
 /// Who takes the lock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Part {
-    /// A daemon, or a command that does a daemon's work on the disk.
+    /// A daemon.
     Daemon,
     /// An agent, which leaves when a daemon asks.
     Agent,
@@ -84,22 +87,20 @@ impl Lock {
     /// # Errors
     /// What the disk says.
     pub fn try_take(home: &Home, part: Part) -> Result<Attempt, Failure> {
-        super::prepare(home)?;
+        let changes = Changes::begin(home)?;
         let path = home.lock();
         let fail = |e: io::Error| disk_failure("lock", &path, &e);
         let file = open(&path).map_err(fail)?;
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Ok(Attempt::Held(holder(home))),
-            Err(TryLockError::Error(e)) => return Err(fail(e)),
+        if !try_lock(&file).map_err(fail)? {
+            // Not asked under the lock: a daemon that stops may need it to finish.
+            drop(changes);
+            return Ok(Attempt::Held(holder(home)));
         }
         file.set_len(0).map_err(fail)?;
         let word = if part == Part::Agent { AGENT } else { "" };
         (&file).write_all(format!("{}\n{word}", std::process::id()).as_bytes()).map_err(fail)?;
-        let changes = Changes::begin(home)?;
         super::sweep(home.root());
         super::clusters::sweep(home);
-        drop(changes);
         Ok(Attempt::Taken(Self { file }))
     }
 }
@@ -129,10 +130,11 @@ impl Holder {
     }
 }
 
-/// The right to change files of clusters, held until it is dropped.
+/// The right to change files of clusters, held until it is dropped: short work on the disk, and nothing else.
 #[derive(Debug)]
 #[must_use = "the lock is released when this is dropped"]
 pub struct Changes {
+    home: Home,
     _file: File,
 }
 
@@ -147,17 +149,41 @@ impl Changes {
         let fail = |e: io::Error| disk_failure("lock", &path, &e);
         let file = open(&path).map_err(fail)?;
         let deadline = Instant::now() + CHANGES_WAIT;
-        loop {
-            match file.try_lock() {
-                Ok(()) => return Ok(Self { _file: file }),
-                Err(TryLockError::Error(e)) => return Err(fail(e)),
-                Err(TryLockError::WouldBlock) if Instant::now() < deadline => std::thread::sleep(CHANGES_POLL),
-                Err(TryLockError::WouldBlock) => {
-                    let message = "another malai command is changing the clusters and does not end";
-                    return Err(Failure::new(Kind::Busy, message).hint(format!("fuser {} shows it", path.display())));
-                }
+        while !try_lock(&file).map_err(fail)? {
+            if Instant::now() >= deadline {
+                let message = "another malai command is changing the clusters and does not end";
+                return Err(Failure::new(Kind::Busy, message).hint(format!("fuser {} shows it", path.display())));
             }
+            std::thread::sleep(CHANGES_POLL);
         }
+        Ok(Self { home: home.clone(), _file: file })
+    }
+
+    /// The home whose files may be changed.
+    pub fn home(&self) -> &Home {
+        &self.home
+    }
+
+    /// Refuses when a daemon holds the home: it has in memory what would change under it. An agent does not mind.
+    ///
+    /// # Errors
+    /// [`Kind::Conflict`] with the daemon's pid, else what the disk says.
+    pub fn refuse_beside_a_daemon(&self) -> Result<(), Failure> {
+        let path = self.home.lock();
+        let fail = |e: io::Error| disk_failure("lock", &path, &e);
+        if try_lock(&open(&path).map_err(fail)?).map_err(fail)? {
+            return Ok(());
+        }
+        let holder = holder(&self.home);
+        if holder.agent { Ok(()) } else { Err(holder.conflict(&self.home)) }
+    }
+}
+
+fn try_lock(file: &File) -> io::Result<bool> {
+    match file.try_lock() {
+        Ok(()) => Ok(true),
+        Err(TryLockError::WouldBlock) => Ok(false),
+        Err(TryLockError::Error(e)) => Err(e),
     }
 }
 
@@ -301,6 +327,18 @@ mod tests {
         Lock::take(&home, Part::Daemon).expect_err("the same home");
         assert!(!home.root().join(".malai.toml.1.tmp").exists());
         assert!(!home.clusters().join(".company.1.tmp").exists());
+    }
+
+    #[test]
+    fn a_change_beside_a_daemon_is_refused_and_beside_an_agent_is_not() {
+        let (_dir, home) = home();
+        for (part, refused) in [(Part::Daemon, true), (Part::Agent, false)] {
+            let lock = Lock::take(&home, part).expect("free");
+            let changes = Changes::begin(&home).expect("free");
+            assert_eq!(changes.refuse_beside_a_daemon().is_err(), refused);
+            drop(lock);
+            changes.refuse_beside_a_daemon().expect("nobody is there");
+        }
     }
 
     #[test]
