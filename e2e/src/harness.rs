@@ -42,3 +42,9 @@ pub fn main(trials: Vec<Trial>) -> ExitCode {
         .collect();
     libtest_mimic::run(&arguments, ignored).exit_code()
 }
+
+/// Lists test functions as trials, each by its own name: `trials![first_claim, second_claim]`.
+#[macro_export]
+macro_rules! trials {
+    ($($test:ident),* $(,)?) => { vec![$($crate::harness::trial(stringify!($test), $test)),*] };
+}

@@ -7,7 +7,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context as _, Result};
 
-use super::command::{Child, Cmd, Output};
+use super::child::Child;
+use super::command::{Cmd, Output};
 use super::disk::Disk;
 use super::machine::{Inside, Machine};
 use super::netns::on_own_thread;

@@ -14,6 +14,7 @@
 //! ```
 
 mod account;
+mod child;
 mod command;
 mod disk;
 mod group;
@@ -36,7 +37,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context as _, Result};
 
-pub use command::{Child, Cmd, Output};
+pub use child::Child;
+pub use command::{Cmd, Output};
 pub use host::{Host, HostBuilder};
 pub use router::{Nat, Router, RouterBuilder};
 pub use segment::Segment;

@@ -311,14 +311,15 @@ impl Lane {
         let now = Instant::now();
         let rate = conditions.rate.load(Ordering::Relaxed);
         let mut leaves = now;
-        if rate > 0 {
+        // 0 is no limit.
+        let transmission = u64::try_from(length)
+            .unwrap_or(u64::MAX)
+            .saturating_mul(MILLION)
+            .checked_div(rate);
+        if let Some(micros) = transmission {
             if self.free_at.saturating_duration_since(now) > QUEUE {
                 return None;
             }
-            let micros = u64::try_from(length)
-                .unwrap_or(u64::MAX)
-                .saturating_mul(MILLION)
-                / rate;
             leaves = self.free_at.max(now) + Duration::from_micros(micros);
             self.free_at = leaves;
         }
