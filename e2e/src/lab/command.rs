@@ -57,7 +57,8 @@ impl Cmd {
         self
     }
 
-    /// Leaves its standard input open, for [`Child::write`] and [`Child::close_stdin`].
+    /// Leaves its standard input open, for [`Child::write`](super::Child::write) and
+    /// [`Child::close_stdin`](super::Child::close_stdin).
     #[must_use]
     pub fn stdin_open(mut self) -> Self {
         self.stdin = Stdin::Open;

@@ -10,7 +10,7 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 /// Process 1 of every host.
 pub(crate) const INIT: &str = "malai-lab-init";
 /// The helper that serves a relay and a DNS server.
-const NET: &str = "malai-lab-net";
+pub(crate) const NET: &str = "malai-lab-net";
 /// The program that the lab is for.
 pub(crate) const MALAI: &str = "malai";
 /// Where programs of the lab are found inside a host.

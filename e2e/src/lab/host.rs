@@ -223,7 +223,7 @@ impl Host {
         Ok(())
     }
 
-    /// Runs `work` on a thread that sees this host's files, processes, names and network.
+    /// Runs `work` on a thread that sees this host's files, processes, names and network, and can start no threads.
     ///
     /// # Errors
     ///
@@ -234,6 +234,18 @@ impl Host {
             inside.enter()?;
             work()
         })
+    }
+
+    /// Runs `work` on a thread that has this host's network, and otherwise this process's own files and processes.
+    ///
+    /// Other than [`inside`](Self::inside), it may start threads, an async runtime for one; they have that network too.
+    ///
+    /// # Errors
+    ///
+    /// When it is off, and whatever `work` returns.
+    pub fn in_network<T: Send>(&self, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+        let network = self.with_machine(|machine| Ok(machine.network().clone()))?;
+        network.enter(work)
     }
 
     fn entrance(&self) -> Result<Arc<Inside>> {

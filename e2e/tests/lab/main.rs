@@ -10,6 +10,7 @@ use malai_e2e::lab::Host;
 
 mod hosts;
 mod routers;
+mod services;
 mod wires;
 
 /// For what takes no time worth mentioning.
@@ -19,6 +20,7 @@ fn main() -> ExitCode {
     let mut trials = hosts::trials();
     trials.extend(wires::trials());
     trials.extend(routers::trials());
+    trials.extend(services::trials());
     harness::main(trials)
 }
 
