@@ -75,7 +75,7 @@ impl Disk {
     }
 
     /// Mounts it in the mount namespace of the calling thread, and whatever else a host has for itself.
-    pub(crate) fn mount(&self, cgroups: bool) -> Result<()> {
+    pub(crate) fn mount(&self) -> Result<()> {
         let none = None::<&str>;
         mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)
             .context("cannot make mounts private")?;
@@ -83,10 +83,7 @@ impl Disk {
         self.mount_etc()?;
         umount2("/sys", MntFlags::MNT_DETACH).context("cannot unmount the old /sys")?;
         filesystem("sysfs", "/sys", "")?;
-        if !cgroups {
-            // The empty directory of sysfs stays: nothing is mounted there, and mountinfo shows no hierarchy.
-            tracing::debug!("a host without control groups");
-        }
+        // cgroup2 is mounted there by process 1, or by nobody: then mountinfo shows no hierarchy.
         filesystem(
             "devpts",
             "/dev/pts",

@@ -149,7 +149,7 @@ fn start_init(
             | CloneFlags::CLONE_NEWIPC;
         unshare(own).context("cannot make the host's namespaces")?;
         network.join()?;
-        disk.mount(cgroups)?;
+        disk.mount()?;
         nix::unistd::sethostname(name)
             .with_context(|| format!("cannot set the hostname {name}"))?;
         unshare(CloneFlags::CLONE_NEWPID).context("cannot make a process table")?;
