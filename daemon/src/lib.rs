@@ -4,5 +4,7 @@ pub mod admin;
 pub mod audit;
 pub mod clock;
 pub mod manager;
-pub mod offline;
+mod offline;
 pub mod store;
+
+pub use offline::offline;
