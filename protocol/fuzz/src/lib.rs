@@ -3,10 +3,11 @@
 //! over the kept corpus.
 
 use bytes::BytesMut;
-use malai_protocol::codec::{Frame, FrameCodec, HEADER_LEN, Kind};
+use malai_protocol::codec::{Frame, FrameCodec, HEADER_LEN, Kind, MAX_SNAPSHOT};
 use malai_protocol::config::{Config, MAX_PROBLEMS, Name, edit};
 use malai_protocol::id::{ClusterId, MachineId};
 use malai_protocol::invite::Invite;
+use malai_protocol::scan::{Direction, Scanner};
 use malai_protocol::snapshot::Signed;
 use malai_protocol::target::Target;
 use malai_protocol::{failure, local, peer, plan, session};
@@ -14,33 +15,48 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio_util::codec::Decoder;
 
-/// A byte stream, cut at a place that its first byte chooses: frames are the same as without a cut, within their
-/// caps, and encode to the bytes that they came from.
+/// A byte stream, cut at a place that its first byte chooses: frames are within their caps and encode to the bytes that
+/// they came from, and the scanner of the daemons in the middle lets nothing pass that the ends would not read.
 pub fn frame(data: &[u8]) -> bool {
     let Some((cut, stream)) = data.split_first() else { return false };
-    let (mut codec, mut source) = (FrameCodec::new(), BytesMut::new());
-    let cut = usize::from(*cut).min(stream.len());
-    let mut encoded = BytesMut::new();
-    for part in [&stream[..cut], &stream[cut..]] {
-        source.extend_from_slice(part);
-        loop {
-            match codec.decode(&mut source) {
-                Ok(Some(frame)) => {
-                    assert!(frame.payload.len() <= frame.kind.cap());
-                    frame.write_to(&mut encoded);
-                }
-                Ok(None) => break,
-                Err(_) => {
-                    assert!(stream.starts_with(&encoded));
-                    return false;
-                }
-            }
-            // A decoder reserves what the next frame may have, and no more.
-            assert!(source.capacity() <= stream.len() + 2 * (HEADER_LEN + malai_protocol::codec::MAX_SNAPSHOT));
+    let parts = stream.split_at(usize::from(*cut).min(stream.len()));
+    let decoded = decode(parts);
+    for direction in [Direction::ToTarget, Direction::ToCaller] {
+        let mut scanner = Scanner::new(direction);
+        if scanner.feed(parts.0).and_then(|()| scanner.feed(parts.1)).is_ok() {
+            let frames = decoded.as_ref().expect("the codec reads what the scanner lets pass");
+            assert!(frames.iter().all(|frame| direction.allows(frame.kind)));
+            assert_eq!(scanner.at_boundary(), bytes_of(frames) == stream);
         }
     }
-    assert!(stream.starts_with(&encoded));
-    encoded == stream
+    match decoded {
+        Some(frames) => {
+            assert!(stream.starts_with(&bytes_of(&frames)));
+            bytes_of(&frames) == stream
+        }
+        None => false,
+    }
+}
+
+/// The whole frames of a stream; None when it is refused.
+fn decode(parts: (&[u8], &[u8])) -> Option<Vec<Frame>> {
+    let (mut codec, mut source, mut frames) = (FrameCodec::new(), BytesMut::new(), Vec::new());
+    for part in [parts.0, parts.1] {
+        source.extend_from_slice(part);
+        while let Some(frame) = codec.decode(&mut source).ok()? {
+            assert!(frame.payload.len() <= frame.kind.cap());
+            frames.push(frame);
+        }
+        // A decoder reserves what the next frame may have, and no more.
+        assert!(source.capacity() <= 2 * (parts.0.len() + parts.1.len() + HEADER_LEN + MAX_SNAPSHOT));
+    }
+    Some(frames)
+}
+
+fn bytes_of(frames: &[Frame]) -> BytesMut {
+    let mut bytes = BytesMut::new();
+    frames.iter().for_each(|frame| frame.write_to(&mut bytes));
+    bytes
 }
 
 /// A control frame of the kind that the first byte names: what decodes encodes again, to a value that is the same.
@@ -76,7 +92,7 @@ pub fn control(data: &[u8]) -> bool {
         Kind::Audited => same::<plan::Audited>(&frame),
         Kind::Shutdown => same::<plan::Shutdown>(&frame),
         Kind::Stdin | Kind::Stdout | Kind::Stderr => false,
-        Kind::StdinEof | Kind::Goodbye | Kind::StdinClosed | Kind::Waiting => false,
+        Kind::StdinEof | Kind::Goodbye | Kind::StdinClosed | Kind::Waiting | Kind::Ping | Kind::Pong => false,
     }
 }
 
