@@ -1,0 +1,6 @@
+//! The real binary, as a user and as a script see it.
+
+mod commands;
+mod harness;
+mod help;
+mod session;
