@@ -1,6 +1,7 @@
 //! The real binary, as a user and as a script see it.
 
 mod commands;
+mod daemon;
 mod harness;
 mod help;
 mod session;

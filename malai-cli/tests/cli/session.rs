@@ -269,3 +269,23 @@ fn a_home_that_others_can_write_to_is_not_trusted() {
     assert_eq!(ended.code, 255);
     assert!(ended.stderr.contains("others can write to"), "{}", ended.stderr);
 }
+
+#[test]
+fn where_it_ran_is_said_only_when_asked_for() {
+    let home = Home::new();
+    let daemon = Daemon::bind(&home);
+    let child = home.malai(&["-v", "web01.company", "true"]).spawn().unwrap();
+    let mut peer = daemon.accept();
+    peer.start();
+    peer.output(Kind::Stderr, b"own\n");
+    peer.exit(&record(3, 0, 4));
+    let ended = wait(child);
+    insta::assert_snapshot!(ended, @r"
+    exit 3
+    --- stdout
+    --- stderr
+    malai: web01.company runs it on host web01 as u, pid 7
+    own
+    malai: web01.company: exit 3 after 1 ms, 0 bytes of output, 4 of error output
+    ");
+}
