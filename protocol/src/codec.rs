@@ -87,6 +87,10 @@ kinds! {
     Pull = 0x42, MAX_HELLO;
     /// A whole signed snapshot: [`crate::snapshot::Signed`].
     Snapshot = 0x43, MAX_SNAPSHOT;
+    /// First on a stream of its own: are you there? Empty payload.
+    Ping = 0x44, 0;
+    /// The answer to `Ping`; empty payload.
+    Pong = 0x45, 0;
     /// A newcomer shows its invite: [`crate::peer::Redeem`].
     Redeem = 0x48, MAX_HELLO;
     /// A newcomer without an invite asks to be approved: [`crate::peer::Knock`].

@@ -4,7 +4,7 @@
 //! and fuzzed by itself.
 //!
 //! # Layout
-//! [`id`] keys and ids; [`codec`] the frame; [`session`] what all hops of a session share; [`peer`] daemon to daemon;
+//! [`id`] keys and ids; [`codec`] the frame, [`scan`] following it unread; [`session`] what all hops of a session share; [`peer`] daemon to daemon;
 //! [`local`] CLI to daemon; [`plan`] daemon to executor; [`failure`] the error that travels; [`config`] the cluster
 //! config; [`access`] who may do what; [`snapshot`] the signed config; [`target`] what a command is aimed at;
 //! [`invite`] the token; [`audit`] a line of the audit; [`home`] file names.
@@ -12,8 +12,10 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::panic, clippy::expect_used))]
 
+pub mod access;
 pub mod audit;
 pub mod codec;
+pub mod config;
 pub mod failure;
 pub mod home;
 pub mod id;
@@ -21,5 +23,7 @@ pub mod invite;
 pub mod local;
 pub mod peer;
 pub mod plan;
+pub mod scan;
 pub mod session;
 pub mod snapshot;
+pub mod target;

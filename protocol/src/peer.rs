@@ -2,13 +2,13 @@
 //!
 //! On a `malai/1` connection the dialling side opens the control stream first and sends `PeerHello`; the accepting side
 //! answers with its own. Both send `Announce` there whenever their snapshot changes. Every other bidirectional stream
-//! begins with `Open` (a session) or `Pull` (asks for the snapshot), and either side may open them. No message names
+//! begins with `Open` (a session), `Pull` (asks for the snapshot) or `Ping`, and either side may open them. No message names
 //! its sender: the connection does.
 
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteArray;
 
-use crate::id::ClusterId;
+use crate::id::{ClusterId, Incarnation};
 use crate::snapshot::SignedHeader;
 
 /// Between the machines of a cluster, by their machine keys.
@@ -44,6 +44,9 @@ pub struct Hello {
     /// The sender only calls (an agent): no streams may be opened towards it, and it is not to be shown as online.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub caller_only: bool,
+    /// The random name of this life of the sender's daemon: a connection of an earlier life is dead.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub boot: Option<Incarnation>,
     /// The sender's malai version, for people.
     #[serde(default)]
     pub malai: String,
@@ -154,6 +157,7 @@ mod tests {
             header: Some(snapshot.signed_header().clone()),
             addresses: vec!["[2001:db8:ffff:ffff:ffff:ffff:ffff:ffff]:65535".into(); MAX_ADDRESSES],
             caller_only: true,
+            boot: Some(Incarnation::from_bytes([255; 16])),
             malai: "100.100.100".into(),
         };
         crate::codec::Frame::control(crate::codec::Kind::PeerHello, &hello).expect("fits");
