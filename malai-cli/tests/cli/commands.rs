@@ -185,8 +185,8 @@ fn a_daemon_that_dies_before_it_answers_is_not_taken_for_done() {
     let daemon = Daemon::bind(&home);
     let child = home.malai(&["rescan"]).spawn().expect("starts");
     let mut peer = daemon.accept();
-    peer.request();
     peer.greet();
+    peer.request();
     drop(peer);
     let ended = wait(child);
     assert_eq!(ended.code, 253, "{ended}");

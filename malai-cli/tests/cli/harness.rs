@@ -123,8 +123,8 @@ impl Daemon {
     /// Takes one request and answers it.
     pub(crate) fn answer(&self, responses: &[Response]) -> Request {
         let mut peer = self.accept();
-        let request = peer.request();
         peer.greet();
+        let request = peer.request();
         responses.iter().for_each(|response| peer.send(Kind::Response, response));
         request
     }
@@ -187,7 +187,11 @@ impl Peer {
     }
 
     pub(crate) fn greet(&mut self) {
-        self.send(Kind::LocalHello, &Hello { version: VERSION, malai: "0.1.0".into(), pid: 1, agent: false });
+        self.greet_as(false);
+    }
+
+    pub(crate) fn greet_as(&mut self, agent: bool) {
+        self.send(Kind::LocalHello, &Hello { version: VERSION, malai: "0.1.0".into(), pid: 1, agent });
     }
 
     /// Tells that the command runs.

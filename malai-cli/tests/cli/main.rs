@@ -4,4 +4,5 @@ mod commands;
 mod daemon;
 mod harness;
 mod help;
+mod offline;
 mod session;
