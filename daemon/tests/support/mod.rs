@@ -197,14 +197,15 @@ pub(crate) async fn follow(mut socket: Socket) -> Result<Ran> {
             Kind::Refused => ran.end = Err(Some(frame.decode()?)),
             Kind::Exit => {
                 ran.end = Ok(frame.decode()?);
-                socket.send(Frame::empty(Kind::Goodbye)).await?;
+                drop(socket.send(Frame::empty(Kind::Goodbye)).await);
                 return Ok(ran);
             }
             other => bail!("{other:?} came"),
         }
         let out_offset = (ran.stdout.len() + ran.stderr.len()) as u64;
         if out_offset > 0 {
-            socket.send(Frame::control(Kind::Ack, &Ack { out_offset })?).await?;
+            // The other side may have closed already: what it said before is still to be read.
+            drop(socket.send(Frame::control(Kind::Ack, &Ack { out_offset })?).await);
         }
     }
     Ok(ran)
