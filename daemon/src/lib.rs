@@ -1,1 +1,4 @@
 //! daemon
+
+pub mod executor;
+pub mod supervisor;
