@@ -1,0 +1,6 @@
+//! Peers and local processes that break the rules: what they began ends, and everybody else is served.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod stranger;
