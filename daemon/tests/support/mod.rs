@@ -9,13 +9,16 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use futures_util::{SinkExt, StreamExt};
+use iroh::EndpointAddr;
 use malai_daemon::{Daemon, Options};
 use malai_protocol::codec::{Frame, FrameCodec, Kind};
 use malai_protocol::failure::Failure;
 use malai_protocol::home::Home;
 use malai_protocol::id::SessionId;
 use malai_protocol::invite::Invite;
-use malai_protocol::local::{ClusterInit, ClusterInvite, Hello, Request, Response, SessionTarget, Status, VERSION};
+use malai_protocol::local::{
+    ClusterInit, ClusterInvite, ClusterStatus, Hello, Request, Response, SessionTarget, Status, VERSION,
+};
 use malai_protocol::session::{Ack, ExecSpec, ExitRecord, Started};
 use serde_bytes::ByteBuf;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -119,6 +122,23 @@ impl Machine {
         }
     }
 
+    /// This machine's part in the cluster `c`.
+    pub(crate) async fn cluster(&self) -> Result<ClusterStatus> {
+        self.status().await?.clusters.into_iter().find(|cluster| cluster.alias == "c").context("no cluster c")
+    }
+
+    /// Where its machine key is reached on this host.
+    pub(crate) async fn address(&self) -> Result<EndpointAddr> {
+        let cluster = self.cluster().await?;
+        peer::loopback(*cluster.machine_id.context("no machine key")?.as_bytes(), &cluster.addresses)
+    }
+
+    /// Where the cluster manager's desk is reached on this host.
+    pub(crate) async fn desk(&self) -> Result<EndpointAddr> {
+        let cluster = self.cluster().await?;
+        peer::loopback(*cluster.cluster.context("no cluster key")?.as_bytes(), &cluster.join_addresses)
+    }
+
     /// Makes the cluster `c`, private, with this machine named so.
     pub(crate) async fn init(&self, name: &str) -> Result<()> {
         let username = nix::unistd::Uid::effective().is_root().then(|| "root".to_owned());
@@ -136,14 +156,8 @@ impl Machine {
 
     async fn invited(&self, name: &str, groups: Vec<String>) -> Result<String> {
         let username = nix::unistd::Uid::effective().is_root().then(|| "root".to_owned());
-        let ask = ClusterInvite {
-            cluster: "c".into(),
-            name: Some(name.into()),
-            uses: 1,
-            expires_s: 3600,
-            groups,
-            username,
-        };
+        let ask =
+            ClusterInvite { cluster: "c".into(), name: Some(name.into()), uses: 1, expires_s: 3600, groups, username };
         match self.ask(Request::ClusterInvite(ask)).await? {
             Response::Invited(invited) => Ok(invited.token),
             other => bail!("{other:?}"),

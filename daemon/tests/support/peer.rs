@@ -64,7 +64,8 @@ impl Peer {
         let peer = Self::new().await?;
         let invite = manager.invite_into(name, groups).await?;
         let mut wire = open(&peer.dial_desk(manager).await?).await?;
-        send(&mut wire, Kind::Redeem, &Redeem { version: VERSION, secret: invite.secret, hostname: name.into() }).await?;
+        send(&mut wire, Kind::Redeem, &Redeem { version: VERSION, secret: invite.secret, hostname: name.into() })
+            .await?;
         let _where: Announce = next(&mut wire).await?.expect(Kind::Announce, "Announce")?;
         let signed: Signed = next(&mut wire).await?.expect(Kind::Snapshot, "Snapshot")?;
         Ok((peer, signed.verify(&invite.cluster)?))
@@ -72,26 +73,24 @@ impl Peer {
 
     /// A connection to a machine of the cluster `c`.
     pub(crate) async fn dial(&self, machine: &Machine) -> Result<Connection> {
-        let status = machine.status().await?;
-        let cluster = status.clusters.iter().find(|c| c.alias == "c").context("no cluster")?;
-        let key = *cluster.machine_id.context("no key")?.as_bytes();
-        self.connect(key, &cluster.addresses, ALPN).await
+        self.connect(machine.address().await?, ALPN).await
     }
 
     /// A connection to a cluster manager's desk.
     pub(crate) async fn dial_desk(&self, manager: &Machine) -> Result<Connection> {
-        let status = manager.status().await?;
-        let cluster = status.clusters.iter().find(|c| c.alias == "c").context("no cluster")?;
-        let key = *cluster.cluster.context("no key")?.as_bytes();
-        self.connect(key, &cluster.join_addresses, JOIN_ALPN).await
+        self.connect(manager.desk().await?, JOIN_ALPN).await
     }
 
-    async fn connect(&self, key: [u8; 32], addresses: &[String], alpn: &[u8]) -> Result<Connection> {
-        let port = addresses.iter().find_map(|text| text.parse::<SocketAddr>().ok()).context("no address")?.port();
-        let addr = TransportAddr::Ip((Ipv4Addr::LOCALHOST, port).into());
-        let addr = EndpointAddr::from_parts(EndpointId::from_bytes(&key)?, [addr]);
-        Ok(timeout(SOON, self.endpoint.connect(addr, alpn)).await.context("cannot connect")??)
+    async fn connect(&self, address: EndpointAddr, alpn: &[u8]) -> Result<Connection> {
+        Ok(timeout(SOON, self.endpoint.connect(address, alpn)).await.context("cannot connect")??)
     }
+}
+
+/// Where a key is reached on this host.
+pub(crate) fn loopback(key: [u8; 32], addresses: &[String]) -> Result<EndpointAddr> {
+    let port = addresses.iter().find_map(|text| text.parse::<SocketAddr>().ok()).context("no address")?.port();
+    let addr = TransportAddr::Ip((Ipv4Addr::LOCALHOST, port).into());
+    Ok(EndpointAddr::from_parts(EndpointId::from_bytes(&key)?, [addr]))
 }
 
 /// A new stream.

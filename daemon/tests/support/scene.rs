@@ -80,8 +80,7 @@ impl Scene {
 
     /// The generation that the daemon holds.
     pub(crate) async fn held(&self) -> Result<u64> {
-        let status = self.web01.status().await?;
-        status.clusters.first().and_then(|cluster| cluster.generation).context("no generation")
+        self.web01.cluster().await?.generation.context("no generation")
     }
 
     /// Brings the daemon this text as the next generation, as the manager does.
