@@ -24,14 +24,16 @@ const AGENT_START: Duration = Duration::from_secs(5);
 /// Between two looks for a socket that is about to appear.
 const LOOK: Duration = Duration::from_millis(5);
 
-/// Who does a request when no daemon answers.
+/// Who does a request when no daemon runs here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Otherwise {
-    /// An agent is started: the request needs the network.
+    /// An agent, which is started if there is none: the request needs the network.
     Agent,
-    /// This process does the part that the disk needs.
+    /// This process, as far as the disk goes.
     Disk,
 }
+
+type Frames = Framed<UnixStream, FrameCodec>;
 
 /// This side's greeting.
 pub(crate) fn hello() -> Hello {
@@ -56,10 +58,20 @@ pub(crate) fn block_on<T>(future: impl Future<Output = Result<T, Failure>>) -> R
 /// The failure that was answered, or why there is no answer.
 pub(crate) fn request(home: &Home, request: Request, otherwise: Otherwise, out: Output) -> Result<Response, Failure> {
     block_on(async {
-        let answer = match dial(home).await? {
-            Some(stream) => ask(stream, request, out).await?,
-            None if otherwise == Otherwise::Agent => ask(start_agent(home, AGENT_START).await?, request, out).await?,
-            None => malai_daemon::offline(home, request).await,
+        let stream = match (dial(home).await?, otherwise) {
+            (None, Otherwise::Agent) => Some(start_agent(home, AGENT_START).await?),
+            (stream, _) => stream,
+        };
+        let greeted = match stream {
+            Some(stream) => Some(greet(stream).await?),
+            None => None,
+        };
+        let answer = match greeted {
+            // An agent only calls: what it has in memory of a cluster is not what others go by.
+            Some((frames, theirs)) if otherwise == Otherwise::Agent || !theirs.agent => {
+                answer(frames, request, out).await?
+            }
+            _ => malai_daemon::offline(home, request).await,
         };
         match answer {
             Response::Failed(failure) => Err(failure),
@@ -154,16 +166,26 @@ async fn start_agent(home: &Home, within: Duration) -> Result<UnixStream, Failur
 /// # Errors
 /// When the daemon does not answer, or not what can be understood.
 pub(crate) async fn ask(stream: UnixStream, request: Request, out: Output) -> Result<Response, Failure> {
+    let (frames, _) = greet(stream).await?;
+    answer(frames, request, out).await
+}
+
+/// Greets, and returns who answers.
+async fn greet(stream: UnixStream) -> Result<(Frames, Hello), Failure> {
     let mut frames = Framed::new(stream, FrameCodec::new());
-    let greeting = Frame::control(FrameKind::LocalHello, &hello()).map_err(|e| not_understood(&e))?;
+    let ours = Frame::control(FrameKind::LocalHello, &hello()).map_err(|e| not_understood(&e))?;
+    let none = || Failure::new(Kind::Internal, "the daemon here does not answer").hint("see: malai daemon status");
+    // Nothing was asked yet, so that whatever goes wrong here, nothing was done.
+    frames.send(ours).await.map_err(|_| none())?;
+    let first = timeout(GREETING, frames.next()).await.map_err(|_| none())?.ok_or_else(none)?;
+    let theirs = check_greeting(&first.map_err(|e| not_understood(&e))?)?;
+    Ok((frames, theirs))
+}
+
+async fn answer(mut frames: Frames, request: Request, out: Output) -> Result<Response, Failure> {
     let asked = Frame::control(FrameKind::Request, &request)
         .map_err(|e| Failure::new(Kind::Usage, format!("the request is too long: {e}")))?;
-    frames.feed(greeting).await.map_err(|e| lost(&e))?;
     frames.send(asked).await.map_err(|e| lost(&e))?;
-    let first = timeout(GREETING, frames.next())
-        .await
-        .map_err(|_| Failure::new(Kind::Internal, "the daemon here does not answer").hint(RESTART))?;
-    check_greeting(&first.ok_or_else(gone)?.map_err(|e| lost(&e))?)?;
     loop {
         let frame = frames.next().await.ok_or_else(gone)?.map_err(|e| lost(&e))?;
         match frame.expect(FrameKind::Response, "a response").map_err(|e| not_understood(&e))? {

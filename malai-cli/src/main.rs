@@ -15,7 +15,6 @@ mod home;
 mod output;
 mod session;
 mod stdio;
-mod target;
 mod timestamp;
 
 use std::process::ExitCode;

@@ -1,11 +1,12 @@
 //! `malai audit`.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, ErrorKind, Read};
+use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 
-use malai_protocol::audit::{Entry, Event};
+use malai_protocol::audit::{Entry, Event, KEPT};
 use malai_protocol::failure::{Failure, Kind};
+use malai_protocol::home::Home;
 
 use super::Context;
 use crate::output::Output;
@@ -36,7 +37,7 @@ impl Audit {
     /// # Errors
     /// When a file cannot be read.
     pub(super) fn run(self, cx: &Context) -> Result<u8, Failure> {
-        let files = files(&cx.home.audit())?;
+        let files = files(&cx.home);
         if files.is_empty() {
             cx.out.note("nothing was run or refused on this machine yet");
         }
@@ -48,24 +49,10 @@ impl Audit {
     }
 }
 
-/// The audit files that exist, oldest first: the highest number is the oldest, the one without a number the newest.
-fn files(current: &Path) -> Result<Vec<PathBuf>, Failure> {
-    let Some((dir, name)) = current.parent().zip(current.file_name().and_then(|name| name.to_str())) else {
-        return Ok(Vec::new());
-    };
-    let fail = |e: std::io::Error| Failure::new(Kind::Internal, format!("{} cannot be read: {e}", dir.display()));
-    let entries = match std::fs::read_dir(dir) {
-        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
-        entries => entries.map_err(fail)?.collect::<Result<Vec<_>, _>>().map_err(fail)?,
-    };
-    let number = |file: &str| match file.strip_prefix(name)? {
-        "" => Some(0),
-        rest => rest.strip_prefix('.')?.parse::<u32>().ok(),
-    };
-    let mut found: Vec<(u32, PathBuf)> =
-        entries.iter().filter_map(|entry| Some((number(entry.file_name().to_str()?)?, entry.path()))).collect();
-    found.sort_unstable_by_key(|(number, _)| std::cmp::Reverse(*number));
-    Ok(found.into_iter().map(|(_, path)| path).collect())
+/// The audit files that exist, oldest first.
+fn files(home: &Home) -> Vec<PathBuf> {
+    let older = (1..=KEPT).rev().map(|number| home.audit_part(number));
+    older.chain([home.audit()]).filter(|path| path.exists()).collect()
 }
 
 /// Shows one file; whether all its lines could be read.
@@ -165,12 +152,12 @@ mod tests {
     #[test]
     fn rotated_files_come_oldest_first() {
         let dir = tempfile::tempdir().expect("a directory");
-        for name in ["audit.jsonl", "audit.jsonl.2", "audit.jsonl.10", "audit.jsonl.1", "audit.jsonl.tmp", "other"] {
+        for name in ["audit.jsonl", "audit.jsonl.2", "audit.jsonl.5", "audit.jsonl.1", "audit.jsonl.tmp", "other"] {
             std::fs::write(dir.path().join(name), "").expect("writes");
         }
-        let found = files(&dir.path().join("audit.jsonl")).expect("reads");
+        let found = files(&Home::new(dir.path()));
         let names: Vec<_> = found.iter().map(|p| p.file_name().expect("a name").to_str().expect("text")).collect();
-        assert_eq!(names, ["audit.jsonl.10", "audit.jsonl.2", "audit.jsonl.1", "audit.jsonl"]);
+        assert_eq!(names, ["audit.jsonl.5", "audit.jsonl.2", "audit.jsonl.1", "audit.jsonl"]);
     }
 
     #[test]

@@ -4,10 +4,10 @@ use std::ffi::OsString;
 
 use malai_protocol::failure::{Failure, Kind};
 use malai_protocol::local::{Can as Asked, Request, Response};
+use malai_protocol::target::Target;
 
 use super::Context;
 use crate::client::{self, Otherwise};
-use crate::target::Target;
 
 /// Explain whether a machine may run a command on a target
 ///
@@ -26,7 +26,7 @@ impl Can {
     /// # Errors
     /// Why there is no answer.
     pub(super) fn run(self, cx: &Context, literal: bool, words: Vec<OsString>) -> Result<u8, Failure> {
-        let Target { user, machine, cluster } = Target::parse(&self.target)?;
+        let Target { user, machine, cluster } = self.target.parse()?;
         let not_text = |word: OsString| {
             Failure::new(Kind::Usage, format!("`{}` is not UTF-8, and cannot be asked about", word.display()))
         };

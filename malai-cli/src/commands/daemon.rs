@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::time::Duration;
 
+use malai_daemon::store::lock::Changes;
 use malai_daemon::{Daemon as Service, Options};
 use malai_protocol::failure::{Failure, Kind};
 use malai_protocol::home::Home;
@@ -235,6 +236,8 @@ fn tell_stopped(out: Output, stopped: bool) -> Result<u8, Failure> {
 
 /// Whether a process holds the lock. The kernel lets go of it when that process ends, however it does.
 fn is_locked(home: &Home) -> Result<bool, Failure> {
+    // A look takes the lock for a moment, and a daemon that starts in that moment would be refused.
+    let _changes = Changes::begin(home)?;
     let path = home.lock();
     let fail = |e: std::io::Error| Failure::new(Kind::Internal, format!("the lock {} fails: {e}", path.display()));
     let file = match File::open(&path) {

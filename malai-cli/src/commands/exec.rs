@@ -10,6 +10,7 @@ use malai_protocol::failure::{Failure, Kind};
 use malai_protocol::id::SessionId;
 use malai_protocol::local::{Request, SessionTarget};
 use malai_protocol::session::{EndedBy, ExecSpec, ExitRecord};
+use malai_protocol::target::Target;
 use serde_bytes::ByteBuf;
 use tokio::time::Instant;
 
@@ -17,7 +18,6 @@ use super::Context;
 use crate::output::Output;
 use crate::session::{Line, Manner, Parts, Patience, Signals, Sink, Source, follow};
 use crate::stdio::Descriptor;
-use crate::target::Target;
 use crate::{client, duration};
 
 /// How long HUP or TERM may take to end the command before the caller counts as gone.
@@ -120,12 +120,12 @@ impl Exec {
 
     /// What was typed, as the request that it means.
     fn plan(&self, literal: bool, words: Vec<OsString>) -> Result<(Target, ExecSpec), Failure> {
-        let target = Target::parse(&self.target)?;
-        let user = match (&target.user, &self.user) {
+        let mut target: Target = self.target.parse()?;
+        let user = match (target.user.take(), self.user.clone()) {
             (Some(a), Some(b)) if a != b => {
                 return Err(Failure::new(Kind::Usage, format!("two users are named: `{a}` and `{b}`")));
             }
-            (a, b) => a.clone().or_else(|| b.clone()),
+            (a, b) => a.or(b),
         };
         let words = match &self.shell {
             Some(string) if words.is_empty() => vec![string.clone()],

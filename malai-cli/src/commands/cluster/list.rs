@@ -15,7 +15,7 @@ impl List {
     /// # Errors
     /// What went wrong.
     pub(super) fn run(self, cx: &Context) -> Result<u8, Failure> {
-        let Response::Status(status) = client::request(&cx.home, Request::Status, Otherwise::Disk, cx.out)? else {
+        let Response::Status(status) = client::request(&cx.home, Request::Status, Otherwise::Agent, cx.out)? else {
             return Err(client::unexpected());
         };
         if cx.out.json {
