@@ -20,15 +20,15 @@ use tokio_util::codec::Framed;
 use tokio_util::sync::CancellationToken;
 
 /// A socket to a daemon.
-pub type Socket = Framed<UnixStream, FrameCodec>;
+pub(crate) type Socket = Framed<UnixStream, FrameCodec>;
 
 /// A state that a test waits for comes within this time, or the test fails.
-pub const SOON: Duration = Duration::from_secs(20);
+pub(crate) const SOON: Duration = Duration::from_secs(20);
 
 /// One machine: a daemon in this process.
-pub struct Machine {
+pub(crate) struct Machine {
     /// Its home.
-    pub home: Home,
+    pub(crate) home: Home,
     stop: CancellationToken,
     task: JoinHandle<Result<(), Failure>>,
     _dir: tempfile::TempDir,
@@ -36,20 +36,20 @@ pub struct Machine {
 
 /// How a command ended, and what it printed.
 #[derive(Debug)]
-pub struct Ran {
+pub(crate) struct Ran {
     /// Its start.
-    pub started: Option<Started>,
+    pub(crate) started: Option<Started>,
     /// Standard output.
-    pub stdout: Vec<u8>,
+    pub(crate) stdout: Vec<u8>,
     /// Standard error.
-    pub stderr: Vec<u8>,
+    pub(crate) stderr: Vec<u8>,
     /// Its record, or why there is none.
-    pub end: Result<ExitRecord, Option<Failure>>,
+    pub(crate) end: Result<ExitRecord, Option<Failure>>,
 }
 
 impl Machine {
     /// Starts a daemon in an empty home.
-    pub async fn start() -> Result<Self> {
+    pub(crate) async fn start() -> Result<Self> {
         let dir = tempfile::Builder::new().prefix("m").tempdir()?;
         Self::start_in(dir).await
     }
@@ -67,25 +67,25 @@ impl Machine {
     }
 
     /// Stops the daemon in good order.
-    pub async fn stop(self) -> Result<tempfile::TempDir> {
+    pub(crate) async fn stop(self) -> Result<tempfile::TempDir> {
         self.stop.cancel();
         self.task.await??;
         Ok(self._dir)
     }
 
     /// Stops the daemon and starts another in the same home.
-    pub async fn restart(self) -> Result<Self> {
+    pub(crate) async fn restart(self) -> Result<Self> {
         let dir = self.stop().await?;
         Self::start_in(dir).await
     }
 
     /// A file of the cluster `c`.
-    pub fn config(&self) -> PathBuf {
+    pub(crate) fn config(&self) -> PathBuf {
         self.home.cluster("c").config()
     }
 
     /// A connection to the socket, past the greeting.
-    pub async fn connect(&self) -> Result<Socket> {
+    pub(crate) async fn connect(&self) -> Result<Socket> {
         let mut socket = Framed::new(UnixStream::connect(self.home.socket()).await?, FrameCodec::new());
         let hello = Hello { version: VERSION, malai: "test".into(), pid: 0, agent: false };
         socket.send(Frame::control(Kind::LocalHello, &hello)?).await?;
@@ -94,7 +94,7 @@ impl Machine {
     }
 
     /// Asks, and returns the last answer.
-    pub async fn ask(&self, request: Request) -> Result<Response> {
+    pub(crate) async fn ask(&self, request: Request) -> Result<Response> {
         let mut socket = self.connect().await?;
         socket.send(Frame::control(Kind::Request, &request)?).await?;
         loop {
@@ -106,7 +106,7 @@ impl Machine {
     }
 
     /// The status.
-    pub async fn status(&self) -> Result<Status> {
+    pub(crate) async fn status(&self) -> Result<Status> {
         match self.ask(Request::Status).await? {
             Response::Status(status) => Ok(status),
             other => bail!("{other:?}"),
@@ -114,7 +114,7 @@ impl Machine {
     }
 
     /// Makes the cluster `c`, private, with this machine named so.
-    pub async fn init(&self, name: &str) -> Result<()> {
+    pub(crate) async fn init(&self, name: &str) -> Result<()> {
         let username = nix::unistd::Uid::effective().is_root().then(|| "root".to_owned());
         let ask = ClusterInit { cluster: "c".into(), name: Some(name.into()), private: true, username };
         match self.ask(Request::ClusterInit(ask)).await? {
@@ -124,7 +124,7 @@ impl Machine {
     }
 
     /// Makes an invite for a machine of this name.
-    pub async fn invite(&self, name: &str) -> Result<String> {
+    pub(crate) async fn invite(&self, name: &str) -> Result<String> {
         let username = nix::unistd::Uid::effective().is_root().then(|| "root".to_owned());
         let ask = ClusterInvite {
             cluster: "c".into(),
@@ -141,7 +141,7 @@ impl Machine {
     }
 
     /// Joins by invite.
-    pub async fn join(&self, token: String) -> Result<()> {
+    pub(crate) async fn join(&self, token: String) -> Result<()> {
         match self.ask(Request::MachineJoin { token, alias: None }).await? {
             Response::Joined(_) => Ok(()),
             other => bail!("{other:?}"),
@@ -149,7 +149,7 @@ impl Machine {
     }
 
     /// Begins a session; the frames that follow are the caller's business.
-    pub async fn begin(&self, machine: &str, spec: &ExecSpec) -> Result<Socket> {
+    pub(crate) async fn begin(&self, machine: &str, spec: &ExecSpec) -> Result<Socket> {
         let mut socket = self.connect().await?;
         let target = SessionTarget { machine: machine.into(), cluster: Some("c".into()), connect_timeout_ms: 10_000 };
         socket.send(Frame::control(Kind::Request, &Request::Session(target))?).await?;
@@ -158,14 +158,14 @@ impl Machine {
     }
 
     /// Runs a command to its end.
-    pub async fn run(&self, machine: &str, words: &[&str]) -> Result<Ran> {
+    pub(crate) async fn run(&self, machine: &str, words: &[&str]) -> Result<Ran> {
         let socket = self.begin(machine, &spec(words)).await?;
         follow(socket).await
     }
 }
 
 /// A plain command.
-pub fn spec(words: &[&str]) -> ExecSpec {
+pub(crate) fn spec(words: &[&str]) -> ExecSpec {
     let mut id = [0; 16];
     getrandom::fill(&mut id).expect("randomness");
     ExecSpec {
@@ -185,7 +185,7 @@ pub fn spec(words: &[&str]) -> ExecSpec {
 }
 
 /// Follows a session to its end, acknowledging what comes.
-pub async fn follow(mut socket: Socket) -> Result<Ran> {
+pub(crate) async fn follow(mut socket: Socket) -> Result<Ran> {
     let mut ran = Ran { started: None, stdout: Vec::new(), stderr: Vec::new(), end: Err(None) };
     while let Some(frame) = tokio::time::timeout(SOON, socket.next()).await.context("the session stalls")? {
         let Ok(frame) = frame else { break };
@@ -197,27 +197,28 @@ pub async fn follow(mut socket: Socket) -> Result<Ran> {
             Kind::Refused => ran.end = Err(Some(frame.decode()?)),
             Kind::Exit => {
                 ran.end = Ok(frame.decode()?);
-                socket.send(Frame::empty(Kind::Goodbye)).await?;
+                drop(socket.send(Frame::empty(Kind::Goodbye)).await);
                 return Ok(ran);
             }
             other => bail!("{other:?} came"),
         }
         let out_offset = (ran.stdout.len() + ran.stderr.len()) as u64;
         if out_offset > 0 {
-            socket.send(Frame::control(Kind::Ack, &Ack { out_offset })?).await?;
+            // The other side may have closed already: what it said before is still to be read.
+            drop(socket.send(Frame::control(Kind::Ack, &Ack { out_offset })?).await);
         }
     }
     Ok(ran)
 }
 
 /// The next frame, soon.
-pub async fn next(socket: &mut Socket) -> Result<Frame> {
+pub(crate) async fn next(socket: &mut Socket) -> Result<Frame> {
     let frame = tokio::time::timeout(SOON, socket.next()).await.context("no frame came")?;
     Ok(frame.context("the socket was closed")??)
 }
 
 /// Waits for a state.
-pub async fn until<F, Fut>(what: &str, mut state: F) -> Result<()>
+pub(crate) async fn until<F, Fut>(what: &str, mut state: F) -> Result<()>
 where
     F: FnMut() -> Fut,
     Fut: Future<Output = Result<bool>>,

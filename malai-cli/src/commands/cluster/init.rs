@@ -29,6 +29,7 @@ impl Init {
     /// What went wrong.
     pub(super) fn run(self, cx: &Context) -> Result<u8, Failure> {
         let Self { cluster, name, private, username } = self;
+        let username = super::username(username);
         let request = Request::ClusterInit(ClusterInit { cluster, name, private, username });
         let Response::Made(made) = client::request(&cx.home, request, Otherwise::Disk, cx.out)? else {
             return Err(client::unexpected());

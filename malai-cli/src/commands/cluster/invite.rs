@@ -28,7 +28,7 @@ pub(super) struct Invite {
     /// A group that the newcomer becomes a member of. May be repeated
     #[arg(long = "group", value_name = "GROUP")]
     groups: Vec<String>,
-    /// The user that commands run as there
+    /// The user that commands run as there; default when root asks: root
     #[arg(long, value_name = "USER")]
     username: Option<String>,
 }
@@ -38,6 +38,7 @@ impl Invite {
     /// What went wrong.
     pub(super) fn run(self, cx: &Context) -> Result<u8, Failure> {
         let Self { cluster, name, uses, expires, groups, username } = self;
+        let username = super::username(username);
         // Never shorter than asked for, and never zero.
         let expires_s = duration::millis(expires).div_ceil(1000);
         let request = Request::ClusterInvite(ClusterInvite { cluster, name, uses, expires_s, groups, username });
