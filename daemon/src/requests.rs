@@ -50,7 +50,7 @@ impl Context {
     }
 
     /// All clusters.
-    pub(crate) fn clusters(&self) -> &Clusters {
+    pub(crate) fn clusters(&self) -> &Arc<Clusters> {
         &self.clusters
     }
 
