@@ -157,8 +157,7 @@ fn exec() -> ExecSpec {
 fn local_socket(examples: &mut Examples) {
     let hello = local::Hello { version: local::VERSION, malai: "0.1.0".into(), pid: 4242, agent: false };
     examples.control("local-hello", Kind::LocalHello, &hello);
-    let target =
-        SessionTarget { machine: "web01".into(), cluster: Some("company".into()), connect_timeout_ms: 10_000 };
+    let target = SessionTarget { machine: "web01".into(), cluster: Some("company".into()), connect_timeout_ms: 10_000 };
     examples.control("request-session", Kind::Request, &Request::Session(target));
     examples.control("request-status", Kind::Request, &Request::Status);
     let pending = Request::ClusterPending { cluster: "company".into() };
@@ -344,11 +343,8 @@ fn the_table_of_close_codes_has_every_code() {
 
 #[test]
 fn the_table_of_reset_codes_has_every_code() {
-    let named = [
-        ("CALLER_GONE", peer::RESET_CALLER_GONE),
-        ("LOST", peer::RESET_LOST),
-        ("PROTOCOL", peer::RESET_PROTOCOL),
-    ];
+    let named =
+        [("CALLER_GONE", peer::RESET_CALLER_GONE), ("LOST", peer::RESET_LOST), ("PROTOCOL", peer::RESET_PROTOCOL)];
     for (name, number) in named {
         assert!(DOCUMENT.contains(&format!("| {name} | `{number:#04x}` |")), "{name}");
     }
