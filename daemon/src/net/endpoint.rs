@@ -41,6 +41,13 @@ pub(crate) struct Options<'a> {
     pub(crate) publish: bool,
 }
 
+impl<'a> Options<'a> {
+    /// For an endpoint that only calls, at any port, and tells no discovery service of itself.
+    pub(crate) fn caller(key: [u8; 32], network: &'a Network) -> Self {
+        Self { key, alpns: Vec::new(), network, listen: None, kept_port: None, publish: false }
+    }
+}
+
 /// Binds. With a kept port that is occupied, another is taken.
 ///
 /// # Errors
