@@ -40,7 +40,8 @@ async fn after_the_agent(home: &Home) -> Result<Lock, Failure> {
     loop {
         match Lock::try_take(home, Part::Daemon)? {
             Attempt::Taken(lock) => return Ok(lock),
-            Attempt::Held(holder) if !holder.agent => return Lock::take(home, Part::Daemon),
+            // Only one that answers is known to be another; the agent on its way out does not say who it was.
+            Attempt::Held(holder) if !holder.agent && holder.answers => return Lock::take(home, Part::Daemon),
             Attempt::Held(_) => tokio::time::sleep(POLL).await,
         }
     }
