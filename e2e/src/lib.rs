@@ -1,1 +1,19 @@
-//! e2e
+//! A lab of hosts in network namespaces, and what end-to-end tests need to cross it.
+//!
+//! # Layout
+//!
+//! * [`lab`] builds a topology: segments, wires, routers, hosts. A test reads as prose.
+//! * [`harness`] runs a list of trials, or says why this machine cannot run them.
+//!
+//! # Goals
+//!
+//! A host of the lab has its own hostname, process table, files, users, addresses and control groups, so that a command
+//! that claims to have run on another machine can be caught lying. Everything disappears with the value that made it,
+//! after a panic too.
+//!
+//! # Non-goals
+//!
+//! This is no sandbox: a host's root is this machine's root. Only IPv4 is simulated.
+
+pub mod harness;
+pub mod lab;

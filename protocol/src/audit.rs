@@ -2,6 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
+/// How many older parts of the audit log are kept, besides the one being written.
+pub const KEPT: u32 = 5;
+
 /// One line of `audit.jsonl`. Standard input and environment values are never in it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Entry {

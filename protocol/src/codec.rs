@@ -104,8 +104,8 @@ kinds! {
     LocalHello = 0x60, MAX_CONTROL;
     /// What the CLI wants: [`crate::local::Request`].
     Request = 0x61, MAX_EXEC;
-    /// What came of it: [`crate::local::Response`].
-    Response = 0x62, MAX_SNAPSHOT;
+    /// What came of it: [`crate::local::Response`]. Two config texts and their difference fit.
+    Response = 0x62, 3 * MAX_SNAPSHOT;
 
     /// First on an executor's socket: [`crate::plan::Hello`].
     ExecutorHello = 0x80, MAX_CONTROL;

@@ -39,6 +39,11 @@ impl Home {
         self.root.join("audit.jsonl")
     }
 
+    /// The `number`th older part of the audit log, from 1, the newest, to [`crate::audit::KEPT`].
+    pub fn audit_part(&self, number: u32) -> PathBuf {
+        self.root.join(format!("audit.jsonl.{number}"))
+    }
+
     /// Local settings.
     pub fn settings(&self) -> PathBuf {
         self.root.join("malai.toml")
@@ -52,6 +57,11 @@ impl Home {
     /// The lock that a daemon holds for its life; its content is the holder's pid.
     pub fn lock(&self) -> PathBuf {
         self.root.join("malai.lock")
+    }
+
+    /// The lock that is held while files of clusters are being changed, by whomever, and never longer.
+    pub fn changes_lock(&self) -> PathBuf {
+        self.root.join("changes.lock")
     }
 
     /// The daemon's socket for the CLI.
@@ -92,6 +102,11 @@ impl ClusterDir {
         self.root.join("invites")
     }
 
+    /// Manager only: the text that the last `rescan` signed, from which the administrator's edits begin.
+    pub fn base(&self) -> PathBuf {
+        self.root.join("cluster.base")
+    }
+
     /// This machine's secret key in the cluster.
     pub fn machine_key(&self) -> PathBuf {
         self.root.join("machine.key")
@@ -107,7 +122,7 @@ impl ClusterDir {
         self.root.join("snapshot.foreign")
     }
 
-    /// The cluster that this machine was told to join, until it has a snapshot: its id, and where to knock.
+    /// The cluster that this machine was told to join: its id, and, until it has a snapshot, where to knock.
     pub fn joining(&self) -> PathBuf {
         self.root.join("joining.toml")
     }
@@ -115,5 +130,10 @@ impl ClusterDir {
     /// Last known addresses of the other machines, a cache.
     pub fn peers(&self) -> PathBuf {
         self.root.join("peers")
+    }
+
+    /// The ports that were chosen at the first start.
+    pub fn ports(&self) -> PathBuf {
+        self.root.join("ports")
     }
 }

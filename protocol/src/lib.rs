@@ -12,8 +12,10 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::panic, clippy::expect_used))]
 
+pub mod access;
 pub mod audit;
 pub mod codec;
+pub mod config;
 pub mod failure;
 pub mod home;
 pub mod id;
@@ -24,3 +26,4 @@ pub mod plan;
 pub mod scan;
 pub mod session;
 pub mod snapshot;
+pub mod target;

@@ -1,0 +1,301 @@
+//! Putting machines into the config and taking them out: edits of the last signed text, made to `cluster.toml` as well.
+
+use malai_protocol::config::edit::{NewMachine, add_machine, remove_machine};
+use malai_protocol::config::{Config, MAX_NAME, Name};
+use malai_protocol::failure::{Failure, Kind};
+use malai_protocol::id::MachineId;
+use malai_protocol::invite::Invite;
+use malai_protocol::local;
+use malai_protocol::snapshot::MAX_TEXT;
+
+use super::invites::{Binding, Invites, MAX_OPEN_S, MAX_USES, Promise};
+use super::{Manager, NAMELESS};
+use crate::store;
+use crate::store::keys::{MachineKey, random};
+
+/// A machine that was put into the config or taken out of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Enrolled {
+    /// Its name.
+    pub name: Name,
+    /// Its key.
+    pub id: MachineId,
+    /// A new snapshot was signed; otherwise the config was so already.
+    pub changed: bool,
+    /// What else must be said: `cluster.toml` could not be edited along.
+    pub warning: Option<String>,
+}
+
+impl Manager<'_> {
+    /// Makes an invite and notes what it promises. `addresses` are those of the join endpoint, for the token.
+    ///
+    /// # Errors
+    /// [`Kind::Usage`] for a name, group, user or number that cannot be, [`Kind::Conflict`] for a name that is taken,
+    /// [`Kind::Busy`] when too many are open, else what the disk says.
+    pub fn invite(&self, ask: &local::ClusterInvite, addresses: Vec<String>, now_ms: u64) -> Result<Invite, Failure> {
+        self.refuse_while_alarmed()?;
+        let config = self.config()?;
+        let mut invites = Invites::load(&self.dir.invites(), now_ms)?;
+        check_numbers(ask)?;
+        let name = ask.name.as_deref().map(name).transpose()?;
+        if let Some(name) = &name
+            && (config.machines.contains_key(name)
+                || config.groups.contains_key(name)
+                || invites.promises(name, now_ms))
+        {
+            return Err(Failure::new(
+                Kind::Conflict,
+                format!("the name {name} is taken, or promised by an open invite"),
+            )
+            .hint("choose another name with --name"));
+        }
+        // A trial: what cannot be enrolled now must not be promised.
+        let trial = NewMachine {
+            name: name.clone().map_or_else(|| free_name("", |n| in_use(&config, n)), Ok)?,
+            // A key that is nobody's.
+            id: MachineKey::generate()?.id(),
+            groups: names(&ask.groups)?,
+            username: ask.username.clone(),
+        };
+        add_machine(self.signed()?.text(), &trial)?;
+        let secret = random::<32>()?;
+        let expires_ms = now_ms.saturating_add(ask.expires_s.saturating_mul(1000));
+        let promise = Promise {
+            expires_ms,
+            uses_left: ask.uses,
+            name: name.map(|name| name.to_string()),
+            groups: ask.groups.clone(),
+            username: ask.username.clone(),
+            redeemed: Default::default(),
+        };
+        invites.add(&secret, promise)?;
+        invites.save(&self.dir.invites())?;
+        Ok(Invite {
+            cluster: self.id(),
+            name: config.cluster.name.to_string(),
+            secret: serde_bytes::ByteArray::new(*secret),
+            expires_ms,
+            addresses,
+            relays: config.network.relays,
+            discovery: config.network.discovery,
+            ca: config.network.ca,
+        })
+    }
+
+    /// Redeems an invite for the key whose connection showed its secret. A key that repeats gets the same answer.
+    ///
+    /// # Errors
+    /// [`Kind::Denied`] when the invite is unknown, used up or expired, or the machine was removed since; else as
+    /// [`Manager::enrol`]. After an error that is not a denial the same key may try again.
+    pub fn redeem(
+        &mut self,
+        secret: &[u8; 32],
+        key: MachineId,
+        hostname: &str,
+        now_ms: u64,
+    ) -> Result<Enrolled, Failure> {
+        self.try_redeem(secret, key, hostname, now_ms).map_err(for_newcomer)
+    }
+
+    fn try_redeem(
+        &mut self,
+        secret: &[u8; 32],
+        key: MachineId,
+        hostname: &str,
+        now_ms: u64,
+    ) -> Result<Enrolled, Failure> {
+        self.refuse_while_alarmed()?;
+        let config = self.config()?;
+        let path = self.dir.invites();
+        let mut invites = Invites::load(&path, now_ms)?;
+        let promise = invites.get(secret).ok_or_else(unknown_invite)?;
+        if let Some((known, _)) = config.machine_by_id(&key) {
+            return Ok(Enrolled { name: known.clone(), id: key, changed: false, warning: None });
+        }
+        let name = match (promise.redeemed.get(&key), &promise.name) {
+            (Some(bound), _) if bound.enrolled => return Err(removed_since(&bound.name)),
+            (Some(bound), _) => name(&bound.name)?,
+            (None, fixed) => {
+                promise.refuse_newcomer(now_ms)?;
+                match fixed {
+                    Some(fixed) => name(fixed)?,
+                    None => free_name(hostname, |n| in_use(&config, n) || invites.promises(n, now_ms))?,
+                }
+            }
+        };
+        let machine = NewMachine { name, id: key, groups: names(&promise.groups)?, username: promise.username.clone() };
+        // A trial: what cannot be enrolled must not use the invite up.
+        add_machine(self.signed()?.text(), &machine)?;
+        let binding = |enrolled| Binding { name: machine.name.to_string(), enrolled };
+        invites.bind(secret, key, binding(false));
+        invites.save(&path)?;
+        let enrolled = self.enrol(&machine, now_ms)?;
+        invites.bind(secret, key, binding(true));
+        if let Err(error) = invites.save(&path) {
+            // The machine is in the config all the same, and a repeated attempt finds it there.
+            tracing::warn!(%error, "cannot note that an invite was redeemed");
+        }
+        Ok(enrolled)
+    }
+
+    /// Enrols a machine that an administrator approved; without a name it gets that of its host.
+    ///
+    /// # Errors
+    /// As [`Manager::enrol`]; [`Kind::Conflict`] when the key is enrolled under another name.
+    pub fn approve(
+        &mut self,
+        id: MachineId,
+        hostname: Option<&str>,
+        ask: &local::ClusterApprove,
+        now_ms: u64,
+    ) -> Result<Enrolled, Failure> {
+        let config = self.config()?;
+        let asked = ask.name.as_deref().map(name).transpose()?;
+        if let Some((known, _)) = config.machine_by_id(&id) {
+            if asked.as_ref().is_some_and(|asked| asked != known) {
+                let message = format!("this machine is in the config already, as {known}");
+                return Err(Failure::new(Kind::Conflict, message).hint("rename it in cluster.toml, then: malai rescan"));
+            }
+            return Ok(Enrolled { name: known.clone(), id, changed: false, warning: None });
+        }
+        let name = match (asked, hostname) {
+            (Some(name), _) => name,
+            (None, Some(hostname)) => free_name(hostname, |n| in_use(&config, n))?,
+            (None, None) => {
+                return Err(Failure::new(Kind::Usage, "this machine does not knock, so its host name is not known")
+                    .hint("name it with --name"));
+            }
+        };
+        let machine = NewMachine { name, id, groups: names(&ask.groups)?, username: ask.username.clone() };
+        self.enrol(&machine, now_ms)
+    }
+
+    /// Puts a machine into the last signed text and signs it, and into `cluster.toml`.
+    ///
+    /// # Errors
+    /// [`Kind::Conflict`] when its name or key is taken or a snapshot made elsewhere is undecided, [`Kind::Usage`] when a
+    /// name, user or group cannot be, else what the disk says.
+    pub fn enrol(&mut self, machine: &NewMachine, now_ms: u64) -> Result<Enrolled, Failure> {
+        let there = |config: &Config| config.machine_by_id(&machine.id).is_some();
+        let warning = self.edit(|text| add_machine(text, machine), there, now_ms)?;
+        Ok(Enrolled { name: machine.name.clone(), id: machine.id, changed: true, warning })
+    }
+
+    /// Takes a machine out of the last signed text and signs it, and out of `cluster.toml`.
+    ///
+    /// # Errors
+    /// [`Kind::UnknownTarget`] when there is none of this name, [`Kind::Conflict`] when it is the manager or a snapshot
+    /// made elsewhere is undecided, else what the disk says.
+    pub fn remove(&mut self, machine: &str, now_ms: u64) -> Result<Enrolled, Failure> {
+        let config = self.config()?;
+        let unknown = || {
+            Failure::new(Kind::UnknownTarget, format!("the cluster {} has no machine {machine:?}", self.alias))
+                .hint("`malai status` lists the machines")
+        };
+        let name: Name = machine.parse().map_err(|_| unknown())?;
+        let id = config.machines.get(&name).ok_or_else(unknown)?.id;
+        let gone = |config: &Config| !config.machines.contains_key(&name);
+        let warning = self.edit(|text| remove_machine(text, &name), gone, now_ms)?;
+        // The base forgets it too, or it would not count as new when it is enrolled again.
+        if let Ok(Some(base)) = store::read_text(&self.dir.base(), MAX_TEXT)
+            && let Ok(without) = remove_machine(&base, &name)
+        {
+            self.save_base(&without);
+        }
+        Ok(Enrolled { name, id, changed: true, warning })
+    }
+
+    /// Applies an edit to the last signed text, signs that, and applies it to `cluster.toml` unless it is `done` there.
+    fn edit(
+        &mut self,
+        apply: impl Fn(&str) -> Result<String, Failure>,
+        done: impl Fn(&Config) -> bool,
+        now_ms: u64,
+    ) -> Result<Option<String>, Failure> {
+        self.refuse_while_alarmed()?;
+        let text = apply(self.signed()?.text())?;
+        self.sign(text, now_ms)?;
+        // From here on it is signed: what goes wrong with the file is a warning.
+        let edited = self.edited().and_then(|text| match Config::check(&text) {
+            Ok(config) if done(&config) => Ok(()),
+            _ => store::write_edited(&self.dir.config(), apply(&text)?.as_bytes()),
+        });
+        Ok(edited.err().map(|why| {
+            let hint = why.hint.map_or_else(String::new, |hint| format!(" ({hint})"));
+            format!(
+                "it is signed, but {} was not edited along: {}{hint}. Make the same change there, or the next rescan \
+                 would undo it",
+                self.dir.config().display(),
+                why.message
+            )
+        }))
+    }
+}
+
+fn check_numbers(ask: &local::ClusterInvite) -> Result<(), Failure> {
+    let refused = |message: String| Err(Failure::new(Kind::Usage, message));
+    if ask.name.is_some() && ask.uses != 1 {
+        return refused("an invite with a fixed name has one use".into());
+    }
+    if !(1..=MAX_USES).contains(&ask.uses) {
+        return refused(format!("an invite has 1 to {MAX_USES} uses"));
+    }
+    if !(1..=MAX_OPEN_S).contains(&ask.expires_s) {
+        return refused(format!("an invite is open for 1 s to {} days", MAX_OPEN_S / 86_400));
+    }
+    Ok(())
+}
+
+/// A newcomer need not know this machine's paths and files.
+fn for_newcomer(failure: Failure) -> Failure {
+    match failure.kind {
+        Kind::Internal | Kind::BadConfig | Kind::Conflict => {
+            tracing::error!(error = %failure, "an invite could not be redeemed");
+            Failure::new(failure.kind, "the cluster manager cannot enrol machines just now; its log says why")
+                .hint("when that is mended, repeat the command: the invite is still good")
+        }
+        _ => failure,
+    }
+}
+
+fn unknown_invite() -> Failure {
+    Failure::new(Kind::Denied, "this invite is not known here: it expired long ago, or was made elsewhere")
+        .hint("ask for a new one: malai cluster invite, on the cluster manager")
+}
+
+fn removed_since(name: &str) -> Failure {
+    Failure::new(Kind::Denied, format!("this machine was enrolled as {name}, and removed since"))
+        .hint("ask for a new invite: malai cluster invite, on the cluster manager")
+}
+
+/// The name that a newcomer gets from its host name; when that is taken, with `-2`, `-3`, …
+fn free_name(hostname: &str, taken: impl Fn(&Name) -> bool) -> Result<Name, Failure> {
+    let base = Name::from_hostname(hostname).map_or_else(|| NAMELESS.to_owned(), |name| name.to_string());
+    let numbered = (2..10_000u32).map(|number| {
+        let suffix = format!("-{number}");
+        let stem: String = base.chars().take(MAX_NAME.saturating_sub(suffix.len())).collect();
+        format!("{}{suffix}", stem.trim_end_matches('-'))
+    });
+    std::iter::once(base.clone())
+        .chain(numbered)
+        .filter_map(|text| text.parse().ok())
+        .find(|name| !taken(name))
+        .ok_or_else(|| {
+            Failure::new(Kind::Conflict, format!("every name like {base} is taken")).hint("give a name with --name")
+        })
+}
+
+fn in_use(config: &Config, name: &Name) -> bool {
+    config.machines.contains_key(name) || config.groups.contains_key(name)
+}
+
+fn names(texts: &[String]) -> Result<Vec<Name>, Failure> {
+    texts.iter().map(|text| name(text)).collect()
+}
+
+fn name(text: &str) -> Result<Name, Failure> {
+    text.parse().map_err(|e| Failure::new(Kind::Usage, format!("{text:?} cannot be a name: {e}")))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,221 @@
+//! Files under `MALAI_HOME`: written whole or not at all, read with a cap, and every error with path, cause and what to
+//! do about it.
+//!
+//! A write goes to a new file in the same directory, which is synced, renamed over the old one, and the directory is
+//! synced: after a crash or on a full disk the old content is still there. What a crash leaves behind is a file named
+//! `.NAME.….tmp`, which nobody reads and the next daemon removes.
+//!
+//! # Layout
+//! [`keys`] the secret keys; [`lock`] who may change what; [`clusters`] one directory for each cluster; [`snapshot`] the
+//! signed config; [`settings`] `malai.toml`; [`peers`] and [`ports`] what is remembered between starts.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use malai_protocol::failure::{Failure, Kind};
+use malai_protocol::home::Home;
+
+pub mod clusters;
+pub mod keys;
+pub mod lock;
+pub mod peers;
+pub mod ports;
+pub mod settings;
+pub mod snapshot;
+
+/// The mode of every file here: most are secret, and none is another user's business.
+const FILE_MODE: u32 = 0o600;
+const DIR_MODE: u32 = 0o700;
+
+/// Replaces the content of a file, or makes it, with mode 0600.
+///
+/// # Errors
+/// What the disk says; the old content is then untouched.
+pub fn write(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
+    replace(path, bytes, FILE_MODE).map_err(|e| disk_failure("write", path, &e))
+}
+
+/// As [`write`], for a file that people edit: keeps its mode, and writes through a symbolic link.
+///
+/// # Errors
+/// As [`write`].
+pub fn write_edited(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
+    let fail = |e: io::Error| disk_failure("write", path, &e);
+    let real = match fs::canonicalize(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => path.to_owned(),
+        other => other.map_err(fail)?,
+    };
+    let mode = fs::metadata(&real).map_or(FILE_MODE, |meta| meta.mode() & 0o777);
+    replace(&real, bytes, mode).map_err(fail)
+}
+
+/// Makes a file that must not be there yet, with mode 0600.
+///
+/// # Errors
+/// [`Kind::Conflict`] when it is there, else as [`write`].
+pub fn create(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
+    let made = Temp::with(path, bytes, FILE_MODE).and_then(|temp| {
+        // A link fails where a rename would replace, and the name never stands for half a file.
+        fs::hard_link(&temp.path, path)?;
+        drop(temp);
+        sync_parent(path)
+    });
+    made.map_err(|e| match e.kind() {
+        io::ErrorKind::AlreadyExists => {
+            Failure::new(Kind::Conflict, format!("{} is there already, and is never overwritten", path.display()))
+        }
+        _ => disk_failure("create", path, &e),
+    })
+}
+
+/// The content of a file, `None` when it does not exist.
+///
+/// # Errors
+/// What the disk says, or [`Kind::BadConfig`] when it is over `cap` bytes.
+pub fn read(path: &Path, cap: usize) -> Result<Option<Vec<u8>>, Failure> {
+    let fail = |e: io::Error| disk_failure("read", path, &e);
+    match File::open(path) {
+        Ok(file) => read_capped(file, path, cap).map(Some),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(fail(e)),
+    }
+}
+
+/// As [`read`], for text.
+///
+/// # Errors
+/// As [`read`], and [`Kind::BadConfig`] when it is not UTF-8.
+pub fn read_text(path: &Path, cap: usize) -> Result<Option<String>, Failure> {
+    let Some(bytes) = read(path, cap)? else { return Ok(None) };
+    String::from_utf8(bytes).map(Some).map_err(|e| {
+        let line = e.as_bytes().iter().take(e.utf8_error().valid_up_to()).filter(|b| **b == b'\n').count() + 1;
+        Failure::new(Kind::BadConfig, format!("{} is not UTF-8 text: line {line}", path.display()))
+    })
+}
+
+fn read_capped(file: File, path: &Path, cap: usize) -> Result<Vec<u8>, Failure> {
+    let mut bytes = Vec::new();
+    // One byte more than allowed tells a file that is too large from one that just fits.
+    file.take(cap as u64 + 1).read_to_end(&mut bytes).map_err(|e| disk_failure("read", path, &e))?;
+    if bytes.len() > cap {
+        return Err(Failure::new(Kind::BadConfig, format!("{} is larger than {cap} bytes", path.display())));
+    }
+    Ok(bytes)
+}
+
+/// Makes the home if it is not there, with mode 0700, and refuses one that other users may write to.
+///
+/// # Errors
+/// What the disk says, or [`Kind::BadConfig`] with the command that mends it.
+pub fn prepare(home: &Home) -> Result<(), Failure> {
+    make_dir(home.root())?;
+    let meta = fs::metadata(home.root()).map_err(|e| disk_failure("look at", home.root(), &e))?;
+    if meta.mode() & 0o022 != 0 {
+        let shown = home.root().display();
+        let message = format!("other users may write to {shown} (mode {:04o})", meta.mode() & 0o7777);
+        return Err(Failure::new(Kind::BadConfig, message).hint(format!("chmod 700 {shown}")));
+    }
+    make_dir(&home.clusters())
+}
+
+/// Makes a directory and those above it, with mode 0700. One that is there is left as it is.
+///
+/// # Errors
+/// What the disk says.
+pub fn make_dir(path: &Path) -> Result<(), Failure> {
+    let made = DirBuilder::new().recursive(true).mode(DIR_MODE).create(path);
+    made.map_err(|e| disk_failure("make the directory", path, &e))
+}
+
+/// Removes what a crash left behind in this directory. Only for whoever alone writes there.
+pub(crate) fn sweep(dir: &Path) {
+    let Ok(entries) = fs::read_dir(dir) else { return };
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        if name.starts_with('.') && name.ends_with(TEMP_SUFFIX) {
+            let is_dir = entry.file_type().is_ok_and(|kind| kind.is_dir());
+            let gone = if is_dir { fs::remove_dir_all(entry.path()) } else { fs::remove_file(entry.path()) };
+            if let Err(error) = gone {
+                tracing::warn!(path = %entry.path().display(), %error, "cannot remove a leftover of a crash");
+            }
+        }
+    }
+}
+
+const TEMP_SUFFIX: &str = ".tmp";
+
+/// A name beside `path` that nobody else uses and [`sweep`] knows.
+pub(crate) fn temp_name(path: &Path) -> io::Result<PathBuf> {
+    let mut random = [0u8; 8];
+    getrandom::fill(&mut random).map_err(io::Error::other)?;
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    Ok(path.with_file_name(format!(".{name}.{:016x}{TEMP_SUFFIX}", u64::from_le_bytes(random))))
+}
+
+/// A synced file under a name of its own, removed on drop unless it was renamed.
+#[derive(Debug)]
+struct Temp {
+    path: PathBuf,
+    renamed: bool,
+}
+
+impl Temp {
+    fn with(target: &Path, bytes: &[u8], mode: u32) -> io::Result<Self> {
+        let path = temp_name(target)?;
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&path)?;
+        let temp = Self { path, renamed: false };
+        // The umask may have taken bits that an edited file had.
+        file.set_permissions(fs::Permissions::from_mode(mode))?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        Ok(temp)
+    }
+}
+
+impl Drop for Temp {
+    fn drop(&mut self) {
+        if !self.renamed
+            && let Err(error) = fs::remove_file(&self.path)
+        {
+            tracing::warn!(path = %self.path.display(), %error, "cannot remove a temporary file");
+        }
+    }
+}
+
+fn replace(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
+    let mut temp = Temp::with(path, bytes, mode)?;
+    fs::rename(&temp.path, path)?;
+    temp.renamed = true;
+    sync_parent(path)
+}
+
+/// Makes a rename, a link or a removal in the directory of `path` survive a power cut.
+pub(crate) fn sync_parent(path: &Path) -> io::Result<()> {
+    let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    File::open(parent)?.sync_all()
+}
+
+/// The failure for what the disk said: path, cause, and what to do.
+pub(crate) fn disk_failure(doing: &str, path: &Path, error: &io::Error) -> Failure {
+    use io::ErrorKind::{NotADirectory, PermissionDenied, QuotaExceeded, ReadOnlyFilesystem, StorageFull};
+    let shown = path.display();
+    let failure = Failure::new(Kind::Internal, format!("cannot {doing} {shown}: {error}"));
+    match error.kind() {
+        StorageFull | QuotaExceeded => failure.hint(format!(
+            "make room (`df -h {}` shows how much there is) and repeat; what was stored before is untouched",
+            path.parent().unwrap_or(path).display()
+        )),
+        ReadOnlyFilesystem => {
+            failure.hint("the file system is mounted read-only: remount it, or set MALAI_HOME to another directory")
+        }
+        PermissionDenied => failure.hint(format!("see whose it is (`ls -ld {shown}`), and run malai as that user")),
+        NotADirectory => failure.hint(format!("something in {shown} is a file where a directory was expected")),
+        _ => failure,
+    }
+}
+
+#[cfg(test)]
+mod tests;

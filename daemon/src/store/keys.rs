@@ -1,0 +1,214 @@
+//! Secret keys on disk: 64 lowercase hexadecimal digits and a newline, the 32 bytes of an ed25519 seed (RFC 8032).
+//!
+//! A key file is made once, with mode 0600, and never overwritten. One that others can read is refused, since it may
+//! no longer be a secret.
+
+use std::fmt;
+use std::fs::File;
+use std::io::Read;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use data_encoding::HEXLOWER;
+use ed25519_dalek::SigningKey;
+use malai_protocol::failure::{Failure, Kind};
+use malai_protocol::id::{ClusterId, MachineId};
+use malai_protocol::snapshot::Snapshot;
+use zeroize::Zeroizing;
+
+use super::disk_failure;
+
+/// More than any key file has: the digits, a newline, and some white space of a careless copy.
+const MAX_FILE: u64 = 128;
+
+macro_rules! secret_key {
+    ($(#[$doc:meta])* $name:ident, $id:ident, $what:literal) => {
+        $(#[$doc])*
+        pub struct $name {
+            secret: SigningKey,
+            id: $id,
+        }
+
+        impl $name {
+            /// A new random key.
+            ///
+            /// # Errors
+            /// When the system has no randomness.
+            pub fn generate() -> Result<Self, Failure> {
+                random::<32>().and_then(|seed| Self::from_seed(&seed))
+            }
+
+            /// Writes the key to a file that must not be there yet.
+            ///
+            /// # Errors
+            /// As [`super::create`].
+            pub fn create(&self, path: &Path) -> Result<(), Failure> {
+                write_seed(path, self.secret.as_bytes())
+            }
+
+            /// The key in this file, `None` when there is none.
+            ///
+            /// # Errors
+            /// [`Kind::BadConfig`] when it is not a key or others can read it, else what the disk says.
+            pub fn load(path: &Path) -> Result<Option<Self>, Failure> {
+                read_seed(path, $what)?.map(|seed| Self::from_seed(&seed)).transpose()
+            }
+
+            fn from_seed(seed: &[u8; 32]) -> Result<Self, Failure> {
+                let secret = SigningKey::from_bytes(seed);
+                let id = $id::from_bytes(secret.verifying_key().to_bytes())
+                    .map_err(|e| Failure::new(Kind::BadConfig, format!("the {} cannot be used: {e}", $what)))?;
+                Ok(Self { secret, id })
+            }
+
+            /// The public key.
+            pub fn id(&self) -> $id {
+                self.id
+            }
+
+            /// The secret 32 bytes, for the endpoint that proves to be this key.
+            pub fn secret_bytes(&self) -> Zeroizing<[u8; 32]> {
+                Zeroizing::new(self.secret.to_bytes())
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(concat!(stringify!($name), "(…)"))
+            }
+        }
+    };
+}
+
+secret_key! {
+    /// The secret key of a cluster: signs, and answers `malai-join/1`; never executes. Zeroes itself.
+    ClusterKey, ClusterId, "cluster key"
+}
+
+secret_key! {
+    /// The secret key of this machine in one cluster. Zeroes itself.
+    MachineKey, MachineId, "machine key"
+}
+
+impl ClusterKey {
+    /// Signs a text as this generation.
+    ///
+    /// # Errors
+    /// [`Kind::BadConfig`] when the text is over 4 MiB.
+    pub fn sign(&self, generation: u64, issued_ms: u64, text: String) -> Result<Snapshot, Failure> {
+        Snapshot::sign(&self.secret, generation, issued_ms, text)
+            .map_err(|e| Failure::new(Kind::BadConfig, format!("the config cannot be signed: {e}")))
+    }
+}
+
+/// Fills with randomness from the system.
+pub(crate) fn random<const N: usize>() -> Result<Zeroizing<[u8; N]>, Failure> {
+    let mut bytes = Zeroizing::new([0u8; N]);
+    getrandom::fill(bytes.as_mut_slice())
+        .map_err(|e| Failure::new(Kind::Internal, format!("the system gives no random bytes: {e}")))?;
+    Ok(bytes)
+}
+
+fn write_seed(path: &Path, seed: &[u8; 32]) -> Result<(), Failure> {
+    let mut text = Zeroizing::new(String::with_capacity(65));
+    HEXLOWER.encode_append(seed, &mut text);
+    text.push('\n');
+    super::create(path, text.as_bytes())
+}
+
+fn read_seed(path: &Path, what: &str) -> Result<Option<Zeroizing<[u8; 32]>>, Failure> {
+    let file = match File::open(path) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        other => other.map_err(|e| disk_failure("read", path, &e))?,
+    };
+    refuse_readable_by_others(&file, path, what)?;
+    let mut text = Zeroizing::new(Vec::with_capacity(MAX_FILE as usize));
+    file.take(MAX_FILE).read_to_end(&mut text).map_err(|e| disk_failure("read", path, &e))?;
+    let mut seed = Zeroizing::new([0u8; 32]);
+    // `decode_mut` wants exactly as many digits as the seed needs.
+    let digits = text.trim_ascii();
+    if digits.len() == 64 && HEXLOWER.decode_mut(digits, seed.as_mut_slice()).is_ok() {
+        return Ok(Some(seed));
+    }
+    let message = format!("{} is not a {what}: it should be 64 hexadecimal digits", path.display());
+    Err(Failure::new(Kind::BadConfig, message).hint("restore it from a backup: without it nobody can be this key"))
+}
+
+fn refuse_readable_by_others(file: &File, path: &Path, what: &str) -> Result<(), Failure> {
+    let meta = file.metadata().map_err(|e| disk_failure("look at", path, &e))?;
+    let shown = path.display();
+    if !meta.is_file() {
+        return Err(Failure::new(Kind::BadConfig, format!("the {what} {shown} is not a regular file")));
+    }
+    if meta.mode() & 0o077 != 0 {
+        let message = format!("the {what} {shown} can be read by other users (mode {:04o})", meta.mode() & 0o7777);
+        return Err(Failure::new(Kind::BadConfig, message).hint(format!("chmod 600 {shown}")));
+    }
+    let me = nix::unistd::geteuid().as_raw();
+    if meta.uid() != me && meta.uid() != 0 {
+        let message = format!("the {what} {shown} belongs to another user (uid {}), who can read it", meta.uid());
+        return Err(
+            Failure::new(Kind::BadConfig, message).hint(format!("run malai as that user, or chown {me} {shown}"))
+        );
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn a_key_survives_the_disk_and_is_private_there() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("machine.key");
+        let key = MachineKey::generate().expect("randomness");
+        key.create(&path).expect("written");
+        assert_eq!(std::fs::metadata(&path).expect("there").mode() & 0o7777, 0o600);
+        let again = MachineKey::load(&path).expect("reads").expect("is there");
+        assert_eq!(again.id(), key.id());
+        assert_eq!(std::fs::read_dir(dir.path()).expect("lists").count(), 1);
+    }
+
+    #[test]
+    fn a_key_is_never_overwritten() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("cluster.key");
+        let first = ClusterKey::generate().expect("randomness");
+        first.create(&path).expect("written");
+        let refused = ClusterKey::generate().expect("randomness").create(&path).expect_err("is there");
+        assert_eq!(refused.kind, Kind::Conflict);
+        assert_eq!(ClusterKey::load(&path).expect("reads").expect("is there").id(), first.id());
+    }
+
+    #[test]
+    fn a_key_that_others_can_read_is_refused_with_the_command_that_mends_it() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("machine.key");
+        MachineKey::generate().expect("randomness").create(&path).expect("written");
+        for mode in [0o640, 0o604, 0o620] {
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).expect("chmod");
+            let refused = MachineKey::load(&path).expect_err("readable by others");
+            assert_eq!(refused.hint, Some(format!("chmod 600 {}", path.display())));
+        }
+    }
+
+    #[test]
+    fn what_is_not_a_key_is_refused_without_being_shown() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("machine.key");
+        for content in ["", "secret", &"a".repeat(63), &"a".repeat(66), &"A".repeat(64)] {
+            super::super::write(&path, content.as_bytes()).expect("written");
+            let refused = MachineKey::load(&path).expect_err("not a key");
+            assert!(content.is_empty() || !refused.message.contains(content), "{refused}");
+        }
+    }
+
+    #[test]
+    fn a_key_does_not_show_itself() {
+        let key = ClusterKey::generate().expect("randomness");
+        assert_eq!(format!("{key:?}"), "ClusterKey(…)");
+    }
+}

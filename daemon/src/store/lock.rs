@@ -1,0 +1,387 @@
+//! Who may change what. Two locks, both of the kind that ends with its process, however that ends:
+//!
+//! * [`Lock`] on `malai.lock`: held by one daemon or agent for its life. The file says who it is.
+//! * [`Changes`] on `changes.lock`: held for the moment in which files of clusters are changed. An agent does not stop the
+//!   commands that change clusters, so the first lock alone does not keep two of them apart.
+//!
+//! The first lock is only taken, and only looked at, under the second: so a command that found no daemon knows that one
+//! which starts meanwhile reads the files after the change.
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::{self, Read, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use bytes::BytesMut;
+use malai_protocol::codec::{Frame, FrameCodec, Kind as FrameKind};
+use malai_protocol::failure::{Failure, Kind};
+use malai_protocol::home::Home;
+use malai_protocol::local;
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
+use tokio_util::codec::Decoder;
+
+use super::disk_failure;
+
+/// How long a holder may take to say hello before it counts as not answering.
+const HELLO_WAIT: Duration = Duration::from_secs(1);
+/// How long a change waits for another one: longer than any takes on a working disk.
+const CHANGES_WAIT: Duration = Duration::from_secs(5);
+const CHANGES_POLL: Duration = Duration::from_millis(10);
+/// A pid and a word.
+const MAX_LOCK_FILE: usize = 64;
+const AGENT: &str = "agent";
+
+/// Who takes the lock.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// A daemon.
+    Daemon,
+    /// An agent, which leaves when a daemon asks.
+    Agent,
+}
+
+/// The lock of a home, held until it is dropped. Close-on-exec: no child inherits it.
+#[derive(Debug)]
+#[must_use = "the lock is released when this is dropped"]
+pub struct Lock {
+    file: File,
+}
+
+/// Who holds the lock.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Holder {
+    /// Its process id; absent when it has not written it yet.
+    pub pid: Option<u32>,
+    /// It is an agent.
+    pub agent: bool,
+    /// It says hello on its socket.
+    pub answers: bool,
+}
+
+/// What came of trying.
+#[derive(Debug)]
+pub enum Attempt {
+    /// The lock is ours.
+    Taken(Lock),
+    /// Somebody else has it.
+    Held(Holder),
+}
+
+impl Lock {
+    /// Takes the lock, or fails with who holds it.
+    ///
+    /// # Errors
+    /// [`Kind::Conflict`] when it is held, else what the disk says.
+    pub fn take(home: &Home, part: Part) -> Result<Self, Failure> {
+        match Self::try_take(home, part)? {
+            Attempt::Taken(lock) => Ok(lock),
+            Attempt::Held(holder) => Err(holder.conflict(home)),
+        }
+    }
+
+    /// Takes the lock, or tells who holds it. Whoever takes it clears what a crash left behind.
+    ///
+    /// # Errors
+    /// What the disk says.
+    pub fn try_take(home: &Home, part: Part) -> Result<Attempt, Failure> {
+        let changes = Changes::begin(home)?;
+        let path = home.lock();
+        let fail = |e: io::Error| disk_failure("lock", &path, &e);
+        let file = open(&path).map_err(fail)?;
+        if !try_lock(&file).map_err(fail)? {
+            // Not asked under the lock: a daemon that stops may need it to finish.
+            drop(changes);
+            return Ok(Attempt::Held(holder(home)));
+        }
+        file.set_len(0).map_err(fail)?;
+        let word = if part == Part::Agent { AGENT } else { "" };
+        (&file).write_all(format!("{}\n{word}", std::process::id()).as_bytes()).map_err(fail)?;
+        super::sweep(home.root());
+        super::clusters::sweep(home);
+        Ok(Attempt::Taken(Self { file }))
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // An empty file says that the last holder left in good order; the next one does not depend on it.
+        if let Err(error) = self.file.set_len(0) {
+            tracing::warn!(%error, "cannot empty the lock file");
+        }
+        release(&self.file);
+    }
+}
+
+impl Holder {
+    fn conflict(&self, home: &Home) -> Failure {
+        let what = if self.agent { "an agent" } else { "a daemon" };
+        let pid = self.pid.map_or_else(|| "pid unknown".to_owned(), |pid| format!("pid {pid}"));
+        let shown = home.root().display();
+        if self.answers {
+            Failure::new(Kind::Conflict, format!("{what} runs already for {shown}: {pid}"))
+                .hint("malai daemon status shows it; malai daemon stop ends it")
+        } else {
+            let kill = self.pid.map_or_else(String::new, |pid| format!("; if it stays so: kill {pid}"));
+            Failure::new(Kind::Conflict, format!("{what} for {shown} has the lock but does not answer: {pid}"))
+                .hint(format!("it may be starting or stopping, try again{kill}"))
+        }
+    }
+}
+
+/// The right to change files of clusters, held until it is dropped: short work on the disk, and nothing else.
+#[derive(Debug)]
+#[must_use = "the lock is released when this is dropped"]
+pub struct Changes {
+    home: Home,
+    file: File,
+}
+
+impl Changes {
+    /// Waits for the lock, at most 5 s. Blocks the thread.
+    ///
+    /// # Errors
+    /// [`Kind::Busy`] when another change does not end, else what the disk says.
+    pub fn begin(home: &Home) -> Result<Self, Failure> {
+        super::prepare(home)?;
+        let path = home.changes_lock();
+        let fail = |e: io::Error| disk_failure("lock", &path, &e);
+        let file = open(&path).map_err(fail)?;
+        let deadline = Instant::now() + CHANGES_WAIT;
+        while !try_lock(&file).map_err(fail)? {
+            if Instant::now() >= deadline {
+                let message = "another malai command is changing the clusters and does not end";
+                return Err(Failure::new(Kind::Busy, message).hint(format!("fuser {} shows it", path.display())));
+            }
+            std::thread::sleep(CHANGES_POLL);
+        }
+        Ok(Self { home: home.clone(), file })
+    }
+
+    /// The home whose files may be changed.
+    pub fn home(&self) -> &Home {
+        &self.home
+    }
+
+    /// Refuses when a daemon holds the home: it has in memory what would change under it. An agent does not mind.
+    ///
+    /// # Errors
+    /// [`Kind::Conflict`] with the daemon's pid, else what the disk says.
+    pub fn refuse_beside_a_daemon(&self) -> Result<(), Failure> {
+        let path = self.home.lock();
+        let fail = |e: io::Error| disk_failure("lock", &path, &e);
+        let file = open(&path).map_err(fail)?;
+        if try_lock(&file).map_err(fail)? {
+            release(&file);
+            return Ok(());
+        }
+        let holder = holder(&self.home);
+        if holder.agent { Ok(()) } else { Err(holder.conflict(&self.home)) }
+    }
+}
+
+impl Drop for Changes {
+    fn drop(&mut self) {
+        release(&self.file);
+    }
+}
+
+/// Closing is not enough: a child that is being spawned just now has a copy until it executes its program.
+fn release(file: &File) {
+    if let Err(error) = file.unlock() {
+        tracing::warn!(%error, "cannot release a lock before its file is closed");
+    }
+}
+
+fn try_lock(file: &File) -> io::Result<bool> {
+    match file.try_lock() {
+        Ok(()) => Ok(true),
+        Err(TryLockError::WouldBlock) => Ok(false),
+        Err(TryLockError::Error(e)) => Err(e),
+    }
+}
+
+fn open(path: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(super::FILE_MODE).open(path)
+}
+
+fn holder(home: &Home) -> Holder {
+    let text = super::read_text(&home.lock(), MAX_LOCK_FILE).ok().flatten().unwrap_or_default();
+    let mut lines = text.lines();
+    let pid = lines.next().and_then(|line| line.parse().ok());
+    let agent = lines.next() == Some(AGENT);
+    match hello(&home.socket()) {
+        // The socket's word is newer than the file's, which a crash may have left.
+        Ok(hello) => Holder { pid: Some(hello.pid), agent: hello.agent, answers: true },
+        Err(_) => Holder { pid, agent, answers: false },
+    }
+}
+
+/// Asks whoever listens on a socket for its hello.
+fn hello(path: &Path) -> io::Result<local::Hello> {
+    let mut stream = connect_now(path)?;
+    let deadline = Instant::now() + HELLO_WAIT;
+    let ours = local::Hello {
+        version: local::VERSION,
+        malai: env!("CARGO_PKG_VERSION").into(),
+        pid: std::process::id(),
+        agent: false,
+    };
+    let frame = Frame::control(FrameKind::LocalHello, &ours).map_err(io::Error::other)?;
+    stream.set_write_timeout(Some(HELLO_WAIT))?;
+    stream.write_all(&frame.to_bytes())?;
+    let mut codec = FrameCodec::new();
+    let mut got = BytesMut::new();
+    loop {
+        if let Some(frame) = codec.decode(&mut got).map_err(io::Error::other)? {
+            return frame.expect(FrameKind::LocalHello, "a hello").map_err(io::Error::other);
+        }
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        stream.set_read_timeout(Some(left))?;
+        let mut part = [0u8; 1024];
+        match stream.read(&mut part)? {
+            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+            n => got.extend_from_slice(part.get(..n).unwrap_or_default()),
+        }
+    }
+}
+
+/// Connects without waiting: a holder whose backlog is full does not answer either.
+fn connect_now(path: &Path) -> io::Result<UnixStream> {
+    let fd = socket(AddressFamily::Unix, SockType::Stream, SockFlag::empty(), None)?;
+    fcntl(&fd, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
+    let stream = UnixStream::from(fd);
+    stream.set_nonblocking(true)?;
+    connect(stream.as_raw_fd(), &UnixAddr::new(path)?)?;
+    stream.set_nonblocking(false)?;
+    Ok(stream)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+
+    fn home() -> (tempfile::TempDir, Home) {
+        let dir = tempfile::tempdir().expect("a directory");
+        let home = Home::new(dir.path().join("home"));
+        (dir, home)
+    }
+
+    #[test]
+    fn a_second_holder_is_refused_with_the_first_ones_pid() {
+        let (_dir, home) = home();
+        let lock = Lock::take(&home, Part::Daemon).expect("free");
+        let refused = Lock::take(&home, Part::Daemon).expect_err("held");
+        assert_eq!(refused.kind, Kind::Conflict);
+        assert!(refused.message.contains("a daemon for"), "{refused}");
+        assert!(refused.message.ends_with(&format!("does not answer: pid {}", std::process::id())), "{refused}");
+        drop(lock);
+        drop(Lock::take(&home, Part::Daemon).expect("free again"));
+    }
+
+    #[test]
+    fn a_holder_that_answers_is_believed_about_itself() {
+        let (_dir, home) = home();
+        let _lock = Lock::take(&home, Part::Daemon).expect("free");
+        let listener = UnixListener::bind(home.socket()).expect("binds");
+        let answering = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().expect("connects");
+            let hello = local::Hello { version: 1, malai: "1".into(), pid: 77, agent: true };
+            let frame = Frame::control(FrameKind::LocalHello, &hello).expect("encodes");
+            stream.write_all(&frame.to_bytes()).expect("writes");
+            // Until the other side has read it and left.
+            stream.read_to_end(&mut Vec::new()).expect("the other side leaves");
+        });
+        match Lock::try_take(&home, Part::Daemon).expect("no disk error") {
+            Attempt::Held(holder) => assert_eq!(holder, Holder { pid: Some(77), agent: true, answers: true }),
+            Attempt::Taken(_) => panic!("two hold the lock"),
+        }
+        answering.join().expect("ends");
+    }
+
+    #[test]
+    fn an_agent_is_known_even_when_it_does_not_answer() {
+        let (_dir, home) = home();
+        let _lock = Lock::take(&home, Part::Agent).expect("free");
+        let listener = UnixListener::bind(home.socket()).expect("binds, and never accepts");
+        match Lock::try_take(&home, Part::Daemon).expect("no disk error") {
+            Attempt::Held(holder) => {
+                assert_eq!(holder, Holder { pid: Some(std::process::id()), agent: true, answers: false });
+            }
+            Attempt::Taken(_) => panic!("two hold the lock"),
+        }
+        drop(listener);
+    }
+
+    #[test]
+    fn no_child_inherits_a_lock() {
+        let (_dir, home) = home();
+        let lock = Lock::take(&home, Part::Daemon).expect("free");
+        let changes = Changes::begin(&home).expect("free");
+        for file in [&lock.file, &changes.file] {
+            assert_eq!(fcntl(file, FcntlArg::F_GETFD), Ok(FdFlag::FD_CLOEXEC.bits()));
+        }
+    }
+
+    #[test]
+    fn a_lock_that_is_let_go_is_free_although_a_copy_of_it_is_open() {
+        let (_dir, home) = home();
+        let lock = Lock::take(&home, Part::Daemon).expect("free");
+        let _copy = lock.file.try_clone().expect("as in a child that is being spawned");
+        drop(lock);
+        drop(Lock::take(&home, Part::Daemon).expect("free again"));
+    }
+
+    #[test]
+    fn the_lock_works_in_a_symlinked_home_and_clears_leftovers() {
+        let (dir, home) = home();
+        super::super::prepare(&home).expect("made");
+        let link = Home::new(dir.path().join("link"));
+        std::os::unix::fs::symlink(home.root(), link.root()).expect("linked");
+        std::fs::write(home.root().join(".malai.toml.1.tmp"), "half").expect("written");
+        std::fs::create_dir(home.clusters().join(".company.1.tmp")).expect("made");
+        let _lock = Lock::take(&link, Part::Daemon).expect("free");
+        Lock::take(&home, Part::Daemon).expect_err("the same home");
+        assert!(!home.root().join(".malai.toml.1.tmp").exists());
+        assert!(!home.clusters().join(".company.1.tmp").exists());
+    }
+
+    #[test]
+    fn a_change_beside_a_daemon_is_refused_and_beside_an_agent_is_not() {
+        let (_dir, home) = home();
+        for (part, refused) in [(Part::Daemon, true), (Part::Agent, false)] {
+            let lock = Lock::take(&home, part).expect("free");
+            let changes = Changes::begin(&home).expect("free");
+            assert_eq!(changes.refuse_beside_a_daemon().is_err(), refused);
+            drop(lock);
+            changes.refuse_beside_a_daemon().expect("nobody is there");
+        }
+    }
+
+    #[test]
+    fn two_changes_at_once_take_turns() {
+        let (_dir, home) = home();
+        let first = Changes::begin(&home).expect("free");
+        let (told, heard) = std::sync::mpsc::channel();
+        let second = std::thread::spawn({
+            let home = home.clone();
+            move || {
+                let changes = Changes::begin(&home).expect("free in time");
+                told.send(()).expect("is heard");
+                drop(changes);
+            }
+        });
+        heard.try_recv().expect_err("the first is still at it");
+        drop(first);
+        heard.recv_timeout(Duration::from_secs(5)).expect("the second had its turn");
+        second.join().expect("ends");
+    }
+}

@@ -1,0 +1,72 @@
+//! Last known addresses of the other machines: a cache, which may be lost at any time.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use malai_protocol::failure::{Failure, Kind};
+use malai_protocol::id::MachineId;
+use malai_protocol::peer::MAX_ADDRESSES;
+use serde::{Deserialize, Serialize};
+
+/// Room for thousands of machines with all their addresses.
+const MAX_FILE: usize = 4 * 1024 * 1024;
+
+/// What is remembered of each machine.
+pub type Peers = BTreeMap<MachineId, Peer>;
+
+/// What is remembered of one machine.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Peer {
+    /// Where it was last reached or told to be: `IP:PORT` and relay URLs, at most [`MAX_ADDRESSES`].
+    pub addresses: Vec<String>,
+    /// When it was last heard of, milliseconds since the epoch.
+    #[serde(default)]
+    pub seen_ms: u64,
+}
+
+/// Reads the cache. A broken one is logged and empty: it is only a cache.
+pub fn load(path: &Path) -> Peers {
+    let read = super::read(path, MAX_FILE).and_then(|bytes| match bytes {
+        Some(bytes) => serde_json::from_slice(&bytes)
+            .map_err(|e| Failure::new(Kind::BadConfig, format!("{} does not parse: {e}", path.display()))),
+        None => Ok(Peers::new()),
+    });
+    match read {
+        Ok(mut peers) => {
+            peers.values_mut().for_each(|peer| peer.addresses.truncate(MAX_ADDRESSES));
+            peers
+        }
+        Err(error) => {
+            tracing::warn!(%error, "the last known addresses are lost");
+            Peers::new()
+        }
+    }
+}
+
+/// Stores the cache.
+///
+/// # Errors
+/// What the disk says.
+pub fn save(path: &Path, peers: &Peers) -> Result<(), Failure> {
+    let text = serde_json::to_vec(peers)
+        .map_err(|e| Failure::new(Kind::Internal, format!("last known addresses do not encode: {e}")))?;
+    super::write(path, &text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::keys::MachineKey;
+
+    #[test]
+    fn addresses_survive_and_a_broken_cache_is_an_empty_one() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("peers");
+        let id = MachineKey::generate().expect("randomness").id();
+        let peers = Peers::from([(id, Peer { addresses: vec!["192.0.2.1:4001".into()], seen_ms: 7 })]);
+        save(&path, &peers).expect("stored");
+        assert_eq!(load(&path), peers);
+        std::fs::write(&path, "{").expect("damaged");
+        assert_eq!(load(&path), Peers::new());
+    }
+}

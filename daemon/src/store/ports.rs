@@ -1,0 +1,59 @@
+//! The ports that a cluster's endpoints were bound to at first, kept so that addresses told to others stay true.
+
+use std::path::Path;
+
+use malai_protocol::failure::{Failure, Kind};
+use serde::{Deserialize, Serialize};
+
+const MAX_FILE: usize = 4096;
+
+/// The kept ports of one cluster.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ports {
+    /// Of the machine key's endpoint.
+    #[serde(default)]
+    pub machine: Option<u16>,
+    /// Of the cluster key's endpoint, at the manager.
+    #[serde(default)]
+    pub join: Option<u16>,
+}
+
+/// Reads the kept ports. A broken file is logged and means none: others are chosen, and announced.
+pub fn load(path: &Path) -> Ports {
+    let read = super::read(path, MAX_FILE).and_then(|bytes| match bytes {
+        Some(bytes) => serde_json::from_slice(&bytes)
+            .map_err(|e| Failure::new(Kind::BadConfig, format!("{} does not parse: {e}", path.display()))),
+        None => Ok(Ports::default()),
+    });
+    read.unwrap_or_else(|error| {
+        tracing::warn!(%error, "the kept ports are lost");
+        Ports::default()
+    })
+}
+
+/// Stores the ports.
+///
+/// # Errors
+/// What the disk says.
+pub fn save(path: &Path, ports: &Ports) -> Result<(), Failure> {
+    let text =
+        serde_json::to_vec(ports).map_err(|e| Failure::new(Kind::Internal, format!("ports do not encode: {e}")))?;
+    super::write(path, &text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ports_are_kept() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("ports");
+        assert_eq!(load(&path), Ports::default());
+        let ports = Ports { machine: Some(4001), join: None };
+        save(&path, &ports).expect("stored");
+        assert_eq!(load(&path), ports);
+        std::fs::write(&path, "\0").expect("damaged");
+        assert_eq!(load(&path), Ports::default());
+    }
+}

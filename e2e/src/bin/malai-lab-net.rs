@@ -1,0 +1,108 @@
+//! The network services of a lab, on one of its hosts: a relay (HTTPS, HTTP, QUIC address discovery) and a DNS server
+//! that takes pkarr packets. `malai-lab-net ADDRESS` serves at that address until its standard input ends.
+//!
+//! It prints one line of JSON when it is ready; `malai_e2e::lab::Services` reads it.
+
+use std::io::Write as _;
+use std::net::{IpAddr, Ipv4Addr};
+use std::process::ExitCode;
+
+use anyhow::{Context as _, Result};
+use iroh_dns_server::config::{Config, MetricsConfig, RateLimitConfig};
+use iroh_relay::server::{CertConfig, QuicConfig, RelayConfig, Server, ServerConfig, TlsConfig};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+use serde_json::json;
+use tokio::io::AsyncReadExt as _;
+
+/// The port at which relays tell clients their address, by iroh's convention.
+const QUIC_PORT: u16 = 7842;
+/// Where pkarr packets are published over HTTP.
+const PKARR_PORT: u16 = 8080;
+/// An answer must not outlive the address that it tells, or tests would wait for it.
+const TTL_SECONDS: u32 = 1;
+
+fn main() -> ExitCode {
+    let served = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("cannot start a runtime")
+        .and_then(|runtime| runtime.block_on(serve()));
+    match served {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Nobody is left to be told when standard error is closed.
+            drop(writeln!(std::io::stderr(), "malai-lab-net: {error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn serve() -> Result<()> {
+    let address = std::env::args().nth(1).context("usage: malai-lab-net ADDRESS")?;
+    let address: Ipv4Addr = address.parse().with_context(|| format!("{address} is no IPv4 address"))?;
+    let (authority, tls) = certify(address)?;
+    let relay = start_relay(address, tls).await?;
+    let dns = start_dns(address).await?;
+    let ready = json!({
+        "relay": format!("https://{address}/"),
+        "relay_http": format!("http://{address}/"),
+        "quic_port": QUIC_PORT,
+        "authority": authority,
+        "dns": dns.dns_addr().to_string(),
+        "pkarr": format!("http://{address}:{PKARR_PORT}/pkarr"),
+    });
+    writeln!(std::io::stdout(), "{ready}").context("cannot tell that it is ready")?;
+    tokio::io::stdin().read_to_end(&mut Vec::new()).await.context("cannot read standard input")?;
+    dns.shutdown().await.context("cannot shut the DNS server down")?;
+    relay.shutdown().await.context("cannot shut the relay down")
+}
+
+/// A private authority (PEM) and a server that it vouches for.
+fn certify(address: Ipv4Addr) -> Result<(String, rustls::ServerConfig)> {
+    let mut authority = CertificateParams::new(Vec::new()).context("cannot make an authority")?;
+    authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let key = KeyPair::generate().context("cannot make a key")?;
+    let authority = CertifiedIssuer::self_signed(authority, key).context("cannot make an authority")?;
+    let key = KeyPair::generate().context("cannot make a key")?;
+    let server = CertificateParams::new(vec![address.to_string()])
+        .and_then(|server| server.signed_by(&key, &authority))
+        .context("cannot make a certificate")?;
+    let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der()));
+    let provider = rustls::crypto::ring::default_provider();
+    let tls = rustls::ServerConfig::builder_with_provider(provider.into())
+        .with_safe_default_protocol_versions()
+        .context("no TLS versions")?
+        .with_no_client_auth()
+        .with_single_cert(vec![server.der().clone()], key)
+        .context("cannot use its own certificate")?;
+    Ok((authority.pem(), tls))
+}
+
+async fn start_relay(address: Ipv4Addr, tls: rustls::ServerConfig) -> Result<Server> {
+    let mut relay = RelayConfig::new((address, 80));
+    relay.tls = Some(TlsConfig::new((address, 443), CertConfig::Manual { server_config: tls.clone() }));
+    let mut quic = QuicConfig::new((address, QUIC_PORT));
+    quic.server_config = Some(tls);
+    let mut config = ServerConfig::default();
+    config.relay = Some(relay);
+    config.quic = Some(quic);
+    Server::spawn(config).await.context("cannot start the relay")
+}
+
+async fn start_dns(address: Ipv4Addr) -> Result<iroh_dns_server::Server> {
+    let mut config = Config::default();
+    config.https = None;
+    if let Some(http) = &mut config.http {
+        http.port = PKARR_PORT;
+        http.bind_addr = Some(IpAddr::V4(address));
+    }
+    config.dns.port = 53;
+    config.dns.bind_addr = Some(IpAddr::V4(address));
+    config.dns.default_ttl = TTL_SECONDS;
+    config.dns.origins = vec![".".to_owned()];
+    config.metrics = Some(MetricsConfig::disabled());
+    config.pkarr_put_rate_limit = RateLimitConfig::Disabled;
+    config.data_dir = Some("/run/malai-lab-net".into());
+    iroh_dns_server::Server::bind(config).await.context("cannot start the DNS server")
+}

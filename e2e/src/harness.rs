@@ -1,0 +1,41 @@
+//! Runs trials that need the lab, and never passes over them in silence.
+
+use std::io::Write as _;
+use std::process::ExitCode;
+
+use libtest_mimic::{Arguments, Failed, Trial};
+
+use crate::lab::requirements;
+
+/// One test: its name is a claim, its body a story told with [`crate::lab`].
+pub fn trial(name: &str, body: fn() -> anyhow::Result<()>) -> Trial {
+    Trial::test(name, move || body().map_err(|error| Failed::from(format!("{error:?}"))))
+}
+
+/// The `main` of a test file: runs the trials, two at a time on two cores.
+///
+/// Where the lab cannot run (not root, a tool is missing) it says why on standard error. With `CI=true` that is a
+/// failure; otherwise every trial is reported as ignored.
+pub fn main(trials: Vec<Trial>) -> ExitCode {
+    let arguments = Arguments::from_args();
+    let missing = requirements::missing();
+    if missing.is_empty() || arguments.list {
+        return libtest_mimic::run(&arguments, trials).exit_code();
+    }
+    let in_ci = std::env::var("CI").is_ok_and(|value| value == "true");
+    let mut stderr = std::io::stderr().lock();
+    let verdict = if in_ci { "failed" } else { "not run" };
+    // Nothing is left to report to when standard error itself is closed.
+    drop(writeln!(stderr, "{verdict}: the lab of hosts cannot run here: {}", missing.join("; ")));
+    if in_ci {
+        return ExitCode::FAILURE;
+    }
+    let ignored = trials.into_iter().map(|trial| trial.with_ignored_flag(true)).collect();
+    libtest_mimic::run(&arguments, ignored).exit_code()
+}
+
+/// Lists test functions as trials, each by its own name: `trials![first_claim, second_claim]`.
+#[macro_export]
+macro_rules! trials {
+    ($($test:ident),* $(,)?) => { vec![$($crate::harness::trial(stringify!($test), $test)),*] };
+}

@@ -1,0 +1,194 @@
+//! Who may do what: one pure interpretation of the config, in one place.
+//!
+//! [`decide`] is what the target asks before anything starts, and again when the config changes; [`explain`] tells the
+//! same decision in words. Both come from one judgement, which denies whatever no line of the config allows.
+
+mod rules;
+
+use serde_bytes::ByteBuf;
+
+use crate::config::{Config, Machine, Name};
+use crate::failure::{Failure, Kind};
+use crate::id::MachineId;
+use crate::local::Verdict;
+use crate::plan::Decided;
+
+/// The machine that decides, as its daemon knows itself.
+#[derive(Debug, Clone, Copy)]
+pub struct Me<'a> {
+    /// Its key.
+    pub id: &'a MachineId,
+    /// The user that the daemon runs as.
+    pub daemon_user: &'a str,
+    /// Whether that user is root, and so can run commands as others.
+    pub root: bool,
+}
+
+/// What is asked for. Every kind of request is a variant, so that none is without a rule.
+#[derive(Debug, Clone, Copy)]
+pub enum Request<'a> {
+    /// Run a command.
+    Exec(Exec<'a>),
+}
+
+/// A command to run, as the caller sent it.
+#[derive(Debug, Clone, Copy)]
+pub struct Exec<'a> {
+    /// The words after the target.
+    pub words: &'a [ByteBuf],
+    /// They are an argv in any case.
+    pub literal: bool,
+    /// The one word is for the user's shell. Implies `literal`.
+    pub shell: bool,
+    /// The user asked for.
+    pub user: Option<&'a str>,
+    /// Names of the environment additions; bytes that are not UTF-8 as [`crate::audit::printable`] writes them, which
+    /// is the name of no variable.
+    pub env_names: &'a [String],
+}
+
+impl<'a> From<&'a Decided> for Request<'a> {
+    fn from(decided: &'a Decided) -> Self {
+        Request::Exec(Exec {
+            words: &decided.words,
+            literal: decided.literal,
+            shell: decided.shell,
+            user: decided.user.as_deref(),
+            env_names: &decided.env_names,
+        })
+    }
+}
+
+/// What a decision allows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Grant {
+    /// Program and arguments: the caller's words, or the named command's.
+    pub argv: Vec<ByteBuf>,
+    /// The one word of `argv` is for the user's shell.
+    pub shell: bool,
+    /// The user to run as; None = the daemon's own.
+    pub run_as: Option<String>,
+    /// The named command that the words named.
+    pub named: Option<String>,
+    /// The caller's name in the config.
+    pub who: String,
+}
+
+/// What came of a request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Decision {
+    /// This, and nothing else, is allowed.
+    Allowed(Grant),
+    /// It is not allowed.
+    Refused(Failure),
+}
+
+/// Decides a request at its target, by the config that the target holds.
+pub fn decide(config: &Config, me: &Me<'_>, caller: &MachineId, request: &Request<'_>) -> Decision {
+    let account = Account { user: me.daemon_user, root: me.root };
+    match judge(config, me.id, Some(account), caller, request).outcome {
+        Ok(grant) if grant.argv.is_empty() => Decision::Refused(
+            Failure::new(Kind::Usage, "there is no command to run").hint("name a program after the target"),
+        ),
+        Ok(grant) => Decision::Allowed(grant),
+        Err(failure) => Decision::Refused(failure),
+    }
+}
+
+/// Decides a running session anew, by a config that came after its start: None when it may go on, else why not.
+pub fn decide_anew(config: &Config, me: &Me<'_>, caller: &MachineId, decided: &Decided) -> Option<Failure> {
+    match decide(config, me, caller, &Request::from(decided)) {
+        Decision::Refused(failure) => Some(failure),
+        Decision::Allowed(grant) if grant.named != decided.named || grant.run_as != decided.run_as => {
+            Some(Failure::new(Kind::Denied, "the config now means another command or user by this request"))
+        }
+        Decision::Allowed(_) => None,
+    }
+}
+
+/// Tells what [`decide`] would say on this machine, and why. Without words: for any command.
+pub fn explain(config: &Config, me: &Me<'_>, caller: &MachineId, request: &Request<'_>) -> Verdict {
+    judge(config, me.id, Some(Account { user: me.daemon_user, root: me.root }), caller, request).into_verdict()
+}
+
+/// Tells what [`decide`] would say on another machine, of whose daemon only the config is known here.
+pub fn explain_elsewhere(config: &Config, target: &MachineId, caller: &MachineId, request: &Request<'_>) -> Verdict {
+    judge(config, target, None, caller, request).into_verdict()
+}
+
+/// The daemon's own account.
+#[derive(Debug, Clone, Copy)]
+struct Account<'a> {
+    user: &'a str,
+    root: bool,
+}
+
+/// A decision with the way to it.
+struct Judgement {
+    steps: Vec<String>,
+    outcome: Result<Grant, Failure>,
+}
+
+impl Judgement {
+    fn into_verdict(mut self) -> Verdict {
+        match self.outcome {
+            Ok(_) => Verdict { allowed: true, steps: self.steps, hint: None },
+            Err(failure) => {
+                self.steps.push(failure.message);
+                Verdict { allowed: false, steps: self.steps, hint: failure.hint }
+            }
+        }
+    }
+}
+
+/// A member's request at a machine.
+struct Case<'a> {
+    config: &'a Config,
+    name: &'a Name,
+    machine: &'a Machine,
+    who: &'a Name,
+    /// None where the decision is only explained, for another machine.
+    account: Option<Account<'a>>,
+}
+
+/// The one interpretation of the config.
+fn judge(
+    config: &Config,
+    target: &MachineId,
+    account: Option<Account<'_>>,
+    caller: &MachineId,
+    request: &Request<'_>,
+) -> Judgement {
+    let mut steps = Vec::new();
+    let outcome = rule(config, target, account, caller, request, &mut steps);
+    Judgement { steps, outcome }
+}
+
+fn rule(
+    config: &Config,
+    target: &MachineId,
+    account: Option<Account<'_>>,
+    caller: &MachineId,
+    request: &Request<'_>,
+    steps: &mut Vec<String>,
+) -> Result<Grant, Failure> {
+    // A stranger is told nothing but this, whatever it asks for.
+    let (who, _) = config
+        .machine_by_id(caller)
+        .ok_or_else(|| Failure::new(Kind::NotAMember, "the caller is not a machine of this cluster"))?;
+    let (name, machine) = config.machine_by_id(target).ok_or_else(|| {
+        Failure::new(Kind::Denied, "the target is not a machine of this cluster any more")
+            .hint("`malai status` lists the machines")
+    })?;
+    steps.push(format!("`{who}` is a machine of the cluster"));
+    if let Some(why) = config.blocked(name) {
+        return Err(Failure::new(Kind::Unsupported, why).hint(format!("install a newer malai on `{name}`")));
+    }
+    let case = Case { config, name, machine, who, account };
+    match request {
+        Request::Exec(exec) => case.exec(exec, steps),
+    }
+}
+
+#[cfg(test)]
+mod tests;

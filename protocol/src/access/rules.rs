@@ -1,0 +1,228 @@
+//! The rules for commands: which list, which user, which environment.
+
+use serde_bytes::ByteBuf;
+
+use super::{Case, Exec, Grant};
+use crate::config::environment::{self, Standing};
+use crate::config::{Allow, Command, Name, Via, is_user, shown};
+use crate::failure::{Failure, Kind};
+
+/// Longer lists are not repeated in a hint.
+const MAX_SHOWN: usize = 12;
+
+impl Case<'_> {
+    /// Whether the caller may run this, and as whom.
+    pub(super) fn exec(&self, exec: &Exec<'_>, steps: &mut Vec<String>) -> Result<Grant, Failure> {
+        let command = self.named(exec);
+        if let Some((name, _)) = command {
+            steps.push(format!("`{name}` is a named command of `{}`", self.name));
+        }
+        self.listed(command, steps)?;
+        self.well_formed(exec, command)?;
+        let run_as = self.run_as(exec.user, command, steps)?;
+        self.environment(exec.env_names, steps)?;
+        let argv = match command {
+            Some((_, command)) => command.command.iter().map(|word| ByteBuf::from(word.as_bytes())).collect(),
+            None => exec.words.to_vec(),
+        };
+        let named = command.map(|(name, _)| name.to_string());
+        Ok(Grant { argv, shell: exec.shell, run_as, named, who: self.who.to_string() })
+    }
+
+    /// The named command that the first word names.
+    fn named(&self, exec: &Exec<'_>) -> Option<(&Name, &Command)> {
+        if exec.literal || exec.shell {
+            return None;
+        }
+        let word = std::str::from_utf8(exec.words.first()?).ok()?;
+        self.machine.commands.get_key_value(word)
+    }
+
+    /// Whether the list that counts has the caller.
+    fn listed(&self, command: Option<(&Name, &Command)>, steps: &mut Vec<String>) -> Result<(), Failure> {
+        let (machine, defaults) = (&self.machine.allow_from, &self.config.defaults.allow_from);
+        let own = command.and_then(|(name, command)| Some((self.command_section(name), command.allow_from.as_ref()?)));
+        let found = own
+            .or_else(|| Some((self.section(), machine.as_ref()?)))
+            .or_else(|| Some(("defaults".to_owned(), defaults.as_ref()?)));
+        let Some((section, list)) = found else {
+            let why = format!("nobody may run commands on `{}`: neither it nor [defaults] has `allow_from`", self.name);
+            return Err(self.denied(why, &self.section(), &self.allow_line(None)));
+        };
+        match self.config.via(list, self.who) {
+            Some(via) => {
+                steps.push(format!("`allow_from` of [{section}] has {}", described(&via, self.who)));
+                Ok(())
+            }
+            None => {
+                let why = format!("`{}` is not in `allow_from` of [{section}]", self.who);
+                // The line allows this on this machine only, even where the defaults decided.
+                let place = if section == "defaults" { self.section() } else { section };
+                Err(self.denied(why, &place, &self.allow_line(Some(list))))
+            }
+        }
+    }
+
+    /// The line that adds the caller to a list.
+    fn allow_line(&self, list: Option<&Allow>) -> String {
+        let names: Vec<&Name> = list.into_iter().flat_map(|list| &list.names).collect();
+        if names.len() > MAX_SHOWN {
+            return format!("add \"{}\" to allow_from", self.who);
+        }
+        let quoted: Vec<String> = names.into_iter().chain([self.who]).map(|name| format!("\"{name}\"")).collect();
+        format!("allow_from = [{}]", quoted.join(", "))
+    }
+
+    fn well_formed(&self, exec: &Exec<'_>, command: Option<(&Name, &Command)>) -> Result<(), Failure> {
+        if let Some((name, _)) = command
+            && exec.words.len() > 1
+        {
+            let message = format!("`{name}` is a named command of `{}`, and takes no further words", self.name);
+            let hint = format!("give `{name}` alone; after `--` the words are a program and its arguments");
+            return Err(Failure::new(Kind::Denied, message).hint(hint));
+        }
+        if exec.shell && exec.words.len() > 1 {
+            return Err(Failure::new(Kind::Usage, "the shell is given one string, and there are more words"));
+        }
+        if exec.words.iter().any(|word| word.contains(&0)) {
+            return Err(Failure::new(Kind::Usage, "no program can be given a word with a NUL byte in it"));
+        }
+        Ok(())
+    }
+
+    /// The user to run as; None = the daemon's own.
+    fn run_as(
+        &self,
+        asked: Option<&str>,
+        command: Option<(&Name, &Command)>,
+        steps: &mut Vec<String>,
+    ) -> Result<Option<String>, Failure> {
+        let configured = self.configured_user(command);
+        let user = match asked {
+            Some(user) => Some(self.may_ask_for(user, configured, command)?),
+            None => configured,
+        };
+        let run_as = match (user, self.account) {
+            (None, Some(account)) if account.root => {
+                let why = format!("no `username` says as whom commands run on `{}`, and its daemon is root", self.name);
+                return Err(self.denied(why, &self.section(), "username = \"root\""));
+            }
+            (None, _) => None,
+            (Some(user), Some(account)) if account.user == user => None,
+            (Some(user), Some(account)) if !account.root => {
+                let message = format!("the daemon on `{}` is not root, and cannot run commands as `{user}`", self.name);
+                let hint = format!("let malai's daemon there be started by root, or by `{user}`");
+                return Err(Failure::new(Kind::Denied, message).hint(hint));
+            }
+            (Some(user), _) => Some(user.to_owned()),
+        };
+        steps.push(match (user, self.account) {
+            (Some(user), Some(_)) => format!("it runs as `{user}`"),
+            (Some(user), None) => format!("it runs as `{user}`, if the daemon on `{}` is root or `{user}`", self.name),
+            (None, Some(account)) => format!("it runs as `{}`, the daemon's own user", account.user),
+            (None, None) => format!(
+                "it runs as the daemon's own user on `{}`; a daemon that is root would refuse, since no `username` is set",
+                self.name
+            ),
+        });
+        Ok(run_as)
+    }
+
+    fn configured_user<'a>(&'a self, command: Option<(&Name, &'a Command)>) -> Option<&'a str> {
+        command.and_then(|(_, command)| command.username.as_deref()).or(self.machine.username.as_deref()).or(self
+            .config
+            .defaults
+            .username
+            .as_deref())
+    }
+
+    /// Whether this user may be asked for. A named command runs as its own user only: its list may be wider than the
+    /// machine's.
+    fn may_ask_for<'u>(
+        &self,
+        user: &'u str,
+        configured: Option<&str>,
+        command: Option<(&Name, &Command)>,
+    ) -> Result<&'u str, Failure> {
+        let own = |user: &str| self.account.is_some_and(|account| !account.root && account.user == user);
+        let listed = command.is_none() && self.machine.users.iter().any(|known| known == user);
+        if configured == Some(user) || listed || (configured.is_none() && own(user)) {
+            return Ok(user);
+        }
+        if let Some((name, _)) = command {
+            let message = format!("`{name}` runs as its own user only, not as `{}`", shown(user));
+            return Err(Failure::new(Kind::Denied, message).hint("leave the user out"));
+        }
+        let message = format!("commands on `{}` may not be run as `{}`", self.name, shown(user));
+        if !is_user(user) {
+            return Err(Failure::new(Kind::Denied, message).hint("leave the user out"));
+        }
+        let users = self.machine.users.iter().map(String::as_str).chain([user]);
+        let quoted: Vec<String> = users.map(|user| format!("\"{user}\"")).collect();
+        let line = match quoted.len() {
+            0..=MAX_SHOWN => format!("users = [{}]", quoted.join(", ")),
+            _ => format!("add \"{user}\" to users"),
+        };
+        Err(self.denied(message, &self.section(), &line))
+    }
+
+    /// Whether the caller may set these variables.
+    fn environment(&self, names: &[String], steps: &mut Vec<String>) -> Result<(), Failure> {
+        let accepted = self.machine.accept_env.as_ref().or(self.config.defaults.accept_env.as_ref());
+        for name in names {
+            let listed = || accepted.is_some_and(|list| list.iter().any(|pattern| environment::matches(pattern, name)));
+            match environment::standing(name) {
+                Standing::Always => {}
+                Standing::Ask if listed() => {}
+                Standing::Ask => {
+                    let why = format!("`{}` does not accept the variable `{}`", self.name, shown(name));
+                    let items = accepted.into_iter().flatten().map(String::as_str).chain([name.as_str()]);
+                    let quoted: Vec<String> = items.map(|item| format!("\"{item}\"")).collect();
+                    let line = match quoted.len() {
+                        0..=MAX_SHOWN => format!("accept_env = [{}]", quoted.join(", ")),
+                        _ => format!("add \"{}\" to accept_env", shown(name)),
+                    };
+                    return Err(self.denied(why, &self.section(), &line));
+                }
+                Standing::Never => {
+                    let why = format!("`{}` may change which code runs, and no machine accepts it", shown(name));
+                    return Err(Failure::new(Kind::Denied, why).hint("leave this variable out"));
+                }
+                Standing::NotAName => {
+                    let why = format!("`{}` is not the name of a variable", shown(name));
+                    return Err(Failure::new(Kind::Denied, why).hint("names have letters, digits and `_`"));
+                }
+            }
+        }
+        if !names.is_empty() {
+            steps.push(format!("`{}` accepts the variables", self.name));
+        }
+        Ok(())
+    }
+
+    fn section(&self) -> String {
+        format!("machine.{}", self.name)
+    }
+
+    fn command_section(&self, command: &Name) -> String {
+        format!("machine.{}.command.{command}", self.name)
+    }
+
+    /// A refusal with the line of the config that would lift it.
+    fn denied(&self, why: String, section: &str, line: &str) -> Failure {
+        let manager = &self.config.cluster.manager;
+        Failure::new(Kind::Denied, why)
+            .hint(format!("in cluster.toml on `{manager}`, under [{section}]: {line} - then run `malai rescan` there"))
+    }
+}
+
+fn described(via: &Via, who: &Name) -> String {
+    match via {
+        Via::Everyone => "\"*\", every machine of the cluster".to_owned(),
+        Via::Itself => format!("`{who}`"),
+        Via::Groups(way) => {
+            let shown: Vec<String> = way.iter().take(MAX_SHOWN).map(|group| format!("`{group}`")).collect();
+            format!("the group {}, which has `{who}`", shown.join(", which has the group "))
+        }
+    }
+}

@@ -1,0 +1,210 @@
+//! The cluster's config: what it says, and whether it is in order.
+//!
+//! The manager reads its text strictly ([`Config::check`]); a member reads what the manager signed tolerantly
+//! ([`Config::read`]), since it may be older than the manager. Every key is described in docs/config.md.
+//!
+//! A newer version that adds a *restriction* has to put it under a machine, the defaults or a group: there a member
+//! that does not know it refuses to run commands. Unknown keys elsewhere are ignored.
+
+mod check;
+pub mod edit;
+pub(crate) mod environment;
+mod groups;
+mod names;
+mod problem;
+mod sections;
+mod shape;
+mod values;
+mod walk;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use toml::de::DeTable;
+
+pub use groups::Via;
+pub(crate) use names::shown;
+pub use names::{MAX_NAME, Name, NameError, is_user};
+pub use problem::{MAX_PROBLEMS, Problem};
+
+use crate::id::{ClusterId, MachineId};
+use walk::{Mode, Scope};
+
+/// A cluster's config.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// The cluster itself.
+    pub cluster: Cluster,
+    /// How its machines find each other.
+    pub network: Network,
+    /// What holds for machines without a rule of their own.
+    pub defaults: Defaults,
+    /// Its machines.
+    pub machines: BTreeMap<Name, Machine>,
+    /// Its groups.
+    pub groups: BTreeMap<Name, Group>,
+    /// In each scope the first key that this version does not understand.
+    unsupported: BTreeMap<Scope, String>,
+}
+
+/// `[cluster]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cluster {
+    /// The cluster's name.
+    pub name: Name,
+    /// The key that signs its snapshots.
+    pub id: ClusterId,
+    /// The machine that holds that key.
+    pub manager: Name,
+}
+
+/// `[network]`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Network {
+    /// URLs of the relays; absent = iroh's public ones, empty = none.
+    pub relays: Option<Vec<String>>,
+    /// `dns`, `mdns`, or the URL of a pkarr/DNS server; absent = `dns` and `mdns`, empty = none.
+    pub discovery: Option<Vec<String>>,
+    /// Certificates in PEM that the relays and servers above are trusted by; absent = the web's.
+    pub ca: Option<String>,
+}
+
+/// `[defaults]`: what holds for machines without a rule of their own.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Defaults {
+    /// Who may run commands; absent = nobody.
+    pub allow_from: Option<Allow>,
+    /// The user that commands run as.
+    pub username: Option<String>,
+    /// How long a session waits for its caller to come back.
+    pub grace: Option<Duration>,
+    /// Names of environment variables that callers may set; `*` at the end of one means all that begin so.
+    pub accept_env: Option<Vec<String>>,
+}
+
+/// `[machine.NAME]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Machine {
+    /// The machine's key.
+    pub id: MachineId,
+    /// Who may run commands; absent = as the defaults say.
+    pub allow_from: Option<Allow>,
+    /// Who may open a shell; absent = nobody.
+    pub allow_shell: Option<Allow>,
+    /// Who, besides its owner, may list, attach to and kill a session; absent = nobody.
+    pub allow_sessions: Option<Allow>,
+    /// The user that commands run as; absent = as the defaults say, else the daemon's own.
+    pub username: Option<String>,
+    /// Further users that callers may ask for.
+    pub users: Vec<String>,
+    /// Fixed addresses.
+    pub addresses: Vec<SocketAddr>,
+    /// How long a session waits for its caller to come back; absent = as the defaults say.
+    pub grace: Option<Duration>,
+    /// Names of environment variables that callers may set; absent = as the defaults say.
+    pub accept_env: Option<Vec<String>>,
+    /// Named commands.
+    pub commands: BTreeMap<Name, Command>,
+}
+
+impl Machine {
+    /// A machine of which nothing but its key is said.
+    pub fn new(id: MachineId) -> Self {
+        Self {
+            id,
+            allow_from: None,
+            allow_shell: None,
+            allow_sessions: None,
+            username: None,
+            users: Vec::new(),
+            addresses: Vec::new(),
+            grace: None,
+            accept_env: None,
+            commands: BTreeMap::new(),
+        }
+    }
+}
+
+/// `[machine.NAME.command.NAME]`: a named command.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Command {
+    /// Program and arguments; at least one word.
+    pub command: Vec<String>,
+    /// Who may run it; absent = who may run commands on the machine.
+    pub allow_from: Option<Allow>,
+    /// The user that it runs as; absent = as the machine says.
+    pub username: Option<String>,
+}
+
+/// `[group.NAME]`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Group {
+    /// Machines and other groups.
+    pub members: BTreeSet<Name>,
+}
+
+/// A list of who may do something.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Allow {
+    /// `"*"`: every member of the cluster.
+    pub everyone: bool,
+    /// Machines and groups.
+    pub names: BTreeSet<Name>,
+}
+
+impl Config {
+    /// Reads the text as the manager does before it signs: everything has to be known and in order.
+    ///
+    /// # Errors
+    /// What is wrong with it, in the order of the text, at most [`MAX_PROBLEMS`].
+    pub fn check(text: &str) -> Result<Self, Vec<Problem>> {
+        Self::parse(text, Mode::Strict)
+    }
+
+    /// Reads the text as a member does after it has verified the signature: what this version does not understand is
+    /// noted, and [`Config::blocked`] tells whom it touches.
+    ///
+    /// # Errors
+    /// What is wrong with it, as far as no newer version could mean anything by it.
+    pub fn read(text: &str) -> Result<Self, Vec<Problem>> {
+        Self::parse(text, Mode::Tolerant)
+    }
+
+    fn parse(text: &str, mode: Mode) -> Result<Self, Vec<Problem>> {
+        shape::check(text).map_err(|problem| vec![problem])?;
+        let root = DeTable::parse(text).map_err(|error| vec![syntax(text, &error)])?;
+        sections::read(text, root.get_ref(), mode)
+    }
+
+    /// Why nothing may be run on this machine by this config: a key, under the machine itself, the defaults or a group,
+    /// that this version does not understand, and that may be a restriction.
+    pub fn blocked(&self, me: &Name) -> Option<String> {
+        let own = self.unsupported.get(&Scope::Machine(me.to_string()));
+        let key = own.or_else(|| self.unsupported.get(&Scope::Shared))?;
+        Some(format!("the config has `{key}`, which this version of malai does not understand and so cannot obey"))
+    }
+
+    /// The machine with this key.
+    pub fn machine_by_id(&self, id: &MachineId) -> Option<(&Name, &Machine)> {
+        self.machines.iter().find(|(_, machine)| machine.id == *id)
+    }
+
+    /// The machine of this name.
+    pub fn machine(&self, name: &str) -> Option<&Machine> {
+        self.machines.get(name)
+    }
+}
+
+/// What the parser stumbled over.
+fn syntax(text: &str, error: &toml::de::Error) -> Problem {
+    let span = error.span().unwrap_or_default();
+    let message = match (error.message(), text.get(span.clone())) {
+        ("duplicate key", Some(key)) => format!("`{}` is there a second time", shown(key)),
+        (message, _) => format!("not TOML: {}", message.trim()),
+    };
+    Problem::at(text, span.start, message, None)
+}
+
+#[cfg(test)]
+pub(crate) mod tests;
