@@ -1,8 +1,41 @@
-//! daemon
+//! malai's daemon and executor, as a library.
+//!
+//! # Layout
+//! [`Daemon`] wires everything: bind, run, shutdown. `membership` is one joined cluster; `net` the network below it;
+//! `machine` the target's side of a session and `outbound` the caller's; `local` the CLI's socket, `requests` what is
+//! asked there; `join` how newcomers become machines; [`manager`] signs, [`store`] keeps, [`mod@audit`] records.
+//! [`supervisor`] starts the [`executor`], which owns the commands.
+//!
+//! # Non-goals
+//! There is no second way to execution: everything goes through `machine`, and through `access::decide` there.
 
 pub mod admin;
 pub mod audit;
 pub mod clock;
+mod clusters;
+mod copy;
+mod daemon;
+mod ended;
+pub mod executor;
+mod join;
+mod local;
+mod machine;
 pub mod manager;
+mod membership;
+mod net;
 pub mod offline;
+mod outbound;
+mod requests;
+mod resolve;
+mod shared;
+mod spread;
+mod status;
 pub mod store;
+pub mod supervisor;
+mod takeover;
+
+pub use daemon::{Daemon, Options};
+pub use offline::offline;
+
+/// The version of this malai.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");

@@ -13,7 +13,6 @@ use malai_protocol::config::{Config, Problem};
 use malai_protocol::failure::{Failure, Kind};
 use malai_protocol::home::ClusterDir;
 use malai_protocol::id::{ClusterId, MachineId};
-use malai_protocol::local::Role;
 use malai_protocol::snapshot::{MAX_TEXT, Snapshot, next_generation};
 
 use crate::store::clusters::{self, Cluster};
@@ -29,6 +28,8 @@ mod publish;
 pub use enrol::Enrolled;
 pub use publish::Rescan;
 
+/// The name of a machine whose host name gives none.
+pub(crate) const NAMELESS: &str = "host";
 /// A difference is for a person to read: more is cut off.
 const MAX_DIFF: usize = 256 * 1024;
 /// After so long a difference is shown coarser than it could be.
@@ -53,12 +54,8 @@ impl<'c> Manager<'c> {
     /// [`Kind::NotConfigured`] when there is no such cluster, [`Kind::Conflict`] when it is managed elsewhere,
     /// [`Kind::BadConfig`] when a file is missing or broken.
     pub fn load(changes: &'c Changes, alias: &str) -> Result<Self, Failure> {
-        let cluster = clusters::load(changes.home(), alias)?;
-        let key = match cluster.role {
-            Role::Manager => ClusterKey::load(&cluster.dir.cluster_key())?,
-            Role::Machine => None,
-        };
-        let Some(key) = key else { return Err(managed_elsewhere(&cluster)) };
+        let mut cluster = clusters::load(changes.home(), alias)?;
+        let Some(key) = cluster.cluster_key.take() else { return Err(managed_elsewhere(&cluster)) };
         let Cluster { alias, dir, machine_key, snapshot: signed, .. } = cluster;
         let held = signed.as_ref().map_or(0, |s| s.header().generation);
         // One below the own number was published over, by a manager that crashed before it removed the file.
@@ -82,7 +79,11 @@ impl<'c> Manager<'c> {
     /// [`Kind::BadConfig`] when its file was lost.
     pub fn signed(&self) -> Result<&Snapshot, Failure> {
         self.signed.as_ref().ok_or_else(|| {
-            let message = format!("the cluster {} has no signed config: {} is missing", self.alias, self.dir.snapshot().display());
+            let message = format!(
+                "the cluster {} has no signed config: {} is missing",
+                self.alias,
+                self.dir.snapshot().display()
+            );
             Failure::new(Kind::BadConfig, message)
                 .hint(format!("check cluster.toml, then sign it: malai rescan {}", self.alias))
         })
@@ -103,13 +104,16 @@ impl<'c> Manager<'c> {
     pub fn edited(&self) -> Result<String, Failure> {
         let path = self.dir.config();
         store::read_text(&path, MAX_TEXT)?.ok_or_else(|| {
-            Failure::new(Kind::BadConfig, format!("{} is missing", path.display()))
-                .hint(format!("write the signed text there: malai config show {} > {}", self.alias, path.display()))
+            Failure::new(Kind::BadConfig, format!("{} is missing", path.display())).hint(format!(
+                "write the signed text there: malai config show {} > {}",
+                self.alias,
+                path.display()
+            ))
         })
     }
 
     /// Signs a checked text as the next generation and stores it. Disk before memory: on an error nothing has changed.
-    fn sign(&mut self, text: String, now_ms: u64) -> Result<(), Failure> {
+    fn sign(&mut self, text: String, now_ms: u64) -> Result<Snapshot, Failure> {
         let generation = |snapshot: &Option<Snapshot>| snapshot.as_ref().map_or(0, |s| s.header().generation);
         let highest = generation(&self.signed).max(generation(&self.foreign));
         if highest == u64::MAX {
@@ -123,16 +127,19 @@ impl<'c> Manager<'c> {
         }
         let next = self.key.sign(next_generation(highest, now_ms), now_ms, text)?;
         snapshot::save(&self.dir.snapshot(), &next)?;
-        self.signed = Some(next);
-        Ok(())
+        self.signed = Some(next.clone());
+        Ok(next)
     }
 }
 
 fn managed_elsewhere(cluster: &Cluster) -> Failure {
     let config = cluster.snapshot.as_ref().and_then(|s| Config::read(s.text()).ok());
     let at = config.map_or_else(|| "its cluster manager".to_owned(), |config| config.cluster.manager.to_string());
-    Failure::new(Kind::Conflict, format!("this machine does not manage {}: it does not hold the cluster key", cluster.alias))
-        .hint(format!("do it on {at}"))
+    Failure::new(
+        Kind::Conflict,
+        format!("this machine does not manage {}: it does not hold the cluster key", cluster.alias),
+    )
+    .hint(format!("do it on {at}"))
 }
 
 /// A unified difference between two texts; empty when they are equal.

@@ -2,7 +2,7 @@
 
 use malai_protocol::failure::{Failure, Kind};
 use malai_protocol::home::Home;
-use malai_protocol::local::{Changed, RescanOutcome, Request, Rescanned, Response};
+use malai_protocol::local::{Changed, Request, RescanOutcome, Rescanned, Response};
 
 use crate::admin::{self, Change, Scanned, unpublished};
 use crate::clock::now_ms;
@@ -65,12 +65,11 @@ fn changed(change: Change) -> Result<Response, Failure> {
     Ok(Response::Changed(Changed { machine: change.machine, id: change.id, publication, warning: change.warning }))
 }
 
-fn rescanned((alias, scanned): (String, Result<Scanned, Failure>)) -> Rescanned {
-    let outcome = scanned.and_then(|scanned| match (scanned.outcome, scanned.snapshot) {
-        (Rescan::Checked { diff }, _) => Ok(RescanOutcome::Checked { diff }),
-        (Rescan::Unchanged, Some(snapshot)) => unpublished(&snapshot).map(RescanOutcome::Unchanged),
-        (Rescan::Signed, Some(snapshot)) => unpublished(&snapshot).map(RescanOutcome::Published),
-        (_, None) => Err(Failure::new(Kind::Internal, "a config was signed, and is not there")),
+fn rescanned(scanned: Scanned) -> Rescanned {
+    let outcome = scanned.outcome.and_then(|done| match done {
+        Rescan::Checked { diff } => Ok(RescanOutcome::Checked { diff }),
+        Rescan::Unchanged(snapshot) => unpublished(&snapshot).map(RescanOutcome::Unchanged),
+        Rescan::Signed(snapshot) => unpublished(&snapshot).map(RescanOutcome::Published),
     });
-    Rescanned { alias, outcome: outcome.unwrap_or_else(RescanOutcome::Failed) }
+    Rescanned { alias: scanned.alias, outcome: outcome.unwrap_or_else(RescanOutcome::Failed) }
 }

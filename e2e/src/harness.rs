@@ -9,9 +9,7 @@ use crate::lab::requirements;
 
 /// One test: its name is a claim, its body a story told with [`crate::lab`].
 pub fn trial(name: &str, body: fn() -> anyhow::Result<()>) -> Trial {
-    Trial::test(name, move || {
-        body().map_err(|error| Failed::from(format!("{error:?}")))
-    })
+    Trial::test(name, move || body().map_err(|error| Failed::from(format!("{error:?}"))))
 }
 
 /// The `main` of a test file: runs the trials, two at a time on two cores.
@@ -28,18 +26,11 @@ pub fn main(trials: Vec<Trial>) -> ExitCode {
     let mut stderr = std::io::stderr().lock();
     let verdict = if in_ci { "failed" } else { "not run" };
     // Nothing is left to report to when standard error itself is closed.
-    drop(writeln!(
-        stderr,
-        "{verdict}: the lab of hosts cannot run here: {}",
-        missing.join("; ")
-    ));
+    drop(writeln!(stderr, "{verdict}: the lab of hosts cannot run here: {}", missing.join("; ")));
     if in_ci {
         return ExitCode::FAILURE;
     }
-    let ignored = trials
-        .into_iter()
-        .map(|trial| trial.with_ignored_flag(true))
-        .collect();
+    let ignored = trials.into_iter().map(|trial| trial.with_ignored_flag(true)).collect();
     libtest_mimic::run(&arguments, ignored).exit_code()
 }
 

@@ -1,2 +1,24 @@
-//! malai
-fn main() {}
+//! The command `malai`.
+//!
+//! # Layout
+//! [`args`] cuts the command line at the target; [`commands`] has one file for each command; [`client`] talks to the
+//! daemon; [`session`] follows one command on a machine; [`background`] starts the daemon and the agent; [`output`] is
+//! the only file that prints.
+
+mod args;
+mod background;
+mod client;
+mod commands;
+mod duration;
+mod escape;
+mod home;
+mod output;
+mod session;
+mod stdio;
+mod timestamp;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    ExitCode::from(commands::run(std::env::args_os().collect()))
+}

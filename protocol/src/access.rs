@@ -1,7 +1,7 @@
 //! Who may do what: one pure interpretation of the config, in one place.
 //!
 //! [`decide`] is what the target asks before anything starts, and again when the config changes; [`explain`] tells the
-//! same decision in words. Both come from [`judge`], which denies whatever no line of the config allows.
+//! same decision in words. Both come from one judgement, which denies whatever no line of the config allows.
 
 mod rules;
 

@@ -16,6 +16,8 @@ pub const MAX_DATA: usize = 64 * 1024;
 pub const MAX_CONTROL: usize = 64 * 1024;
 /// The largest exec request or plan: room for a long argv, below Linux's usual 2 MiB for argv and environment.
 pub const MAX_EXEC: usize = 1024 * 1024;
+/// The largest plan, or end of a session: it holds the request's words twice, as asked and as decided.
+pub const MAX_PLAN: usize = 2 * MAX_EXEC + MAX_CONTROL;
 /// The largest Hello, all that a stranger may send.
 pub const MAX_HELLO: usize = 1024;
 /// The largest frame that carries a snapshot: 4 MiB of text and its header.
@@ -102,13 +104,13 @@ kinds! {
     LocalHello = 0x60, MAX_CONTROL;
     /// What the CLI wants: [`crate::local::Request`].
     Request = 0x61, MAX_EXEC;
-    /// What came of it: [`crate::local::Response`].
-    Response = 0x62, MAX_SNAPSHOT;
+    /// What came of it: [`crate::local::Response`]. Two config texts and their difference fit.
+    Response = 0x62, 3 * MAX_SNAPSHOT;
 
     /// First on an executor's socket: [`crate::plan::Hello`].
     ExecutorHello = 0x80, MAX_CONTROL;
     /// A decided command: [`crate::plan::Plan`].
-    Plan = 0x81, MAX_EXEC + MAX_CONTROL;
+    Plan = 0x81, MAX_PLAN;
     /// The caller went away for good: [`crate::plan::CallerGone`].
     CallerGone = 0x82, MAX_CONTROL;
     /// End a session: [`crate::plan::End`].
@@ -116,7 +118,7 @@ kinds! {
     /// Everything the executor has: [`crate::plan::Sessions`].
     Sessions = 0x84, MAX_SNAPSHOT;
     /// A session ended: [`crate::plan::Ended`].
-    Ended = 0x85, MAX_CONTROL;
+    Ended = 0x85, MAX_PLAN;
     /// The end of a session is in the audit; the executor may forget it: [`crate::plan::Audited`].
     Audited = 0x86, MAX_CONTROL;
     /// End all sessions and then the executor: [`crate::plan::Shutdown`].

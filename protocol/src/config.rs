@@ -207,4 +207,4 @@ fn syntax(text: &str, error: &toml::de::Error) -> Problem {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -141,4 +141,17 @@ mod tests {
     fn an_unknown_kind_reads_as_internal() {
         assert_eq!(Kind::from_name("from-the-future"), Kind::Internal);
     }
+
+    #[test]
+    fn the_documentation_has_every_kind_with_its_exit_code_and_no_other() {
+        let text = include_str!("../../docs/exit-codes.md");
+        let rows = text.lines().filter_map(|line| line.strip_prefix("| `")?.split_once("` | "));
+        let documented: Vec<(&str, u8)> =
+            rows.filter_map(|(name, rest)| Some((name, rest.split_once(" |")?.0.parse().ok()?))).collect();
+        let decided: Vec<(&str, u8)> = TABLE.iter().map(|(_, name, code)| (*name, *code)).collect();
+        assert_eq!(documented, decided);
+        for code in [EXIT_TIMEOUT, EXIT_NOT_BY_ITSELF] {
+            assert!(text.contains(&format!("\n| {code} | ")), "{code}");
+        }
+    }
 }

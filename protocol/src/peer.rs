@@ -78,7 +78,8 @@ pub struct Open {
     pub generation: u64,
 }
 
-/// A newcomer with an invite, on `malai-join/1`. Answered by `Snapshot` or `Refused`.
+/// A newcomer with an invite, on `malai-join/1`. Answered by `Refused`, or by `Announce` with the addresses of the
+/// manager's machine key and then `Snapshot`.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Redeem {
     /// The sender's [`VERSION`].
@@ -96,7 +97,8 @@ impl std::fmt::Debug for Redeem {
     }
 }
 
-/// A newcomer without an invite, on `malai-join/1`. Answered by `Waiting`, then `Snapshot` or `Refused`.
+/// A newcomer without an invite, on `malai-join/1`. Answered by `Waiting`, then as
+/// [`Redeem`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Knock {
     /// The sender's [`VERSION`].
@@ -112,7 +114,7 @@ pub struct Knock {
 pub enum Close {
     /// In good order: not used any more.
     Done = 0,
-    /// The key is not a member of the cluster.
+    /// The key is not a member of the cluster; nothing that it sent on this connection was carried out.
     NotAMember = 1,
     /// The peer broke the protocol.
     Protocol = 2,
@@ -124,13 +126,15 @@ pub enum Close {
     Unsupported = 5,
     /// Another connection to the same peer took this one's place.
     Replaced = 6,
+    /// The key was a member when the connection began, and is not any more.
+    Removed = 7,
 }
 
 impl Close {
     /// The close code with this number.
     pub fn from_number(number: u64) -> Option<Self> {
-        use Close::{Busy, Done, NotAMember, Protocol, Replaced, Shutdown, Unsupported};
-        [Done, NotAMember, Protocol, Shutdown, Busy, Unsupported, Replaced]
+        use Close::{Busy, Done, NotAMember, Protocol, Removed, Replaced, Shutdown, Unsupported};
+        [Done, NotAMember, Protocol, Shutdown, Busy, Unsupported, Replaced, Removed]
             .into_iter()
             .find(|code| u64::from(*code as u32) == number)
     }

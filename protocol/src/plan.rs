@@ -128,6 +128,9 @@ pub struct Sessions {
     pub live: Vec<Live>,
     /// Ended sessions whose end the daemon has not confirmed.
     pub ended: Vec<Ended>,
+    /// Not all of it fitted this frame: another `Sessions` follows with the rest.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub more: bool,
 }
 
 /// A live session.
@@ -170,7 +173,7 @@ pub struct Ended {
 pub enum Outcome {
     /// It ran, and ended so.
     Exit(ExitRecord),
-    /// It never ran.
+    /// There is no record: it never ran, or, with [`crate::failure::Kind::Unknown`], its executor died over it.
     Refused(crate::failure::Failure),
 }
 

@@ -44,15 +44,10 @@ impl FromStr for Target {
             Some((machine, cluster)) => (machine, Some(cluster)),
             None => (place, None),
         };
-        if let Some(more) = cluster.filter(|cluster| cluster.contains('.')) {
-            let failure = Failure::new(Kind::Usage, format!("`{}` has more than one dot", shown(text)));
-            let short = more.split('.').next().unwrap_or_default();
-            return Err(match (machine.parse::<Name>(), short.parse::<Name>()) {
-                (Ok(machine), Ok(_)) => failure.hint(format!(
-                    "a target is machine.cluster, not a host name or an address: `malai status` lists the machines, perhaps one is `{machine}`"
-                )),
-                _ => failure.hint(FORM),
-            });
+        if cluster.is_some_and(|cluster| cluster.contains('.')) {
+            return Err(Failure::new(Kind::Usage, format!("`{}` has more than one dot", shown(text))).hint(
+                "a target is machine.cluster, not a host name or an address: `malai status` lists the machines",
+            ));
         }
         let machine = name(text, "machine", machine)?;
         let cluster = cluster.map(|cluster| name(text, "cluster", cluster)).transpose()?;

@@ -31,10 +31,10 @@ pub struct Change {
 /// What came of rescanning one cluster.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Scanned {
-    /// What was done.
-    pub outcome: Rescan,
-    /// The signed snapshot, to be published unless only a check was asked for; absent when nothing was ever signed.
-    pub snapshot: Option<Snapshot>,
+    /// Its alias.
+    pub alias: String,
+    /// What was done, with the snapshot to be published.
+    pub outcome: Result<Rescan, Failure>,
 }
 
 /// Makes a cluster: both keys, the config to edit, and the first signed snapshot.
@@ -80,12 +80,7 @@ pub fn cluster_init(changes: &Changes, ask: &ClusterInit, now_ms: u64) -> Result
 ///
 /// # Errors
 /// As [`Manager::load`] and [`Manager::invite`].
-pub fn invite(
-    changes: &Changes,
-    ask: &ClusterInvite,
-    addresses: Vec<String>,
-    now_ms: u64,
-) -> Result<Invited, Failure> {
+pub fn invite(changes: &Changes, ask: &ClusterInvite, addresses: Vec<String>, now_ms: u64) -> Result<Invited, Failure> {
     let invite = Manager::load(changes, &ask.cluster)?.invite(ask, addresses.clone(), now_ms)?;
     Ok(Invited { token: invite.to_token(), expires_ms: invite.expires_ms, join_addresses: addresses })
 }
@@ -121,11 +116,7 @@ pub fn remove(changes: &Changes, cluster: &str, machine: &str, now_ms: u64) -> R
 ///
 /// # Errors
 /// [`Kind::NotConfigured`] when no cluster is managed here, [`Kind::Usage`] for a generation without its cluster.
-pub fn rescan(
-    changes: &Changes,
-    ask: &local::Rescan,
-    now_ms: u64,
-) -> Result<Vec<(String, Result<Scanned, Failure>)>, Failure> {
+pub fn rescan(changes: &Changes, ask: &local::Rescan, now_ms: u64) -> Result<Vec<Scanned>, Failure> {
     if ask.over.is_some() && ask.cluster.is_none() {
         return Err(Failure::new(Kind::Usage, "--over is about the snapshot of one cluster")
             .hint("name it: malai rescan CLUSTER --over GENERATION"));
@@ -133,18 +124,18 @@ pub fn rescan(
     let aliases: Vec<String> = match &ask.cluster {
         Some(alias) => vec![alias.clone()],
         // One that is broken is the manager's business if it has a cluster key, and is reported as such below.
-        None => clusters::list(changes.home())?.into_iter().filter(|found| managed(changes, found)).map(|f| f.alias).collect(),
+        None => clusters::list(changes.home())?
+            .into_iter()
+            .filter(|found| managed(changes, found))
+            .map(|f| f.alias)
+            .collect(),
     };
     if aliases.is_empty() {
         return Err(Failure::new(Kind::NotConfigured, "no cluster is managed on this machine")
             .hint("malai cluster init makes one; else run malai rescan on the cluster manager"));
     }
-    let scan = |alias: &String| {
-        let mut manager = Manager::load(changes, alias)?;
-        let outcome = manager.rescan(ask, now_ms)?;
-        Ok(Scanned { outcome, snapshot: manager.snapshot().cloned() })
-    };
-    Ok(aliases.into_iter().map(|alias| (alias.clone(), scan(&alias))).collect())
+    let scan = |alias: &str| Manager::load(changes, alias)?.rescan(ask, now_ms);
+    Ok(aliases.into_iter().map(|alias| Scanned { outcome: scan(&alias), alias }).collect())
 }
 
 fn managed(changes: &Changes, found: &Found) -> bool {

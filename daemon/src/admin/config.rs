@@ -19,13 +19,13 @@ use crate::store::clusters::{self, Cluster};
 pub fn config_show(home: &Home, alias: &str) -> Result<local::Config, Failure> {
     let cluster = clusters::load(home, alias)?;
     let snapshot = signed(&cluster)?;
-    let edited = match cluster.role {
+    let edited = match cluster.role() {
         Role::Manager => store::read_text(&cluster.dir.config(), MAX_TEXT)?,
         Role::Machine => None,
     };
-    let diff = edited.as_deref().map_or_else(String::new, |edited| {
-        diff(("signed", snapshot.text()), ("cluster.toml", edited))
-    });
+    let diff = edited
+        .as_deref()
+        .map_or_else(String::new, |edited| diff(("signed", snapshot.text()), ("cluster.toml", edited)));
     Ok(local::Config {
         alias: alias.to_owned(),
         generation: snapshot.header().generation,
@@ -50,8 +50,7 @@ pub fn can(home: &Home, ask: &Can) -> Result<Verdict, Failure> {
     };
     let (caller, target) = (find(&ask.who)?.id, find(&ask.machine)?.id);
     let words: Vec<ByteBuf> = ask.words.iter().map(|word| ByteBuf::from(word.as_bytes())).collect();
-    let exec =
-        Exec { words: &words, literal: ask.literal, shell: false, user: ask.user.as_deref(), env_names: &[] };
+    let exec = Exec { words: &words, literal: ask.literal, shell: false, user: ask.user.as_deref(), env_names: &[] };
     let request = Request::Exec(exec);
     if target != cluster.machine_key.id() {
         return Ok(explain_elsewhere(&config, &target, &caller, &request));
@@ -89,10 +88,13 @@ fn choose(home: &Home, ask: &Can) -> Result<(Cluster, Config), Failure> {
 fn signed(cluster: &Cluster) -> Result<&Snapshot, Failure> {
     cluster.snapshot.as_ref().ok_or_else(|| {
         let message = format!("{} has no config here yet", cluster.alias);
-        match cluster.role {
+        match cluster.role() {
             Role::Manager => Failure::new(Kind::NotConfigured, message).hint(format!("malai rescan {}", cluster.alias)),
-            Role::Machine => Failure::new(Kind::NotConfigured, message)
-                .hint(format!("it has to be enrolled; on the cluster manager: malai cluster approve {} {}", cluster.alias, cluster.machine_key.id())),
+            Role::Machine => Failure::new(Kind::NotConfigured, message).hint(format!(
+                "it has to be enrolled; on the cluster manager: malai cluster approve {} {}",
+                cluster.alias,
+                cluster.machine_key.id()
+            )),
         }
     })
 }

@@ -8,6 +8,7 @@ use malai_protocol::local::{MachineInit, MachineMade, Role};
 use malai_protocol::snapshot::{Order, Snapshot};
 
 use super::hostname;
+use crate::manager::NAMELESS;
 use crate::store::clusters::{self, Cluster, Joining};
 use crate::store::keys::MachineKey;
 use crate::store::lock::Changes;
@@ -29,7 +30,7 @@ pub fn machine_init(changes: &Changes, ask: &MachineInit) -> Result<MachineMade,
     let discovery = ask.private.then(|| vec!["mdns".to_owned()]);
     let joining = Joining { cluster: ask.cluster, addresses: ask.at.clone(), relays, discovery, ca: None };
     let key = prepare(changes, &ask.alias, &joining)?;
-    let name = Name::from_hostname(&hostname()).map_or_else(|| "machine".to_owned(), |name| name.to_string());
+    let name = Name::from_hostname(&hostname()).map_or_else(|| NAMELESS.to_owned(), |name| name.to_string());
     let toml = format!("[machine.{name}]\nid52 = \"{}\"\n", key.id());
     Ok(MachineMade { alias: ask.alias.clone(), machine_id: key.id(), name, toml })
 }
@@ -78,9 +79,13 @@ pub fn machine_leave(changes: &Changes, alias: &str, force: bool) -> Result<(), 
     let dir = changes.home().cluster(alias);
     // By the file alone: a key that cannot be read is still the only one.
     if dir.cluster_key().symlink_metadata().is_ok() && !force {
-        let message = format!("this machine is the cluster manager of {alias}: without its cluster key the config of {alias} can never be changed again");
-        return Err(Failure::new(Kind::Conflict, message)
-            .hint(format!("keep a copy of {}, then: malai machine leave {alias} --force", dir.cluster_key().display())));
+        let message = format!(
+            "this machine is the cluster manager of {alias}: without its cluster key the config of {alias} can never be changed again"
+        );
+        return Err(Failure::new(Kind::Conflict, message).hint(format!(
+            "keep a copy of {}, then: malai machine leave {alias} --force",
+            dir.cluster_key().display()
+        )));
     }
     clusters::forget(changes, alias)
 }
@@ -107,8 +112,11 @@ fn refuse_other(there: &Cluster, wanted: &ClusterId) -> Result<(), Failure> {
     if there.id != *wanted {
         return Err(clusters::taken(alias));
     }
-    if there.role == Role::Manager {
-        return Err(Failure::new(Kind::Conflict, format!("this machine manages {alias}, and so is a machine of it already")));
+    if there.role() == Role::Manager {
+        return Err(Failure::new(
+            Kind::Conflict,
+            format!("this machine manages {alias}, and so is a machine of it already"),
+        ));
     }
     if there.snapshot.is_some() {
         return Err(Failure::new(Kind::Conflict, format!("this machine has joined {alias} already"))

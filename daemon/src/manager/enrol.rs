@@ -8,8 +8,8 @@ use malai_protocol::invite::Invite;
 use malai_protocol::local;
 use malai_protocol::snapshot::MAX_TEXT;
 
-use super::Manager;
 use super::invites::{Binding, Invites, MAX_OPEN_S, MAX_USES, Promise};
+use super::{Manager, NAMELESS};
 use crate::store;
 use crate::store::keys::{MachineKey, random};
 
@@ -39,14 +39,19 @@ impl Manager<'_> {
         check_numbers(ask)?;
         let name = ask.name.as_deref().map(name).transpose()?;
         if let Some(name) = &name
-            && (config.machines.contains_key(name) || config.groups.contains_key(name) || invites.promises(name, now_ms))
+            && (config.machines.contains_key(name)
+                || config.groups.contains_key(name)
+                || invites.promises(name, now_ms))
         {
-            return Err(Failure::new(Kind::Conflict, format!("the name {name} is taken, or promised by an open invite"))
-                .hint("choose another name with --name"));
+            return Err(Failure::new(
+                Kind::Conflict,
+                format!("the name {name} is taken, or promised by an open invite"),
+            )
+            .hint("choose another name with --name"));
         }
         // A trial: what cannot be enrolled now must not be promised.
         let trial = NewMachine {
-            name: free_name(name.as_ref().map_or("", Name::as_str), |n| in_use(&config, n))?,
+            name: name.clone().map_or_else(|| free_name("", |n| in_use(&config, n)), Ok)?,
             // A key that is nobody's.
             id: MachineKey::generate()?.id(),
             groups: names(&ask.groups)?,
@@ -82,7 +87,23 @@ impl Manager<'_> {
     /// # Errors
     /// [`Kind::Denied`] when the invite is unknown, used up or expired, or the machine was removed since; else as
     /// [`Manager::enrol`]. After an error that is not a denial the same key may try again.
-    pub fn redeem(&mut self, secret: &[u8; 32], key: MachineId, hostname: &str, now_ms: u64) -> Result<Enrolled, Failure> {
+    pub fn redeem(
+        &mut self,
+        secret: &[u8; 32],
+        key: MachineId,
+        hostname: &str,
+        now_ms: u64,
+    ) -> Result<Enrolled, Failure> {
+        self.try_redeem(secret, key, hostname, now_ms).map_err(for_newcomer)
+    }
+
+    fn try_redeem(
+        &mut self,
+        secret: &[u8; 32],
+        key: MachineId,
+        hostname: &str,
+        now_ms: u64,
+    ) -> Result<Enrolled, Failure> {
         self.refuse_while_alarmed()?;
         let config = self.config()?;
         let path = self.dir.invites();
@@ -110,7 +131,10 @@ impl Manager<'_> {
         invites.save(&path)?;
         let enrolled = self.enrol(&machine, now_ms)?;
         invites.bind(secret, key, binding(true));
-        invites.save(&path)?;
+        if let Err(error) = invites.save(&path) {
+            // The machine is in the config all the same, and a repeated attempt finds it there.
+            tracing::warn!(%error, "cannot note that an invite was redeemed");
+        }
         Ok(enrolled)
     }
 
@@ -173,10 +197,10 @@ impl Manager<'_> {
         let gone = |config: &Config| !config.machines.contains_key(&name);
         let warning = self.edit(|text| remove_machine(text, &name), gone, now_ms)?;
         // The base forgets it too, or it would not count as new when it is enrolled again.
-        if let Some(base) = store::read_text(&self.dir.base(), MAX_TEXT)?
+        if let Ok(Some(base)) = store::read_text(&self.dir.base(), MAX_TEXT)
             && let Ok(without) = remove_machine(&base, &name)
         {
-            store::write(&self.dir.base(), without.as_bytes())?;
+            self.save_base(&without);
         }
         Ok(Enrolled { name, id, changed: true, warning })
     }
@@ -222,6 +246,18 @@ fn check_numbers(ask: &local::ClusterInvite) -> Result<(), Failure> {
     Ok(())
 }
 
+/// A newcomer need not know this machine's paths and files.
+fn for_newcomer(failure: Failure) -> Failure {
+    match failure.kind {
+        Kind::Internal | Kind::BadConfig | Kind::Conflict => {
+            tracing::error!(error = %failure, "an invite could not be redeemed");
+            Failure::new(failure.kind, "the cluster manager cannot enrol machines just now; its log says why")
+                .hint("when that is mended, repeat the command: the invite is still good")
+        }
+        _ => failure,
+    }
+}
+
 fn unknown_invite() -> Failure {
     Failure::new(Kind::Denied, "this invite is not known here: it expired long ago, or was made elsewhere")
         .hint("ask for a new one: malai cluster invite, on the cluster manager")
@@ -234,7 +270,7 @@ fn removed_since(name: &str) -> Failure {
 
 /// The name that a newcomer gets from its host name; when that is taken, with `-2`, `-3`, …
 fn free_name(hostname: &str, taken: impl Fn(&Name) -> bool) -> Result<Name, Failure> {
-    let base = Name::from_hostname(hostname).map_or_else(|| "machine".to_owned(), |name| name.to_string());
+    let base = Name::from_hostname(hostname).map_or_else(|| NAMELESS.to_owned(), |name| name.to_string());
     let numbered = (2..10_000u32).map(|number| {
         let suffix = format!("-{number}");
         let stem: String = base.chars().take(MAX_NAME.saturating_sub(suffix.len())).collect();
@@ -261,3 +297,5 @@ fn name(text: &str) -> Result<Name, Failure> {
     text.parse().map_err(|e| Failure::new(Kind::Usage, format!("{text:?} cannot be a name: {e}")))
 }
 
+#[cfg(test)]
+mod tests;

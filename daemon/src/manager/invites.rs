@@ -120,7 +120,8 @@ impl Promise {
     /// Refuses a key that did not redeem this invite before, when it is used up or expired.
     pub(super) fn refuse_newcomer(&self, now_ms: u64) -> Result<(), Failure> {
         let refused = |message: &str| {
-            Err(Failure::new(Kind::Denied, message).hint("ask for a new one: malai cluster invite, on the cluster manager"))
+            Err(Failure::new(Kind::Denied, message)
+                .hint("ask for a new one: malai cluster invite, on the cluster manager"))
         };
         if self.uses_left == 0 {
             return refused("this invite was used already, by another machine");

@@ -4,7 +4,6 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use malai_protocol::config::Name;
 use malai_protocol::failure::{Failure, Kind};
 use malai_protocol::id::MachineId;
 use malai_protocol::local;
@@ -51,7 +50,14 @@ impl Pending {
     ///
     /// # Errors
     /// [`Kind::Busy`] when it comes too soon, or too many knock.
-    pub fn knock(&mut self, id: MachineId, hostname: &str, from: &str, at: Instant, now_ms: u64) -> Result<(), Failure> {
+    pub fn knock(
+        &mut self,
+        id: MachineId,
+        hostname: &str,
+        from: &str,
+        at: Instant,
+        now_ms: u64,
+    ) -> Result<(), Failure> {
         self.forget_gone(at);
         self.count(at)?;
         let hostname: String = hostname.chars().take(MAX_HOSTNAME).collect();
@@ -64,7 +70,8 @@ impl Pending {
         }
         if self.knocking.len() >= MAX_PENDING {
             let message = format!("{MAX_PENDING} machines knock already, and no more are noted");
-            let hint = format!("on the cluster manager: malai cluster approve {} {id} works without a knock", self.cluster);
+            let hint =
+                format!("on the cluster manager: malai cluster approve {} {id} works without a knock", self.cluster);
             return Err(Failure::new(Kind::Busy, message).hint(hint));
         }
         let knocking = Knocking { hostname, from: from.to_owned(), since_ms: now_ms, last_ms: now_ms, last: at };
@@ -134,10 +141,96 @@ pub fn find(pending: &[local::Pending], text: &str) -> Result<(MachineId, Option
     let mut found = pending.iter().filter(|p| p.id.to_string().starts_with(text));
     match (found.next(), found.next()) {
         (Some(one), None) => Ok((one.id, Some(one.hostname.clone()))),
-        (Some(_), Some(_)) => Err(Failure::new(Kind::AmbiguousTarget, format!("several machines that knock begin with {text}"))
-            .hint("give more characters")),
+        (Some(_), Some(_)) => {
+            Err(Failure::new(Kind::AmbiguousTarget, format!("several machines that knock begin with {text}"))
+                .hint("give more characters"))
+        }
         (None, _) => Err(Failure::new(Kind::UnknownTarget, format!("no machine that knocks begins with {text}"))
             .hint("give the id52 in full: it needs no knock")),
     }
 }
 
+#[cfg(test)]
+mod tests {
+    use super::super::tests::machine;
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn knock(pending: &mut Pending, id: MachineId, at: Instant) -> Result<(), Failure> {
+        pending.knock(id, "web01", "192.0.2.7:4001", at, 1)
+    }
+
+    #[test]
+    fn a_knock_is_listed_until_two_minutes_after_the_last_one() {
+        let mut pending = Pending::new("company");
+        let start = Instant::now();
+        let id = machine();
+        pending.knock(id, "web01", "192.0.2.7:4001", start, 1000).expect("noted");
+        pending.knock(id, "web01.example.com", "192.0.2.8:4001", start + 100 * SECOND, 2000).expect("noted");
+        let listed = pending.list(start + 219 * SECOND);
+        let [only] = &listed[..] else { panic!("{listed:?}") };
+        assert_eq!((only.id, only.since_ms, only.last_ms), (id, 1000, 2000));
+        assert_eq!((only.hostname.as_str(), only.from.as_str()), ("web01.example.com", "192.0.2.8:4001"));
+        assert_eq!(pending.list(start + 220 * SECOND), Vec::new());
+    }
+
+    #[test]
+    fn a_key_that_knocks_too_often_is_refused() {
+        let mut pending = Pending::new("company");
+        let start = Instant::now();
+        let id = machine();
+        knock(&mut pending, id, start).expect("noted");
+        assert_eq!(knock(&mut pending, id, start + 3 * SECOND).expect_err("too soon").kind, Kind::Busy);
+        knock(&mut pending, id, start + 5 * SECOND).expect("in time");
+        pending.settle(&id);
+        knock(&mut pending, id, start + 6 * SECOND).expect("settled, and so new");
+    }
+
+    #[test]
+    fn a_full_table_refuses_new_ones_and_says_what_works_without_it() {
+        let mut pending = Pending::new("company");
+        let start = Instant::now();
+        let ids: Vec<MachineId> = (0..MAX_PENDING).map(|_| machine()).collect();
+        for id in &ids {
+            knock(&mut pending, *id, start).expect("noted");
+        }
+        let late = machine();
+        let refused = knock(&mut pending, late, start + SECOND).expect_err("full");
+        assert_eq!(refused.kind, Kind::Busy);
+        assert!(refused.hint.is_some_and(|hint| hint.contains(&format!("malai cluster approve company {late}"))));
+        // Those that are there go on, and one that goes away makes room.
+        knock(&mut pending, ids[0], start + 5 * SECOND).expect("noted");
+        knock(&mut pending, late, start + 121 * SECOND).expect("room again");
+    }
+
+    #[test]
+    fn all_together_are_limited_too() {
+        let mut pending = Pending::new("company");
+        let start = Instant::now();
+        let refused: Vec<Failure> =
+            (0..=MAX_KNOCKS).filter_map(|_| knock(&mut pending, machine(), start).err()).collect();
+        assert_eq!(refused.last().map(|f| f.message.as_str()), Some("too many machines knock at once"));
+        assert!(pending.list(start).len() <= MAX_PENDING);
+    }
+
+    #[test]
+    fn a_machine_is_meant_by_its_id_or_by_a_unique_prefix() {
+        let mut pending = Pending::new("company");
+        let start = Instant::now();
+        let (one, other) = (machine(), machine());
+        knock(&mut pending, one, start).expect("noted");
+        let mut list = pending.list(start);
+        let text = one.to_string();
+        let found = Ok((one, Some("web01".to_owned())));
+        assert_eq!(find(&list, &text), found);
+        assert_eq!(find(&list, &text[..12]), found);
+        assert_eq!(find(&list, &other.to_string()), Ok((other, None)), "in full it needs no knock");
+        let kind = |list: &[local::Pending], text: &str| find(list, text).expect_err(text).kind;
+        assert_eq!(kind(&list, &text[..11]), Kind::Usage);
+        assert_eq!(kind(&list, &text[..20].to_uppercase()), Kind::Usage);
+        assert_eq!(kind(&list, &other.to_string()[..20]), Kind::UnknownTarget);
+        list.push(list[0].clone());
+        assert_eq!(kind(&list, &text[..12]), Kind::AmbiguousTarget);
+    }
+}

@@ -21,9 +21,9 @@ pub enum Rescan {
         diff: String,
     },
     /// It is the signed text already; nothing new was signed.
-    Unchanged,
+    Unchanged(Snapshot),
     /// It was signed and stored.
-    Signed,
+    Signed(Snapshot),
 }
 
 impl Manager<'_> {
@@ -39,16 +39,20 @@ impl Manager<'_> {
             return Ok(Rescan::Checked { diff: self.diff_to(&text) });
         }
         self.check_foreign(ask.over, &text)?;
-        let unchanged = self.signed.as_ref().is_some_and(|signed| signed.text() == text);
-        if !(unchanged && self.foreign.is_none()) {
-            if !ask.yes {
-                self.refuse_dropping(&config, &text)?;
-            }
-            self.sign(text.clone(), now_ms)?;
-            self.settle_foreign();
+        if let Some(signed) = &self.signed
+            && signed.text() == text
+            && self.foreign.is_none()
+        {
+            self.save_base(&text);
+            return Ok(Rescan::Unchanged(signed.clone()));
         }
-        store::write(&self.dir.base(), text.as_bytes())?;
-        Ok(if unchanged && ask.over.is_none() { Rescan::Unchanged } else { Rescan::Signed })
+        if !ask.yes {
+            self.refuse_dropping(&config, &text)?;
+        }
+        let signed = self.sign(text, now_ms)?;
+        self.settle_foreign();
+        self.save_base(signed.text());
+        Ok(Rescan::Signed(signed))
     }
 
     /// A unified difference from the signed text to this one.
@@ -67,7 +71,8 @@ impl Manager<'_> {
         if shown.header().cluster != self.id() {
             return Err(Failure::new(Kind::Internal, "a snapshot of another cluster was shown to this manager"));
         }
-        let alarming = matches!(order(shown.header(), self.signed.as_ref().map(Snapshot::header)), Order::Newer | Order::Fork);
+        let alarming =
+            matches!(order(shown.header(), self.signed.as_ref().map(Snapshot::header)), Order::Newer | Order::Fork);
         if !alarming {
             return Ok(false);
         }
@@ -94,7 +99,8 @@ impl Manager<'_> {
     pub(super) fn refuse_while_alarmed(&self) -> Result<(), Failure> {
         let Some(foreign) = &self.foreign else { return Ok(()) };
         let generation = foreign.header().generation;
-        let message = format!("a snapshot of generation {generation} was signed elsewhere with the key of {}", self.alias);
+        let message =
+            format!("a snapshot of generation {generation} was signed elsewhere with the key of {}", self.alias);
         let look = format!("malai rescan {} shows the difference; --over {generation} publishes over it", self.alias);
         Err(Failure::new(Kind::Conflict, message).hint(look))
     }
@@ -103,12 +109,14 @@ impl Manager<'_> {
         let shown = self.dir.config().display().to_string();
         let config = Config::check(text).map_err(|problems| Problem::failure(&problems, &shown))?;
         if config.cluster.id != self.id() {
-            let message = format!("{shown}: [cluster] id52 is {}, but the cluster key here is {}", config.cluster.id, self.id());
+            let message =
+                format!("{shown}: [cluster] id52 is {}, but the cluster key here is {}", config.cluster.id, self.id());
             return Err(Failure::new(Kind::BadConfig, message).hint("put the id52 back that `cluster init` wrote"));
         }
         let manager = &config.cluster.manager;
         if config.machine(manager.as_str()).map(|machine| machine.id) != Some(self.machine) {
-            let message = format!("{shown}: [cluster] manager is {manager}, which is not this machine, {}", self.machine);
+            let message =
+                format!("{shown}: [cluster] manager is {manager}, which is not this machine, {}", self.machine);
             let hint = "name the machine that holds the cluster key: the others link to it";
             return Err(Failure::new(Kind::BadConfig, message).hint(hint));
         }
@@ -131,7 +139,8 @@ impl Manager<'_> {
                     Ok(()) => return Ok(()),
                 };
                 refused.message = format!("{}; publishing over it changes:\n{difference}", refused.message);
-                refused.hint = Some(format!("take over what is missing, then: malai rescan {} --over {generation}", self.alias));
+                refused.hint =
+                    Some(format!("take over what is missing, then: malai rescan {} --over {generation}", self.alias));
                 Err(refused)
             }
         }
@@ -153,6 +162,13 @@ impl Manager<'_> {
         );
         Err(Failure::new(Kind::Conflict, message)
             .hint(format!("put them back, or drop them on purpose: malai rescan {} --yes", self.alias)))
+    }
+
+    /// Remembers what edits begin from. Without it the next rescan asks more often whether machines may be dropped.
+    pub(super) fn save_base(&self, text: &str) {
+        if let Err(error) = store::write(&self.dir.base(), text.as_bytes()) {
+            tracing::warn!(%error, "cannot store what the next edit begins from");
+        }
     }
 
     /// The decision is signed; a file that cannot be removed is below its number and so means nothing any more.

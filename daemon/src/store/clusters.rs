@@ -7,6 +7,7 @@ use std::fs::{self, DirBuilder};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 
+use malai_protocol::config::Name;
 use malai_protocol::failure::{Failure, Kind};
 use malai_protocol::home::{ClusterDir, Home};
 use malai_protocol::id::ClusterId;
@@ -19,8 +20,6 @@ use super::lock::Changes;
 use super::{disk_failure, snapshot};
 
 const MAX_JOINING: usize = 256 * 1024;
-/// The longest alias: as long as any name.
-const MAX_ALIAS: usize = 32;
 
 /// `joining.toml`: the cluster that this machine was told to join. Its id stays the one that snapshots must be signed by;
 /// the rest serves until the first snapshot is there.
@@ -59,10 +58,10 @@ pub struct Cluster {
     pub alias: String,
     /// Its files.
     pub dir: ClusterDir,
-    /// This machine's part.
-    pub role: Role,
-    /// Its key.
+    /// Its public key.
     pub id: ClusterId,
+    /// Its secret key, at the cluster manager.
+    pub cluster_key: Option<ClusterKey>,
     /// This machine's key in it.
     pub machine_key: MachineKey,
     /// Where to knock, when the machine was told to join.
@@ -101,16 +100,24 @@ pub fn list(home: &Home) -> Result<Vec<Found>, Failure> {
 pub fn load(home: &Home, alias: &str) -> Result<Cluster, Failure> {
     check_alias(alias)?;
     let dir = home.cluster(alias);
-    let role = role(home, alias)?;
+    role(home, alias)?;
     let machine_key = MachineKey::load(&dir.machine_key())?.ok_or_else(|| missing(&dir.machine_key()))?;
+    let cluster_key = ClusterKey::load(&dir.cluster_key())?;
     let joining = load_joining(&dir)?;
-    let id = match (role, &joining) {
-        (Role::Manager, _) => ClusterKey::load(&dir.cluster_key())?.ok_or_else(|| missing(&dir.cluster_key()))?.id(),
-        (Role::Machine, Some(joining)) => joining.cluster,
-        (Role::Machine, None) => return Err(missing(&dir.joining())),
+    let id = match (&cluster_key, &joining) {
+        (Some(key), _) => key.id(),
+        (None, Some(joining)) => joining.cluster,
+        (None, None) => return Err(missing(&dir.joining())),
     };
     let snapshot = snapshot::load(&dir.snapshot(), &id)?;
-    Ok(Cluster { alias: alias.to_owned(), dir, role, id, machine_key, joining, snapshot })
+    Ok(Cluster { alias: alias.to_owned(), dir, id, cluster_key, machine_key, joining, snapshot })
+}
+
+impl Cluster {
+    /// This machine's part in it.
+    pub fn role(&self) -> Role {
+        if self.cluster_key.is_some() { Role::Manager } else { Role::Machine }
+    }
 }
 
 /// Whether a cluster directory of this alias is there, whole or not.
@@ -189,12 +196,8 @@ pub fn save_joining(dir: &ClusterDir, joining: &Joining) -> Result<(), Failure> 
 /// # Errors
 /// [`Kind::Usage`].
 pub fn check_alias(alias: &str) -> Result<(), Failure> {
-    let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
-    if alias.is_empty() || alias.len() > MAX_ALIAS || alias.starts_with('-') || !alias.chars().all(allowed) {
-        let message = format!("{alias:?} cannot be a cluster's name: a-z, 0-9 and -, at most 32, not - first");
-        return Err(Failure::new(Kind::Usage, message));
-    }
-    Ok(())
+    let refused = |e| Failure::new(Kind::Usage, format!("{alias:?} cannot be a cluster's name: {e}"));
+    alias.parse::<Name>().map(drop).map_err(refused)
 }
 
 /// Removes what a crash left behind, in `clusters/` and in each cluster.
@@ -280,7 +283,7 @@ mod tests {
         let home = Home::new(temp.path());
         let id = joining(&home, "company");
         let cluster = load(&home, "company").expect("loads");
-        assert_eq!((cluster.id, cluster.role, cluster.snapshot), (id, Role::Machine, None));
+        assert_eq!((cluster.id, cluster.role(), cluster.snapshot), (id, Role::Machine, None));
         assert_eq!(cluster.joining.expect("is there").relays, Some(Vec::new()));
     }
 

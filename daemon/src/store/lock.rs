@@ -20,6 +20,7 @@ use malai_protocol::codec::{Frame, FrameCodec, Kind as FrameKind};
 use malai_protocol::failure::{Failure, Kind};
 use malai_protocol::home::Home;
 use malai_protocol::local;
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
 use tokio_util::codec::Decoder;
 
@@ -111,6 +112,7 @@ impl Drop for Lock {
         if let Err(error) = self.file.set_len(0) {
             tracing::warn!(%error, "cannot empty the lock file");
         }
+        release(&self.file);
     }
 }
 
@@ -135,7 +137,7 @@ impl Holder {
 #[must_use = "the lock is released when this is dropped"]
 pub struct Changes {
     home: Home,
-    _file: File,
+    file: File,
 }
 
 impl Changes {
@@ -156,7 +158,7 @@ impl Changes {
             }
             std::thread::sleep(CHANGES_POLL);
         }
-        Ok(Self { home: home.clone(), _file: file })
+        Ok(Self { home: home.clone(), file })
     }
 
     /// The home whose files may be changed.
@@ -171,11 +173,26 @@ impl Changes {
     pub fn refuse_beside_a_daemon(&self) -> Result<(), Failure> {
         let path = self.home.lock();
         let fail = |e: io::Error| disk_failure("lock", &path, &e);
-        if try_lock(&open(&path).map_err(fail)?).map_err(fail)? {
+        let file = open(&path).map_err(fail)?;
+        if try_lock(&file).map_err(fail)? {
+            release(&file);
             return Ok(());
         }
         let holder = holder(&self.home);
         if holder.agent { Ok(()) } else { Err(holder.conflict(&self.home)) }
+    }
+}
+
+impl Drop for Changes {
+    fn drop(&mut self) {
+        release(&self.file);
+    }
+}
+
+/// Closing is not enough: a child that is being spawned just now has a copy until it executes its program.
+fn release(file: &File) {
+    if let Err(error) = file.unlock() {
+        tracing::warn!(%error, "cannot release a lock before its file is closed");
     }
 }
 
@@ -238,6 +255,7 @@ fn hello(path: &Path) -> io::Result<local::Hello> {
 /// Connects without waiting: a holder whose backlog is full does not answer either.
 fn connect_now(path: &Path) -> io::Result<UnixStream> {
     let fd = socket(AddressFamily::Unix, SockType::Stream, SockFlag::empty(), None)?;
+    fcntl(&fd, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
     let stream = UnixStream::from(fd);
     stream.set_nonblocking(true)?;
     connect(stream.as_raw_fd(), &UnixAddr::new(path)?)?;
@@ -304,15 +322,22 @@ mod tests {
     }
 
     #[test]
-    fn no_child_inherits_the_lock() {
+    fn no_child_inherits_a_lock() {
         let (_dir, home) = home();
         let lock = Lock::take(&home, Part::Daemon).expect("free");
-        let mut child = std::process::Command::new("sleep").arg("600").spawn().expect("starts");
+        let changes = Changes::begin(&home).expect("free");
+        for file in [&lock.file, &changes.file] {
+            assert_eq!(fcntl(file, FcntlArg::F_GETFD), Ok(FdFlag::FD_CLOEXEC.bits()));
+        }
+    }
+
+    #[test]
+    fn a_lock_that_is_let_go_is_free_although_a_copy_of_it_is_open() {
+        let (_dir, home) = home();
+        let lock = Lock::take(&home, Part::Daemon).expect("free");
+        let _copy = lock.file.try_clone().expect("as in a child that is being spawned");
         drop(lock);
-        let again = Lock::take(&home, Part::Daemon);
-        child.kill().expect("ends");
-        child.wait().expect("ended");
-        drop(again.expect("free although the child lives"));
+        drop(Lock::take(&home, Part::Daemon).expect("free again"));
     }
 
     #[test]

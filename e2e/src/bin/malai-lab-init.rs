@@ -31,10 +31,7 @@ fn main() -> ExitCode {
 
 /// Mounts what only process 1 can: `/proc` shows the process table of whoever mounts it, and cgroup2 its own group.
 fn prepare() -> Result<SignalFd> {
-    ensure!(
-        std::process::id() == 1,
-        "malai-lab-init is process 1 of a host in the lab, nothing else"
-    );
+    ensure!(std::process::id() == 1, "malai-lab-init is process 1 of a host in the lab, nothing else");
     let mut children = SigSet::empty();
     children.add(Signal::SIGCHLD);
     children.thread_block().context("cannot block SIGCHLD")?;
@@ -46,10 +43,8 @@ fn prepare() -> Result<SignalFd> {
     unshare(CloneFlags::CLONE_NEWCGROUP).context("cannot make a cgroup namespace")?;
     if std::env::args().any(|argument| argument == "--cgroups") {
         let groups = "/sys/fs/cgroup";
-        mount(Some("cgroup2"), groups, Some("cgroup2"), safe, None::<&str>)
-            .context("cannot mount cgroup2")?;
-        fs::write("/sys/fs/cgroup/init.scope/cgroup.procs", "0")
-            .context("cannot move to init.scope")?;
+        mount(Some("cgroup2"), groups, Some("cgroup2"), safe, None::<&str>).context("cannot mount cgroup2")?;
+        fs::write("/sys/fs/cgroup/init.scope/cgroup.procs", "0").context("cannot move to init.scope")?;
     }
     Ok(children)
 }
@@ -58,10 +53,7 @@ fn prepare() -> Result<SignalFd> {
 fn serve(children: &SignalFd) -> Result<()> {
     let hold = std::io::stdin();
     loop {
-        let mut fds = [
-            PollFd::new(hold.as_fd(), PollFlags::POLLIN),
-            PollFd::new(children.as_fd(), PollFlags::POLLIN),
-        ];
+        let mut fds = [PollFd::new(hold.as_fd(), PollFlags::POLLIN), PollFd::new(children.as_fd(), PollFlags::POLLIN)];
         match poll(&mut fds, PollTimeout::NONE) {
             Ok(_) | Err(nix::errno::Errno::EINTR) => {}
             Err(error) => return Err(error).context("cannot poll"),
@@ -69,11 +61,7 @@ fn serve(children: &SignalFd) -> Result<()> {
         if fds[0].any().unwrap_or(true) {
             return Ok(());
         }
-        while children
-            .read_signal()
-            .context("cannot read signals")?
-            .is_some()
-        {}
+        while children.read_signal().context("cannot read signals")?.is_some() {}
         while let Ok(status) = waitpid(None, Some(WaitPidFlag::WNOHANG)) {
             if status == WaitStatus::StillAlive {
                 break;

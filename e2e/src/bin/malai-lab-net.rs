@@ -39,12 +39,8 @@ fn main() -> ExitCode {
 }
 
 async fn serve() -> Result<()> {
-    let address = std::env::args()
-        .nth(1)
-        .context("usage: malai-lab-net ADDRESS")?;
-    let address: Ipv4Addr = address
-        .parse()
-        .with_context(|| format!("{address} is no IPv4 address"))?;
+    let address = std::env::args().nth(1).context("usage: malai-lab-net ADDRESS")?;
+    let address: Ipv4Addr = address.parse().with_context(|| format!("{address} is no IPv4 address"))?;
     let (authority, tls) = certify(address)?;
     let relay = start_relay(address, tls).await?;
     let dns = start_dns(address).await?;
@@ -57,13 +53,8 @@ async fn serve() -> Result<()> {
         "pkarr": format!("http://{address}:{PKARR_PORT}/pkarr"),
     });
     writeln!(std::io::stdout(), "{ready}").context("cannot tell that it is ready")?;
-    tokio::io::stdin()
-        .read_to_end(&mut Vec::new())
-        .await
-        .context("cannot read standard input")?;
-    dns.shutdown()
-        .await
-        .context("cannot shut the DNS server down")?;
+    tokio::io::stdin().read_to_end(&mut Vec::new()).await.context("cannot read standard input")?;
+    dns.shutdown().await.context("cannot shut the DNS server down")?;
     relay.shutdown().await.context("cannot shut the relay down")
 }
 
@@ -72,8 +63,7 @@ fn certify(address: Ipv4Addr) -> Result<(String, rustls::ServerConfig)> {
     let mut authority = CertificateParams::new(Vec::new()).context("cannot make an authority")?;
     authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     let key = KeyPair::generate().context("cannot make a key")?;
-    let authority =
-        CertifiedIssuer::self_signed(authority, key).context("cannot make an authority")?;
+    let authority = CertifiedIssuer::self_signed(authority, key).context("cannot make an authority")?;
     let key = KeyPair::generate().context("cannot make a key")?;
     let server = CertificateParams::new(vec![address.to_string()])
         .and_then(|server| server.signed_by(&key, &authority))
@@ -91,20 +81,13 @@ fn certify(address: Ipv4Addr) -> Result<(String, rustls::ServerConfig)> {
 
 async fn start_relay(address: Ipv4Addr, tls: rustls::ServerConfig) -> Result<Server> {
     let mut relay = RelayConfig::new((address, 80));
-    relay.tls = Some(TlsConfig::new(
-        (address, 443),
-        CertConfig::Manual {
-            server_config: tls.clone(),
-        },
-    ));
+    relay.tls = Some(TlsConfig::new((address, 443), CertConfig::Manual { server_config: tls.clone() }));
     let mut quic = QuicConfig::new((address, QUIC_PORT));
     quic.server_config = Some(tls);
     let mut config = ServerConfig::default();
     config.relay = Some(relay);
     config.quic = Some(quic);
-    Server::spawn(config)
-        .await
-        .context("cannot start the relay")
+    Server::spawn(config).await.context("cannot start the relay")
 }
 
 async fn start_dns(address: Ipv4Addr) -> Result<iroh_dns_server::Server> {
@@ -121,7 +104,5 @@ async fn start_dns(address: Ipv4Addr) -> Result<iroh_dns_server::Server> {
     config.metrics = Some(MetricsConfig::disabled());
     config.pkarr_put_rate_limit = RateLimitConfig::Disabled;
     config.data_dir = Some("/run/malai-lab-net".into());
-    iroh_dns_server::Server::bind(config)
-        .await
-        .context("cannot start the DNS server")
+    iroh_dns_server::Server::bind(config).await.context("cannot start the DNS server")
 }

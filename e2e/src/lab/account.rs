@@ -27,11 +27,7 @@ impl Account {
             return None;
         };
         let home = PathBuf::from(home);
-        (*name == user).then_some(Self {
-            uid: uid.parse().ok()?,
-            gid: gid.parse().ok()?,
-            home,
-        })
+        (*name == user).then_some(Self { uid: uid.parse().ok()?, gid: gid.parse().ok()?, home })
     }
 }
 
@@ -42,11 +38,7 @@ mod tests {
     #[test]
     fn a_line_of_passwd_is_read_for_the_user_it_names() {
         let line = "deploy:x:1001:1002::/home/deploy:/bin/sh";
-        let account = Account {
-            uid: 1001,
-            gid: 1002,
-            home: "/home/deploy".into(),
-        };
+        let account = Account { uid: 1001, gid: 1002, home: "/home/deploy".into() };
         assert_eq!(Account::parse(line, "deploy"), Some(account));
         assert_eq!(Account::parse(line, "deplo"), None);
     }

@@ -74,12 +74,7 @@ impl Child {
             // A command that does not read all of its input is no error of the lab.
             thread::spawn(move || drop(pipe.write_all(&bytes)));
         }
-        Ok(Self {
-            what,
-            process: id,
-            stdin,
-            progress,
-        })
+        Ok(Self { what, process: id, stdin, progress })
     }
 
     /// Waits for a line of standard output that contains `text`, and returns it.
@@ -103,32 +98,23 @@ impl Child {
     fn line(&self, stream: usize, text: &str, deadline: Duration) -> Result<String> {
         let line = self.progress.wait(deadline, |known| {
             let stream = &known.streams[stream];
-            stream
-                .line_with(text)
-                .map(Some)
-                .or(stream.ended.then_some(None))
+            stream.line_with(text).map(Some).or(stream.ended.then_some(None))
         });
         line.flatten().with_context(|| {
-            format!(
-                "{} printed no line with {text:?} within {deadline:?}; {}",
-                self.what,
-                self.printed()
-            )
+            format!("{} printed no line with {text:?} within {deadline:?}; {}", self.what, self.printed())
         })
     }
 
     /// Standard output so far.
     #[must_use]
     pub fn stdout(&self) -> Vec<u8> {
-        self.progress
-            .with(|known| known.streams[STDOUT].bytes.clone())
+        self.progress.with(|known| known.streams[STDOUT].bytes.clone())
     }
 
     /// Standard error so far.
     #[must_use]
     pub fn stderr(&self) -> Vec<u8> {
-        self.progress
-            .with(|known| known.streams[STDERR].bytes.clone())
+        self.progress.with(|known| known.streams[STDERR].bytes.clone())
     }
 
     /// Whether it has ended.
@@ -143,13 +129,8 @@ impl Child {
     ///
     /// When its input is not open, or it does not read any more.
     pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        let stdin = self
-            .stdin
-            .as_mut()
-            .with_context(|| format!("the input of {} is not open", self.what))?;
-        stdin
-            .write_all(bytes)
-            .with_context(|| format!("cannot write to {}", self.what))
+        let stdin = self.stdin.as_mut().with_context(|| format!("the input of {} is not open", self.what))?;
+        stdin.write_all(bytes).with_context(|| format!("cannot write to {}", self.what))
     }
 
     /// Ends its standard input.
@@ -184,25 +165,12 @@ impl Child {
     pub fn output_within(self, deadline: Duration) -> Result<Output> {
         let status = self.wait(deadline)?;
         let streams = self.progress.wait(deadline, |known| {
-            known
-                .streams
-                .iter()
-                .all(|stream| stream.ended)
-                .then(|| std::mem::take(&mut known.streams))
+            known.streams.iter().all(|stream| stream.ended).then(|| std::mem::take(&mut known.streams))
         });
         let Some([stdout, stderr]) = streams else {
-            bail!(
-                "{} ended, but something of it holds its output open; {}",
-                self.what,
-                self.printed()
-            );
+            bail!("{} ended, but something of it holds its output open; {}", self.what, self.printed());
         };
-        Ok(Output {
-            what: self.what.clone(),
-            status,
-            stdout: stdout.bytes,
-            stderr: stderr.bytes,
-        })
+        Ok(Output { what: self.what.clone(), status, stdout: stdout.bytes, stderr: stderr.bytes })
     }
 
     /// Waits for its end, whatever becomes of its output.
@@ -212,26 +180,17 @@ impl Child {
     /// When that has not come by the deadline; it goes on running.
     pub fn wait(&self, deadline: Duration) -> Result<ExitStatus> {
         let status = self.progress.wait(deadline, |known| known.status);
-        status.with_context(|| {
-            format!(
-                "{} did not end within {deadline:?}; {}",
-                self.what,
-                self.printed()
-            )
-        })
+        status.with_context(|| format!("{} did not end within {deadline:?}; {}", self.what, self.printed()))
     }
 
     fn printed(&self) -> String {
-        self.progress
-            .with(|known| printed(&known.streams[STDOUT].bytes, &known.streams[STDERR].bytes))
+        self.progress.with(|known| printed(&known.streams[STDOUT].bytes, &known.streams[STDERR].bytes))
     }
 }
 
 impl Drop for Child {
     fn drop(&mut self) {
-        let running = self
-            .progress
-            .with(|known| known.status.is_none() && kill(self.process, Signal::SIGKILL).is_ok());
+        let running = self.progress.with(|known| known.status.is_none() && kill(self.process, Signal::SIGKILL).is_ok());
         if running && self.wait(DEADLINE).is_err() {
             tracing::warn!("{} may be left behind", self.what);
         }
@@ -249,11 +208,7 @@ impl Progress {
     }
 
     /// Waits until `look` finds something; `None` when the deadline passes first.
-    fn wait<T>(
-        &self,
-        deadline: Duration,
-        mut look: impl FnMut(&mut Known) -> Option<T>,
-    ) -> Option<T> {
+    fn wait<T>(&self, deadline: Duration, mut look: impl FnMut(&mut Known) -> Option<T>) -> Option<T> {
         let until = Instant::now() + deadline;
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
@@ -261,11 +216,7 @@ impl Progress {
                 return Some(found);
             }
             let left = until.checked_duration_since(Instant::now())?;
-            known = self
-                .changed
-                .wait_timeout(known, left)
-                .unwrap_or_else(PoisonError::into_inner)
-                .0;
+            known = self.changed.wait_timeout(known, left).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 
@@ -297,15 +248,8 @@ impl Progress {
 
 impl Stream {
     fn line_with(&self, text: &str) -> Option<String> {
-        let complete = self
-            .bytes
-            .iter()
-            .rposition(|byte| *byte == b'\n')
-            .map_or(0, |end| end + 1);
+        let complete = self.bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
         let lines = String::from_utf8_lossy(self.bytes.get(..complete)?).into_owned();
-        lines
-            .lines()
-            .find(|line| line.contains(text))
-            .map(str::to_owned)
+        lines.lines().find(|line| line.contains(text)).map(str::to_owned)
     }
 }

@@ -38,10 +38,7 @@ impl Cmd {
     /// A command with its arguments. Its standard input is `/dev/null`.
     pub fn new<S: AsRef<OsStr>>(argv: impl IntoIterator<Item = S>) -> Self {
         Self {
-            argv: argv
-                .into_iter()
-                .map(|word| word.as_ref().to_owned())
-                .collect(),
+            argv: argv.into_iter().map(|word| word.as_ref().to_owned()).collect(),
             stdin: Stdin::Nothing,
             environment: Vec::new(),
             user: "root".to_owned(),
@@ -68,8 +65,7 @@ impl Cmd {
     /// Sets a variable of its environment.
     #[must_use]
     pub fn env(mut self, name: impl AsRef<OsStr>, value: impl AsRef<OsStr>) -> Self {
-        self.environment
-            .push((name.as_ref().to_owned(), value.as_ref().to_owned()));
+        self.environment.push((name.as_ref().to_owned(), value.as_ref().to_owned()));
         self
     }
 
@@ -101,11 +97,7 @@ impl Cmd {
 
     /// The command in words, for messages.
     pub(crate) fn describe(&self, host: &str) -> String {
-        let words: Vec<_> = self
-            .argv
-            .iter()
-            .map(|word| word.to_string_lossy())
-            .collect();
+        let words: Vec<_> = self.argv.iter().map(|word| word.to_string_lossy()).collect();
         format!("`{}` on {host}", words.join(" "))
     }
 
@@ -118,34 +110,16 @@ impl Cmd {
         );
         let account = Account::find(&self.user)?;
         let mut command = Command::new(program);
-        command
-            .args(arguments)
-            .env_clear()
-            .env("PATH", PATH)
-            .env("LANG", "C.UTF-8");
-        command
-            .env("HOME", &account.home)
-            .env("USER", &self.user)
-            .env("LOGNAME", &self.user);
+        command.args(arguments).env_clear().env("PATH", PATH).env("LANG", "C.UTF-8");
+        command.env("HOME", &account.home).env("USER", &self.user).env("LOGNAME", &self.user);
         command.env("MALAI_HOME", account.home.join("malai-home"));
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
-        command.current_dir(
-            self.directory
-                .as_deref()
-                .unwrap_or(account.home.as_os_str()),
-        );
+        command.current_dir(self.directory.as_deref().unwrap_or(account.home.as_os_str()));
         if account.uid != 0 {
             command.uid(account.uid).gid(account.gid);
         }
-        let input = if matches!(self.stdin, Stdin::Nothing) {
-            Stdio::null()
-        } else {
-            Stdio::piped()
-        };
-        command
-            .stdin(input)
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
+        let input = if matches!(self.stdin, Stdin::Nothing) { Stdio::null() } else { Stdio::piped() };
+        command.stdin(input).stdout(Stdio::piped()).stderr(Stdio::piped());
         Ok(command)
     }
 }
@@ -219,19 +193,12 @@ impl Output {
             return Ok(self);
         }
         let printed = printed(&self.stdout, &self.stderr);
-        bail!(
-            "{} ended with {}, not with exit code {code}; {printed}",
-            self.what,
-            self.status
-        );
+        bail!("{} ended with {}, not with exit code {code}; {printed}", self.what, self.status);
     }
 }
 
 /// What a command printed, for messages.
 pub(crate) fn printed(stdout: &[u8], stderr: &[u8]) -> String {
-    let (stdout, stderr) = (
-        String::from_utf8_lossy(stdout),
-        String::from_utf8_lossy(stderr),
-    );
+    let (stdout, stderr) = (String::from_utf8_lossy(stdout), String::from_utf8_lossy(stderr));
     format!("its output:\n{stdout}\nits errors:\n{stderr}")
 }

@@ -17,12 +17,8 @@ pub(crate) const MALAI: &str = "malai";
 const BIN: &str = "/usr/local/bin";
 
 /// Directories of the disk, where they are mounted, and their permissions.
-const OWN: [(&str, &str, u32); 4] = [
-    ("root", "/root", 0o700),
-    ("home", "/home", 0o755),
-    ("run", "/run", 0o755),
-    ("tmp", "/tmp", 0o1777),
-];
+const OWN: [(&str, &str, u32); 4] =
+    [("root", "/root", 0o700), ("home", "/home", 0o755), ("run", "/run", 0o755), ("tmp", "/tmp", 0o1777)];
 
 /// The part of the file system that belongs to one host.
 #[derive(Debug)]
@@ -34,24 +30,13 @@ impl Disk {
     /// An empty disk for a host of this name.
     pub(crate) fn new(path: PathBuf, hostname: &str, nameserver: &str) -> Result<Self> {
         let disk = Self { path };
-        for (name, _, mode) in
-            OWN.into_iter()
-                .chain([("etc", "", 0o755), ("work", "", 0o700), ("bin", "", 0o755)])
-        {
+        for (name, _, mode) in OWN.into_iter().chain([("etc", "", 0o755), ("work", "", 0o700), ("bin", "", 0o755)]) {
             make_directory(&disk.path.join(name), mode)?;
         }
-        let id = hostname.bytes().fold(std::process::id(), |id, byte| {
-            id.rotate_left(5) ^ u32::from(byte)
-        });
+        let id = hostname.bytes().fold(std::process::id(), |id, byte| id.rotate_left(5) ^ u32::from(byte));
         disk.write_etc("hostname", &format!("{hostname}\n"))?;
-        disk.write_etc(
-            "hosts",
-            &format!("127.0.0.1 localhost\n127.0.1.1 {hostname}\n"),
-        )?;
-        disk.write_etc(
-            "resolv.conf",
-            &format!("nameserver {nameserver}\noptions timeout:1 attempts:1\n"),
-        )?;
+        disk.write_etc("hosts", &format!("127.0.0.1 localhost\n127.0.1.1 {hostname}\n"))?;
+        disk.write_etc("resolv.conf", &format!("nameserver {nameserver}\noptions timeout:1 attempts:1\n"))?;
         disk.write_etc("machine-id", &format!("{id:032x}\n"))?;
         Ok(disk)
     }
@@ -66,8 +51,7 @@ impl Disk {
         for (name, _, mode) in OWN {
             if name == "run" || name == "tmp" {
                 let path = self.path.join(name);
-                fs::remove_dir_all(&path)
-                    .with_context(|| format!("cannot empty {}", path.display()))?;
+                fs::remove_dir_all(&path).with_context(|| format!("cannot empty {}", path.display()))?;
                 make_directory(&path, mode)?;
             }
         }
@@ -77,18 +61,13 @@ impl Disk {
     /// Mounts it in the mount namespace of the calling thread, and whatever else a host has for itself.
     pub(crate) fn mount(&self) -> Result<()> {
         let none = None::<&str>;
-        mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)
-            .context("cannot make mounts private")?;
+        mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).context("cannot make mounts private")?;
         self.mount_programs()?;
         self.mount_etc()?;
         umount2("/sys", MntFlags::MNT_DETACH).context("cannot unmount the old /sys")?;
         filesystem("sysfs", "/sys", "")?;
         // cgroup2 is mounted there by process 1, or by nobody: then mountinfo shows no hierarchy.
-        filesystem(
-            "devpts",
-            "/dev/pts",
-            "newinstance,ptmxmode=0666,mode=0620,gid=5",
-        )?;
+        filesystem("devpts", "/dev/pts", "newinstance,ptmxmode=0666,mode=0620,gid=5")?;
         filesystem("tmpfs", "/dev/shm", "mode=1777")?;
         // The disk itself lies below /tmp, which is the last to be covered.
         for (name, target, _) in OWN {
@@ -108,10 +87,7 @@ impl Disk {
         }
         for (name, source) in programs {
             let target = directory.join(name);
-            drop(
-                File::create(&target)
-                    .with_context(|| format!("cannot make {}", target.display()))?,
-            );
+            drop(File::create(&target).with_context(|| format!("cannot make {}", target.display()))?);
             bind(&source, &target)?;
         }
         bind(&directory, Path::new(BIN))
@@ -119,11 +95,7 @@ impl Disk {
 
     fn mount_etc(&self) -> Result<()> {
         let (upper, work) = (self.path.join("etc"), self.path.join("work"));
-        let options = format!(
-            "lowerdir=/etc,upperdir={},workdir={}",
-            upper.display(),
-            work.display()
-        );
+        let options = format!("lowerdir=/etc,upperdir={},workdir={}", upper.display(), work.display());
         filesystem("overlay", "/etc", &options)
     }
 }
@@ -136,12 +108,7 @@ pub(crate) fn malai() -> Option<PathBuf> {
 /// A helper binary of this package: cargo puts it one directory above the tests.
 fn program(name: &str) -> Result<PathBuf> {
     let own = std::env::current_exe().context("cannot tell where this program is")?;
-    let path = own
-        .ancestors()
-        .skip(1)
-        .take(2)
-        .map(|directory| directory.join(name))
-        .find(|path| path.is_file());
+    let path = own.ancestors().skip(1).take(2).map(|directory| directory.join(name)).find(|path| path.is_file());
     path.with_context(|| format!("{name} is not built beside {}", own.display()))
 }
 
@@ -152,23 +119,11 @@ fn make_directory(path: &Path, mode: u32) -> Result<()> {
 }
 
 fn bind(source: &Path, target: &Path) -> Result<()> {
-    mount(
-        Some(source),
-        target,
-        None::<&str>,
-        MsFlags::MS_BIND | MsFlags::MS_REC,
-        None::<&str>,
-    )
-    .with_context(|| format!("cannot bind {} to {}", source.display(), target.display()))
+    mount(Some(source), target, None::<&str>, MsFlags::MS_BIND | MsFlags::MS_REC, None::<&str>)
+        .with_context(|| format!("cannot bind {} to {}", source.display(), target.display()))
 }
 
 fn filesystem(kind: &str, target: &str, options: &str) -> Result<()> {
-    mount(
-        Some(kind),
-        target,
-        Some(kind),
-        MsFlags::empty(),
-        Some(options),
-    )
-    .with_context(|| format!("cannot mount {kind} at {target} with {options:?}"))
+    mount(Some(kind), target, Some(kind), MsFlags::empty(), Some(options))
+        .with_context(|| format!("cannot mount {kind} at {target} with {options:?}"))
 }

@@ -18,9 +18,7 @@ pub(crate) struct Group {
 impl Group {
     /// A new group below the root of the hierarchy.
     pub(crate) fn new(name: &str) -> Result<Self> {
-        let group = Self {
-            path: mount_point()?.join(name),
-        };
+        let group = Self { path: mount_point()?.join(name) };
         make(&group.path)?;
         Ok(group)
     }
@@ -33,10 +31,7 @@ impl Group {
     /// The file by which processes move into this group, or (by name) into one inside it.
     pub(crate) fn processes(&self, nested: &str) -> Result<File> {
         let path = self.path.join(nested).join("cgroup.procs");
-        File::options()
-            .write(true)
-            .open(&path)
-            .with_context(|| format!("cannot open {}", path.display()))
+        File::options().write(true).open(&path).with_context(|| format!("cannot open {}", path.display()))
     }
 
     /// Stops or resumes every process in this group and below, and returns when that is so.
@@ -46,23 +41,16 @@ impl Group {
         fs::write(&path, value).with_context(|| format!("cannot write to {}", path.display()))?;
         let wanted = format!("frozen {value}");
         let events = self.path.join("cgroup.events");
-        wait_until(
-            Duration::from_secs(5),
-            &format!("{} says `{wanted}`", events.display()),
-            || {
-                fs::read_to_string(&events)
-                    .is_ok_and(|text| text.lines().any(|line| line == wanted))
-            },
-        )
+        wait_until(Duration::from_secs(5), &format!("{} says `{wanted}`", events.display()), || {
+            fs::read_to_string(&events).is_ok_and(|text| text.lines().any(|line| line == wanted))
+        })
     }
 }
 
 impl Drop for Group {
     fn drop(&mut self) {
         // The last process of a killed host may still be on its way out of its group.
-        let gone = wait_until(Duration::from_secs(5), "a group is empty", || {
-            remove_tree(&self.path)
-        });
+        let gone = wait_until(Duration::from_secs(5), "a group is empty", || remove_tree(&self.path));
         if gone.is_err() {
             tracing::warn!(path = %self.path.display(), "a control group of the lab is left behind");
         }
@@ -70,8 +58,7 @@ impl Drop for Group {
 }
 
 fn make(path: &Path) -> Result<()> {
-    fs::create_dir(path)
-        .with_context(|| format!("cannot make the control group {}", path.display()))
+    fs::create_dir(path).with_context(|| format!("cannot make the control group {}", path.display()))
 }
 
 /// Removes a group and all below it; true when nothing is left of it.
@@ -92,15 +79,10 @@ pub(crate) fn remove_tree(path: &Path) -> bool {
 
 /// Where this machine shows its cgroup2 hierarchy: `/sys/fs/cgroup`, or below it on a hybrid machine.
 pub(crate) fn mount_point() -> Result<PathBuf> {
-    let mounts =
-        fs::read_to_string("/proc/self/mountinfo").context("cannot read /proc/self/mountinfo")?;
+    let mounts = fs::read_to_string("/proc/self/mountinfo").context("cannot read /proc/self/mountinfo")?;
     mounts
         .lines()
-        .filter(|line| {
-            line.split(" - ")
-                .nth(1)
-                .is_some_and(|rest| rest.starts_with("cgroup2 "))
-        })
+        .filter(|line| line.split(" - ").nth(1).is_some_and(|rest| rest.starts_with("cgroup2 ")))
         .find_map(|line| line.split(' ').nth(4).map(PathBuf::from))
         .context("no cgroup2 hierarchy is mounted, and hosts are frozen by it")
 }

@@ -43,12 +43,7 @@ struct State {
 
 impl HostBuilder {
     pub(crate) fn new(lab: Arc<Shared>, name: &str) -> Self {
-        Self {
-            lab,
-            name: name.to_owned(),
-            cgroups: true,
-            sockets: Vec::new(),
-        }
+        Self { lab, name: name.to_owned(), cgroups: true, sockets: Vec::new() }
     }
 
     /// Plugs it into a segment; the first one is where it sends what is for elsewhere.
@@ -80,38 +75,17 @@ impl HostBuilder {
     ///
     /// When a part of it cannot be made; the message says which.
     pub fn boot(self) -> Result<Host> {
-        let Self {
-            lab,
-            name,
-            cgroups,
-            sockets,
-        } = self;
+        let Self { lab, name, cgroups, sockets } = self;
         let mut plugs = Vec::new();
         for (number, (segment, wire)) in sockets.into_iter().enumerate() {
             let address = segment.next_address()?;
-            plugs.push(Plug {
-                interface: format!("eth{number}"),
-                segment,
-                wire,
-                address,
-            });
+            plugs.push(Plug { interface: format!("eth{number}"), segment, wire, address });
         }
-        let nameserver = plugs
-            .first()
-            .map_or(Ipv4Addr::LOCALHOST, |plug| plug.segment.gateway());
+        let nameserver = plugs.first().map_or(Ipv4Addr::LOCALHOST, |plug| plug.segment.gateway());
         let disk = Disk::new(lab.directory.join(&name), &name, &nameserver.to_string())
             .with_context(|| format!("cannot make the disk of {name}"))?;
-        let state = Mutex::new(State {
-            plugs,
-            machine: None,
-        });
-        let host = Host {
-            lab,
-            name,
-            cgroups,
-            disk,
-            state,
-        };
+        let state = Mutex::new(State { plugs, machine: None });
+        let host = Host { lab, name, cgroups, disk, state };
         host.boot()?;
         Ok(host)
     }
@@ -140,13 +114,7 @@ impl Host {
     pub fn boot(&self) -> Result<()> {
         let mut state = self.lock();
         anyhow::ensure!(state.machine.is_none(), "{} is on already", self.name);
-        let booted = Machine::boot(
-            &self.lab,
-            &self.name,
-            &self.disk,
-            self.cgroups,
-            &state.plugs,
-        );
+        let booted = Machine::boot(&self.lab, &self.name, &self.disk, self.cgroups, &state.plugs);
         state.machine = Some(booted.with_context(|| format!("cannot boot {}", self.name))?);
         Ok(())
     }
@@ -211,15 +179,7 @@ impl Host {
     ///
     /// When `useradd` refuses.
     pub fn add_user(&self, name: &str) -> Result<()> {
-        self.run([
-            "useradd",
-            "--create-home",
-            "--user-group",
-            "--shell",
-            "/bin/sh",
-            name,
-        ])?
-        .success()?;
+        self.run(["useradd", "--create-home", "--user-group", "--shell", "/bin/sh", name])?.success()?;
         Ok(())
     }
 
@@ -254,12 +214,7 @@ impl Host {
 
     fn with_machine<T>(&self, work: impl FnOnce(&Machine) -> Result<T>) -> Result<T> {
         let state = self.lock();
-        work(
-            state
-                .machine
-                .as_ref()
-                .with_context(|| format!("{} is off", self.name))?,
-        )
+        work(state.machine.as_ref().with_context(|| format!("{} is off", self.name))?)
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -306,10 +261,7 @@ impl Host {
     /// Its address at its first interface. A host that is plugged in nowhere has 0.0.0.0.
     #[must_use]
     pub fn ip(&self) -> Ipv4Addr {
-        self.lock()
-            .plugs
-            .first()
-            .map_or(Ipv4Addr::UNSPECIFIED, |plug| plug.address)
+        self.lock().plugs.first().map_or(Ipv4Addr::UNSPECIFIED, |plug| plug.address)
     }
 
     /// Every packet that it sent, since it is on, by destination. What stayed inside it is not counted.
@@ -329,9 +281,7 @@ impl Host {
     /// When it is off.
     pub fn packets_outside(&self, allowed: &[Prefix]) -> Result<Vec<Flow>> {
         let mut flows = self.packets()?;
-        flows.retain(|flow| {
-            flow.is_to_public_service() || !allowed.iter().any(|prefix| prefix.contains(flow.to))
-        });
+        flows.retain(|flow| flow.is_to_public_service() || !allowed.iter().any(|prefix| prefix.contains(flow.to)));
         Ok(flows)
     }
 
@@ -341,11 +291,7 @@ impl Host {
     ///
     /// When it is off, or has no interface.
     pub fn link_down(&self) -> Result<()> {
-        self.with_first_plug(|machine, plug| {
-            machine
-                .network()
-                .ip(&format!("link set {} down\n", plug.interface))
-        })
+        self.with_first_plug(|machine, plug| machine.network().ip(&format!("link set {} down\n", plug.interface)))
     }
 
     /// Takes its first interface up again, and restores the routes.
@@ -356,9 +302,7 @@ impl Host {
     pub fn link_up(&self) -> Result<()> {
         self.with_first_plug(|machine, plug| {
             let interface = &plug.interface;
-            machine
-                .network()
-                .ip(&format!("link set {interface} up\n{}", plug.routes(true)))
+            machine.network().ip(&format!("link set {interface} up\n{}", plug.routes(true)))
         })
     }
 
@@ -372,9 +316,9 @@ impl Host {
             plug.address = plug.segment.next_address()?;
             let (interface, address) = (&plug.interface, plug.address);
             let routes = plug.routes(true);
-            machine.network().ip(&format!(
-                "addr flush dev {interface}\naddr add {address}/24 dev {interface}\n{routes}"
-            ))
+            machine
+                .network()
+                .ip(&format!("addr flush dev {interface}\naddr add {address}/24 dev {interface}\n{routes}"))
         })
     }
 
@@ -386,12 +330,8 @@ impl Host {
     pub fn move_to(&self, segment: &Segment, wire: Option<&Wire>) -> Result<()> {
         let mut state = self.lock();
         let State { plugs, machine } = &mut *state;
-        let machine = machine
-            .as_mut()
-            .with_context(|| format!("{} is off", self.name))?;
-        let plug = plugs
-            .first_mut()
-            .with_context(|| format!("{} has no interface", self.name))?;
+        let machine = machine.as_mut().with_context(|| format!("{} is off", self.name))?;
+        let plug = plugs.first_mut().with_context(|| format!("{} has no interface", self.name))?;
         plug.segment = segment.clone();
         plug.wire = wire.cloned();
         plug.address = segment.next_address()?;
@@ -401,14 +341,7 @@ impl Host {
     fn with_first_plug<T>(&self, work: impl FnOnce(&Machine, &mut Plug) -> Result<T>) -> Result<T> {
         let mut state = self.lock();
         let State { plugs, machine } = &mut *state;
-        let machine = machine
-            .as_ref()
-            .with_context(|| format!("{} is off", self.name))?;
-        work(
-            machine,
-            plugs
-                .first_mut()
-                .with_context(|| format!("{} has no interface", self.name))?,
-        )
+        let machine = machine.as_ref().with_context(|| format!("{} is off", self.name))?;
+        work(machine, plugs.first_mut().with_context(|| format!("{} has no interface", self.name))?)
     }
 }

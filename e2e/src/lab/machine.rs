@@ -48,13 +48,7 @@ pub(crate) struct Inside {
 
 impl Machine {
     /// Switches a host on.
-    pub(crate) fn boot(
-        lab: &Arc<Shared>,
-        name: &str,
-        disk: &Disk,
-        cgroups: bool,
-        plugs: &[Plug],
-    ) -> Result<Self> {
+    pub(crate) fn boot(lab: &Arc<Shared>, name: &str, disk: &Disk, cgroups: bool, plugs: &[Plug]) -> Result<Self> {
         disk.clear_volatile()?;
         let network = NetNs::new()?;
         traffic::count(&network)?;
@@ -71,18 +65,8 @@ impl Machine {
         if namespaces.is_err() {
             end(&mut init);
         }
-        let inside = Arc::new(Inside {
-            network: network.clone(),
-            namespaces: namespaces?,
-            group: Arc::clone(&group),
-        });
-        Ok(Self {
-            network,
-            ports,
-            init,
-            inside,
-            group,
-        })
+        let inside = Arc::new(Inside { network: network.clone(), namespaces: namespaces?, group: Arc::clone(&group) });
+        Ok(Self { network, ports, init, inside, group })
     }
 
     pub(crate) fn inside(&self) -> Arc<Inside> {
@@ -99,10 +83,7 @@ impl Machine {
 
     /// Pulls the plug of the first interface and puts it in elsewhere.
     pub(crate) fn replug(&mut self, lab: &Arc<Shared>, plug: &Plug) -> Result<()> {
-        ensure!(
-            !self.ports.is_empty(),
-            "there is no interface to plug in elsewhere"
-        );
+        ensure!(!self.ports.is_empty(), "there is no interface to plug in elsewhere");
         drop(self.ports.remove(0));
         self.ports.insert(0, plug.connect(lab, &self.network)?);
         self.network.ip(&plug.routes(true))
@@ -134,35 +115,20 @@ impl Inside {
     }
 }
 
-fn start_init(
-    name: &str,
-    disk: &Disk,
-    cgroups: bool,
-    network: &NetNs,
-    group: &Group,
-) -> Result<Process> {
+fn start_init(name: &str, disk: &Disk, cgroups: bool, network: &NetNs, group: &Group) -> Result<Process> {
     let processes = group.processes("")?;
     on_own_thread(move || {
-        let own = CloneFlags::CLONE_FS
-            | CloneFlags::CLONE_NEWNS
-            | CloneFlags::CLONE_NEWUTS
-            | CloneFlags::CLONE_NEWIPC;
+        let own = CloneFlags::CLONE_FS | CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWUTS | CloneFlags::CLONE_NEWIPC;
         unshare(own).context("cannot make the host's namespaces")?;
         network.join()?;
         disk.mount()?;
-        nix::unistd::sethostname(name)
-            .with_context(|| format!("cannot set the hostname {name}"))?;
+        nix::unistd::sethostname(name).with_context(|| format!("cannot set the hostname {name}"))?;
         unshare(CloneFlags::CLONE_NEWPID).context("cannot make a process table")?;
         let mut command = Command::new(format!("/usr/local/bin/{INIT}"));
-        command
-            .args(cgroups.then_some("--cgroups"))
-            .env_clear()
-            .current_dir("/");
+        command.args(cgroups.then_some("--cgroups")).env_clear().current_dir("/");
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
         start_in(&mut command, processes);
-        command
-            .spawn()
-            .with_context(|| format!("cannot start {INIT}"))
+        command.spawn().with_context(|| format!("cannot start {INIT}"))
     })
 }
 
@@ -173,10 +139,7 @@ pub(crate) fn start_in(command: &mut Command, processes: File) {
         nix::unistd::setsid()?;
         Ok(())
     };
-    #[allow(
-        unsafe_code,
-        reason = "two system calls without allocation, as is allowed between fork and exec"
-    )]
+    #[allow(unsafe_code, reason = "two system calls without allocation, as is allowed between fork and exec")]
     unsafe {
         command.pre_exec(prepare);
     }
@@ -185,23 +148,15 @@ pub(crate) fn start_in(command: &mut Command, processes: File) {
 fn await_init(init: &mut Process) -> Result<()> {
     let stdout = init.stdout.take().context("process 1 has no output")?;
     let mut line = String::new();
-    BufReader::new(stdout)
-        .read_line(&mut line)
-        .context("cannot read from process 1")?;
-    ensure!(
-        line.trim() == "ready",
-        "process 1 did not get ready: {line}"
-    );
+    BufReader::new(stdout).read_line(&mut line).context("cannot read from process 1")?;
+    ensure!(line.trim() == "ready", "process 1 did not get ready: {line}");
     Ok(())
 }
 
 fn open_namespaces(process: u32) -> Result<Vec<(File, CloneFlags)>> {
     let open = |(name, kind)| {
         let path = format!("/proc/{process}/ns/{name}");
-        Ok((
-            File::open(&path).with_context(|| format!("cannot open {path}"))?,
-            kind,
-        ))
+        Ok((File::open(&path).with_context(|| format!("cannot open {path}"))?, kind))
     };
     NAMESPACES.into_iter().map(open).collect()
 }

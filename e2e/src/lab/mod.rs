@@ -80,18 +80,10 @@ impl Lab {
         let number = LABS.fetch_add(1, Ordering::Relaxed);
         let id = format!("{}{}-{number}-{name}", stale::PREFIX, std::process::id());
         let directory = std::env::temp_dir().join(&id);
-        fs::create_dir(&directory)
-            .with_context(|| format!("cannot make {}", directory.display()))?;
+        fs::create_dir(&directory).with_context(|| format!("cannot make {}", directory.display()))?;
         let switch = NetNs::new().with_context(|| format!("cannot make the lab {name}"))?;
-        let shared = Shared {
-            id,
-            directory,
-            switch,
-            names: AtomicU32::new(1),
-        };
-        Ok(Self {
-            shared: Arc::new(shared),
-        })
+        let shared = Shared { id, directory, switch, names: AtomicU32::new(1) };
+        Ok(Self { shared: Arc::new(shared) })
     }
 
     /// A segment with private addresses (10.N.0.0/24). What is sent out of it, where no router leads on, is lost.
@@ -101,11 +93,7 @@ impl Lab {
     /// When the bridge cannot be made.
     pub fn segment(&self, name: &str) -> Result<Segment> {
         let number = self.shared.next_name();
-        Segment::new(
-            &self.shared,
-            name,
-            [10, u8::try_from(number).context("too many segments")?, 0],
-        )
+        Segment::new(&self.shared, name, [10, u8::try_from(number).context("too many segments")?, 0])
     }
 
     /// A segment with public addresses (198.51.N.0/24) that stands for the internet.
@@ -115,11 +103,7 @@ impl Lab {
     /// When the bridge cannot be made.
     pub fn internet(&self) -> Result<Segment> {
         let number = self.shared.next_name();
-        Segment::new(
-            &self.shared,
-            "internet",
-            [198, 51, u8::try_from(number).context("too many segments")?],
-        )
+        Segment::new(&self.shared, "internet", [198, 51, u8::try_from(number).context("too many segments")?])
     }
 
     /// Begins a host; [`HostBuilder::boot`] starts it.

@@ -23,9 +23,7 @@ impl NetNs {
             unshare(CloneFlags::CLONE_NEWNET).context("cannot make a network namespace")?;
             File::open("/proc/thread-self/ns/net").context("cannot open a network namespace")
         })?;
-        let namespace = Self {
-            file: Arc::new(file),
-        };
+        let namespace = Self { file: Arc::new(file) };
         namespace.sysctl("ipv6/conf/all/disable_ipv6", "1")?;
         namespace.sysctl("ipv6/conf/default/disable_ipv6", "1")?;
         namespace.ip("link set lo up")?;
@@ -63,15 +61,9 @@ impl NetNs {
     /// What a program prints when it runs in this namespace.
     pub(crate) fn read(&self, program: &str, arguments: &[&str]) -> Result<String> {
         self.enter(|| {
-            let output = command(program)
-                .args(arguments)
-                .output()
-                .with_context(|| format!("cannot run {program}"))?;
+            let output = command(program).args(arguments).output().with_context(|| format!("cannot run {program}"))?;
             let stderr = String::from_utf8_lossy(&output.stderr);
-            ensure!(
-                output.status.success(),
-                "{program} {arguments:?} failed: {stderr}"
-            );
+            ensure!(output.status.success(), "{program} {arguments:?} failed: {stderr}");
             String::from_utf8(output.stdout).with_context(|| format!("{program} printed no text"))
         })
     }
@@ -95,21 +87,14 @@ impl NetNs {
                 .spawn()
                 .with_context(|| format!("cannot run {program}"))?;
             if let Some(mut stdin) = child.stdin.take() {
-                stdin
-                    .write_all(input.as_bytes())
-                    .with_context(|| format!("cannot write to {program}"))?;
+                stdin.write_all(input.as_bytes()).with_context(|| format!("cannot write to {program}"))?;
             }
-            child
-                .wait_with_output()
-                .with_context(|| format!("cannot wait for {program}"))
+            child.wait_with_output().with_context(|| format!("cannot wait for {program}"))
         })?;
         if output.status.success() {
             return Ok(());
         }
-        bail!(
-            "{program} refused: {}\nit was given:\n{input}",
-            String::from_utf8_lossy(&output.stderr).trim()
-        );
+        bail!("{program} refused: {}\nit was given:\n{input}", String::from_utf8_lossy(&output.stderr).trim());
     }
 }
 
@@ -123,8 +108,6 @@ pub(crate) fn on_own_thread<T: Send>(work: impl FnOnce() -> Result<T> + Send) ->
 
 fn command(program: &str) -> Command {
     let mut command = Command::new(program);
-    command
-        .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
-        .env("LANG", "C.UTF-8");
+    command.env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").env("LANG", "C.UTF-8");
     command
 }

@@ -33,36 +33,17 @@ impl Plug {
     pub(crate) fn connect(&self, lab: &Arc<Shared>, inside: &NetNs) -> Result<Port> {
         let outer = format!("p{}", lab.next_name());
         let interface = &self.interface;
-        let what = || {
-            format!(
-                "cannot connect {interface} to the segment {}",
-                self.segment.name()
-            )
-        };
+        let what = || format!("cannot connect {interface} to the segment {}", self.segment.name());
         let mut strand = None;
         if let Some(wire) = &self.wire {
-            strand = Some(
-                wire.lay((&lab.switch, &outer), (inside, interface))
-                    .with_context(what)?,
-            );
+            strand = Some(wire.lay((&lab.switch, &outer), (inside, interface)).with_context(what)?);
         } else {
-            let make = format!(
-                "link add {outer} type veth peer name {interface} netns {}\n",
-                inside.path()
-            );
+            let make = format!("link add {outer} type veth peer name {interface} netns {}\n", inside.path());
             lab.switch.ip(&make).with_context(what)?;
         }
         let bridge = self.segment.bridge();
-        lab.switch
-            .ip(&format!(
-                "link set {outer} master {bridge}\nlink set {outer} up\n"
-            ))
-            .with_context(what)?;
-        let port = Port {
-            lab: Arc::clone(lab),
-            outer,
-            strand,
-        };
+        lab.switch.ip(&format!("link set {outer} master {bridge}\nlink set {outer} up\n")).with_context(what)?;
+        let port = Port { lab: Arc::clone(lab), outer, strand };
         // The hardware address belongs to the place, as a card belongs to its machine: it survives a reboot.
         let [a, b, c, d] = self.address.octets();
         inside
@@ -80,24 +61,16 @@ impl Plug {
     pub(crate) fn routes(&self, leads_out: bool) -> String {
         let interface = &self.interface;
         // Multicast DNS needs a route of its own where there is no default.
-        let multicast = format!(
-            "route replace 224.0.0.0/4 dev {interface} metric {}\n",
-            self.metric()
-        );
+        let multicast = format!("route replace 224.0.0.0/4 dev {interface} metric {}\n", self.metric());
         if leads_out {
-            format!(
-                "{multicast}route replace default via {} dev {interface}\n",
-                self.segment.gateway()
-            )
+            format!("{multicast}route replace default via {} dev {interface}\n", self.segment.gateway())
         } else {
             multicast
         }
     }
 
     fn metric(&self) -> u32 {
-        let digits = self
-            .interface
-            .trim_start_matches(|c: char| !c.is_ascii_digit());
+        let digits = self.interface.trim_start_matches(|c: char| !c.is_ascii_digit());
         100 + digits.parse::<u32>().unwrap_or(0)
     }
 }

@@ -5,11 +5,7 @@ use std::path::{Path, PathBuf};
 use super::group;
 
 /// The programs that build the lab, and the Debian packages that hold them.
-const PROGRAMS: [(&str, &str); 3] = [
-    ("ip", "iproute2"),
-    ("nft", "nftables"),
-    ("ping", "iputils-ping"),
-];
+const PROGRAMS: [(&str, &str); 3] = [("ip", "iproute2"), ("nft", "nftables"), ("ping", "iputils-ping")];
 
 /// Every reason why the lab cannot run here; empty when it can.
 pub fn missing() -> Vec<String> {
@@ -19,9 +15,7 @@ pub fn missing() -> Vec<String> {
     }
     for (program, package) in PROGRAMS {
         if find_program(program).is_none() {
-            reasons.push(format!(
-                "`{program}` is missing (apt-get install {package})"
-            ));
+            reasons.push(format!("`{program}` is missing (apt-get install {package})"));
         }
     }
     if !Path::new("/dev/net/tun").exists() {

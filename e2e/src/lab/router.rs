@@ -45,13 +45,7 @@ pub struct Router {
 
 impl RouterBuilder {
     pub(crate) fn new(lab: Arc<Shared>, name: &str) -> Self {
-        Self {
-            lab,
-            name: name.to_owned(),
-            sides: None,
-            nat: Nat::PortRestricted,
-            wire: None,
-        }
+        Self { lab, name: name.to_owned(), sides: None, nat: Nat::PortRestricted, wire: None }
     }
 
     /// Leads from `inner` out to `outer`. Hosts of `inner` that boot later have it as their default gateway.
@@ -81,13 +75,7 @@ impl RouterBuilder {
     ///
     /// When it has no two sides, when `inner` has a router already, or when the kernel refuses.
     pub fn start(self) -> Result<Router> {
-        let Self {
-            lab,
-            name,
-            sides,
-            nat,
-            wire,
-        } = self;
+        let Self { lab, name, sides, nat, wire } = self;
         let what = format!("cannot start the router {name}");
         let (inner, outer) = sides.with_context(|| format!("{what}: between what?"))?;
         inner.lead_out()?;
@@ -95,34 +83,12 @@ impl RouterBuilder {
         namespace.sysctl("ipv4/ip_forward", "1")?;
         namespace.sysctl("ipv4/conf/all/rp_filter", "1")?;
         let outside = outer.next_address()?;
-        let lan = Plug {
-            interface: "lan".into(),
-            segment: inner.clone(),
-            wire: None,
-            address: inner.address(ROUTER),
-        };
-        let wan = Plug {
-            interface: "wan".into(),
-            segment: outer,
-            wire,
-            address: outside,
-        };
-        let ports = [
-            lan.connect(&lab, &namespace)?,
-            wan.connect(&lab, &namespace)?,
-        ];
-        namespace
-            .ip(&wan.routes(true))
-            .with_context(|| what.clone())?;
-        namespace
-            .nft(&rules(nat, inner.prefix(), outside))
-            .with_context(|| what)?;
-        Ok(Router {
-            name,
-            namespace,
-            outside,
-            _ports: ports,
-        })
+        let lan = Plug { interface: "lan".into(), segment: inner.clone(), wire: None, address: inner.address(ROUTER) };
+        let wan = Plug { interface: "wan".into(), segment: outer, wire, address: outside };
+        let ports = [lan.connect(&lab, &namespace)?, wan.connect(&lab, &namespace)?];
+        namespace.ip(&wan.routes(true)).with_context(|| what.clone())?;
+        namespace.nft(&rules(nat, inner.prefix(), outside)).with_context(|| what)?;
+        Ok(Router { name, namespace, outside, _ports: ports })
     }
 }
 
@@ -194,7 +160,5 @@ fn rules(nat: Nat, inner: Prefix, outside: Ipv4Addr) -> String {
 }
 
 fn outgoing(how: &str) -> String {
-    format!(
-        "chain outgoing {{ type nat hook postrouting priority 100; policy accept; oifname \"wan\" {how}\n  }}"
-    )
+    format!("chain outgoing {{ type nat hook postrouting priority 100; policy accept; oifname \"wan\" {how}\n  }}")
 }

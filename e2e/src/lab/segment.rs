@@ -34,16 +34,9 @@ struct Inner {
 impl Segment {
     pub(crate) fn new(lab: &Shared, name: &str, prefix: [u8; 3]) -> Result<Self> {
         let bridge = format!("br{}", lab.next_name());
-        let inner = Inner {
-            name: name.to_owned(),
-            bridge,
-            prefix,
-            next: AtomicU8::new(FIRST),
-            routed: OnceLock::new(),
-        };
-        let segment = Self {
-            inner: Arc::new(inner),
-        };
+        let inner =
+            Inner { name: name.to_owned(), bridge, prefix, next: AtomicU8::new(FIRST), routed: OnceLock::new() };
+        let segment = Self { inner: Arc::new(inner) };
         let (bridge, sink) = (segment.bridge(), segment.address(SINK));
         lab.switch.ip(&format!(
             "link add {bridge} type bridge forward_delay 0 mcast_snooping 0\n\
@@ -68,11 +61,7 @@ impl Segment {
     /// Where its hosts send what is for elsewhere: the router, or a sink that answers nothing.
     #[must_use]
     pub fn gateway(&self) -> Ipv4Addr {
-        self.address(if self.inner.routed.get().is_some() {
-            ROUTER
-        } else {
-            SINK
-        })
+        self.address(if self.inner.routed.get().is_some() { ROUTER } else { SINK })
     }
 
     /// The address with this last octet.
@@ -89,21 +78,13 @@ impl Segment {
     /// An address that nobody in this segment has had.
     pub(crate) fn next_address(&self) -> Result<Ipv4Addr> {
         let last = self.inner.next.fetch_add(1, Ordering::Relaxed);
-        ensure!(
-            (FIRST..SINK).contains(&last),
-            "the segment {} is full",
-            self.name()
-        );
+        ensure!((FIRST..SINK).contains(&last), "the segment {} is full", self.name());
         Ok(self.address(last))
     }
 
     /// Notes that a router leads out; one at most.
     pub(crate) fn lead_out(&self) -> Result<()> {
-        ensure!(
-            self.inner.routed.set(()).is_ok(),
-            "the segment {} has a router already",
-            self.name()
-        );
+        ensure!(self.inner.routed.set(()).is_ok(), "the segment {} has a router already", self.name());
         Ok(())
     }
 }

@@ -38,16 +38,12 @@ impl Services {
     pub fn start(host: &Host) -> Result<Self> {
         let process = host.spawn(Cmd::new([NET, &host.ip().to_string()]).stdin_open())?;
         let line = process.wait_for_line("{", DEADLINE)?;
-        let ready: Value = serde_json::from_str(&line)
-            .with_context(|| format!("{NET} printed no JSON: {line}"))?;
+        let ready: Value = serde_json::from_str(&line).with_context(|| format!("{NET} printed no JSON: {line}"))?;
         let text = |name: &str| {
             let value = ready.get(name).and_then(Value::as_str).map(str::to_owned);
             value.with_context(|| format!("{NET} did not tell its {name}"))
         };
-        let quic_port = ready
-            .get("quic_port")
-            .and_then(Value::as_u64)
-            .context("no quic_port")?;
+        let quic_port = ready.get("quic_port").and_then(Value::as_u64).context("no quic_port")?;
         Ok(Self {
             relay: text("relay")?,
             relay_http: text("relay_http")?,

@@ -38,18 +38,13 @@ impl Prefix {
     /// The prefix of this many bits (at most 32).
     #[must_use]
     pub fn new(address: Ipv4Addr, length: u8) -> Self {
-        Self {
-            address,
-            length: length.min(32),
-        }
+        Self { address, length: length.min(32) }
     }
 
     /// Whether an address lies in it.
     #[must_use]
     pub fn contains(&self, address: Ipv4Addr) -> bool {
-        let mask = u32::MAX
-            .checked_shl(32 - u32::from(self.length))
-            .unwrap_or(0);
+        let mask = u32::MAX.checked_shl(32 - u32::from(self.length)).unwrap_or(0);
         self.address.to_bits() & mask == address.to_bits() & mask
     }
 }
@@ -89,36 +84,17 @@ pub(crate) fn count(namespace: &NetNs) -> Result<()> {
 /// What left this namespace since it exists.
 pub(crate) fn flows(namespace: &NetNs) -> Result<Vec<Flow>> {
     let listing = namespace.read("nft", &["-j", "list", "set", "ip", "traffic", "out"])?;
-    let listing: Value =
-        serde_json::from_str(&listing).context("nft's list of flows is no JSON")?;
-    let sets = listing
-        .get("nftables")
-        .and_then(Value::as_array)
-        .context("nft lists no sets")?;
-    let elements = sets
-        .iter()
-        .filter_map(|entry| entry.pointer("/set/elem")?.as_array())
-        .flatten();
-    elements
-        .map(|element| {
-            flow(element).with_context(|| format!("cannot read nft's element {element}"))
-        })
-        .collect()
+    let listing: Value = serde_json::from_str(&listing).context("nft's list of flows is no JSON")?;
+    let sets = listing.get("nftables").and_then(Value::as_array).context("nft lists no sets")?;
+    let elements = sets.iter().filter_map(|entry| entry.pointer("/set/elem")?.as_array()).flatten();
+    elements.map(|element| flow(element).with_context(|| format!("cannot read nft's element {element}"))).collect()
 }
 
 fn flow(element: &Value) -> Option<Flow> {
     Some(Flow {
-        to: element
-            .pointer("/elem/val/concat/0")?
-            .as_str()?
-            .parse()
-            .ok()?,
+        to: element.pointer("/elem/val/concat/0")?.as_str()?.parse().ok()?,
         protocol: element.pointer("/elem/val/concat/1")?.as_str()?.to_owned(),
-        port: element
-            .pointer("/elem/val/concat/2")?
-            .as_u64()?
-            .try_into()
-            .ok()?,
+        port: element.pointer("/elem/val/concat/2")?.as_u64()?.try_into().ok()?,
         packets: element.pointer("/elem/counter/packets")?.as_u64()?,
     })
 }

@@ -22,11 +22,7 @@ pub fn wait_until(deadline: Duration, what: &str, mut state: impl FnMut() -> boo
 /// # Errors
 ///
 /// When the deadline passes, or as soon as the probe itself fails.
-pub fn wait_for<T>(
-    deadline: Duration,
-    what: &str,
-    mut probe: impl FnMut() -> Result<Option<T>>,
-) -> Result<T> {
+pub fn wait_for<T>(deadline: Duration, what: &str, mut probe: impl FnMut() -> Result<Option<T>>) -> Result<T> {
     let begun = Instant::now();
     loop {
         if let Some(value) = probe()? {

@@ -86,9 +86,7 @@ impl Wire {
     /// The same wire, slower by up to this much; frames stay in order.
     #[must_use]
     pub fn jitter_ms(self, jitter: u64) -> Self {
-        self.conditions
-            .jitter_us
-            .store(jitter * 1000, Ordering::Relaxed);
+        self.conditions.jitter_us.store(jitter * 1000, Ordering::Relaxed);
         self
     }
 
@@ -126,9 +124,7 @@ impl Wire {
 
     /// Changes the rate in bytes per second; 0 is no limit.
     pub fn set_rate(&self, bytes_per_second: u64) {
-        self.conditions
-            .rate
-            .store(bytes_per_second, Ordering::Relaxed);
+        self.conditions.rate.store(bytes_per_second, Ordering::Relaxed);
     }
 
     /// Nothing gets through any more, what is under way neither; no end is told.
@@ -168,10 +164,7 @@ impl Wire {
             .name(format!("wire {}", far.1))
             .spawn(move || carrier.carry())
             .context("cannot start the thread of a wire")?;
-        Ok(Strand {
-            stop,
-            thread: Some(thread),
-        })
+        Ok(Strand { stop, thread: Some(thread) })
     }
 }
 
@@ -225,8 +218,7 @@ impl Carrier {
 
     /// Which ends have frames; `None` when the wire is taken down.
     fn wait(&self, due: Option<Instant>) -> Option<[bool; 2]> {
-        let timeout =
-            due.map(|due| TimeSpec::from_duration(due.saturating_duration_since(Instant::now())));
+        let timeout = due.map(|due| TimeSpec::from_duration(due.saturating_duration_since(Instant::now())));
         let mut fds = [
             PollFd::new(self.ends[0].as_fd(), PollFlags::POLLIN),
             PollFd::new(self.ends[1].as_fd(), PollFlags::POLLIN),
@@ -238,15 +230,11 @@ impl Carrier {
         }
         let events = |index: usize| fds[index].revents().unwrap_or(PollFlags::empty());
         // A device that is gone reports an error for ever.
-        let gone =
-            |index: usize| events(index).intersects(PollFlags::POLLERR | PollFlags::POLLNVAL);
+        let gone = |index: usize| events(index).intersects(PollFlags::POLLERR | PollFlags::POLLNVAL);
         if !events(2).is_empty() || gone(0) || gone(1) {
             return None;
         }
-        Some([
-            events(0).contains(PollFlags::POLLIN),
-            events(1).contains(PollFlags::POLLIN),
-        ])
+        Some([events(0).contains(PollFlags::POLLIN), events(1).contains(PollFlags::POLLIN)])
     }
 }
 
@@ -263,12 +251,7 @@ struct Lane {
 impl Lane {
     fn new(seed: u64) -> Self {
         let now = Instant::now();
-        Self {
-            under_way: VecDeque::new(),
-            last_due: now,
-            free_at: now,
-            random: seed,
-        }
+        Self { under_way: VecDeque::new(), last_due: now, free_at: now, random: seed }
     }
 
     fn due(&self) -> Option<Instant> {
@@ -312,10 +295,7 @@ impl Lane {
         let rate = conditions.rate.load(Ordering::Relaxed);
         let mut leaves = now;
         // 0 is no limit.
-        let transmission = u64::try_from(length)
-            .unwrap_or(u64::MAX)
-            .saturating_mul(MILLION)
-            .checked_div(rate);
+        let transmission = u64::try_from(length).unwrap_or(u64::MAX).saturating_mul(MILLION).checked_div(rate);
         if let Some(micros) = transmission {
             if self.free_at.saturating_duration_since(now) > QUEUE {
                 return None;
@@ -336,9 +316,7 @@ impl Lane {
             };
             // An interface that is down, or whose queue is full, loses the frame as hardware would.
             let lost = conditions.cut.load(Ordering::Relaxed)
-                || to
-                    .write(&frame)
-                    .is_err_and(|error| error.kind() != ErrorKind::Interrupted);
+                || to.write(&frame).is_err_and(|error| error.kind() != ErrorKind::Interrupted);
             if lost {
                 conditions.carried.fetch_sub(1, Ordering::Relaxed);
                 conditions.dropped.fetch_add(1, Ordering::Relaxed);
@@ -349,10 +327,7 @@ impl Lane {
 
 /// Makes a TAP device of this name in the namespace; it exists as long as the file is open.
 fn tap(namespace: &NetNs, name: &str) -> Result<File> {
-    ensure!(
-        name.len() < libc::IFNAMSIZ,
-        "{name} is too long for an interface name"
-    );
+    ensure!(name.len() < libc::IFNAMSIZ, "{name} is too long for an interface name");
     namespace.enter(|| {
         let device = File::options()
             .read(true)
@@ -370,23 +345,10 @@ fn attach(device: &File, name: &str) -> std::io::Result<()> {
     for (to, from) in ifr_name.iter_mut().zip(name.bytes()) {
         *to = from.cast_signed();
     }
-    #[allow(
-        clippy::cast_possible_truncation,
-        reason = "the interface flags are 16 bits wide"
-    )]
+    #[allow(clippy::cast_possible_truncation, reason = "the interface flags are 16 bits wide")]
     let flags = (libc::IFF_TAP | libc::IFF_NO_PI) as libc::c_short;
-    let request = libc::ifreq {
-        ifr_name,
-        ifr_ifru: libc::__c_anonymous_ifr_ifru { ifru_flags: flags },
-    };
-    #[allow(
-        unsafe_code,
-        reason = "TUNSETIFF has no safe wrapper; it reads one ifreq, which outlives the call"
-    )]
+    let request = libc::ifreq { ifr_name, ifr_ifru: libc::__c_anonymous_ifr_ifru { ifru_flags: flags } };
+    #[allow(unsafe_code, reason = "TUNSETIFF has no safe wrapper; it reads one ifreq, which outlives the call")]
     let made = unsafe { libc::ioctl(device.as_raw_fd(), libc::TUNSETIFF, &raw const request) };
-    if made < 0 {
-        Err(std::io::Error::last_os_error())
-    } else {
-        Ok(())
-    }
+    if made < 0 { Err(std::io::Error::last_os_error()) } else { Ok(()) }
 }

@@ -42,21 +42,11 @@ fn a_host_has_its_own_name_files_and_processes() -> Result<()> {
     ensure!(web01.exists("/root/here/only")? && !db01.exists("/root/here")?);
     ensure!(!db01.exists("/tmp/malai-lab-only")? && !Path::new("/tmp/malai-lab-only").exists());
     let processes = web01.sh("echo /proc/[0-9]*")?.success()?.text();
-    assert_eq!(
-        processes.split(' ').count(),
-        2,
-        "process 1 and the shell: {processes}"
-    );
+    assert_eq!(processes.split(' ').count(), 2, "process 1 and the shell: {processes}");
     let environment = web01.run(["/usr/bin/env"])?.success()?.text();
-    let names: Vec<_> = environment
-        .lines()
-        .filter_map(|line| line.split('=').next())
-        .collect();
+    let names: Vec<_> = environment.lines().filter_map(|line| line.split('=').next()).collect();
     let wanted = ["HOME", "LANG", "LOGNAME", "MALAI_HOME", "PATH", "USER"];
-    ensure!(
-        names.len() == wanted.len() && wanted.iter().all(|name| names.contains(name)),
-        "{environment}"
-    );
+    ensure!(names.len() == wanted.len() && wanted.iter().all(|name| names.contains(name)), "{environment}");
     Ok(())
 }
 
@@ -64,9 +54,7 @@ fn a_user_of_one_host_is_none_of_another() -> Result<()> {
     let lab = Lab::new("users")?;
     let (web01, db01) = (lab.host("web01").boot()?, lab.host("db01").boot()?);
     web01.add_user("deploy")?;
-    let who = web01
-        .run(Cmd::new(["sh", "-c", "id -un; pwd; echo $HOME"]).user("deploy"))?
-        .success()?;
+    let who = web01.run(Cmd::new(["sh", "-c", "id -un; pwd; echo $HOME"]).user("deploy"))?.success()?;
     assert_eq!(who.text(), "deploy\n/home/deploy\n/home/deploy");
     db01.run(["id", "deploy"])?.exited(1)?;
     ensure!(!std::fs::read_to_string("/etc/passwd")?.contains("/home/deploy"));
@@ -75,19 +63,10 @@ fn a_user_of_one_host_is_none_of_another() -> Result<()> {
 
 fn a_host_without_cgroups_sees_none() -> Result<()> {
     let lab = Lab::new("cgroups")?;
-    let (with, without) = (
-        lab.host("with").boot()?,
-        lab.host("without").without_cgroups().boot()?,
-    );
-    without
-        .run(["grep", "cgroup2", "/proc/self/mountinfo"])?
-        .exited(1)?;
-    with.sh("mkdir /sys/fs/cgroup/commands/a && echo $$ > /sys/fs/cgroup/commands/a/cgroup.procs")?
-        .success()?;
-    assert_eq!(
-        with.run(["grep", "^0::", "/proc/self/cgroup"])?.text(),
-        "0::/commands"
-    );
+    let (with, without) = (lab.host("with").boot()?, lab.host("without").without_cgroups().boot()?);
+    without.run(["grep", "cgroup2", "/proc/self/mountinfo"])?.exited(1)?;
+    with.sh("mkdir /sys/fs/cgroup/commands/a && echo $$ > /sys/fs/cgroup/commands/a/cgroup.procs")?.success()?;
+    assert_eq!(with.run(["grep", "^0::", "/proc/self/cgroup"])?.text(), "0::/commands");
     without.freeze()?;
     without.thaw()
 }
@@ -97,14 +76,9 @@ fn a_command_that_hangs_is_killed_and_shown() -> Result<()> {
     let host = lab.host("web01").boot()?;
     let begun = Instant::now();
     let hang = Cmd::new(["sh", "-c", "echo so far; sleep 600"]).timeout(Duration::from_millis(300));
-    let Err(error) = host.run(hang) else {
-        bail!("a command without end has ended")
-    };
+    let Err(error) = host.run(hang) else { bail!("a command without end has ended") };
     let message = format!("{error:#}");
-    ensure!(
-        message.contains("on web01 did not end") && message.contains("so far"),
-        "{message}"
-    );
+    ensure!(message.contains("on web01 did not end") && message.contains("so far"), "{message}");
     ensure!(begun.elapsed() < SOON, "it took {:?}", begun.elapsed());
     Ok(())
 }
@@ -112,22 +86,13 @@ fn a_command_that_hangs_is_killed_and_shown() -> Result<()> {
 fn a_child_is_followed_line_by_line_and_signalled() -> Result<()> {
     let lab = Lab::new("child")?;
     let host = lab.host("web01").boot()?;
-    let mut child =
-        host.spawn(Cmd::new(["sh", "-c", "read a; echo got $a; exec sleep 600"]).stdin_open())?;
+    let mut child = host.spawn(Cmd::new(["sh", "-c", "read a; echo got $a; exec sleep 600"]).stdin_open())?;
     child.write(b"it\n")?;
     assert_eq!(child.wait_for_line("got", SOON)?, "got it");
     child.signal(Signal::SIGTERM)?;
     let output = child.output_within(SOON)?;
-    assert_eq!(
-        std::os::unix::process::ExitStatusExt::signal(&output.status),
-        Some(15)
-    );
-    assert_eq!(
-        host.run(Cmd::new(["cat"]).stdin("through"))?
-            .success()?
-            .text(),
-        "through"
-    );
+    assert_eq!(std::os::unix::process::ExitStatusExt::signal(&output.status), Some(15));
+    assert_eq!(host.run(Cmd::new(["cat"]).stdin("through"))?.success()?.text(), "through");
     host.run(["sh", "-c", "exit 7"])?.exited(7)?;
     Ok(())
 }
@@ -135,10 +100,7 @@ fn a_child_is_followed_line_by_line_and_signalled() -> Result<()> {
 fn a_power_cut_ends_everything_but_the_disk() -> Result<()> {
     let lab = Lab::new("power")?;
     let lan = lab.segment("lan")?;
-    let (web01, other) = (
-        lab.host("web01").on(&lan).boot()?,
-        lab.host("other").on(&lan).boot()?,
-    );
+    let (web01, other) = (lab.host("web01").on(&lan).boot()?, lab.host("other").on(&lan).boot()?);
     web01.add_user("deploy")?;
     web01.write("/root/kept", "kept")?;
     web01.write("/run/lost", "lost")?;
@@ -146,10 +108,7 @@ fn a_power_cut_ends_everything_but_the_disk() -> Result<()> {
     web01.power_cut();
     ensure!(!child.wait(SOON)?.success());
     assert_eq!(ping(&other, &web01, 2, "0.1")?.len(), 0);
-    ensure!(
-        web01.run(["true"]).is_err(),
-        "a host without power ran a command"
-    );
+    ensure!(web01.run(["true"]).is_err(), "a host without power ran a command");
     web01.boot()?;
     assert_eq!(web01.read("/root/kept")?, "kept");
     ensure!(!web01.exists("/run/lost")?);
@@ -171,14 +130,9 @@ fn a_frozen_host_stops_and_resumes() -> Result<()> {
         shown_while_frozen = child.stdout().len();
         shown_while_frozen > shown + "tick\n".len()
     }));
-    ensure!(
-        shown_while_frozen <= shown + "tick\n".len(),
-        "a frozen host went on"
-    );
+    ensure!(shown_while_frozen <= shown + "tick\n".len(), "a frozen host went on");
     host.thaw()?;
-    wait_until(SOON, "a thawed host goes on", || {
-        child.stdout().len() > shown_while_frozen
-    })
+    wait_until(SOON, "a thawed host goes on", || child.stdout().len() > shown_while_frozen)
 }
 
 fn nothing_is_left_of_a_lab() -> Result<()> {
@@ -220,19 +174,13 @@ fn nothing_is_left_of_a_lab_that_panicked() -> Result<()> {
 fn left_of(name: &str) -> Result<Vec<String>> {
     let groups = "/sys/fs/cgroup";
     let mut left = Vec::new();
-    for directory in [
-        std::env::temp_dir(),
-        groups.into(),
-        Path::new(groups).join("unified"),
-    ] {
+    for directory in [std::env::temp_dir(), groups.into(), Path::new(groups).join("unified")] {
         let Ok(entries) = std::fs::read_dir(&directory) else {
             continue;
         };
         for entry in entries {
             let found = entry?.file_name().to_string_lossy().into_owned();
-            if found.starts_with(&format!("malai-lab-{}-", std::process::id()))
-                && found.contains(name)
-            {
+            if found.starts_with(&format!("malai-lab-{}-", std::process::id())) && found.contains(name) {
                 left.push(found);
             }
         }

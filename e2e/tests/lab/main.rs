@@ -29,12 +29,8 @@ fn ping(from: &Host, to: &Host, count: u32, interval: &str) -> Result<Vec<f64>> 
     let (count, to) = (count.to_string(), to.ip().to_string());
     let output = from.run(["ping", "-n", "-c", &count, "-i", interval, "-W", "1", &to])?;
     let times = output.text();
-    let times = times
-        .lines()
-        .filter_map(|line| line.split("time=").nth(1)?.split(' ').next());
-    times
-        .map(|time| time.parse().with_context(|| format!("{time} is no time")))
-        .collect()
+    let times = times.lines().filter_map(|line| line.split("time=").nth(1)?.split(' ').next());
+    times.map(|time| time.parse().with_context(|| format!("{time} is no time"))).collect()
 }
 
 /// A socket on a host at this port, and its address.

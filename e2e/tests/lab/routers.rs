@@ -31,30 +31,15 @@ struct Home {
 fn home(nat: Nat) -> Result<Home> {
     let lab = Lab::new("nat")?;
     let (internet, lan) = (lab.internet()?, lab.segment("lan")?);
-    let router = lab
-        .router("home")
-        .between(&lan, &internet)
-        .nat(nat)
-        .start()?;
+    let router = lab.router("home").between(&lan, &internet).nat(nat).start()?;
     let inside = lab.host("inside").on(&lan).boot()?;
-    let (one, two) = (
-        lab.host("one").on(&internet).boot()?,
-        lab.host("two").on(&internet).boot()?,
-    );
-    Ok(Home {
-        _router: router,
-        inside,
-        one,
-        two,
-        _lab: lab,
-    })
+    let (one, two) = (lab.host("one").on(&internet).boot()?, lab.host("two").on(&internet).boot()?);
+    Ok(Home { _router: router, inside, one, two, _lab: lab })
 }
 
 /// From which addresses two hosts on the internet see one socket behind a router.
 fn seen_from(home: &Home) -> Result<[SocketAddr; 2]> {
-    let socket = home
-        .inside
-        .inside(|| Ok(UdpSocket::bind("0.0.0.0:4000")?))?;
+    let socket = home.inside.inside(|| Ok(UdpSocket::bind("0.0.0.0:4000")?))?;
     let ((one, at_one), (two, at_two)) = (listen(&home.one, 9)?, listen(&home.two, 9)?);
     socket.send_to(b"x", one)?;
     socket.send_to(b"x", two)?;
@@ -64,10 +49,7 @@ fn seen_from(home: &Home) -> Result<[SocketAddr; 2]> {
 fn a_symmetric_nat_shows_a_port_for_each_destination() -> Result<()> {
     let home = home(Nat::Symmetric)?;
     let [one, two] = seen_from(&home)?;
-    ensure!(
-        one.ip() == two.ip() && one.ip() != home.inside.ip(),
-        "{one} {two}"
-    );
+    ensure!(one.ip() == two.ip() && one.ip() != home.inside.ip(), "{one} {two}");
     ensure!(one.port() != two.port(), "{one} {two}");
     Ok(())
 }
@@ -76,10 +58,7 @@ fn a_port_restricted_nat_keeps_the_port() -> Result<()> {
     let home = home(Nat::PortRestricted)?;
     let [one, two] = seen_from(&home)?;
     assert_eq!(one, two);
-    ensure!(
-        !stranger_gets_in(&home)?,
-        "a stranger reached a port that never sent to it"
-    );
+    ensure!(!stranger_gets_in(&home)?, "a stranger reached a port that never sent to it");
     Ok(())
 }
 
@@ -87,18 +66,13 @@ fn a_full_cone_nat_lets_anybody_in() -> Result<()> {
     let home = home(Nat::FullCone)?;
     let [one, two] = seen_from(&home)?;
     assert_eq!(one, two);
-    ensure!(
-        stranger_gets_in(&home)?,
-        "a stranger did not reach an open port"
-    );
+    ensure!(stranger_gets_in(&home)?, "a stranger did not reach an open port");
     Ok(())
 }
 
 /// Whether a packet of a host arrives at a port that has only sent to another host.
 fn stranger_gets_in(home: &Home) -> Result<bool> {
-    let socket = home
-        .inside
-        .inside(|| Ok(UdpSocket::bind("0.0.0.0:5000")?))?;
+    let socket = home.inside.inside(|| Ok(UdpSocket::bind("0.0.0.0:5000")?))?;
     socket.set_read_timeout(Some(Duration::from_millis(500)))?;
     let ((one, at_one), (_, at_two)) = (listen(&home.one, 10)?, listen(&home.two, 10)?);
     socket.send_to(b"x", one)?;
@@ -110,10 +84,7 @@ fn stranger_gets_in(home: &Home) -> Result<bool> {
     while let Ok(length) = socket.recv(&mut buffer) {
         arrived.push(buffer.get(..length).unwrap_or_default().to_vec());
     }
-    ensure!(
-        arrived.contains(&b"friend".to_vec()),
-        "not even the answer arrived"
-    );
+    ensure!(arrived.contains(&b"friend".to_vec()), "not even the answer arrived");
     Ok(arrived.contains(&b"stranger".to_vec()))
 }
 
@@ -121,8 +92,7 @@ fn a_router_that_blocks_udp_lets_tcp_out() -> Result<()> {
     let home = home(Nat::UdpBlocked)?;
     let listener = home.one.inside(|| Ok(TcpListener::bind("0.0.0.0:9")?))?;
     let to = SocketAddr::from((home.one.ip(), 9));
-    home.inside
-        .inside(|| Ok(TcpStream::connect_timeout(&to, SOON)?))?;
+    home.inside.inside(|| Ok(TcpStream::connect_timeout(&to, SOON)?))?;
     listener.accept()?;
     let socket = home.inside.inside(|| Ok(UdpSocket::bind("0.0.0.0:0")?))?;
     let (one, at_one) = listen(&home.one, 9)?;

@@ -17,10 +17,7 @@ const ALPN: &[u8] = b"lab/1";
 const DEADLINE: Duration = Duration::from_secs(20);
 
 pub(crate) fn trials() -> Vec<Trial> {
-    trials![
-        two_hosts_behind_symmetric_nats_meet_at_the_relay,
-        the_dns_server_answers,
-    ]
+    trials![two_hosts_behind_symmetric_nats_meet_at_the_relay, the_dns_server_answers,]
 }
 
 async fn endpoint(services: &Services) -> Result<Endpoint> {
@@ -35,20 +32,13 @@ async fn endpoint(services: &Services) -> Result<Endpoint> {
         .alpns(vec![ALPN.to_vec()])
         .bind()
         .await?;
-    tokio::time::timeout(DEADLINE, endpoint.online())
-        .await
-        .context("not online")?;
+    tokio::time::timeout(DEADLINE, endpoint.online()).await.context("not online")?;
     Ok(endpoint)
 }
 
 /// A runtime of which every socket is on this host.
 fn runtime(host: &Host) -> Result<tokio::runtime::Runtime> {
-    host.in_network(|| {
-        Ok(tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(1)
-            .enable_all()
-            .build()?)
-    })
+    host.in_network(|| Ok(tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?))
 }
 
 async fn accept(endpoint: Endpoint) -> Result<Connection> {
@@ -65,12 +55,7 @@ fn two_hosts_behind_symmetric_nats_meet_at_the_relay() -> Result<()> {
     let mut routers = Vec::new();
     for name in ["one", "two"] {
         let lan = lab.segment(name)?;
-        routers.push(
-            lab.router(name)
-                .between(&lan, &internet)
-                .nat(Nat::Symmetric)
-                .start()?,
-        );
+        routers.push(lab.router(name).between(&lan, &internet).nat(Nat::Symmetric).start()?);
         hosts.push(lab.host(name).on(&lan).boot()?);
     }
     let runtimes = [runtime(&hosts[0])?, runtime(&hosts[1])?];
@@ -81,20 +66,11 @@ fn two_hosts_behind_symmetric_nats_meet_at_the_relay() -> Result<()> {
         let accepted = scope.spawn(|| runtimes[1].block_on(accept(accepting)));
         let caller = hosts[0].in_network(|| runtimes[0].block_on(endpoint(&services)))?;
         let dial = async { tokio::time::timeout(DEADLINE, caller.connect(address, ALPN)).await };
-        let connection = runtimes[0]
-            .block_on(dial)
-            .context("no connection in time")??;
+        let connection = runtimes[0].block_on(dial).context("no connection in time")??;
         assert_eq!(connection.remote_id(), callee.id());
-        let other = accepted
-            .join()
-            .map_err(|_| anyhow::anyhow!("accepting panicked"))??;
+        let other = accepted.join().map_err(|_| anyhow::anyhow!("accepting panicked"))??;
         assert_eq!(other.remote_id(), caller.id());
-        ensure!(
-            connection
-                .paths()
-                .iter()
-                .all(|path| path.is_relay() || !path.is_selected())
-        );
+        ensure!(connection.paths().iter().all(|path| path.is_relay() || !path.is_selected()));
         runtimes[0].block_on(caller.close());
         runtimes[1].block_on(callee.close());
         Ok(())
@@ -104,10 +80,7 @@ fn two_hosts_behind_symmetric_nats_meet_at_the_relay() -> Result<()> {
 fn the_dns_server_answers() -> Result<()> {
     let lab = Lab::new("dns")?;
     let lan = lab.segment("lan")?;
-    let (server, client) = (
-        lab.host("dns").on(&lan).boot()?,
-        lab.host("client").on(&lan).boot()?,
-    );
+    let (server, client) = (lab.host("dns").on(&lan).boot()?, lab.host("client").on(&lan).boot()?);
     let services = Services::start(&server)?;
     let socket = client.inside(|| Ok(std::net::UdpSocket::bind("0.0.0.0:0")?))?;
     socket.set_read_timeout(Some(DEADLINE))?;
@@ -116,10 +89,6 @@ fn the_dns_server_answers() -> Result<()> {
     socket.send_to(&question, &services.dns)?;
     let mut answer = [0; 512];
     let length = socket.recv(&mut answer)?;
-    ensure!(
-        length > question.len() && answer.starts_with(&[0, 7]),
-        "{:?}",
-        answer.get(..length)
-    );
+    ensure!(length > question.len() && answer.starts_with(&[0, 7]), "{:?}", answer.get(..length));
     Ok(())
 }

@@ -57,11 +57,7 @@ fn a_wire_that_loses_a_fifth_loses_a_fifth() -> Result<()> {
     ensure!((270..=370).contains(&answers), "{answers} of 500 answered");
     let (carried, dropped) = (wire.carried() - carried, wire.dropped() - dropped);
     let percent = dropped * 100 / (carried + dropped);
-    ensure!(
-        (10..=30).contains(&percent),
-        "{percent} % of {} frames were lost",
-        carried + dropped
-    );
+    ensure!((10..=30).contains(&percent), "{percent} % of {} frames were lost", carried + dropped);
     Ok(())
 }
 
@@ -81,10 +77,7 @@ fn a_wire_of_1_mb_a_second_carries_no_more() -> Result<()> {
         receiver.recv(&mut buffer)?;
     }
     let taken = begun.elapsed();
-    ensure!(
-        taken >= Duration::from_millis(95) && taken < Duration::from_millis(400),
-        "100 kB took {taken:?}"
-    );
+    ensure!(taken >= Duration::from_millis(95) && taken < Duration::from_millis(400), "100 kB took {taken:?}");
     Ok(())
 }
 
@@ -110,8 +103,7 @@ fn a_link_goes_down_and_up() -> Result<()> {
             None => builder.boot()?,
         };
         near.link_down()?;
-        near.run(["ping", "-c", "1", &far.ip().to_string()])?
-            .exited(2)?;
+        near.run(["ping", "-c", "1", &far.ip().to_string()])?.exited(2)?;
         near.link_up()?;
         assert_eq!(ping(&near, &far, 1, "1")?.len(), 1);
     }
@@ -121,10 +113,7 @@ fn a_link_goes_down_and_up() -> Result<()> {
 fn a_host_roams_and_changes_its_address() -> Result<()> {
     let lab = Lab::new("roam")?;
     let (one, two) = (lab.segment("one")?, lab.segment("two")?);
-    let (here, there) = (
-        lab.host("here").on(&one).boot()?,
-        lab.host("there").on(&two).boot()?,
-    );
+    let (here, there) = (lab.host("here").on(&one).boot()?, lab.host("there").on(&two).boot()?);
     let laptop = lab.host("laptop").on(&one).boot()?;
     assert_eq!(ping(&laptop, &here, 1, "1")?.len(), 1);
     let before = laptop.ip();
@@ -134,10 +123,7 @@ fn a_host_roams_and_changes_its_address() -> Result<()> {
     laptop.move_to(&two, Some(&Wire::delay_ms(10)))?;
     ensure!(two.prefix().contains(laptop.ip()), "{}", laptop.ip());
     let times = ping(&there, &laptop, 1, "1")?;
-    ensure!(
-        times.len() == 1 && times.iter().all(|time| *time >= 20.0),
-        "{times:?}"
-    );
+    ensure!(times.len() == 1 && times.iter().all(|time| *time >= 20.0), "{times:?}");
     assert_eq!(ping(&here, &laptop, 2, "0.1")?.len(), 0);
     Ok(())
 }
@@ -145,10 +131,7 @@ fn a_host_roams_and_changes_its_address() -> Result<()> {
 fn segments_do_not_reach_each_other() -> Result<()> {
     let lab = Lab::new("apart")?;
     let (one, two) = (lab.segment("one")?, lab.segment("two")?);
-    let (here, there) = (
-        lab.host("here").on(&one).boot()?,
-        lab.host("there").on(&two).boot()?,
-    );
+    let (here, there) = (lab.host("here").on(&one).boot()?, lab.host("there").on(&two).boot()?);
     assert_eq!(ping(&here, &there, 2, "0.1")?.len(), 0);
     let both = lab.host("both").on(&one).on(&two).boot()?;
     assert_eq!(ping(&both, &there, 1, "1")?.len(), 1);
@@ -158,10 +141,7 @@ fn segments_do_not_reach_each_other() -> Result<()> {
 fn nothing_outside_is_reached_and_every_try_is_counted() -> Result<()> {
     let lab = Lab::new("outside")?;
     let lan = lab.segment("lan")?;
-    let (near, far) = (
-        lab.host("near").on(&lan).boot()?,
-        lab.host("far").on(&lan).boot()?,
-    );
+    let (near, far) = (lab.host("near").on(&lan).boot()?, lab.host("far").on(&lan).boot()?);
     let (to, receiver) = listen(&far, 4000)?;
     let socket = near.inside(|| Ok(UdpSocket::bind("0.0.0.0:0")?))?;
     socket.send_to(b"x", &to)?;
@@ -169,30 +149,15 @@ fn nothing_outside_is_reached_and_every_try_is_counted() -> Result<()> {
     socket.send_to(b"x", ("224.0.0.251", 5353))?;
     let allowed = [lan.prefix(), Prefix::new([224, 0, 0, 251].into(), 32)];
     assert_eq!(near.packets_outside(&allowed)?, []);
-    assert_eq!(
-        near.packets()?.len(),
-        2,
-        "the neighbour and the multicast group: {:?}",
-        near.packets()?
-    );
+    assert_eq!(near.packets()?.len(), 2, "the neighbour and the multicast group: {:?}", near.packets()?);
     // An address of a documentation range, and the gateway's port mapping service.
     socket.send_to(b"x", ("203.0.113.7", 3478))?;
     socket.send_to(b"x", ("203.0.113.7", 3478))?;
     socket.send_to(b"x", (lan.gateway(), 5351))?;
     let mut outside = near.packets_outside(&allowed)?;
     outside.sort_by_key(|flow| flow.port);
-    let seen: Vec<_> = outside
-        .iter()
-        .map(|flow| (flow.to.to_string(), flow.port, flow.packets))
-        .collect();
-    assert_eq!(
-        seen,
-        [
-            ("203.0.113.7".to_owned(), 3478, 2),
-            (lan.gateway().to_string(), 5351, 1)
-        ]
-    );
-    near.run(["ping", "-c", "1", "-W", "1", "203.0.113.7"])?
-        .exited(1)?;
+    let seen: Vec<_> = outside.iter().map(|flow| (flow.to.to_string(), flow.port, flow.packets)).collect();
+    assert_eq!(seen, [("203.0.113.7".to_owned(), 3478, 2), (lan.gateway().to_string(), 5351, 1)]);
+    near.run(["ping", "-c", "1", "-W", "1", "203.0.113.7"])?.exited(1)?;
     Ok(())
 }

@@ -1,1 +1,359 @@
+use super::*;
+use crate::config::Config;
+use crate::config::tests::machine_id;
 
+const CALLER: u8 = 2;
+const TARGET: u8 = 3;
+const STRANGER: u8 = 9;
+
+/// A config in which every request below is allowed, each by lines of its own.
+fn text() -> String {
+    format!(
+        "[cluster]\nname = \"company\"\nid52 = \"{}\"\nmanager = \"laptop\"\n\
+         [machine.laptop]\nid52 = \"{}\"\n\
+         [machine.caller]\nid52 = \"{}\"\n\
+         [machine.web01]\nid52 = \"{}\"\n\
+         allow_from = [\"outer\"]\nusername = \"deploy\"\nusers = [\"postgres\"]\naccept_env = [\"GIT_*\"]\n\
+         [machine.web01.command.restart]\n\
+         command = [\"systemctl\", \"restart\", \"nginx\"]\nallow_from = [\"on-call\"]\nusername = \"root\"\n\
+         [group.outer]\nmembers = [\"inner\"]\n\
+         [group.inner]\nmembers = [\"caller\"]\n\
+         [group.on-call]\nmembers = [\"caller\"]\n",
+        machine_id(200),
+        machine_id(1),
+        machine_id(CALLER),
+        machine_id(TARGET)
+    )
+}
+
+fn read(text: &str) -> Config {
+    Config::read(text).unwrap_or_else(|problems| panic!("{problems:?}\n{text}"))
+}
+
+/// What the caller sends, owned.
+#[derive(Debug, Clone, Default)]
+struct Sent {
+    words: Vec<ByteBuf>,
+    literal: bool,
+    shell: bool,
+    user: Option<&'static str>,
+    env: Vec<String>,
+}
+
+impl Sent {
+    fn words(words: &[&str]) -> Self {
+        Self { words: words.iter().map(|w| ByteBuf::from(w.as_bytes())).collect(), ..Self::default() }
+    }
+
+    fn env(names: &[&str]) -> Self {
+        Self { env: names.iter().map(|n| (*n).to_owned()).collect(), ..Self::words(&["id"]) }
+    }
+
+    fn user(user: &'static str) -> Self {
+        Self { user: Some(user), ..Self::words(&["id"]) }
+    }
+
+    fn request(&self) -> Request<'_> {
+        let Self { words, literal, shell, user, env } = self;
+        Request::Exec(Exec { words, literal: *literal, shell: *shell, user: *user, env_names: env })
+    }
+}
+
+fn root(id: &MachineId) -> Me<'_> {
+    Me { id, daemon_user: "root", root: true }
+}
+
+fn decided(text: &str, sent: &Sent) -> Decision {
+    decide(&read(text), &root(&machine_id(TARGET)), &machine_id(CALLER), &sent.request())
+}
+
+fn granted(text: &str, sent: &Sent) -> Grant {
+    match decided(text, sent) {
+        Decision::Allowed(grant) => grant,
+        Decision::Refused(failure) => panic!("{sent:?}: {failure}"),
+    }
+}
+
+fn refused(text: &str, sent: &Sent) -> Failure {
+    match decided(text, sent) {
+        Decision::Refused(failure) => failure,
+        Decision::Allowed(grant) => panic!("{sent:?}: {grant:?}"),
+    }
+}
+
+/// One thing that a request needs.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Need {
+    CallerInConfig,
+    TargetInConfig,
+    NothingUnknown,
+    List,
+    Group,
+    NestedGroup,
+    Username,
+    User,
+    Variable,
+}
+
+/// All that a request needs. A new kind of request does not compile without an answer here.
+fn needs(request: &Request<'_>) -> Vec<Need> {
+    let mut needs = vec![Need::CallerInConfig, Need::TargetInConfig, Need::NothingUnknown];
+    match request {
+        Request::Exec(exec) => {
+            needs.extend([Need::List, Need::Group]);
+            let named = exec.words.first().is_some_and(|word| word.as_slice() == b"restart") && !exec.literal;
+            if !named {
+                needs.push(Need::NestedGroup);
+            }
+            needs.push(if exec.user.is_some() { Need::User } else { Need::Username });
+            if !exec.env_names.is_empty() {
+                needs.push(Need::Variable);
+            }
+        }
+    }
+    needs
+}
+
+/// One of each kind of request, and of each way that it may take.
+fn requests() -> Vec<Sent> {
+    vec![
+        Sent::words(&["id"]),
+        Sent::words(&["restart"]),
+        Sent { literal: true, ..Sent::words(&["restart"]) },
+        Sent { shell: true, literal: true, ..Sent::words(&["id; id"]) },
+        Sent::user("postgres"),
+        Sent::env(&["GIT_DIR", "LANG"]),
+    ]
+}
+
+/// The config without what is needed.
+fn without(need: Need) -> String {
+    let text = text();
+    let line = |beginning: &str| -> String {
+        text.lines().filter(|line| !line.starts_with(beginning)).map(|line| format!("{line}\n")).collect()
+    };
+    match need {
+        Need::CallerInConfig => text.replace(&machine_id(CALLER).to_string(), &machine_id(7).to_string()),
+        Need::TargetInConfig => text.replace(&machine_id(TARGET).to_string(), &machine_id(7).to_string()),
+        Need::NothingUnknown => text.replace("accept_env", "from_the_future = 1\naccept_env"),
+        Need::List => {
+            text.replace("allow_from = [\"outer\"]", "").replace("allow_from = [\"on-call\"]", "allow_from = []")
+        }
+        Need::Group => text.replace("members = [\"caller\"]", "members = []"),
+        Need::NestedGroup => text.replace("members = [\"inner\"]", "members = []"),
+        Need::Username => line("username"),
+        Need::User => line("users"),
+        Need::Variable => line("accept_env"),
+    }
+}
+
+#[test]
+fn every_request_is_refused_when_any_of_what_it_needs_is_missing() {
+    let me = machine_id(TARGET);
+    for sent in requests() {
+        let request = sent.request();
+        granted(&text(), &sent);
+        for need in needs(&request) {
+            let config = read(&without(need));
+            let decision = decide(&config, &root(&me), &machine_id(CALLER), &request);
+            let Decision::Refused(failure) = decision else { panic!("{sent:?} without {need:?}: {decision:?}") };
+            let kind = match need {
+                Need::CallerInConfig => Kind::NotAMember,
+                Need::NothingUnknown => Kind::Unsupported,
+                _ => Kind::Denied,
+            };
+            assert_eq!(failure.kind, kind, "{sent:?} without {need:?}: {failure}");
+            let verdict = explain(&config, &root(&me), &machine_id(CALLER), &request);
+            assert!(!verdict.allowed && verdict.steps.last() == Some(&failure.message), "{verdict:?}");
+        }
+    }
+}
+
+#[test]
+fn a_stranger_learns_the_same_nothing_whatever_it_asks_for() {
+    let me = machine_id(TARGET);
+    let mut answers = Vec::new();
+    for text in [text(), without(Need::NothingUnknown), without(Need::TargetInConfig)] {
+        for sent in requests() {
+            answers.push(decide(&read(&text), &root(&me), &machine_id(STRANGER), &sent.request()));
+        }
+    }
+    answers.dedup();
+    let wanted = Failure::new(Kind::NotAMember, "the caller is not a machine of this cluster");
+    assert_eq!(answers, [Decision::Refused(wanted)]);
+}
+
+#[test]
+fn a_grant_says_exactly_what_runs_and_as_whom() {
+    let words = |words: &[&str]| Sent::words(words).words;
+    let grant = granted(&text(), &Sent::words(&["id", "-u"]));
+    assert_eq!((grant.argv, grant.run_as.as_deref(), grant.named), (words(&["id", "-u"]), Some("deploy"), None));
+    assert_eq!(grant.who, "caller");
+    let grant = granted(&text(), &Sent::words(&["restart"]));
+    assert_eq!(grant.argv, words(&["systemctl", "restart", "nginx"]));
+    assert_eq!((grant.run_as, grant.named.as_deref()), (None, Some("restart")), "root is the daemon's own user");
+    let grant = granted(&text(), &Sent { literal: true, ..Sent::words(&["restart"]) });
+    assert_eq!((grant.argv, grant.named), (words(&["restart"]), None));
+    assert_eq!(granted(&text(), &Sent::user("postgres")).run_as.as_deref(), Some("postgres"));
+    let shell = Sent { shell: true, ..Sent::words(&["restart"]) };
+    assert!(granted(&text(), &shell).shell && granted(&text(), &shell).named.is_none());
+}
+
+#[test]
+fn a_named_command_is_granted_as_it_stands_or_not_at_all() {
+    let failure = refused(&text(), &Sent::words(&["restart", "now"]));
+    assert_eq!(failure.message, "`restart` is a named command of `web01`, and takes no further words");
+    let as_postgres = Sent { user: Some("postgres"), ..Sent::words(&["restart"]) };
+    assert_eq!(refused(&text(), &as_postgres).message, "`restart` runs as its own user only, not as `postgres`");
+    granted(&text(), &Sent { user: Some("root"), ..Sent::words(&["restart"]) });
+    // Wider than the machine's list, and narrower.
+    let only_named = text().replace("allow_from = [\"outer\"]\n", "");
+    granted(&only_named, &Sent::words(&["restart"]));
+    refused(&only_named, &Sent { literal: true, ..Sent::words(&["restart"]) });
+    let narrower = text().replace("allow_from = [\"on-call\"]", "allow_from = [\"laptop\"]");
+    assert!(refused(&narrower, &Sent::words(&["restart"])).message.contains("[machine.web01.command.restart]"));
+    // Without a list of its own the machine's holds.
+    granted(&text().replace("allow_from = [\"on-call\"]\n", ""), &Sent::words(&["restart"]));
+}
+
+#[test]
+fn requests_that_no_program_could_get_are_refused() {
+    for sent in [Sent::words(&[]), Sent::words(&["a\0"]), Sent { shell: true, ..Sent::words(&["a", "b"]) }] {
+        assert_eq!(refused(&text(), &sent).kind, Kind::Usage, "{sent:?}");
+    }
+    let no_words = Sent::words(&[]);
+    assert!(explain(&read(&text()), &root(&machine_id(TARGET)), &machine_id(CALLER), &no_words.request()).allowed);
+}
+
+#[test]
+fn the_user_that_a_command_runs_as() {
+    let plain = Me { id: &machine_id(TARGET), daemon_user: "deploy", root: false };
+    let run_as = |text: &str, me: &Me<'_>, user: Option<&'static str>| {
+        let sent = Sent { user, ..Sent::words(&["id"]) };
+        match decide(&read(text), me, &machine_id(CALLER), &sent.request()) {
+            Decision::Allowed(grant) => Ok(grant.run_as),
+            Decision::Refused(failure) => Err(failure.message),
+        }
+    };
+    let target = machine_id(TARGET);
+    let (full, none) = (text(), text().replace("username = \"deploy\"\n", "").replace("users = [\"postgres\"]\n", ""));
+    assert_eq!(run_as(&full, &root(&target), None), Ok(Some("deploy".into())));
+    assert_eq!(run_as(&full, &root(&target), Some("deploy")), Ok(Some("deploy".into())));
+    assert!(run_as(&full, &root(&target), Some("root")).is_err(), "root has to be named by the config");
+    assert!(run_as(&none, &root(&target), None).is_err_and(|why| why.contains("its daemon is root")));
+    assert!(run_as(&none, &root(&target), Some("root")).is_err());
+    assert_eq!(run_as(&full, &plain, None), Ok(None), "its own user");
+    assert_eq!(run_as(&none, &plain, None), Ok(None));
+    assert_eq!(run_as(&none, &plain, Some("deploy")), Ok(None));
+    assert!(
+        run_as(&full, &plain, Some("postgres")).is_err_and(|why| why.contains("is not root")),
+        "listed, but not possible"
+    );
+    assert!(run_as(&none, &plain, Some("postgres")).is_err());
+    assert!(run_as(&full.replace("\"deploy\"", "\"other\""), &plain, None).is_err());
+    for odd in ["", "-u", "a b", "postgres\u{0}", "0"] {
+        assert!(run_as(&full, &root(&target), Some(odd)).is_err(), "{odd:?}");
+    }
+}
+
+#[test]
+fn loader_variables_are_refused_even_where_a_list_reaches_them() {
+    let wide = text().replace("[\"GIT_*\"]", "[\"L*\", \"P*\", \"B*\", \"GIT_*\"]");
+    granted(&wide, &Sent::env(&["LC_TIME", "TERM", "LESS", "PAGER"]));
+    for name in ["LD_PRELOAD", "PATH", "PYTHONSTARTUP", "BASH_ENV"] {
+        let failure = refused(&wide, &Sent::env(&["LANG", name]));
+        assert!(failure.message.starts_with(&format!("`{name}` may change which code runs")), "{failure}");
+    }
+    assert!(refused(&wide, &Sent::env(&["A=B"])).message.contains("not the name of a variable"));
+    let failure = refused(&text(), &Sent::env(&["EDITOR"]));
+    assert_eq!(failure.message, "`web01` does not accept the variable `EDITOR`");
+}
+
+/// The config with the line that a hint shows, in the section that it names.
+fn as_hinted(text: &str, hint: &str) -> String {
+    let (_, rest) = hint.split_once("under [").expect("a section");
+    let (section, rest) = rest.split_once("]: ").expect("a line");
+    let line = rest.strip_suffix(" - then run `malai rescan` there").expect("the next command");
+    let key = line.split(' ').next().expect("a key");
+    let mut out = String::new();
+    let mut inside = false;
+    for old in text.lines() {
+        inside = if old.starts_with('[') { old == format!("[{section}]") } else { inside };
+        if !(inside && old.starts_with(key)) {
+            out += &format!("{old}\n");
+        }
+        if inside && old.starts_with('[') {
+            out += &format!("{line}\n");
+        }
+    }
+    out
+}
+
+#[test]
+fn the_line_that_a_refusal_shows_allows_the_request() {
+    let defaults = "[defaults]\nallow_from = [\"laptop\"]\n";
+    let no_list = text().replace("allow_from = [\"outer\"]\n", "");
+    let table = [
+        (no_list.clone(), Sent::words(&["id"])),
+        (no_list + defaults, Sent::words(&["id"])),
+        (text().replace("[\"outer\"]", "[\"laptop\"]"), Sent::words(&["id"])),
+        (text().replace("[\"on-call\"]", "[\"laptop\"]"), Sent::words(&["restart"])),
+        (without(Need::Username), Sent::words(&["id"])),
+        (text(), Sent::user("backup")),
+        (text(), Sent::env(&["EDITOR"])),
+    ];
+    for (text, sent) in table {
+        let failure = refused(&text, &sent);
+        let hint = failure.hint.unwrap_or_else(|| panic!("{sent:?}: no hint"));
+        let edited = as_hinted(&text, &hint);
+        Config::check(&edited).unwrap_or_else(|problems| panic!("{problems:?}\n{edited}"));
+        granted(&edited, &sent);
+    }
+}
+
+#[test]
+fn the_refusal_of_a_root_daemon_shows_the_exact_line() {
+    let failure = refused(&without(Need::Username), &Sent::words(&["id"]));
+    assert_eq!(failure.message, "no `username` says as whom commands run on `web01`, and its daemon is root");
+    assert_eq!(
+        failure.hint.as_deref(),
+        Some("in cluster.toml on `laptop`, under [machine.web01]: username = \"root\" - then run `malai rescan` there")
+    );
+}
+
+#[test]
+fn an_explanation_tells_the_way_through_the_groups() {
+    let (me, caller) = (machine_id(TARGET), machine_id(CALLER));
+    let verdict = explain(&read(&text()), &root(&me), &caller, &Sent::words(&["id"]).request());
+    let steps = [
+        "`caller` is a machine of the cluster",
+        "`allow_from` of [machine.web01] has the group `outer`, which has the group `inner`, which has `caller`",
+        "it runs as `deploy`",
+    ];
+    assert_eq!((verdict.allowed, verdict.steps, verdict.hint), (true, steps.map(str::to_owned).to_vec(), None));
+    let none = without(Need::Username);
+    let verdict = explain_elsewhere(&read(&none), &me, &caller, &Sent::words(&["id"]).request());
+    assert!(verdict.allowed && verdict.steps[2].contains("a daemon that is root would refuse"), "{verdict:?}");
+}
+
+#[test]
+fn a_session_goes_on_only_while_its_request_means_the_same() {
+    let sent = Sent::words(&["restart"]);
+    let grant = granted(&text(), &sent);
+    let session = Decided {
+        words: sent.words.clone(),
+        literal: false,
+        shell: false,
+        user: None,
+        env_names: Vec::new(),
+        named: grant.named,
+        run_as: grant.run_as,
+        reason: None,
+        since_ms: 0,
+    };
+    let anew = |text: &str| decide_anew(&read(text), &root(&machine_id(TARGET)), &machine_id(CALLER), &session);
+    assert_eq!(anew(&text()), None);
+    assert!(anew(&without(Need::Group)).is_some(), "the grant is gone");
+    assert!(anew(&text().replace("username = \"root\"", "username = \"deploy\"")).is_some(), "another user");
+    assert!(anew(&text().replace("command.restart", "command.other")).is_some(), "another command");
+}

@@ -1,0 +1,297 @@
+//! All clusters of one home: which are served, which wait for their config, which are broken.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use malai_protocol::config::Network;
+use malai_protocol::failure::Failure;
+use malai_protocol::id::ClusterId;
+use malai_protocol::local::Role;
+use malai_protocol::peer::{ALPN, JOIN_ALPN};
+use tokio_util::task::TaskTracker;
+
+use crate::join::desk::Desk;
+use crate::join::knock::Waiting;
+use crate::manager::Manager;
+use crate::membership::{Held, Membership, Parts};
+use crate::net::endpoint::{self, bound_port};
+use crate::net::pool::Pool;
+use crate::requests::blocking;
+use crate::shared::Shared;
+use crate::store;
+use crate::store::lock::Changes;
+
+/// A cluster that is served.
+#[derive(Debug, Clone)]
+pub(crate) struct Served {
+    /// This machine's part in it.
+    pub(crate) membership: Arc<Membership>,
+    /// The cluster manager's desk for newcomers; absent on the other machines and in an agent.
+    pub(crate) desk: Option<Arc<Desk>>,
+}
+
+/// One cluster of this home.
+#[derive(Debug, Clone)]
+pub(crate) enum Cluster {
+    /// It is served.
+    Ready(Served),
+    /// It has no config yet.
+    Waiting(Arc<Waiting>),
+    /// It does not work, and the others do.
+    Broken(Failure),
+}
+
+/// All clusters of one home.
+#[derive(Debug)]
+pub(crate) struct Clusters {
+    shared: Arc<Shared>,
+    settings: store::settings::Settings,
+    map: Mutex<BTreeMap<String, Cluster>>,
+    tasks: TaskTracker,
+}
+
+impl Clusters {
+    /// No cluster yet.
+    pub(crate) fn new(shared: Arc<Shared>, settings: store::settings::Settings) -> Arc<Self> {
+        Arc::new(Self { shared, settings, map: Mutex::default(), tasks: TaskTracker::new() })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Cluster>> {
+        self.map.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What all of them share.
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    /// Takes in every cluster of the home. What is broken is kept as broken.
+    ///
+    /// # Errors
+    /// [`Failure`] when the directory of clusters cannot be read at all.
+    pub(crate) async fn load_all(self: &Arc<Self>) -> Result<(), Failure> {
+        for found in store::clusters::list(&self.shared.home)? {
+            self.load(&found.alias).await;
+        }
+        Ok(())
+    }
+
+    /// Takes in one cluster from the disk, in place of what was known of it.
+    pub(crate) async fn load(self: &Arc<Self>, alias: &str) {
+        self.unload(alias).await;
+        let cluster = match self.serve(alias).await {
+            Ok(cluster) => cluster,
+            Err(failure) => {
+                tracing::error!(cluster = alias, "does not work: {failure}");
+                Cluster::Broken(failure)
+            }
+        };
+        self.lock().insert(alias.to_owned(), cluster);
+    }
+
+    /// Takes in one cluster anew, in the background.
+    pub(crate) fn reload(self: &Arc<Self>, alias: String) {
+        let clusters = Arc::clone(self);
+        self.tasks.spawn(async move { clusters.load(&alias).await });
+    }
+
+    /// Stops serving a cluster.
+    pub(crate) async fn unload(&self, alias: &str) {
+        let known = self.lock().remove(alias);
+        stop(known).await;
+    }
+
+    async fn serve(self: &Arc<Self>, alias: &str) -> Result<Cluster, Failure> {
+        let stored = store::clusters::load(&self.shared.home, alias)?;
+        let is_manager = stored.role() == Role::Manager;
+        let Some(snapshot) = stored.snapshot else {
+            return Waiting::begin(&self.shared, stored).await.map(Cluster::Waiting);
+        };
+        let held = Held::new(snapshot)?;
+        let network = held.config.network.clone();
+        let ports = store::ports::load(&stored.dir.ports());
+        let listen = self.settings.listen(alias);
+        let agent = self.shared.agent;
+        let options = endpoint::Options {
+            key: *stored.machine_key.secret_bytes(),
+            alpns: if agent { Vec::new() } else { vec![ALPN.to_vec()] },
+            network: &network,
+            listen: listen.filter(|_| !agent),
+            kept_port: ports.machine.filter(|_| !agent),
+            publish: !agent,
+        };
+        let endpoint = endpoint::bind(&options).await?;
+        let alarm = if is_manager { self.alarm(alias).await? } else { None };
+        let parts = Parts {
+            alias: alias.to_owned(),
+            dir: stored.dir.clone(),
+            me: stored.machine_key.id(),
+            is_manager,
+            endpoint,
+            held,
+            alarm,
+        };
+        let membership = Membership::new(parts, Arc::clone(&self.shared));
+        recall(&membership.pool, &stored.dir);
+        let desk = match is_manager && !agent {
+            true => Some(self.open_desk(&membership, &network, ports.join).await?),
+            false => None,
+        };
+        if !agent {
+            keep_ports(&membership, desk.as_deref(), ports)?;
+        }
+        membership.start();
+        if let Some(desk) = &desk {
+            desk.start();
+        }
+        Ok(Cluster::Ready(Served { membership, desk }))
+    }
+
+    /// What the manager's files say must be looked at.
+    async fn alarm(&self, alias: &str) -> Result<Option<String>, Failure> {
+        let (home, alias) = (self.shared.home.clone(), alias.to_owned());
+        blocking(move || Ok(Manager::load(&Changes::begin(&home)?, &alias)?.alarm())).await
+    }
+
+    async fn open_desk(
+        self: &Arc<Self>,
+        membership: &Arc<Membership>,
+        network: &Network,
+        kept_port: Option<u16>,
+    ) -> Result<Arc<Desk>, Failure> {
+        let path = membership.dir.cluster_key();
+        let key = store::keys::ClusterKey::load(&path)?.ok_or_else(|| {
+            Failure::new(malai_protocol::failure::Kind::BadConfig, format!("{} is gone", path.display()))
+        })?;
+        let options = endpoint::Options {
+            key: *key.secret_bytes(),
+            alpns: vec![JOIN_ALPN.to_vec()],
+            network,
+            listen: self.settings.join_listen(&membership.alias),
+            kept_port,
+            publish: true,
+        };
+        let endpoint = endpoint::bind(&options).await?;
+        Ok(Desk::new(Arc::clone(membership), endpoint))
+    }
+
+    /// The cluster with this alias.
+    pub(crate) fn get(&self, alias: &str) -> Option<Cluster> {
+        self.lock().get(alias).cloned()
+    }
+
+    /// All clusters, by alias.
+    pub(crate) fn all(&self) -> Vec<(String, Cluster)> {
+        self.lock().iter().map(|(alias, cluster)| (alias.clone(), cluster.clone())).collect()
+    }
+
+    /// All aliases.
+    pub(crate) fn aliases(&self) -> Vec<String> {
+        self.lock().keys().cloned().collect()
+    }
+
+    /// The clusters that are served.
+    pub(crate) fn served(&self) -> Vec<Served> {
+        let ready = |cluster: &Cluster| match cluster {
+            Cluster::Ready(served) => Some(served.clone()),
+            _ => None,
+        };
+        self.lock().values().filter_map(ready).collect()
+    }
+
+    /// This machine's part in each cluster that is served.
+    pub(crate) fn ready(&self) -> Vec<Arc<Membership>> {
+        self.served().into_iter().map(|served| served.membership).collect()
+    }
+
+    /// The part in the cluster with this key.
+    pub(crate) fn by_id(&self, id: &ClusterId) -> Option<Arc<Membership>> {
+        self.ready().into_iter().find(|membership| membership.cluster == *id)
+    }
+
+    /// A cluster that waits for its config, and what for.
+    pub(crate) fn waiting(&self) -> Option<(String, String)> {
+        self.lock().iter().find_map(|(alias, cluster)| match cluster {
+            Cluster::Waiting(waiting) => Some((alias.clone(), waiting.what())),
+            _ => None,
+        })
+    }
+
+    /// What must be said at the start: clusters that do not work.
+    pub(crate) fn warnings(&self) -> Vec<String> {
+        let all = self.all();
+        let broken = all.iter().filter_map(|(alias, cluster)| match cluster {
+            Cluster::Broken(failure) => {
+                let hint = failure.hint.as_ref().map_or_else(String::new, |hint| format!(" ({hint})"));
+                Some(format!("cluster {alias} does not work: {}{hint}", failure.message))
+            }
+            Cluster::Ready(served) => served.membership.alarm().map(|alarm| format!("cluster {alias}: {alarm}")),
+            Cluster::Waiting(waiting) => Some(format!("cluster {alias} has no config yet: {}", waiting.what())),
+        });
+        broken.collect()
+    }
+
+    /// Closes every connection at once, so that attachments are lost.
+    pub(crate) fn close_connections(&self) {
+        for served in self.served() {
+            served.membership.close_connections();
+        }
+    }
+
+    /// Stops serving all clusters, side by side.
+    pub(crate) async fn shutdown(&self) {
+        self.tasks.close();
+        self.tasks.wait().await;
+        let all = std::mem::take(&mut *self.lock());
+        let stops: Vec<_> = all.into_values().map(|cluster| tokio::spawn(stop(Some(cluster)))).collect();
+        for stopped in stops {
+            if let Err(error) = stopped.await {
+                tracing::error!("a cluster did not stop in good order: {error}");
+            }
+        }
+    }
+}
+
+async fn stop(cluster: Option<Cluster>) {
+    match cluster {
+        Some(Cluster::Ready(served)) => {
+            if let Some(desk) = &served.desk {
+                desk.shutdown().await;
+            }
+            served.membership.shutdown().await;
+            if let Err(failure) = remember(&served.membership) {
+                tracing::warn!("last known addresses were not kept: {failure}");
+            }
+        }
+        Some(Cluster::Waiting(waiting)) => waiting.stop().await,
+        Some(Cluster::Broken(_)) | None => {}
+    }
+}
+
+fn keep_ports(membership: &Membership, desk: Option<&Desk>, kept: store::ports::Ports) -> Result<(), Failure> {
+    let now = store::ports::Ports {
+        machine: bound_port(&membership.endpoint).or(kept.machine),
+        join: desk.and_then(|desk| bound_port(&desk.endpoint)).or(kept.join),
+    };
+    if now == kept { Ok(()) } else { store::ports::save(&membership.dir.ports(), &now) }
+}
+
+/// Reads the cache of last known addresses.
+fn recall(pool: &Pool, dir: &malai_protocol::home::ClusterDir) {
+    for (id, peer) in store::peers::load(&dir.peers()) {
+        let addresses = peer.addresses.iter().filter_map(|text| endpoint::parse_address(text)).collect();
+        pool.remember(id, (peer.seen_ms > 0).then_some(peer.seen_ms), addresses);
+    }
+}
+
+/// Writes the cache of last known addresses: of machines of the config only.
+pub(crate) fn remember(membership: &Membership) -> Result<(), Failure> {
+    let known = membership.pool.known().into_iter().filter(|(id, ..)| membership.is_member(id));
+    let peers = known
+        .map(|(id, seen, addresses)| {
+            let addresses = addresses.iter().filter_map(endpoint::address_text).collect();
+            (id, store::peers::Peer { addresses, seen_ms: seen.unwrap_or(0) })
+        })
+        .collect();
+    store::peers::save(&membership.dir.peers(), &peers)
+}

@@ -1,0 +1,214 @@
+//! The only place that wires: bind, run, shutdown.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use malai_protocol::failure::{Failure, Kind};
+use malai_protocol::home::Home;
+use malai_protocol::id::Incarnation;
+use malai_protocol::plan::Ended;
+use nix::unistd::{Uid, User};
+use tokio::net::UnixListener;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use crate::audit::Audit;
+use crate::clusters::{self, Clusters};
+use crate::ended;
+use crate::local;
+use crate::requests::Context;
+use crate::shared::{ExecutorSlot, Shared};
+use crate::store::lock::{Lock, Part};
+use crate::store::settings::Settings;
+use crate::supervisor::Event;
+use crate::takeover;
+
+/// Ends of sessions that wait to be written down; beyond it the executor waits.
+const EVENTS: usize = 256;
+/// How often the cache of last known addresses is written.
+const REMEMBER: Duration = Duration::from_secs(300);
+/// How long sessions may take to end when the daemon stops; then the executor ends them without it.
+const SESSIONS: Duration = Duration::from_secs(4);
+
+/// What a daemon is started with.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Where everything is.
+    pub home: Home,
+    /// An agent, which a CLI started because no daemon ran: it only calls, and leaves when it is not needed.
+    pub agent: bool,
+    /// Program and arguments that start the executor; absent = it runs inside this process.
+    pub executor: Option<(PathBuf, Vec<OsString>)>,
+}
+
+/// A daemon that is bound: it holds the lock, and its sockets are there.
+#[derive(Debug)]
+pub struct Daemon {
+    context: Arc<Context>,
+    shared: Arc<Shared>,
+    clusters: Arc<Clusters>,
+    listener: Option<UnixListener>,
+    events: mpsc::Receiver<Event>,
+    leftovers: mpsc::UnboundedReceiver<Ended>,
+    reloads: mpsc::UnboundedReceiver<String>,
+    idle: Option<Duration>,
+    stop: CancellationToken,
+    lock: Lock,
+}
+
+impl Daemon {
+    /// Takes the lock, reads and checks everything, and binds the sockets. A running agent is asked to leave. A cluster
+    /// that does not work does not stop the others: [`Daemon::warnings`] names it.
+    ///
+    /// # Errors
+    /// [`Failure`]: another daemon runs, the home or the settings cannot be used, the executor does not start.
+    pub async fn bind(options: Options) -> Result<Self, Failure> {
+        let part = if options.agent { Part::Agent } else { Part::Daemon };
+        let lock = takeover::lock(&options.home, part).await?;
+        let settings = Settings::load(&options.home)?;
+        let idle = options.agent.then(|| settings.agent_idle());
+        let (sender, events) = mpsc::channel(EVENTS);
+        let (leftover, mut leftovers) = mpsc::unbounded_channel();
+        let (reload, reloads) = mpsc::unbounded_channel();
+        let shared = Arc::new(Shared {
+            reload,
+            agent: options.agent,
+            boot: incarnation()?,
+            user: user_name()?,
+            root: Uid::effective().is_root(),
+            audit: Audit::open(&options.home)?,
+            executor: ExecutorSlot::new(options.home.clone(), options.executor, sender, leftover),
+            home: options.home,
+        });
+        let clusters = Clusters::new(Arc::clone(&shared), settings);
+        clusters.load_all().await?;
+        let stop = CancellationToken::new();
+        let context = Context::new(Arc::clone(&clusters), stop.clone());
+        if !shared.agent {
+            // What an earlier daemon left is written down before a session is accepted.
+            let executor = shared.executor.get().await?;
+            while let Ok(end) = leftovers.try_recv() {
+                ended::ended(&clusters, Some(&executor), end).await;
+            }
+        }
+        let listener = Some(local::bind(&shared.home.socket())?);
+        Ok(Self { context, shared, clusters, listener, events, leftovers, reloads, idle, stop, lock })
+    }
+
+    /// What must be said at the start: clusters that do not work or that wait.
+    pub fn warnings(&self) -> Vec<String> {
+        self.clusters.warnings()
+    }
+
+    /// Cancelled, it ends [`Daemon::run`]: what SIGTERM does.
+    pub fn stop_token(&self) -> CancellationToken {
+        self.stop.clone()
+    }
+
+    /// Serves until it is told to stop.
+    ///
+    /// # Errors
+    /// [`Failure`] when it was run before.
+    pub async fn run(&mut self) -> Result<(), Failure> {
+        let again = || Failure::new(Kind::Internal, "a daemon runs once");
+        let listener = self.listener.take().ok_or_else(again)?;
+        let serving = local::serve(listener, Arc::clone(&self.context), self.stop.clone());
+        tokio::pin!(serving);
+        let mut remember = tokio::time::interval(REMEMBER);
+        loop {
+            tokio::select! {
+                () = &mut serving => return Ok(()),
+                Some(event) = self.events.recv() => self.event(event).await,
+                Some(end) = self.leftovers.recv() => self.event(Event::Ended(end)).await,
+                Some(alias) = self.reloads.recv() => self.clusters.reload(alias),
+                _ = remember.tick() => self.remember(),
+                () = self.context.idle(self.idle) => {
+                    tracing::info!("no request for a while: the agent leaves");
+                    self.stop.cancel();
+                }
+            }
+        }
+    }
+
+    async fn event(&self, event: Event) {
+        match event {
+            Event::Ended(end) => {
+                let executor = self.shared.executor.running().await;
+                ended::ended(&self.clusters, executor.as_ref(), end).await;
+            }
+            Event::Lost => {
+                tracing::error!("the executor was lost");
+                self.shared.executor.lost().await;
+                // The next one tells from the journal what became of the sessions.
+                if !self.stop.is_cancelled()
+                    && let Err(failure) = self.shared.executor.get().await
+                {
+                    tracing::error!("no new executor: {failure}; the next session tries again");
+                }
+            }
+        }
+    }
+
+    fn remember(&self) {
+        for membership in self.clusters.ready() {
+            if let Err(failure) = clusters::remember(&membership) {
+                tracing::warn!(cluster = %membership.alias, "last known addresses were not kept: {failure}");
+            }
+        }
+    }
+
+    /// Stops, in this order: no new request is taken (the end of [`Daemon::run`]); sessions end, and their records go
+    /// out; connections close; the audit gets its last lines; endpoints close; the socket is removed; the lock is
+    /// released.
+    pub async fn shutdown(mut self) {
+        self.stop.cancel();
+        if let Some(executor) = self.shared.executor.running().await {
+            let end = executor.shutdown("the daemon on the target was stopped");
+            tokio::pin!(end);
+            let deadline = tokio::time::sleep(SESSIONS);
+            tokio::pin!(deadline);
+            loop {
+                tokio::select! {
+                    result = &mut end => {
+                        if let Err(failure) = result {
+                            tracing::warn!("the executor did not end in good order: {failure}");
+                        }
+                        break;
+                    }
+                    Some(event) = self.events.recv() => if let Event::Ended(end) = event {
+                        ended::ended(&self.clusters, Some(&executor), end).await;
+                    },
+                    () = &mut deadline => {
+                        tracing::error!("sessions are still ending; the executor goes on without the daemon");
+                        break;
+                    }
+                }
+            }
+        }
+        self.clusters.close_connections();
+        while let Ok(Event::Ended(end)) = self.events.try_recv() {
+            ended::ended(&self.clusters, None, end).await;
+        }
+        self.clusters.shutdown().await;
+        let socket = self.shared.home.socket();
+        if let Err(error) = std::fs::remove_file(&socket) {
+            tracing::warn!("cannot remove {}: {error}", socket.display());
+        }
+        drop(self.lock);
+    }
+}
+
+fn incarnation() -> Result<Incarnation, Failure> {
+    let mut bytes = [0; 16];
+    getrandom::fill(&mut bytes).map_err(|e| Failure::new(Kind::Internal, format!("no randomness: {e}")))?;
+    Ok(Incarnation::from_bytes(bytes))
+}
+
+/// The name of the user that this process runs as; its number where the system knows no name.
+fn user_name() -> Result<String, Failure> {
+    let uid = Uid::effective();
+    let user = User::from_uid(uid).map_err(|e| Failure::new(Kind::Internal, format!("who runs this? {e}")))?;
+    Ok(user.map_or_else(|| uid.to_string(), |user| user.name))
+}

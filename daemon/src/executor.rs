@@ -1,0 +1,346 @@
+//! The executor: the process that owns sessions. It holds no key, opens no network, and asks nobody: a daemon that has
+//! decided sends plans, and it runs them.
+//!
+//! # Layout
+//! [`serve`] the socket and first frames; [`control`] the daemon's own connection; [`presence`] whether there is one;
+//! [`table`] the sessions; [`journal`] what outlives this process; [`session`] one session; [`link`] its attachment;
+//! [`log`] how much output may be on its way; [`command`], [`user`] and [`env`] what runs, as whom, with what around it;
+//! [`spawn`] fork and exec; [`reap`] statuses; [`tree`] all processes of a session.
+//!
+//! # When its daemon goes
+//! In this version no session outlives its daemon: when the control connection closes, all are ended (TERM, 3 s, KILL),
+//! and 5 s after the daemon went the executor ends too. A daemon that connects within that time takes it over, and is
+//! told of all that has ended unconfirmed; a later one hears of it from the next executor, which reads the journal.
+
+mod command;
+mod control;
+mod env;
+mod journal;
+mod link;
+mod log;
+mod presence;
+mod reap;
+mod serve;
+mod session;
+pub(crate) mod spawn;
+mod table;
+#[cfg(test)]
+mod testing;
+mod tree;
+mod user;
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::Context;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::{Semaphore, mpsc};
+use tokio::time::{Instant, sleep_until, timeout};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use malai_protocol::audit::printable;
+use malai_protocol::codec::Kind;
+use malai_protocol::failure::Failure;
+use malai_protocol::home::Home;
+use malai_protocol::id::Incarnation;
+use malai_protocol::session::EndedBy;
+
+use journal::Journal;
+use link::Link;
+use log::Budget;
+use presence::Presence;
+use session::Output;
+use table::{Cause, Table};
+use tree::{GRACE, Tree, Trees};
+
+pub(crate) use env::MARKER;
+pub(crate) use reap::Reaper;
+
+/// How long the executor stays after its daemon went.
+const LINGER: Duration = Duration::from_secs(5);
+/// How long it waits for its first daemon.
+const FIRST: Duration = Duration::from_secs(10);
+/// Between TERM and KILL when the daemon went: with KILL and its verification it fits into [`LINGER`].
+const GONE_GRACE: Duration = Duration::from_secs(3);
+/// How long a daemon that orders the shutdown may take to confirm the last ends.
+const CONFIRM: Duration = Duration::from_secs(2);
+/// How long a shutdown may take in all: TERM, KILL, and the confirmation.
+const CLOSING: Duration = Duration::from_secs(9);
+/// Open files that the executor allows itself: for all sessions that it takes, and what they leave.
+const OPEN_FILES: u64 = 65536;
+/// Bytes of a caller's word that a message shows.
+const MAX_SHOWN: usize = 200;
+/// How long last frames may take at the executor's end.
+const LAST: Duration = Duration::from_secs(1);
+/// Outputs that are read for processes which commands left behind.
+const MAX_TAILS: usize = 1024;
+/// Refused plans whose callers are still to be told.
+const MAX_REFUSALS: usize = 256;
+
+/// What an executor is reached by: a Unix socket, or one half of an in-memory duplex.
+pub trait Duplex: AsyncRead + AsyncWrite + Send + Unpin + std::fmt::Debug {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin + std::fmt::Debug> Duplex for T {}
+
+/// One connection to or from an executor.
+pub type Connection = Box<dyn Duplex>;
+
+/// Where connections come from.
+#[derive(Debug)]
+pub enum Incoming {
+    /// The home's executor socket; this process is the executor's own, and all children in it are the executor's.
+    Socket,
+    /// A daemon, or a test, in the same process.
+    Channel(mpsc::Receiver<Connection>),
+}
+
+/// How an executor is run.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Whose sessions.
+    pub home: Home,
+    /// Use cgroups where they can be had; otherwise marker mode, which is what other machines have.
+    pub cgroups: bool,
+    /// Cancelled, it ends all sessions as a daemon's shutdown does, and then itself.
+    pub stop: CancellationToken,
+}
+
+/// What all tasks of one executor share.
+struct Shared {
+    incarnation: Incarnation,
+    hostname: String,
+    open_files: Option<u64>,
+    trees: Trees,
+    reaper: Reaper,
+    table: Arc<Table>,
+    presence: Presence,
+    budget: Arc<Budget>,
+    tails: Arc<Semaphore>,
+    refusals: Arc<Semaphore>,
+    /// Trees of sessions that are over, in which processes that were left behind still lived.
+    left: Mutex<VecDeque<Arc<Tree>>>,
+    sessions: TaskTracker,
+    tasks: TaskTracker,
+    /// Everything stops.
+    stop: CancellationToken,
+}
+
+/// Runs an executor until it is done: ordered to end, or left by its daemon.
+///
+/// # Errors
+/// When the journal or the socket cannot be used: another executor of this home runs, the disk is full or read-only.
+pub async fn run(options: Options, incoming: Incoming) -> anyhow::Result<()> {
+    let shared = tokio::task::spawn_blocking({
+        let options = options.clone();
+        let alone = matches!(incoming, Incoming::Socket);
+        move || prepare(&options, alone)
+    })
+    .await
+    .context("preparing the executor")??;
+    tracing::info!(incarnation = %shared.incarnation, tree = ?shared.trees.kind(), "executor ready");
+    let reaper = tokio::spawn(shared.reaper.clone().run(shared.stop.clone()));
+    let socket = options.home.executor_socket();
+    let served = match incoming {
+        Incoming::Socket => {
+            let listener = serve::bind(&socket)?;
+            let result = tokio::select! {
+                result = serve::accept(&shared, &listener) => result,
+                () = stay(&shared, &options.stop) => Ok(()),
+            };
+            std::fs::remove_file(&socket).with_context(|| format!("removing {}", socket.display()))?;
+            result
+        }
+        Incoming::Channel(mut connections) => {
+            tokio::select! {
+                () = serve::take(&shared, &mut connections) => {}
+                () = stay(&shared, &options.stop) => {}
+            }
+            Ok(())
+        }
+    };
+    finish(&shared).await;
+    reaper.await.context("collecting statuses")?.context("collecting statuses")?;
+    served
+}
+
+/// Opens the journal, and clears away what an executor that died left. Blocks.
+fn prepare(options: &Options, alone: bool) -> anyhow::Result<Arc<Shared>> {
+    let directory = options.home.sessions();
+    let (journal, left) = Journal::open(&options.home)
+        .with_context(|| format!("cannot use the journal of sessions in {}", directory.display()))?;
+    let unfinished: Vec<_> = left.unfinished.keys().copied().collect();
+    tree::kill_leftover(&left.bases, &unfinished);
+    let mut bases: Vec<_> = left.bases.iter().filter(|base| !tree::cgroup::prune(base)).cloned().collect();
+    let mut random = [0; 16];
+    getrandom::fill(&mut random).context("no random numbers")?;
+    let incarnation = Incarnation::from_bytes(random);
+    let trees = Trees::detect(options.cgroups, incarnation);
+    bases.extend(trees.path().map(ToOwned::to_owned));
+    let table = Table::new(journal, left, bases)
+        .with_context(|| format!("cannot write the journal of sessions in {}", directory.display()))?;
+    let hostname = nix::unistd::gethostname().context("this machine's host name")?;
+    Ok(Arc::new(Shared {
+        incarnation,
+        hostname: hostname.to_string_lossy().into_owned(),
+        open_files: if alone { raise_open_files() } else { None },
+        trees,
+        reaper: Reaper::new(alone),
+        table,
+        presence: Presence::new(),
+        budget: Budget::new(),
+        tails: Arc::new(Semaphore::new(MAX_TAILS)),
+        refusals: Arc::new(Semaphore::new(MAX_REFUSALS)),
+        left: Mutex::default(),
+        sessions: TaskTracker::new(),
+        tasks: TaskTracker::new(),
+        stop: CancellationToken::new(),
+    }))
+}
+
+/// Sessions need descriptors: takes as many as allowed, and returns the limit that commands get back.
+fn raise_open_files() -> Option<u64> {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).ok()?;
+    let wanted = hard.min(OPEN_FILES).max(soft);
+    setrlimit(Resource::RLIMIT_NOFILE, wanted, hard).ok()?;
+    Some(soft)
+}
+
+/// Returns when the executor's time is over.
+async fn stay(shared: &Shared, stop: &CancellationToken) {
+    let mut presence = shared.presence.watch();
+    let mut changes = shared.table.changes();
+    let mut closing = None;
+    let mut empty = None;
+    let mut ended_for = None;
+    loop {
+        let state = *presence.borrow_and_update();
+        let (live, unconfirmed) = shared.table.counts();
+        let until = if shared.table.is_closing() {
+            if live == 0 && (unconfirmed == 0 || !state.here) {
+                return;
+            }
+            let closing = *closing.get_or_insert_with(Instant::now) + CLOSING;
+            let empty = (live == 0).then(|| *empty.get_or_insert_with(Instant::now) + CONFIRM);
+            Some(empty.map_or(closing, |empty| empty.min(closing)))
+        } else if state.here {
+            None
+        } else {
+            if state.went() && ended_for != Some(state.since) {
+                ended_for = Some(state.since);
+                let reason = Some("the daemon of that machine stopped".to_owned());
+                shared.table.end_all(&Cause { by: EndedBy::Shutdown, reason, grace: GONE_GRACE }, false);
+            }
+            Some(state.since + if state.went() { LINGER } else { FIRST })
+        };
+        if until.is_some_and(|until| until <= Instant::now()) {
+            return;
+        }
+        // Both senders live as long as `shared`.
+        tokio::select! {
+            _ = presence.changed() => {}
+            _ = changes.changed() => {}
+            () = sleep_until(until.unwrap_or_else(far)) => {}
+            () = stop.cancelled(), if !shared.table.is_closing() => {
+                shared.shut_down("the executor of that machine was stopped".to_owned());
+            }
+        }
+    }
+}
+
+/// A time that is looked at again when it comes.
+fn far() -> Instant {
+    Instant::now() + Duration::from_secs(3600)
+}
+
+/// Lets last frames out, then stops all tasks. What still lives then is in the journal as unfinished.
+async fn finish(shared: &Shared) {
+    shared.sessions.close();
+    shared.tasks.close();
+    if timeout(LAST, shared.sessions.wait()).await.is_err() {
+        tracing::debug!("some callers did not close");
+    }
+    shared.stop.cancel();
+    shared.sessions.wait().await;
+    shared.tasks.wait().await;
+    shared.trees.prune();
+    tracing::info!("executor done");
+}
+
+impl Shared {
+    /// Starts a task that ends, at the latest, with the executor.
+    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let stopped = self.stop.clone().run_until_cancelled_owned(task);
+        self.tasks.spawn(async move {
+            if stopped.await.is_none() {
+                tracing::debug!("stopped with the executor");
+            }
+        });
+    }
+
+    /// Ends all sessions and takes no new one: then the executor ends.
+    fn shut_down(&self, reason: String) {
+        tracing::info!(reason, "shutting down");
+        self.table.end_all(&Cause { by: EndedBy::Shutdown, reason: Some(reason), grace: GRACE }, true);
+    }
+
+    /// Sees to what a session leaves: output that others still write, and its tree, once that is empty.
+    fn leave(&self, output: Output, tree: Arc<Tree>) {
+        let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
+        left.push_back(tree);
+        // The newest, and some older ones that may have become empty.
+        left.rotate_right(1);
+        for _ in 0..left.len().min(16) {
+            if let Some(tree) = left.pop_front()
+                && !tree.remove()
+            {
+                left.push_back(tree);
+            }
+        }
+        drop(left);
+        if output.is_closed() {
+            return;
+        }
+        match self.tails.clone().try_acquire_owned() {
+            Ok(permit) => self.spawn(async move {
+                output.discard().await;
+                drop(permit);
+            }),
+            Err(_) => tracing::warn!("too many outputs were left open: this one is closed"),
+        }
+    }
+}
+
+/// Tells a caller that nothing was run.
+async fn refuse(mut link: Link, failure: &Failure) {
+    link.control(Kind::Refused, failure);
+    link.deliver().await;
+}
+
+/// Bytes from outside for a message: printable, and not too long.
+fn shown(bytes: &[u8]) -> String {
+    let text = printable(bytes.get(..MAX_SHOWN).unwrap_or(bytes));
+    if bytes.len() > MAX_SHOWN { text + "…" } else { text }
+}
+
+/// The executor as a process of its own: the hidden subcommand `malai executor`.
+///
+/// # Errors
+/// As [`run`].
+pub fn main(home: Home) -> anyhow::Result<()> {
+    // Files and the socket are for this user alone; commands get their own umask.
+    nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));
+    #[cfg(target_os = "linux")]
+    nix::sys::prctl::set_child_subreaper(true).context("cannot become the subreaper of sessions")?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("the runtime")?;
+    runtime.block_on(async {
+        let stop = CancellationToken::new();
+        let signals = tokio::spawn(serve::stop_on_signals(stop.clone()));
+        let result = run(Options { home, cgroups: true, stop: stop.clone() }, Incoming::Socket).await;
+        stop.cancel();
+        signals.await.context("signals")?.context("signals")?;
+        result
+    })
+}

@@ -1,0 +1,191 @@
+//! The control connection: what the daemon orders, and what it is told.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use serde::Serialize;
+use tokio::io::{AsyncWriteExt, ReadHalf, WriteHalf};
+use tokio::time::timeout;
+use tokio_util::codec::FramedRead;
+use tracing::Instrument;
+
+use malai_protocol::codec::{CodecError, Frame, FrameCodec, Kind};
+use malai_protocol::plan::{Audited, CallerGone, Decided, End, Ended, Outcome, Plan, Sessions, Shutdown, VERSION};
+
+use super::link::Link;
+use super::table::{Cause, Command, Rejected};
+use super::tree::GRACE;
+use super::{Connection, Shared, refuse, session};
+
+/// How long the daemon may take to read what it is told.
+const WRITE: Duration = Duration::from_secs(10);
+/// Requests in one `Sessions` frame, in bytes: half of its cap, since they take more room encoded.
+const PART: usize = 2 * 1024 * 1024;
+/// The longest reason that is kept, in characters: it goes into records.
+const MAX_REASON: usize = 1024;
+
+type Reader = FramedRead<ReadHalf<Connection>, FrameCodec>;
+type Writer = WriteHalf<Connection>;
+
+/// Serves one control connection until it ends, breaks, or a newer one takes its place.
+pub(crate) async fn serve(shared: Arc<Shared>, mut reader: Reader, mut writer: Writer) {
+    let place = shared.presence.enter();
+    tokio::select! {
+        result = follow(&shared, &mut reader, &mut writer) => match result {
+            Ok(()) => tracing::info!("the daemon went"),
+            Err(error) => tracing::warn!(%error, "control connection broken"),
+        },
+        () = place.taken() => tracing::info!("another control connection took over"),
+        () = shared.stop.cancelled() => {}
+    }
+}
+
+async fn follow(shared: &Arc<Shared>, reader: &mut Reader, writer: &mut Writer) -> Result<(), CodecError> {
+    let mut changes = shared.table.changes();
+    for part in parts(shared) {
+        send(writer, Kind::Sessions, &part).await?;
+    }
+    loop {
+        while let Some(ended) = shared.table.next_unsent() {
+            send(writer, Kind::Ended, &ended).await?;
+        }
+        tokio::select! {
+            frame = reader.next() => match frame {
+                Some(frame) => order(shared, &frame?, writer).await?,
+                None => return Ok(()),
+            },
+            // The table lives as long as `shared`.
+            changed = changes.changed() => if changed.is_err() {
+                return Ok(());
+            },
+        }
+    }
+}
+
+async fn send<T: Serialize>(writer: &mut Writer, kind: Kind, value: &T) -> Result<(), CodecError> {
+    let bytes = Frame::control(kind, value)?.to_bytes();
+    let late = |_| std::io::Error::new(std::io::ErrorKind::TimedOut, "the daemon does not read");
+    timeout(WRITE, writer.write_all(&bytes)).await.map_err(late)??;
+    Ok(())
+}
+
+async fn order(shared: &Arc<Shared>, frame: &Frame, writer: &mut Writer) -> Result<(), CodecError> {
+    match frame.kind {
+        Kind::Plan => {
+            if let Some(ended) = plan(shared, frame.decode()?) {
+                send(writer, Kind::Ended, &ended).await?;
+            }
+        }
+        Kind::CallerGone => {
+            let CallerGone { session, attachment } = frame.decode()?;
+            shared.table.tell(session, Command::CallerGone(attachment));
+        }
+        Kind::End => {
+            let End { session, cause: by, reason } = frame.decode()?;
+            let reason = reason.map(short);
+            shared.table.tell(session, Command::End(Cause { by, reason, grace: GRACE }));
+        }
+        Kind::Audited => {
+            let Audited { session } = frame.decode()?;
+            shared.table.audited(session);
+        }
+        Kind::Shutdown => {
+            let Shutdown { reason } = frame.decode()?;
+            shared.shut_down(short(reason));
+        }
+        got => return Err(CodecError::OutOfOrder { got, wanted: "an order of the daemon" }),
+    }
+    Ok(())
+}
+
+/// Starts a session. Returns the end of an attempt that has no session.
+fn plan(shared: &Arc<Shared>, plan: Plan) -> Option<Ended> {
+    let Plan { session, cluster, .. } = plan;
+    let span = tracing::info_span!(
+        "session",
+        id = session.id.short(),
+        peer = session.caller.short(),
+        cluster = cluster.short()
+    );
+    match shared.table.admit(&plan) {
+        Ok(admitted) => {
+            let run = session::run(shared.clone(), plan, admitted).instrument(span);
+            let run = shared.stop.clone().run_until_cancelled_owned(run);
+            shared.sessions.spawn(run);
+            None
+        }
+        Err(Rejected::Lives) => {
+            span.in_scope(|| tracing::warn!("a plan for a session that lives is not followed"));
+            None
+        }
+        Err(Rejected::Failed(failure, slot)) => {
+            span.in_scope(|| tracing::info!(kind = failure.kind.name(), "plan refused"));
+            if let Some(slot) = slot
+                && let Ok(permit) = shared.refusals.clone().try_acquire_owned()
+            {
+                let (shared, failure) = (shared.clone(), failure.clone());
+                shared.clone().spawn(async move {
+                    refuse(Link::new(slot), &failure).await;
+                    shared.table.close_slot(session);
+                    drop(permit);
+                });
+            } else {
+                shared.table.close_slot(session);
+            }
+            Some(Ended { session, cluster, request: plan.request, outcome: Outcome::Refused(failure) })
+        }
+    }
+}
+
+fn short(reason: String) -> String {
+    if reason.len() <= MAX_REASON { reason } else { reason.chars().take(MAX_REASON).collect() }
+}
+
+/// All sessions, in as many frames as they need, at least one.
+fn parts(shared: &Shared) -> Vec<Sessions> {
+    let (live, ended) = shared.table.sessions();
+    let mut parts = Parts { shared, full: Vec::new(), part: empty(shared), size: 0 };
+    for live in live {
+        parts.make_room(&live.request);
+        parts.part.live.push(live);
+    }
+    for ended in ended {
+        parts.make_room(&ended.request);
+        parts.part.ended.push(ended);
+    }
+    parts.full.push(parts.part);
+    parts.full
+}
+
+struct Parts<'a> {
+    shared: &'a Shared,
+    full: Vec<Sessions>,
+    part: Sessions,
+    size: usize,
+}
+
+impl Parts<'_> {
+    /// Begins another frame when this one would become too large.
+    fn make_room(&mut self, request: &Decided) {
+        let cost = request.words.iter().map(|word| word.len() + 9).sum::<usize>() + 1024;
+        if self.size > 0 && self.size + cost > PART {
+            let mut part = std::mem::replace(&mut self.part, empty(self.shared));
+            part.more = true;
+            self.full.push(part);
+            self.size = 0;
+        }
+        self.size += cost;
+    }
+}
+
+fn empty(shared: &Shared) -> Sessions {
+    Sessions {
+        version: VERSION,
+        incarnation: shared.incarnation,
+        tree: shared.trees.kind(),
+        live: Vec::new(),
+        ended: Vec::new(),
+        more: false,
+    }
+}

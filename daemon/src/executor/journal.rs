@@ -1,0 +1,234 @@
+//! What must be known after this executor has died: which sessions it had taken on, and how they ended.
+//!
+//! `sessions/journal` is a file of lines, JSON each, appended without fsync: it is for the death of a process, not for a
+//! power cut, after which no command runs. A line is written before the spawn, at the end, and when the daemon has
+//! confirmed the audit. The next executor reads it: it kills what is left of unfinished sessions, hands all that is not
+//! audited to the daemon, and knows recent ids. `sessions/lock` is held for the executor's life, so there is one a home.
+
+use std::collections::HashMap;
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use nix::fcntl::{Flock, FlockArg};
+use serde::{Deserialize, Serialize};
+
+use malai_protocol::home::Home;
+use malai_protocol::plan::{Ended, Live, SessionName};
+
+/// A file that grew by this much beyond twice what it must hold is written anew.
+const SLACK: u64 = 4 * 1024 * 1024;
+/// The longest line that is read: the largest plan, each of its bytes as a number and a comma.
+const MAX_LINE: u64 = 16 * 1024 * 1024;
+/// How long ids are remembered after their end: longer than any caller sends its request again.
+pub(crate) const REMEMBER: Duration = Duration::from_secs(600);
+
+/// One line of the file.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Line {
+    /// Where cgroups of sessions were made.
+    Base(PathBuf),
+    /// About to be spawned.
+    Started(Live),
+    /// Over, or never spawned after all.
+    Ended(Ended),
+    /// Its end is in the audit.
+    Audited {
+        /// Which session.
+        session: SessionName,
+        /// Since when, milliseconds since the epoch.
+        at_ms: u64,
+    },
+}
+
+/// What an earlier executor left.
+#[derive(Debug, Default)]
+pub(crate) struct Left {
+    /// Cgroups in which it kept its sessions.
+    pub(crate) bases: Vec<PathBuf>,
+    /// Started, and no end known.
+    pub(crate) unfinished: HashMap<SessionName, Live>,
+    /// Ended, and not confirmed.
+    pub(crate) ended: HashMap<SessionName, Ended>,
+    /// Confirmed, and for how long.
+    pub(crate) audited: HashMap<SessionName, Duration>,
+}
+
+/// The open journal.
+#[derive(Debug)]
+pub(crate) struct Journal {
+    path: PathBuf,
+    file: File,
+    length: u64,
+    /// Its length when it was last written anew.
+    kept: u64,
+    _lock: Flock<File>,
+}
+
+impl Journal {
+    /// Locks and reads it. Blocks.
+    ///
+    /// # Errors
+    /// When it cannot be made, read or locked.
+    pub(crate) fn open(home: &Home) -> io::Result<(Self, Left)> {
+        let directory = home.sessions();
+        DirBuilder::new().recursive(true).mode(0o700).create(&directory)?;
+        let lock = private(OpenOptions::new().create(true).write(true).truncate(false), &directory.join("lock"))?;
+        let lock = Flock::lock(lock, FlockArg::LockExclusiveNonblock)
+            .map_err(|(_, _)| io::Error::other("another executor of this home still runs"))?;
+        let path = directory.join("journal");
+        let left = read(&path)?;
+        let file = private(OpenOptions::new().create(true).append(true), &path)?;
+        Ok((Self { path, file, length: 0, kept: 0, _lock: lock }, left))
+    }
+
+    /// Appends one line.
+    ///
+    /// # Errors
+    /// When it cannot be written whole.
+    pub(crate) fn write(&mut self, line: &Line) -> io::Result<()> {
+        let mut bytes = serde_json::to_vec(line)?;
+        bytes.push(b'\n');
+        self.file.write_all(&bytes)?;
+        self.length += bytes.len() as u64;
+        Ok(())
+    }
+
+    /// Whether it is time to write it anew.
+    pub(crate) fn is_bloated(&self) -> bool {
+        self.length > 2 * self.kept + SLACK
+    }
+
+    /// Writes it anew with only these lines.
+    ///
+    /// # Errors
+    /// When the new file cannot be written; the old one is then still in use.
+    pub(crate) fn rewrite<'a>(&mut self, lines: impl Iterator<Item = Line> + 'a) -> io::Result<()> {
+        let new = self.path.with_extension("new");
+        let file = private(OpenOptions::new().create(true).write(true).truncate(true), &new)?;
+        let mut out = io::BufWriter::new(file);
+        let mut length = 0;
+        for line in lines {
+            let mut bytes = serde_json::to_vec(&line)?;
+            bytes.push(b'\n');
+            out.write_all(&bytes)?;
+            length += bytes.len() as u64;
+        }
+        self.file = out.into_inner().map_err(io::IntoInnerError::into_error)?;
+        fs::rename(&new, &self.path)?;
+        (self.length, self.kept) = (length, length);
+        Ok(())
+    }
+}
+
+fn private(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
+    options.mode(0o600).open(path)
+}
+
+/// Now, in milliseconds since the epoch.
+pub(crate) fn now_ms() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn read(path: &Path) -> io::Result<Left> {
+    let mut left = Left::default();
+    let file = match File::open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(left),
+        file => file?,
+    };
+    let mut file = BufReader::new(file);
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        if (&mut file).take(MAX_LINE).read_until(b'\n', &mut line)? == 0 {
+            return Ok(left);
+        }
+        match serde_json::from_slice(&line) {
+            Ok(line) => left.take(line),
+            // The last line may be half: its writer died over it, so nothing was done about it yet.
+            Err(error) => tracing::warn!(%error, path = %path.display(), "a line of the journal does not read"),
+        }
+    }
+}
+
+impl Left {
+    fn take(&mut self, line: Line) {
+        match line {
+            Line::Base(path) => self.bases.push(path),
+            Line::Started(live) => {
+                self.unfinished.insert(live.session, live);
+            }
+            Line::Ended(ended) => {
+                self.unfinished.remove(&ended.session);
+                self.ended.insert(ended.session, ended);
+            }
+            Line::Audited { session, at_ms } => {
+                self.ended.remove(&session);
+                let since = Duration::from_millis(now_ms().saturating_sub(at_ms));
+                if since < REMEMBER {
+                    self.audited.insert(session, since);
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{live, session};
+    use super::*;
+    use malai_protocol::failure::{Failure, Kind};
+    use malai_protocol::plan::Outcome;
+
+    fn ended(number: u8) -> Ended {
+        let Live { session, cluster, request } = live(number);
+        Ended { session, cluster, request, outcome: Outcome::Refused(Failure::new(Kind::Busy, "x")) }
+    }
+
+    #[test]
+    fn what_was_started_ended_and_confirmed_is_read_back() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let home = Home::new(dir.path());
+        let (mut journal, _) = Journal::open(&home).expect("opens");
+        for number in 1..=3 {
+            journal.write(&Line::Started(live(number))).expect("writes");
+        }
+        journal.write(&Line::Ended(ended(2))).expect("writes");
+        journal.write(&Line::Ended(ended(3))).expect("writes");
+        journal.write(&Line::Audited { session: session(3), at_ms: now_ms() }).expect("writes");
+        drop(journal);
+
+        let (_journal, left) = Journal::open(&home).expect("opens again");
+        assert_eq!(left.unfinished.into_values().collect::<Vec<_>>(), [live(1)]);
+        assert_eq!(left.ended.into_values().collect::<Vec<_>>(), [ended(2)]);
+        assert_eq!(left.audited.into_keys().collect::<Vec<_>>(), [session(3)]);
+    }
+
+    #[test]
+    fn half_a_line_at_the_end_loses_no_other_line() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let home = Home::new(dir.path());
+        let (mut journal, _) = Journal::open(&home).expect("opens");
+        journal.write(&Line::Started(live(1))).expect("writes");
+        drop(journal);
+        let path = home.sessions().join("journal");
+        let mut bytes = fs::read(&path).expect("reads");
+        bytes.extend_from_within(..bytes.len() / 2);
+        fs::write(&path, bytes).expect("writes");
+
+        let (_journal, left) = Journal::open(&home).expect("opens again");
+        assert_eq!(left.unfinished.len(), 1);
+    }
+
+    #[test]
+    fn a_home_has_one_executor() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let home = Home::new(dir.path());
+        let (_journal, _) = Journal::open(&home).expect("opens");
+        assert!(Journal::open(&home).is_err());
+    }
+}

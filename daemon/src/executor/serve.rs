@@ -1,0 +1,149 @@
+//! The executor's socket, and what a connection says first.
+
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use futures_util::StreamExt;
+use nix::unistd::{Uid, geteuid};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{Semaphore, mpsc};
+use tokio::time::{sleep, timeout};
+use tokio_util::codec::FramedRead;
+use tokio_util::sync::CancellationToken;
+
+use malai_protocol::codec::{CodecError, FrameCodec, Kind, MAX_CONTROL};
+use malai_protocol::plan::{Hello, SessionName};
+
+use super::link::{Attachment, Link, MEET};
+use super::table::Attach;
+use super::{Connection, Shared, control, refuse};
+
+/// How long a connection may take to say what it is for.
+const HELLO: Duration = Duration::from_secs(10);
+/// Connections that have not said it yet, or whose plan is not here yet.
+const MAX_WAITING: usize = 2048;
+/// Pause after a failed accept: it is for want of descriptors, which come back as sessions end.
+const PAUSE: Duration = Duration::from_millis(100);
+/// The longest path of a socket that every supported system takes.
+const MAX_PATH: usize = 103;
+
+/// Binds the socket, mode 0600. The journal's lock is held, so what is there is stale.
+pub(crate) fn bind(path: &Path) -> anyhow::Result<UnixListener> {
+    let length = path.as_os_str().len();
+    anyhow::ensure!(
+        length <= MAX_PATH,
+        "the path {} has {length} bytes, and a socket's may have {MAX_PATH}: set MALAI_HOME to a shorter one",
+        path.display()
+    );
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(error).with_context(|| format!("cannot remove the stale socket {}", path.display()));
+        }
+        _ => {}
+    }
+    let listener = UnixListener::bind(path).with_context(|| format!("cannot bind {}", path.display()))?;
+    // The umask has seen to it already, and the home is closed to others; this is for a home that is not.
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))
+        .with_context(|| format!("cannot close {} to others", path.display()))?;
+    Ok(listener)
+}
+
+/// Accepts connections of the own user and root.
+pub(crate) async fn accept(shared: &Arc<Shared>, listener: &UnixListener) -> anyhow::Result<()> {
+    let waiting = Arc::new(Semaphore::new(MAX_WAITING));
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) if is_allowed(&stream) => serve(shared, Box::new(stream), &waiting),
+            Ok(_) => tracing::warn!("a connection of another user was closed"),
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept");
+                sleep(PAUSE).await;
+            }
+        }
+    }
+}
+
+fn is_allowed(stream: &UnixStream) -> bool {
+    stream.peer_cred().is_ok_and(|peer| peer.uid() == geteuid().as_raw() || Uid::from_raw(peer.uid()).is_root())
+}
+
+/// Takes connections of the same process, until there can be no more.
+pub(crate) async fn take(shared: &Arc<Shared>, connections: &mut mpsc::Receiver<Connection>) {
+    let waiting = Arc::new(Semaphore::new(MAX_WAITING));
+    while let Some(connection) = connections.recv().await {
+        serve(shared, connection, &waiting);
+    }
+    std::future::pending().await
+}
+
+fn serve(shared: &Arc<Shared>, connection: Connection, waiting: &Arc<Semaphore>) {
+    let Ok(permit) = waiting.clone().try_acquire_owned() else {
+        tracing::warn!("too many connections wait: one was closed");
+        return;
+    };
+    let task = shared.clone();
+    shared.spawn(async move {
+        let (reader, writer) = tokio::io::split(connection);
+        let mut reader = FramedRead::new(reader, FrameCodec::capped(MAX_CONTROL));
+        match hello(&mut reader).await {
+            Ok(Hello::Control { version }) => {
+                drop(permit);
+                tracing::info!(version, "a daemon is here");
+                control::serve(task, reader, writer).await;
+            }
+            Ok(Hello::Attach { session, attachment }) => {
+                attach(&task, session, Attachment::new(attachment, reader, writer)).await;
+            }
+            Err(error) => tracing::info!(%error, "connection closed"),
+        }
+    });
+}
+
+async fn hello<R: tokio::io::AsyncRead + Unpin>(reader: &mut FramedRead<R, FrameCodec>) -> Result<Hello, CodecError> {
+    let late = |_| io::Error::new(io::ErrorKind::TimedOut, "it did not say in time what it is for");
+    let Some(frame) = timeout(HELLO, reader.next()).await.map_err(late)? else {
+        return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+    };
+    let hello = frame?.expect(Kind::ExecutorHello, "what the connection is for")?;
+    reader.decoder_mut().set_cap(usize::MAX);
+    Ok(hello)
+}
+
+/// Brings an attachment to its session.
+async fn attach(shared: &Shared, session: SessionName, attachment: Attachment) {
+    let slot = match shared.table.attach(session) {
+        Attach::Now(slot) => slot,
+        Attach::Later(slot) => match timeout(MEET, slot).await {
+            Ok(Ok(slot)) => slot,
+            _ => {
+                shared.table.detach(session);
+                tracing::info!(id = session.id.short(), "no plan came for an attachment");
+                return;
+            }
+        },
+        Attach::Refused(failure) => return refuse(Link::of(attachment), &failure).await,
+    };
+    if slot.send(attachment).is_err() {
+        tracing::info!(id = session.id.short(), "an attachment came when its session was over");
+    }
+}
+
+/// Ends the executor in good order when somebody signals it.
+pub(crate) async fn stop_on_signals(stop: CancellationToken) -> io::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hangup = signal(SignalKind::hangup())?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+        _ = hangup.recv() => {}
+        () = stop.cancelled() => {}
+    }
+    stop.cancel();
+    Ok(())
+}

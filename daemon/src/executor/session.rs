@@ -1,0 +1,326 @@
+//! One session: a command, its pipes, its attachment, from the plan to the exit record.
+
+mod input;
+mod output;
+mod start;
+
+use std::future::{Future, pending};
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, sleep_until};
+
+use malai_protocol::codec::{CodecError, Frame, Kind};
+use malai_protocol::failure::{self, Failure};
+use malai_protocol::plan::{Outcome, Plan};
+use malai_protocol::session::{self, Ack, EndedBy, ExitRecord, Started, Status, StopOutput};
+
+use super::link::{self, Link};
+use super::reap::Child;
+use super::spawn::Trouble;
+use super::table::{Cause, Command, Registration};
+use super::tree::{GRACE, Tree};
+use super::{Shared, command};
+
+use input::Input;
+pub(crate) use output::Output;
+
+pub(crate) use start::run;
+
+/// After the main process ended, output that others hold open is followed until so long nothing came.
+const QUIET: Duration = Duration::from_millis(250);
+
+type Later<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+
+struct Session {
+    shared: Arc<Shared>,
+    plan: Plan,
+    user: String,
+    commands: mpsc::Receiver<Command>,
+    link: Link,
+    /// What the child says between fork and exec: nothing, once the program runs.
+    exec: Option<Later<io::Result<Vec<u8>>>>,
+    child: Child,
+    exit: oneshot::Receiver<Status>,
+    status: Option<Status>,
+    tree: Arc<Tree>,
+    input: Input,
+    output: Output,
+    refused: Option<Failure>,
+    cause: Option<Cause>,
+    ending: Option<Later<bool>>,
+    since: Instant,
+    timeout: Option<Instant>,
+    /// When the wait for more output is over, while there is one.
+    quiet: Option<Instant>,
+    silent: bool,
+}
+
+enum Event {
+    Link(link::Event),
+    Exec(io::Result<Vec<u8>>),
+    Input,
+    Output(session::Output, usize),
+    Command(Command),
+    Exit(Status),
+    Ended(bool),
+    Timeout,
+    Quiet,
+}
+
+impl Session {
+    /// Follows the command to its end.
+    async fn follow(&mut self) -> Outcome {
+        loop {
+            let room = self.settle();
+            if self.is_over() {
+                return self.outcome();
+            }
+            let event = self.next(room).await;
+            self.handle(event);
+        }
+    }
+
+    async fn next(&mut self, room: usize) -> Event {
+        tokio::select! {
+            event = self.link.next() => Event::Link(event),
+            said = later(&mut self.exec) => Event::Exec(said),
+            () = self.input.ready() => Event::Input,
+            stream = self.output.ready(room) => Event::Output(stream, room),
+            Some(command) = self.commands.recv() => Event::Command(command),
+            Ok(status) = &mut self.exit, if self.status.is_none() => Event::Exit(status),
+            gone = later(&mut self.ending) => Event::Ended(gone),
+            () = at(self.timeout) => Event::Timeout,
+            () = at(self.quiet) => Event::Quiet,
+        }
+    }
+
+    fn handle(&mut self, event: Event) {
+        match event {
+            Event::Link(link::Event::Moved) => {}
+            Event::Link(link::Event::Frame(frame)) => {
+                if let Err(error) = self.frame(&frame) {
+                    self.link.drop_attachment();
+                    self.lost(&format!("the attachment broke the protocol: {error}"));
+                }
+            }
+            Event::Link(link::Event::Lost(why)) => self.lost(&why),
+            Event::Exec(said) => self.executed(said),
+            Event::Input => self.input.pump(),
+            Event::Output(stream, room) => {
+                if self.output.read(stream, room, &mut self.link) {
+                    self.quiet = None;
+                }
+            }
+            Event::Command(command) => self.command(command),
+            Event::Exit(status) => {
+                self.status = Some(status);
+                if !self.plan.wait_output {
+                    self.timeout = None;
+                }
+            }
+            Event::Ended(gone) => self.ended(gone),
+            Event::Timeout => {
+                let reason = self.plan.timeout_ms.map(|ms| format!("its time limit of {ms} ms passed"));
+                self.end(Cause { by: EndedBy::Timeout, reason, grace: GRACE });
+            }
+            Event::Quiet => self.silent = true,
+        }
+    }
+
+    /// Queues what the caller is owed, sets the timer, and says how much output may be read.
+    fn settle(&mut self) -> usize {
+        // Until the program runs nothing may be said but that it does, or does not.
+        if self.exec.is_some() || self.refused.is_some() {
+            return 0;
+        }
+        if self.link.room() > 0 {
+            if let Some(ack) = self.input.ack() {
+                self.link.control(Kind::StdinAck, &ack);
+            }
+            if self.input.was_closed() && self.status.is_none() {
+                self.link.frame(&Frame::empty(Kind::StdinClosed));
+            }
+        }
+        let room = self.output.room(&self.link);
+        let waits = self.status.is_some() && self.ending.is_none() && !self.output.is_closed();
+        let bounded = !self.plan.wait_output || self.cause.is_some();
+        self.quiet = match self.quiet {
+            _ if !waits || !bounded || room == 0 => None,
+            None => Some(Instant::now() + QUIET),
+            running => running,
+        };
+        room
+    }
+
+    fn is_over(&self) -> bool {
+        let drained = self.ending.is_none() && (self.output.is_closed() || self.silent);
+        self.exec.is_none() && self.status.is_some() && (self.refused.is_some() || drained)
+    }
+
+    fn outcome(&mut self) -> Outcome {
+        let Some(status) = self.status.filter(|_| self.refused.is_none()) else {
+            let nothing = || Failure::new(failure::Kind::Internal, "the command was not started");
+            return Outcome::Refused(self.refused.take().unwrap_or_else(nothing));
+        };
+        let (ended_by, reason) = match self.cause.take() {
+            Some(cause) => (cause.by, cause.reason),
+            None => (EndedBy::Itself, None),
+        };
+        Outcome::Exit(ExitRecord {
+            status,
+            ended_by,
+            stdout_bytes: self.output.stdout_bytes,
+            stderr_bytes: self.output.stderr_bytes,
+            duration_ms: u64::try_from(self.since.elapsed().as_millis()).unwrap_or(u64::MAX),
+            output_open: !self.output.is_closed(),
+            reason,
+        })
+    }
+
+    fn frame(&mut self, frame: &Frame) -> Result<(), CodecError> {
+        let wrong = |wanted| Err(CodecError::OutOfOrder { got: frame.kind, wanted });
+        match frame.kind {
+            Kind::Stdin if !self.input.push(&frame.payload) => return wrong("credit for standard input"),
+            Kind::Stdin => {}
+            Kind::StdinEof => self.input.end(),
+            Kind::Signal => {
+                let session::Signal { number } = frame.decode()?;
+                match signal(number) {
+                    Some(signal) => self.child.signal_group(signal),
+                    None => return wrong("a signal that there is"),
+                }
+            }
+            Kind::Ack => {
+                let Ack { out_offset } = frame.decode()?;
+                if !self.output.ack(out_offset) {
+                    return wrong("an offset that was sent");
+                }
+            }
+            Kind::StopOutput => {
+                let StopOutput { stream } = frame.decode()?;
+                self.output.stop(stream);
+            }
+            // Before the end it means what the closing that follows means.
+            Kind::Goodbye => {}
+            _ => return wrong("a frame of a caller's session"),
+        }
+        Ok(())
+    }
+
+    fn executed(&mut self, said: io::Result<Vec<u8>>) {
+        self.exec = None;
+        match said {
+            Ok(said) if said.is_empty() => {
+                let started = Started {
+                    incarnation: self.shared.incarnation,
+                    hostname: self.shared.hostname.clone(),
+                    pid: self.child.pid().as_raw().unsigned_abs(),
+                    user: self.user.clone(),
+                };
+                self.link.control(Kind::Started, &started);
+            }
+            Ok(said) if let Some(trouble) = Trouble::parse(&said) => {
+                self.refused = Some(command::failure(&self.plan, &self.user, trouble));
+            }
+            Ok(_) | Err(_) => {
+                self.child.signal(nix::sys::signal::Signal::SIGKILL);
+                let why = "the command's first process did not say whether it could start";
+                self.refused = Some(Failure::new(failure::Kind::Internal, why));
+            }
+        }
+    }
+
+    fn command(&mut self, command: Command) {
+        match command {
+            Command::End(cause) => self.end(cause),
+            Command::CallerGone(number) => {
+                // One that came before its attachment can only mean that one.
+                if self.link.number().is_none_or(|own| own == number) {
+                    self.link.drop_attachment();
+                    let reason = Some("its caller went away".to_owned());
+                    self.end(Cause { by: EndedBy::CallerGone, reason, grace: GRACE });
+                }
+            }
+        }
+    }
+
+    fn lost(&mut self, why: &str) {
+        tracing::info!(why, "attachment lost");
+        let reason = Some(format!("nobody followed it any more: {why}"));
+        self.end(Cause { by: EndedBy::Grace, reason, grace: GRACE });
+    }
+
+    /// Ends the whole tree. The first cause stands; but a caller who left is why its attachment was lost.
+    fn end(&mut self, cause: Cause) {
+        if let Some(first) = &mut self.cause {
+            if first.by == EndedBy::Grace && cause.by == EndedBy::CallerGone {
+                *first = cause;
+            }
+            return;
+        }
+        tracing::info!(by = ?cause.by, reason = cause.reason, "session is ended");
+        self.ending = Some(Box::pin(self.tree.clone().end(cause.grace)));
+        self.timeout = None;
+        self.cause = Some(cause);
+    }
+
+    fn ended(&mut self, gone: bool) {
+        self.ending = None;
+        if gone {
+            self.output.lift();
+            return;
+        }
+        tracing::warn!("some of the session's processes would not end");
+        if let Some(Cause { reason, .. }) = &mut self.cause {
+            let said = reason.take().map(|reason| reason + "; ").unwrap_or_default();
+            *reason = Some(said + "some of its processes could not be ended");
+        }
+    }
+
+    /// Tells everybody how it ended, and leaves what the command left behind to itself.
+    async fn finish(mut self, mut registration: Registration, outcome: Outcome) {
+        match &outcome {
+            Outcome::Exit(record) => self.link.control(Kind::Exit, record),
+            Outcome::Refused(failure) => self.link.control(Kind::Refused, failure),
+        }
+        registration.finish(outcome);
+        let Self { shared, link, output, tree, .. } = self;
+        shared.leave(output, tree);
+        link.deliver().await;
+    }
+}
+
+/// The signal of this number on Linux.
+fn signal(number: u8) -> Option<nix::sys::signal::Signal> {
+    use nix::sys::signal::Signal;
+    #[cfg(not(target_os = "linux"))]
+    match number {
+        10 => return Some(Signal::SIGUSR1),
+        12 => return Some(Signal::SIGUSR2),
+        18 => return Some(Signal::SIGCONT),
+        19 => return Some(Signal::SIGSTOP),
+        20 => return Some(Signal::SIGTSTP),
+        1..=3 | 6 | 9 | 13..=15 => {}
+        _ => return None,
+    }
+    Signal::try_from(i32::from(number)).ok()
+}
+
+/// Waits for what may not be there.
+async fn later<T>(future: &mut Option<Later<T>>) -> T {
+    match future {
+        Some(future) => future.await,
+        None => pending().await,
+    }
+}
+
+async fn at(time: Option<Instant>) {
+    match time {
+        Some(time) => sleep_until(time).await,
+        None => pending().await,
+    }
+}

@@ -1,0 +1,137 @@
+//! Standard output and error: read while there is room, drained to their end.
+
+use std::future::pending;
+use std::io;
+use std::sync::Arc;
+
+use bytes::BytesMut;
+use tokio::net::unix::pipe;
+
+use malai_protocol::codec::{Kind, MAX_DATA};
+use malai_protocol::session::Output as Stream;
+
+use super::super::link::Link;
+use super::super::log::{Budget, Log};
+
+/// One command's output.
+#[derive(Debug)]
+pub(crate) struct Output {
+    stdout: Option<pipe::Receiver>,
+    stderr: Option<pipe::Receiver>,
+    log: Log,
+    lifted: bool,
+    /// Bytes of standard output that were queued for the caller.
+    pub(crate) stdout_bytes: u64,
+    /// The same of standard error.
+    pub(crate) stderr_bytes: u64,
+}
+
+impl Output {
+    /// Both pipes open.
+    pub(crate) fn new(stdout: pipe::Receiver, stderr: pipe::Receiver, budget: Arc<Budget>) -> Self {
+        let (stdout, stderr) = (Some(stdout), Some(stderr));
+        Self { stdout, stderr, log: Log::new(budget), lifted: false, stdout_bytes: 0, stderr_bytes: 0 }
+    }
+
+    /// Whether both have ended.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.stdout.is_none() && self.stderr.is_none()
+    }
+
+    /// No process is left that could write: what the pipes hold is little, and is read without regard to the window.
+    pub(crate) fn lift(&mut self) {
+        self.lifted = true;
+    }
+
+    /// The reader has all up to there. False when it cannot.
+    pub(crate) fn ack(&mut self, offset: u64) -> bool {
+        self.log.ack(offset)
+    }
+
+    /// Closes one stream: the command gets SIGPIPE.
+    pub(crate) fn stop(&mut self, stream: Stream) {
+        *self.side(stream) = None;
+    }
+
+    fn side(&mut self, stream: Stream) -> &mut Option<pipe::Receiver> {
+        match stream {
+            Stream::Stdout => &mut self.stdout,
+            Stream::Stderr => &mut self.stderr,
+        }
+    }
+
+    /// How much may be read now.
+    pub(crate) fn room(&mut self, link: &Link) -> usize {
+        if self.lifted || link.is_gone() {
+            return MAX_DATA;
+        }
+        let window = usize::try_from(self.log.room(link.is_idle())).unwrap_or(usize::MAX);
+        window.min(link.room()).min(MAX_DATA)
+    }
+
+    /// Waits until one of them has something, or ended; for ever without `room`.
+    pub(crate) async fn ready(&self, room: usize) -> Stream {
+        if room == 0 {
+            return pending().await;
+        }
+        tokio::select! {
+            () = readable(&self.stdout) => Stream::Stdout,
+            () = readable(&self.stderr) => Stream::Stderr,
+        }
+    }
+
+    /// Reads once, into the attachment's queue, or to nowhere when nobody follows. True when something came.
+    pub(crate) fn read(&mut self, stream: Stream, room: usize, link: &mut Link) -> bool {
+        let Some(pipe) = self.side(stream) else {
+            return false;
+        };
+        let kind = if stream == Stream::Stdout { Kind::Stdout } else { Kind::Stderr };
+        let gone = link.is_gone();
+        let result =
+            if gone { discard(pipe) } else { link.data(kind, room, |mut buffer| pipe.try_read_buf(&mut buffer)) };
+        match result {
+            Ok(0) => *self.side(stream) = None,
+            Ok(_) if gone => return true,
+            Ok(length) => {
+                let length = length as u64;
+                self.log.sent(length);
+                match stream {
+                    Stream::Stdout => self.stdout_bytes += length,
+                    Stream::Stderr => self.stderr_bytes += length,
+                }
+                return true;
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => {
+                tracing::warn!(%error, ?stream, "cannot be read");
+                *self.side(stream) = None;
+            }
+        }
+        false
+    }
+
+    /// Reads all that still comes, to nowhere: processes that a command left behind get no SIGPIPE.
+    pub(crate) async fn discard(mut self) {
+        while !self.is_closed() {
+            let stream = self.ready(MAX_DATA).await;
+            let result = self.side(stream).as_ref().map(discard);
+            let again = matches!(&result, Some(Err(error)) if error.kind() == io::ErrorKind::WouldBlock);
+            if !again && !matches!(result, Some(Ok(1..))) {
+                *self.side(stream) = None;
+            }
+        }
+    }
+}
+
+async fn readable(pipe: &Option<pipe::Receiver>) {
+    match pipe {
+        // An error is seen by the read that follows.
+        Some(pipe) => drop(pipe.readable().await),
+        None => pending().await,
+    }
+}
+
+fn discard(pipe: &pipe::Receiver) -> io::Result<usize> {
+    let mut buffer = BytesMut::with_capacity(MAX_DATA);
+    pipe.try_read_buf(&mut buffer)
+}

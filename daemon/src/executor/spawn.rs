@@ -1,0 +1,257 @@
+//! Fork and exec. The only place with `unsafe`: between the two, a child may call nothing but plain system calls, and
+//! the standard library neither tells a missing directory from a missing program nor puts a child into a cgroup.
+//!
+//! The child leads a session of its own (setsid), so that it is its own process group and has no controlling terminal:
+//! it can reach neither the terminal of whoever started the daemon nor the daemon's group.
+
+use std::ffi::CString;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::signal::{SigSet, SigmaskHow, pthread_sigmask};
+use nix::unistd::{Gid, Pid, Uid};
+
+/// What the child becomes before it runs the program.
+#[derive(Debug)]
+pub(crate) struct Identity {
+    /// User id.
+    pub(crate) uid: Uid,
+    /// Primary group.
+    pub(crate) gid: Gid,
+    /// All groups.
+    pub(crate) groups: Vec<Gid>,
+}
+
+/// Everything that the child needs, prepared before the fork.
+#[derive(Debug)]
+pub(crate) struct Prepared {
+    /// Paths to try, in order, as execvp(3) would.
+    pub(crate) programs: Vec<CString>,
+    /// Exact arguments, the program's name first.
+    pub(crate) argv: Vec<CString>,
+    /// `NAME=value`, the whole environment.
+    pub(crate) env: Vec<CString>,
+    /// Working directories to try, in order.
+    pub(crate) directories: Vec<CString>,
+    /// Whom to become; absent = stay.
+    pub(crate) identity: Option<Identity>,
+    /// An open `cgroup.procs` to enter.
+    pub(crate) cgroup: Option<OwnedFd>,
+    /// Descriptors 0, 1 and 2.
+    pub(crate) stdio: [OwnedFd; 3],
+    /// The soft limit of open files that the child gets back.
+    pub(crate) open_files: Option<u64>,
+}
+
+/// A child that runs, or is about to.
+#[derive(Debug)]
+pub(crate) struct Forked {
+    /// Its process id, group and session.
+    pub(crate) pid: Pid,
+    /// Ends without a byte once the program runs; else carries one [`Trouble`].
+    pub(crate) exec: OwnedFd,
+}
+
+/// What the child could not do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Stage {
+    /// Set up its descriptors.
+    Stdio = 1,
+    /// Enter its cgroup.
+    Cgroup = 2,
+    /// Become the user.
+    Identity = 3,
+    /// Enter the working directory.
+    Directory = 4,
+    /// Execute the program.
+    Exec = 5,
+    /// The program is there, but the interpreter that its first line names is not.
+    Interpreter = 6,
+}
+
+/// Why the program does not run.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Trouble {
+    /// Where it failed.
+    pub(crate) stage: Stage,
+    /// With which error.
+    pub(crate) errno: i32,
+}
+
+/// Length of a [`Trouble`] in the pipe.
+const TROUBLE_LEN: usize = 5;
+
+impl Trouble {
+    /// Reads what the child wrote; `None` when it is not whole.
+    pub(crate) fn parse(bytes: &[u8]) -> Option<Self> {
+        let (&[number, a, b, c, d], _) = bytes.split_first_chunk::<TROUBLE_LEN>()?;
+        use Stage::{Cgroup, Directory, Exec, Identity, Interpreter, Stdio};
+        let stage = [Stdio, Cgroup, Identity, Directory, Exec, Interpreter].into_iter().find(|s| *s as u8 == number)?;
+        Some(Self { stage, errno: i32::from_ne_bytes([a, b, c, d]) })
+    }
+}
+
+/// Raw pointers into a [`Prepared`], made before the fork, since the child must not allocate.
+struct Raw<'a> {
+    prepared: &'a Prepared,
+    argv: Vec<*const libc::c_char>,
+    env: Vec<*const libc::c_char>,
+    groups: Vec<libc::gid_t>,
+    stdio: [RawFd; 3],
+    report: RawFd,
+}
+
+fn pointers(strings: &[CString]) -> Vec<*const libc::c_char> {
+    strings.iter().map(|s| s.as_ptr()).chain(std::iter::once(std::ptr::null())).collect()
+}
+
+/// Starts the child. The caller must see to it that the child's status is collected.
+#[allow(unsafe_code, reason = "fork; the child calls only what signal-safety(7) allows")]
+pub(crate) fn fork_exec(prepared: &Prepared) -> io::Result<Forked> {
+    let (read, write) = io::pipe()?;
+    let (read, write) = (OwnedFd::from(read), OwnedFd::from(write));
+    let raw = Raw {
+        argv: pointers(&prepared.argv),
+        env: pointers(&prepared.env),
+        groups: prepared.identity.iter().flat_map(|i| &i.groups).map(|g| g.as_raw()).collect(),
+        stdio: [prepared.stdio[0].as_raw_fd(), prepared.stdio[1].as_raw_fd(), prepared.stdio[2].as_raw_fd()],
+        report: write.as_raw_fd(),
+        prepared,
+    };
+    // A signal that hits the child before exec must not run a handler of ours: it would write into our wake-up pipe.
+    let mut before = SigSet::empty();
+    pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), Some(&mut before))?;
+    // SAFETY: the child only uses `raw`, which was made before, and never returns from `child`.
+    let pid = unsafe { libc::fork() };
+    let failed = io::Error::last_os_error();
+    if pid == 0 {
+        // SAFETY: this is the child, with all signals blocked; `raw` points into memory that the fork copied.
+        unsafe { child(&raw) }
+    }
+    pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&before), None)?;
+    if pid < 0 {
+        return Err(failed);
+    }
+    Ok(Forked { pid: Pid::from_raw(pid), exec: read })
+}
+
+/// Tells the parent what failed, and ends the child.
+#[allow(unsafe_code, reason = "runs between fork and exec")]
+unsafe fn give_up(report: RawFd, stage: Stage, errno: i32) -> ! {
+    let [a, b, c, d] = errno.to_ne_bytes();
+    let bytes = [stage as u8, a, b, c, d];
+    // SAFETY: a write of a local array to a descriptor that is ours, and the end of the process.
+    unsafe {
+        // If the parent is gone there is nobody to tell.
+        let _told = libc::write(report, bytes.as_ptr().cast(), bytes.len());
+        libc::_exit(127)
+    }
+}
+
+fn errno() -> i32 {
+    io::Error::last_os_error().raw_os_error().unwrap_or(0)
+}
+
+#[allow(unsafe_code, reason = "runs between fork and exec")]
+unsafe fn child(raw: &Raw<'_>) -> ! {
+    // SAFETY: plain system calls on memory and descriptors that live until exec; no allocation, no lock.
+    unsafe {
+        libc::setsid();
+        default_signals();
+        for (at, fd) in raw.stdio.iter().enumerate() {
+            if libc::dup2(*fd, at as RawFd) < 0 {
+                give_up(raw.report, Stage::Stdio, errno());
+            }
+        }
+        if let Some(procs) = &raw.prepared.cgroup
+            && libc::write(procs.as_raw_fd(), c"0".as_ptr().cast(), 1) < 0
+        {
+            give_up(raw.report, Stage::Cgroup, errno());
+        }
+        close_on_exec_from_3();
+        libc::umask(0o022);
+        if let Some(soft) = raw.prepared.open_files
+            && let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
+            && setrlimit(Resource::RLIMIT_NOFILE, soft.min(hard), hard).is_err()
+        {
+            give_up(raw.report, Stage::Stdio, errno());
+        }
+        if let Some(identity) = &raw.prepared.identity
+            && !become_user(identity, &raw.groups)
+        {
+            give_up(raw.report, Stage::Identity, errno());
+        }
+        let mut entered = false;
+        for directory in &raw.prepared.directories {
+            entered = entered || libc::chdir(directory.as_ptr()) == 0;
+        }
+        if !entered {
+            give_up(raw.report, Stage::Directory, errno());
+        }
+        let mut none: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&mut none);
+        libc::sigprocmask(libc::SIG_SETMASK, &none, std::ptr::null_mut());
+        let (stage, errno) = execute(raw);
+        give_up(raw.report, stage, errno)
+    }
+}
+
+/// Every signal back to its default: also SIGPIPE, which Rust programs ignore.
+#[allow(unsafe_code, reason = "runs between fork and exec")]
+unsafe fn default_signals() {
+    for signal in 1..=64 {
+        // SAFETY: signal(2) refuses the numbers that do not exist or cannot be changed, which is as well.
+        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    }
+}
+
+/// Marks every descriptor from 3 on to be closed by exec: whatever the process got from elsewhere stays here.
+#[allow(unsafe_code, reason = "runs between fork and exec")]
+unsafe fn close_on_exec_from_3() {
+    // SAFETY: only sets flags on descriptors of this process.
+    unsafe {
+        #[cfg(target_os = "linux")]
+        if libc::syscall(libc::SYS_close_range, 3u32, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) == 0 {
+            return;
+        }
+        // Linux before 5.11, and other systems.
+        let limit = getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| soft.min(65536));
+        for fd in 3..limit as RawFd {
+            libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC);
+        }
+    }
+}
+
+#[allow(unsafe_code, reason = "runs between fork and exec")]
+unsafe fn become_user(identity: &Identity, groups: &[libc::gid_t]) -> bool {
+    // SAFETY: `groups` is a slice of this length; the order is the only one that works: uid last.
+    unsafe {
+        libc::setgroups(groups.len() as _, groups.as_ptr()) == 0
+            && libc::setgid(identity.gid.as_raw()) == 0
+            && libc::setuid(identity.uid.as_raw()) == 0
+    }
+}
+
+/// Tries all candidates. Returns only when none can be run: the first error that is more than "not there".
+#[allow(unsafe_code, reason = "runs between fork and exec")]
+unsafe fn execute(raw: &Raw<'_>) -> (Stage, i32) {
+    let mut found = None;
+    for program in &raw.prepared.programs {
+        // SAFETY: both arrays end with a null pointer and point into `prepared`.
+        unsafe { libc::execve(program.as_ptr(), raw.argv.as_ptr(), raw.env.as_ptr()) };
+        let error = errno();
+        let trouble = match error {
+            libc::ENOTDIR => None,
+            // SAFETY: a path that ends with NUL.
+            libc::ENOENT if unsafe { libc::access(program.as_ptr(), libc::F_OK) } == 0 => {
+                Some((Stage::Interpreter, error))
+            }
+            libc::ENOENT => None,
+            _ => Some((Stage::Exec, error)),
+        };
+        found = found.or(trouble);
+    }
+    found.unwrap_or((Stage::Exec, libc::ENOENT))
+}

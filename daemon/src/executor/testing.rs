@@ -1,0 +1,32 @@
+//! Names for unit tests.
+
+use malai_protocol::id::{ClusterId, MachineId, SessionId};
+use malai_protocol::plan::{Decided, Live, SessionName};
+
+/// The public key of RFC 8032's first test.
+const KEY: [u8; 32] = [
+    0xd7, 0x5a, 0x98, 0x01, 0x82, 0xb1, 0x0a, 0xb7, 0xd5, 0x4b, 0xfe, 0xd3, 0xc9, 0x64, 0x07, 0x3a, 0x0e, 0xe1, 0x72,
+    0xf3, 0xda, 0xa6, 0x23, 0x25, 0xaf, 0x02, 0x1a, 0x68, 0xf7, 0x07, 0x51, 0x1a,
+];
+
+/// A session of this number.
+pub(crate) fn session(number: u8) -> SessionName {
+    let caller = MachineId::from_bytes(KEY).expect("a key");
+    SessionName { caller, id: SessionId::from_bytes([number; 16]) }
+}
+
+/// A live session of this number.
+pub(crate) fn live(number: u8) -> Live {
+    let request = Decided {
+        words: vec![b"true".to_vec().into()],
+        literal: true,
+        shell: false,
+        user: None,
+        env_names: Vec::new(),
+        named: None,
+        run_as: None,
+        reason: None,
+        since_ms: 1,
+    };
+    Live { session: session(number), cluster: ClusterId::from_bytes(KEY).expect("a key"), request }
+}

@@ -1,0 +1,186 @@
+//! The cluster manager's desk for newcomers, at the cluster key: it takes invites and knocks, and answers with the
+//! snapshot. Nothing is ever executed here.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use iroh::Endpoint;
+use iroh::endpoint::{Connection, Incoming, RecvStream, SendStream};
+use malai_protocol::codec::{Frame, Kind, MAX_HELLO};
+use malai_protocol::failure::{Failure, Kind as FailureKind};
+use malai_protocol::id::MachineId;
+use malai_protocol::peer::{Announce, Close, Knock, Redeem};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::clock::now_ms;
+use crate::manager::Manager;
+use crate::manager::pending::Pending;
+use crate::membership::{Membership, sync};
+use crate::net::{FIRST_FRAME, Frames, close, machine_id, send};
+use crate::store::lock::Changes;
+
+/// Newcomers served at once, those that wait for an approval included.
+const MOST: usize = 128;
+/// How long a newcomer may take to fetch its answer.
+const FETCH: Duration = Duration::from_secs(10);
+
+/// The desk of one cluster.
+#[derive(Debug)]
+pub(crate) struct Desk {
+    membership: Arc<Membership>,
+    /// The endpoint of the cluster key.
+    pub(crate) endpoint: Endpoint,
+    pending: Mutex<Pending>,
+    tasks: TaskTracker,
+    cancel: CancellationToken,
+}
+
+impl Desk {
+    /// A desk that is not open yet.
+    pub(crate) fn new(membership: Arc<Membership>, endpoint: Endpoint) -> Arc<Self> {
+        Arc::new(Self {
+            pending: Mutex::new(Pending::new(&membership.alias)),
+            membership,
+            endpoint,
+            tasks: TaskTracker::new(),
+            cancel: CancellationToken::new(),
+        })
+    }
+
+    /// Opens it.
+    pub(crate) fn start(self: &Arc<Self>) {
+        self.tasks.spawn(Arc::clone(self).run());
+    }
+
+    /// Who knocks.
+    pub(crate) fn pending(&self) -> MutexGuard<'_, Pending> {
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Closes it.
+    pub(crate) async fn shutdown(&self) {
+        self.cancel.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
+        self.endpoint.close().await;
+    }
+
+    async fn run(self: Arc<Self>) {
+        let slots = Arc::new(Semaphore::new(MOST));
+        loop {
+            let incoming = tokio::select! {
+                () = self.cancel.cancelled() => return,
+                incoming = self.endpoint.accept() => incoming,
+            };
+            let Some(incoming) = incoming else { return };
+            let Ok(slot) = Arc::clone(&slots).try_acquire_owned() else {
+                incoming.refuse();
+                continue;
+            };
+            let desk = Arc::clone(&self);
+            self.tasks.spawn(async move {
+                tokio::select! {
+                    () = desk.cancel.cancelled() => {}
+                    result = desk.newcomer(incoming) => if let Err(error) = result {
+                        tracing::info!(cluster = %desk.membership.alias, "a newcomer's connection ended: {error:#}");
+                    },
+                }
+                drop(slot);
+            });
+        }
+    }
+
+    async fn newcomer(&self, incoming: Incoming) -> anyhow::Result<()> {
+        let conn = tokio::time::timeout(FIRST_FRAME, async { anyhow::Ok(incoming.accept()?.await?) }).await??;
+        let Some(key) = machine_id(&conn.remote_id()) else { return Ok(()) };
+        let (mut send_half, recv) = tokio::time::timeout(FIRST_FRAME, conn.accept_bi()).await??;
+        let mut frames = Frames::new(recv, MAX_HELLO);
+        let first = frames.next(FIRST_FRAME).await?;
+        let answer = match first.kind {
+            Kind::Redeem => self.redeem(key, &first.decode()?).await,
+            Kind::Knock => self.knock(&conn, key, &first.decode()?, &mut send_half, &mut frames).await,
+            other => {
+                close(&conn, Close::Protocol, "neither an invite nor a knock");
+                anyhow::bail!("a newcomer began with {other:?}");
+            }
+        };
+        let frame = match answer {
+            Ok(Some(frame)) => frame,
+            Ok(None) => return Ok(()),
+            Err(failure) => {
+                tracing::info!(peer = %key.short(), cluster = %self.membership.alias, "newcomer refused: {failure}");
+                Frame::control(Kind::Refused, &failure)?
+            }
+        };
+        if frame.kind == Kind::Snapshot {
+            // Where the manager's machine key is reached: without it a newcomer would need discovery for its link.
+            let header = self.membership.held().snapshot.signed_header().clone();
+            let announce = Announce { header, addresses: self.membership.addresses() };
+            send(&mut send_half, Frame::control(Kind::Announce, &announce)?).await?;
+        }
+        send(&mut send_half, frame).await?;
+        send_half.finish()?;
+        // The newcomer closes when it has the answer.
+        let _closed = tokio::time::timeout(FETCH, conn.closed()).await;
+        Ok(())
+    }
+
+    fn snapshot(&self) -> Result<Option<Frame>, Failure> {
+        let signed = self.membership.held().snapshot.to_signed();
+        let frame = Frame::control(Kind::Snapshot, &signed);
+        frame.map(Some).map_err(|e| Failure::new(FailureKind::Internal, format!("the snapshot cannot be sent: {e}")))
+    }
+
+    async fn redeem(&self, key: MachineId, redeem: &Redeem) -> Result<Option<Frame>, Failure> {
+        let home = self.membership.shared.home.clone();
+        let (alias, secret, hostname) = (self.membership.alias.clone(), *redeem.secret, redeem.hostname.clone());
+        let work = move || {
+            let changes = Changes::begin(&home)?;
+            let mut manager = Manager::load(&changes, &alias)?;
+            manager.redeem(&secret, key, &hostname, now_ms())?;
+            manager.signed().cloned()
+        };
+        let snapshot = crate::requests::blocking(work).await?;
+        sync::publish(&self.membership, snapshot)?;
+        tracing::info!(peer = %key.short(), cluster = %self.membership.alias, "joined by invite");
+        self.snapshot()
+    }
+
+    async fn knock(
+        &self,
+        conn: &Connection,
+        key: MachineId,
+        knock: &Knock,
+        send_half: &mut SendStream,
+        frames: &mut Frames<RecvStream>,
+    ) -> Result<Option<Frame>, Failure> {
+        let mut snapshots = self.membership.watch();
+        if !self.membership.is_member(&key) {
+            let from = path(conn);
+            self.pending().knock(key, &knock.hostname, &from, Instant::now(), now_ms())?;
+            tracing::info!(peer = %key.short(), cluster = %self.membership.alias, hostname = %knock.hostname.escape_debug(), "knocks");
+            if send(send_half, Frame::empty(Kind::Waiting)).await.is_err() {
+                return Ok(None);
+            }
+        }
+        while !self.membership.is_member(&key) {
+            tokio::select! {
+                changed = snapshots.changed() => if changed.is_err() { return Ok(None) },
+                _ = conn.closed() => return Ok(None),
+                // A newcomer that waits has nothing more to say.
+                _ = frames.next_unbounded() => return Ok(None),
+            }
+        }
+        self.pending().settle(&key);
+        self.snapshot()
+    }
+}
+
+/// Where a newcomer comes from.
+fn path(conn: &Connection) -> String {
+    let paths = conn.paths();
+    let found = paths.iter().find(|path| path.is_selected());
+    found.map_or_else(|| "unknown".to_owned(), |path| format!("{:?}", path.remote_addr()))
+}

@@ -1,0 +1,94 @@
+//! `malai machine join`: redeem an invite, from whatever daemon or agent runs here.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use malai_protocol::failure::{Failure, Kind};
+use malai_protocol::invite::Invite;
+use malai_protocol::local::Joined;
+
+use super::ask::{Answer, Ask, ask};
+use super::knock::network;
+use crate::admin;
+use crate::clock::now_ms;
+use crate::clusters::{Cluster, Clusters};
+use crate::net::endpoint;
+use crate::requests::blocking;
+use crate::store;
+use crate::store::lock::Changes;
+
+/// The pause between attempts to reach a manager that does not answer yet.
+const PAUSE: Duration = Duration::from_secs(2);
+
+/// Joins: makes the machine key, redeems the invite, stores the config. Waits for a manager that does not answer yet,
+/// and tells `progress` so.
+///
+/// # Errors
+/// [`Failure`]: not a token, expired, an alias that is taken, or what the manager says.
+pub(crate) async fn join(
+    clusters: &Arc<Clusters>,
+    token: &str,
+    alias: Option<&str>,
+    progress: impl Fn(String),
+) -> Result<Joined, Failure> {
+    let invite: Invite = token.parse().map_err(|e| {
+        Failure::new(Kind::Usage, format!("{e}")).hint("on the cluster manager: `malai cluster invite <cluster>`")
+    })?;
+    let home = clusters.shared().home.clone();
+    let (asked, wanted) = (invite.clone(), alias.map(str::to_owned));
+    let begun = blocking(move || admin::join_begin(&Changes::begin(&home)?, &asked, wanted.as_deref())).await?;
+    let alias = begun.alias.clone();
+    // While it joins, nothing else here may use the machine key.
+    clusters.unload(&alias).await;
+    let result = redeem(clusters, begun, &invite, progress).await;
+    clusters.load(&alias).await;
+    result?;
+    match clusters.get(&alias) {
+        Some(Cluster::Ready(served)) => {
+            let membership = served.membership;
+            Ok(Joined {
+                alias,
+                cluster: membership.cluster,
+                machine: membership.my_name().unwrap_or_default(),
+                machine_id: membership.me,
+                generation: membership.held().generation(),
+            })
+        }
+        Some(Cluster::Broken(failure)) => Err(failure),
+        _ => Err(Failure::new(Kind::Internal, format!("cluster {alias} was joined but is not there"))),
+    }
+}
+
+async fn redeem(
+    clusters: &Arc<Clusters>,
+    begun: store::clusters::Cluster,
+    invite: &Invite,
+    progress: impl Fn(String),
+) -> Result<(), Failure> {
+    let home = clusters.shared().home.clone();
+    let network = begun.joining.as_ref().map(network).unwrap_or_default();
+    let options = endpoint::Options {
+        key: *begun.machine_key.secret_bytes(),
+        alpns: Vec::new(),
+        network: &network,
+        listen: None,
+        kept_port: None,
+        publish: false,
+    };
+    let endpoint = endpoint::bind(&options).await?;
+    let shown = Ask::Redeem(invite.secret);
+    let result = loop {
+        match ask(&endpoint, &invite.cluster, &invite.addresses, &shown, &progress).await {
+            Answer::Enrolled(enrolled) => break enrolled.store(&home, &begun.alias).await,
+            Answer::Refused(failure) => break Err(failure),
+            Answer::Again(why) if now_ms() > invite.expires_ms => {
+                break Err(Failure::new(Kind::Unreachable, format!("the invite expired while waiting: {why}"))
+                    .hint(format!("on the cluster manager: `malai cluster invite {}`", invite.name)));
+            }
+            Answer::Again(why) => progress(format!("waiting for the cluster manager of {}: {why}", invite.name)),
+        }
+        tokio::time::sleep(PAUSE).await;
+    };
+    endpoint.close().await;
+    result
+}

@@ -1,0 +1,123 @@
+//! A cluster that this machine was told to join and that has sent no config yet: the daemon knocks until it does.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use iroh::Endpoint;
+use malai_protocol::config::Network;
+use malai_protocol::failure::{Failure, Kind};
+use malai_protocol::id::MachineId;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::ask::{Answer, Ask, ask};
+use crate::net::endpoint;
+use crate::shared::Shared;
+use crate::store;
+
+/// The first pause between knocks; it doubles.
+const FIRST_PAUSE: Duration = Duration::from_secs(5);
+/// The longest pause between knocks.
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+
+/// A cluster without config.
+#[derive(Debug)]
+pub(crate) struct Waiting {
+    /// Its name here.
+    pub(crate) alias: String,
+    /// Its key.
+    pub(crate) cluster: malai_protocol::id::ClusterId,
+    /// This machine's key in it.
+    pub(crate) me: MachineId,
+    shared: Arc<Shared>,
+    joining: store::clusters::Joining,
+    what: Mutex<String>,
+    cancel: CancellationToken,
+    tasks: TaskTracker,
+}
+
+/// `[network]` as a newcomer knows it before its first snapshot.
+pub(crate) fn network(joining: &store::clusters::Joining) -> Network {
+    Network { relays: joining.relays.clone(), discovery: joining.discovery.clone(), ca: joining.ca.clone() }
+}
+
+impl Waiting {
+    /// Begins to knock. An agent does not: it keeps nothing going.
+    pub(crate) async fn begin(shared: &Arc<Shared>, stored: store::clusters::Cluster) -> Result<Arc<Self>, Failure> {
+        let me = stored.machine_key.id();
+        let gone = || Failure::new(Kind::BadConfig, format!("{} is gone", stored.dir.snapshot().display()));
+        let joining = stored.joining.ok_or_else(|| gone().hint("restore it from a backup"))?;
+        let waiting = Arc::new(Self {
+            alias: stored.alias,
+            cluster: stored.id,
+            me,
+            shared: Arc::clone(shared),
+            joining,
+            what: Mutex::new(format!("this machine, {me}, has to be approved on the cluster manager")),
+            cancel: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+        });
+        if !shared.agent {
+            let network = network(&waiting.joining);
+            let options = endpoint::Options {
+                key: *stored.machine_key.secret_bytes(),
+                alpns: Vec::new(),
+                network: &network,
+                listen: None,
+                kept_port: None,
+                publish: false,
+            };
+            let endpoint = endpoint::bind(&options).await?;
+            waiting.tasks.spawn(Arc::clone(&waiting).run(endpoint));
+        }
+        Ok(waiting)
+    }
+
+    /// What is waited for, in words.
+    pub(crate) fn what(&self) -> String {
+        self.what.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn say(&self, text: String) {
+        tracing::info!(cluster = %self.alias, "{text}");
+        *self.what.lock().unwrap_or_else(PoisonError::into_inner) = text;
+    }
+
+    /// Stops knocking.
+    pub(crate) async fn stop(&self) {
+        self.cancel.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+
+    async fn run(self: Arc<Self>, endpoint: Endpoint) {
+        let enrolled = tokio::select! {
+            () = self.cancel.cancelled() => false,
+            enrolled = self.knock(&endpoint) => enrolled,
+        };
+        endpoint.close().await;
+        if enrolled {
+            self.shared.reload(&self.alias);
+        }
+    }
+
+    /// Knocks until the snapshot is stored; `false` when that cannot happen any more.
+    async fn knock(&self, endpoint: &Endpoint) -> bool {
+        let mut pause = FIRST_PAUSE;
+        loop {
+            let noted = |text| self.say(format!("{text} (this machine is {})", self.me));
+            match ask(endpoint, &self.cluster, &self.joining.addresses, &Ask::Knock, noted).await {
+                Answer::Enrolled(enrolled) => match enrolled.store(&self.shared.home, &self.alias).await {
+                    Ok(()) => return true,
+                    Err(failure) => self.say(format!("the config arrived but cannot be stored: {failure}")),
+                },
+                Answer::Refused(failure) => {
+                    self.say(format!("the cluster manager refused the knock: {failure}"));
+                }
+                Answer::Again(why) => self.say(format!("knocking again in {} s: {why}", pause.as_secs())),
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    }
+}

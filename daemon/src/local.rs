@@ -1,0 +1,162 @@
+//! The Unix socket for the CLI: who may connect, one hello, one request.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use malai_protocol::codec::{Frame, Kind, MAX_CONTROL, MAX_EXEC};
+use malai_protocol::failure::{Failure, Kind as FailureKind};
+use malai_protocol::local::{Hello, Request, Response, VERSION};
+use nix::unistd::Uid;
+use tokio::io::AsyncWriteExt;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{Semaphore, mpsc};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::net::Frames;
+use crate::outbound;
+use crate::requests::{self, Context};
+
+/// CLI connections at once; more wait in the socket's queue.
+const MOST: usize = 2048;
+/// How long the hello and the request may take: both are in the CLI's first write.
+const REQUEST: Duration = Duration::from_secs(10);
+/// A path in `sockaddr_un` has at most so many bytes.
+const MAX_PATH: usize = 107;
+/// Progress lines that wait for a slow CLI.
+const PROGRESS: usize = 16;
+
+/// Binds the socket, 0600. The caller holds the lock, so whatever is there is a leftover.
+///
+/// # Errors
+/// [`Failure`] when the path is too long or the disk says no.
+pub(crate) fn bind(path: &Path) -> Result<UnixListener, Failure> {
+    let length = path.as_os_str().len();
+    if length > MAX_PATH {
+        let text = format!("{} has {length} bytes, and a Unix socket's path has at most {MAX_PATH}", path.display());
+        return Err(Failure::new(FailureKind::BadConfig, text).hint("set MALAI_HOME to a shorter path"));
+    }
+    let fail = |doing: &str, e: std::io::Error| {
+        Failure::new(FailureKind::Internal, format!("cannot {doing} {}: {e}", path.display()))
+    };
+    match std::fs::remove_file(path) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(fail("remove the old socket", e)),
+        _ => {}
+    }
+    // The directory is 0700, so nobody gets in between the two calls.
+    let listener = UnixListener::bind(path).map_err(|e| fail("bind", e))?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).map_err(|e| fail("protect", e))?;
+    Ok(listener)
+}
+
+/// Serves CLIs until `cancel`; then their sockets are closed.
+pub(crate) async fn serve(listener: UnixListener, context: Arc<Context>, cancel: CancellationToken) {
+    let slots = Arc::new(Semaphore::new(MOST));
+    let tasks = TaskTracker::new();
+    loop {
+        let accepted = tokio::select! {
+            () = cancel.cancelled() => break,
+            accepted = accept(&listener, &slots) => accepted,
+        };
+        let (stream, slot) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                // Out of descriptors, most likely: those that are served will return some.
+                tracing::warn!("a CLI could not be accepted: {error}");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        let (context, cancel) = (Arc::clone(&context), cancel.clone());
+        tasks.spawn(async move {
+            let _busy = context.busy();
+            tokio::select! {
+                () = cancel.cancelled() => {}
+                result = connection(stream, &context) => if let Err(error) = result {
+                    tracing::debug!("a CLI's connection ended: {error:#}");
+                },
+            }
+            drop(slot);
+        });
+    }
+    drop(listener);
+    tasks.close();
+    tasks.wait().await;
+}
+
+async fn accept(
+    listener: &UnixListener,
+    slots: &Arc<Semaphore>,
+) -> std::io::Result<(UnixStream, tokio::sync::OwnedSemaphorePermit)> {
+    let slot = Arc::clone(slots).acquire_owned().await.map_err(std::io::Error::other)?;
+    let (stream, _) = listener.accept().await?;
+    Ok((stream, slot))
+}
+
+/// Only the daemon's own user and root are served.
+fn may_connect(stream: &UnixStream) -> bool {
+    let Ok(peer) = stream.peer_cred() else { return false };
+    let allowed = peer.uid() == 0 || peer.uid() == Uid::effective().as_raw();
+    if !allowed {
+        tracing::warn!(uid = peer.uid(), "a stranger at the socket was turned away");
+    }
+    allowed
+}
+
+async fn connection(stream: UnixStream, context: &Arc<Context>) -> anyhow::Result<()> {
+    if !may_connect(&stream) {
+        return Ok(());
+    }
+    let (reader, mut writer) = stream.into_split();
+    let mut frames = Frames::new(reader, MAX_CONTROL);
+    let hello: Hello = frames.next(REQUEST).await?.expect(Kind::LocalHello, "LocalHello")?;
+    let ours =
+        Hello { version: VERSION, malai: crate::VERSION.to_owned(), pid: std::process::id(), agent: context.agent() };
+    writer.write_all(&Frame::control(Kind::LocalHello, &ours)?.to_bytes()).await?;
+    if hello.version != VERSION {
+        let text = format!("this malai {} speaks another version than the daemon, malai {}", hello.malai, ours.malai);
+        let failure = Failure::new(FailureKind::Unsupported, text).hint("`malai daemon stop`, then `malai daemon`");
+        return last(&mut writer, &Response::Failed(failure)).await;
+    }
+    frames.set_cap(MAX_EXEC);
+    let request: Request = frames.next(REQUEST).await?.expect(Kind::Request, "Request")?;
+    match request {
+        Request::Session(target) => outbound::session(context.clusters(), &target, frames, writer).await,
+        request => answer(context, request, frames, writer).await,
+    }
+}
+
+async fn last(writer: &mut OwnedWriteHalf, response: &Response) -> anyhow::Result<()> {
+    writer.write_all(&Frame::control(Kind::Response, response)?.to_bytes()).await?;
+    writer.shutdown().await?;
+    Ok(())
+}
+
+/// Carries a request out. A CLI that leaves ends what only waits for others; what was begun on the disk is finished.
+async fn answer(
+    context: &Arc<Context>,
+    request: Request,
+    mut frames: Frames<OwnedReadHalf>,
+    mut writer: OwnedWriteHalf,
+) -> anyhow::Result<()> {
+    let (progress, mut lines) = mpsc::channel(PROGRESS);
+    let work = requests::answer(context, request, progress);
+    tokio::pin!(work);
+    loop {
+        tokio::select! {
+            response = &mut work => return last(&mut writer, &response).await,
+            Some(line) = lines.recv() => {
+                writer.write_all(&Frame::control(Kind::Response, &Response::Progress(line))?.to_bytes()).await?;
+            }
+            more = frames.next_unbounded() => {
+                if more.is_some() {
+                    anyhow::bail!("a frame after the request");
+                }
+                anyhow::bail!("the CLI left");
+            }
+        }
+    }
+}

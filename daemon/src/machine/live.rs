@@ -1,0 +1,150 @@
+//! The table of live sessions of one cluster on this machine: what is decided anew when the config changes.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use malai_protocol::access::decide_anew;
+use malai_protocol::failure::Failure;
+use malai_protocol::id::{ClusterId, MachineId};
+use malai_protocol::plan::{Decided, End, Plan, SessionName};
+use malai_protocol::session::EndedBy;
+
+use crate::membership::Held;
+use crate::shared::Shared;
+use crate::supervisor::Executor;
+
+/// Sessions of one cluster at once on this machine.
+const MOST: usize = 4096;
+
+/// One session in the table.
+#[derive(Debug, Clone)]
+struct Entry {
+    request: Decided,
+    /// Its plan was sent: from here on a change of the config has to end it. Before, the comparison of generations
+    /// under the table's lock sees the change.
+    planned: bool,
+}
+
+/// Live sessions, and those on their way to be.
+#[derive(Debug)]
+pub(crate) struct LiveTable {
+    cluster: ClusterId,
+    entries: Arc<Mutex<HashMap<SessionName, Entry>>>,
+    /// Held while a plan is sent and while the table is reviewed, so that either the plan is decided by the new
+    /// snapshot, or its session is in the table and its `End` follows it.
+    barrier: tokio::sync::Mutex<()>,
+}
+
+/// Takes a session out of the table again, unless its plan was sent: then its end does.
+#[derive(Debug)]
+#[must_use = "dropping the guard takes the session out again"]
+pub(crate) struct Registered {
+    entries: Arc<Mutex<HashMap<SessionName, Entry>>>,
+    name: SessionName,
+}
+
+impl Drop for Registered {
+    fn drop(&mut self) {
+        let mut entries = lock(&self.entries);
+        if entries.get(&self.name).is_some_and(|entry| !entry.planned) {
+            entries.remove(&self.name);
+        }
+    }
+}
+
+fn lock(entries: &Mutex<HashMap<SessionName, Entry>>) -> MutexGuard<'_, HashMap<SessionName, Entry>> {
+    entries.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What became of an attempt to send a plan.
+#[derive(Debug)]
+pub(crate) enum Sent {
+    /// It is on its way.
+    Yes,
+    /// Another snapshot is held than the one that was decided by: decide again.
+    Outdated,
+}
+
+impl LiveTable {
+    /// An empty table.
+    pub(crate) fn new(cluster: ClusterId) -> Self {
+        Self { cluster, entries: Arc::default(), barrier: tokio::sync::Mutex::default() }
+    }
+
+    /// Registers a session before it is decided. `None` when the table is full, `Some(Err)` when the name is taken.
+    pub(crate) fn register(&self, name: SessionName, request: Decided) -> Option<Result<Registered, ()>> {
+        let mut entries = lock(&self.entries);
+        if entries.len() >= MOST {
+            return None;
+        }
+        if entries.contains_key(&name) {
+            return Some(Err(()));
+        }
+        entries.insert(name, Entry { request, planned: false });
+        Some(Ok(Registered { entries: Arc::clone(&self.entries), name }))
+    }
+
+    /// Sends the plan if the decision was made by the snapshot that is held now.
+    ///
+    /// # Errors
+    /// [`Failure`] when the executor takes no plan.
+    pub(crate) async fn send(
+        &self,
+        plan: Plan,
+        decided_by: u64,
+        held_now: impl Fn() -> u64,
+        executor: &Executor,
+    ) -> Result<Sent, Failure> {
+        let _barrier = self.barrier.lock().await;
+        if held_now() != decided_by {
+            return Ok(Sent::Outdated);
+        }
+        let name = plan.session;
+        lock(&self.entries).insert(name, Entry { request: plan.request.clone(), planned: true });
+        let sent = executor.plan(plan).await;
+        if sent.is_err() {
+            lock(&self.entries).remove(&name);
+        }
+        sent.map(|()| Sent::Yes)
+    }
+
+    /// The session ended.
+    pub(crate) fn remove(&self, name: &SessionName) {
+        lock(&self.entries).remove(name);
+    }
+
+    /// How many sessions there are.
+    pub(crate) fn len(&self) -> usize {
+        lock(&self.entries).len()
+    }
+
+    /// Decides every planned session anew, and ends those that are not allowed any more.
+    pub(crate) async fn review(&self, held: &Held, me: &MachineId, shared: &Shared) {
+        let refused = {
+            let _barrier = self.barrier.lock().await;
+            self.refused(held, me, shared)
+        };
+        if refused.is_empty() {
+            return;
+        }
+        let Some(executor) = shared.executor.running().await else { return };
+        for (session, failure) in refused {
+            tracing::info!(session = %session.id.short(), cluster = %self.cluster.short(), "access withdrawn: {failure}");
+            let end = End { session, cause: EndedBy::Revoked, reason: Some(failure.message) };
+            if let Err(failure) = executor.end(end).await {
+                tracing::error!(session = %session.id.short(), "cannot end the session: {failure}");
+            }
+        }
+    }
+
+    fn refused(&self, held: &Held, me: &MachineId, shared: &Shared) -> Vec<(SessionName, Failure)> {
+        let me = shared.me(me);
+        let entries = lock(&self.entries);
+        let planned = entries.iter().filter(|(_, entry)| entry.planned);
+        planned
+            .filter_map(|(name, entry)| {
+                decide_anew(&held.config, &me, &name.caller, &entry.request).map(|failure| (*name, failure))
+            })
+            .collect()
+    }
+}

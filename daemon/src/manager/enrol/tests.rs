@@ -1,0 +1,280 @@
+use malai_protocol::local::{ClusterApprove, ClusterInvite};
+
+use super::super::Rescan;
+use super::super::tests::{Lab, NOW, YEAR, ask, machine};
+use super::*;
+
+fn web01() -> NewMachine {
+    NewMachine { name: "web01".parse().expect("a name"), id: machine(), groups: Vec::new(), username: None }
+}
+
+fn invite(lab: &Lab, name: Option<&str>, uses: u32) -> Invite {
+    let ask = invitation(name, uses);
+    lab.manager().invite(&ask, vec!["192.0.2.1:4002".into()], NOW).expect("invited")
+}
+
+fn invitation(name: Option<&str>, uses: u32) -> ClusterInvite {
+    ClusterInvite {
+        cluster: "company".into(),
+        name: name.map(str::to_owned),
+        uses,
+        expires_s: 3600,
+        groups: vec!["admins".into()],
+        username: Some("root".into()),
+    }
+}
+
+fn redeem(lab: &Lab, invite: &Invite, key: MachineId, hostname: &str) -> Result<String, Failure> {
+    lab.manager().redeem(&invite.secret, key, hostname, NOW + 1000).map(|enrolled| enrolled.name.to_string())
+}
+
+fn signed(lab: &Lab) -> Config {
+    lab.manager().config().expect("is signed")
+}
+
+#[test]
+fn an_enrolled_machine_is_in_the_signed_text_and_in_the_edited_one() {
+    let lab = Lab::new();
+    lab.edit(|text| format!("# mine\n{text}# the end\n"));
+    let enrolled = lab.manager().enrol(&web01(), NOW + 1).expect("enrolled");
+    assert_eq!(enrolled.warning, None);
+    assert_eq!(signed(&lab).machine("web01").map(|m| m.id), Some(enrolled.id));
+    // What the administrator was writing is neither published nor lost.
+    assert!(!lab.manager().signed().expect("is signed").text().contains("# mine"));
+    let edited = lab.edited();
+    assert!(
+        edited.starts_with("# mine\n") && edited.contains("# the end") && edited.contains(&enrolled.id.to_string())
+    );
+}
+
+#[test]
+fn a_half_edited_file_does_not_stop_an_enrolment_but_stops_the_rescan() {
+    let lab = Lab::new();
+    let whole = lab.edited();
+    lab.edit(|text| text + "[machine.half\n");
+    let enrolled = lab.manager().enrol(&web01(), NOW + 1).expect("enrolled");
+    let warning = enrolled.warning.expect("the file was not edited along");
+    assert!(warning.contains("was not edited along") && warning.contains("line "), "{warning}");
+    assert!(signed(&lab).machine("web01").is_some());
+    assert!(lab.edited().ends_with("[machine.half\n"));
+    assert_eq!(lab.manager().rescan(&ask(), NOW + 2).expect_err("is half").kind, Kind::BadConfig);
+    // Mended, but without the machine: that is still not dropped by accident.
+    lab.edit(|_| whole.clone());
+    assert_eq!(lab.manager().rescan(&ask(), NOW + 3).expect_err("drops web01").kind, Kind::Conflict);
+}
+
+#[test]
+fn a_rescan_that_would_drop_a_new_machine_shows_it_and_needs_yes() {
+    let lab = Lab::new();
+    let begun = lab.edited();
+    lab.manager().enrol(&web01(), NOW + 1).expect("enrolled");
+    lab.edit(|_| format!("{begun}# saved by an editor that had the old text\n"));
+    let refused = lab.manager().rescan(&ask(), NOW + 2).expect_err("drops web01");
+    assert!(refused.message.contains("begun: web01\n--- signed\n+++ cluster.toml\n"), "{refused}");
+    assert!(refused.message.contains("\n-[machine.web01]\n"), "{refused}");
+    assert!(refused.hint.is_some_and(|hint| hint.ends_with("malai rescan company --yes")));
+    let yes = local::Rescan { yes: true, ..ask() };
+    assert!(matches!(lab.manager().rescan(&yes, NOW + 3), Ok(Rescan::Signed(_))));
+    assert!(signed(&lab).machine("web01").is_none());
+}
+
+#[test]
+fn a_machine_that_an_edit_takes_out_on_purpose_needs_no_yes() {
+    let lab = Lab::new();
+    let before = lab.edited();
+    lab.manager().enrol(&web01(), NOW + 1).expect("enrolled");
+    assert!(matches!(lab.manager().rescan(&ask(), NOW + 2), Ok(Rescan::Unchanged(_))));
+    lab.edit(|_| before.clone());
+    assert!(matches!(lab.manager().rescan(&ask(), NOW + 3), Ok(Rescan::Signed(_))));
+    assert!(signed(&lab).machine("web01").is_none());
+}
+
+#[test]
+fn a_removed_machine_is_gone_from_both_texts_and_the_manager_stays() {
+    let lab = Lab::new();
+    let before = lab.edited();
+    let machine = web01();
+    lab.manager().enrol(&machine, NOW + 1).expect("enrolled");
+    let removed = lab.manager().remove("web01", NOW + 2).expect("removed");
+    assert_eq!((removed.id, removed.warning), (machine.id, None));
+    assert!(signed(&lab).machine("web01").is_none());
+    assert!(!lab.edited().contains("web01"));
+    assert_eq!(lab.manager().remove("web01", NOW + 3).expect_err("is gone").kind, Kind::UnknownTarget);
+    assert_eq!(lab.manager().remove("../x", NOW + 3).expect_err("no name").kind, Kind::UnknownTarget);
+    assert_eq!(lab.manager().remove("laptop", NOW + 3).expect_err("is the manager").kind, Kind::Conflict);
+    // Enrolled again, it counts as new again.
+    lab.manager().enrol(&machine, NOW + 4).expect("enrolled");
+    lab.edit(|_| before.clone());
+    assert_eq!(lab.manager().rescan(&ask(), NOW + 5).expect_err("drops web01").kind, Kind::Conflict);
+}
+
+#[test]
+fn a_redeemed_invite_enrols_with_its_name_groups_and_user() {
+    let lab = Lab::new();
+    let invite = invite(&lab, Some("web01"), 1);
+    assert_eq!(invite.cluster, lab.manager().id());
+    assert_eq!((invite.name.as_str(), invite.relays.as_deref()), ("company", Some(&[][..])));
+    let key = machine();
+    assert_eq!(redeem(&lab, &invite, key, "ip-10-0-0-7"), Ok("web01".into()));
+    let config = signed(&lab);
+    let web01 = config.machine("web01").expect("is there");
+    assert_eq!((web01.id, web01.username.as_deref()), (key, Some("root")));
+    assert!(config.groups["admins"].members.contains("web01"));
+}
+
+#[test]
+fn a_lost_reply_does_not_burn_an_invite_and_a_second_key_is_refused() {
+    let lab = Lab::new();
+    let invite = invite(&lab, Some("web01"), 1);
+    let key = machine();
+    for _ in 0..3 {
+        assert_eq!(redeem(&lab, &invite, key, "web01"), Ok("web01".into()));
+    }
+    let generation = lab.manager().signed().expect("is signed").header().generation;
+    let refused = redeem(&lab, &invite, machine(), "web02").expect_err("another machine");
+    assert_eq!(refused.kind, Kind::Denied);
+    assert_eq!(refused.message, "this invite was used already, by another machine");
+    assert_eq!(lab.manager().signed().expect("is signed").header().generation, generation);
+    // Even after it has expired, the first key gets its answer.
+    let late = lab.manager().redeem(&invite.secret, key, "web01", NOW + 3_600_001).expect("the same answer");
+    assert!(!late.changed);
+}
+
+#[test]
+fn an_invite_that_was_bound_before_a_crash_is_redeemed_by_the_same_key_only() {
+    let lab = Lab::new();
+    let invite = invite(&lab, Some("web01"), 1);
+    let (key, path) = (machine(), lab.dir().invites());
+    let mut invites = Invites::load(&path, NOW).expect("loads");
+    invites.bind(&invite.secret, key, Binding { name: "web01".into(), enrolled: false });
+    invites.save(&path).expect("stored");
+    assert_eq!(redeem(&lab, &invite, machine(), "web02").expect_err("bound").kind, Kind::Denied);
+    assert_eq!(redeem(&lab, &invite, key, "web01"), Ok("web01".into()));
+}
+
+#[test]
+fn a_removed_machine_does_not_come_back_by_its_old_invite() {
+    let lab = Lab::new();
+    let invite = invite(&lab, None, 5);
+    let key = machine();
+    redeem(&lab, &invite, key, "web01").expect("enrolled");
+    lab.manager().remove("web01", NOW + 2000).expect("removed");
+    let refused = redeem(&lab, &invite, key, "web01").expect_err("was removed");
+    assert_eq!(
+        (refused.kind, refused.message.as_str()),
+        (Kind::Denied, "this machine was enrolled as web01, and removed since")
+    );
+}
+
+#[test]
+fn an_expired_or_unknown_invite_is_denied_in_words() {
+    let lab = Lab::new();
+    let invite = invite(&lab, None, 1);
+    let late = lab.manager().redeem(&invite.secret, machine(), "a", NOW + 3_600_000).expect_err("too late");
+    assert_eq!((late.kind, late.message.as_str()), (Kind::Denied, "this invite has expired"));
+    let unknown = lab.manager().redeem(&[7; 32], machine(), "a", NOW).expect_err("nobody's");
+    assert_eq!(unknown.kind, Kind::Denied);
+    assert!(unknown.message.contains("not known here"), "{unknown}");
+    // A clock that went back does not make it more than what it was.
+    lab.manager().redeem(&invite.secret, machine(), "a", NOW - 10 * YEAR).expect("still open");
+    let later = lab.manager().redeem(&invite.secret, machine(), "b", NOW + 10 * YEAR).expect_err("forgotten");
+    assert_eq!(later.kind, Kind::Denied);
+}
+
+#[test]
+fn host_names_that_are_taken_get_a_number() {
+    let lab = Lab::new();
+    let invite = invite(&lab, None, 9);
+    let long = "x".repeat(40);
+    let mut names = Vec::new();
+    for hostname in ["Web_01.example.com", "web-01", "web-01", "laptop", "admins", "", "status", &long, &long] {
+        names.push(redeem(&lab, &invite, machine(), hostname).expect("enrolled"));
+    }
+    let x32 = "x".repeat(32);
+    let x30 = format!("{}-2", "x".repeat(30));
+    let wanted = ["web-01", "web-01-2", "web-01-3", "laptop-2", "admins-2", "host", "host-2", &x32, &x30];
+    assert_eq!(names, wanted);
+    assert_eq!(redeem(&lab, &invite, machine(), "tenth").expect_err("used up").kind, Kind::Denied);
+}
+
+#[test]
+fn what_cannot_be_enrolled_is_not_promised() {
+    let lab = Lab::new();
+    invite(&lab, Some("web01"), 1);
+    let refused = |ask: ClusterInvite| lab.manager().invite(&ask, Vec::new(), NOW).expect_err("refused").kind;
+    let table = [
+        (invitation(Some("laptop"), 1), Kind::Conflict),
+        (invitation(Some("admins"), 1), Kind::Conflict),
+        (invitation(Some("web01"), 1), Kind::Conflict),
+        (invitation(Some("status"), 1), Kind::Usage),
+        (invitation(Some("Web02"), 1), Kind::Usage),
+        (invitation(Some("web02"), 2), Kind::Usage),
+        (invitation(None, 0), Kind::Usage),
+        (invitation(None, MAX_USES + 1), Kind::Usage),
+        (ClusterInvite { expires_s: 0, ..invitation(None, 1) }, Kind::Usage),
+        (ClusterInvite { expires_s: u64::MAX, ..invitation(None, 1) }, Kind::Usage),
+        (ClusterInvite { groups: vec!["nobody".into()], ..invitation(None, 1) }, Kind::Usage),
+        (ClusterInvite { username: Some("a b".into()), ..invitation(None, 1) }, Kind::Usage),
+    ];
+    for (ask, kind) in table {
+        assert_eq!(refused(ask.clone()), kind, "{ask:?}");
+    }
+}
+
+#[test]
+fn open_invites_are_bounded_and_forgotten_a_day_after_they_expired() {
+    let lab = Lab::new();
+    let manager = lab.manager();
+    for _ in 0..10 {
+        manager.invite(&invitation(None, MAX_USES), Vec::new(), NOW).expect("invited");
+    }
+    let refused = manager.invite(&invitation(None, 1), Vec::new(), NOW).expect_err("no room");
+    assert_eq!(refused.kind, Kind::Busy);
+    let later = NOW + (3600 + 24 * 3600) * 1000;
+    manager.invite(&invitation(None, MAX_USES), Vec::new(), later).expect("there is room again");
+}
+
+#[test]
+fn the_disk_knows_no_secret_of_an_invite() {
+    let lab = Lab::new();
+    let invite = invite(&lab, None, 1);
+    let secret = data_encoding::HEXLOWER.encode(invite.secret.as_slice());
+    let text = std::fs::read_to_string(lab.dir().invites()).expect("reads");
+    assert!(!text.contains(&secret) && !text.contains(&invite.to_token()));
+}
+
+#[test]
+fn a_newcomer_is_not_told_of_files_and_may_try_again() {
+    let lab = Lab::new();
+    let invite = invite(&lab, None, 1);
+    let key = machine();
+    let snapshot = lab.dir().snapshot();
+    let mut manager = lab.manager();
+    let aside = lab.dir().root().join("aside");
+    std::fs::rename(&snapshot, &aside).expect("moved");
+    let refused = manager.redeem(&invite.secret, key, "web01", NOW).expect_err("nothing can be signed");
+    assert!(!refused.message.contains('/'), "{refused}");
+    std::fs::rename(&aside, &snapshot).expect("back");
+    assert_eq!(redeem(&lab, &invite, key, "web01"), Ok("web01".into()));
+}
+
+#[test]
+fn an_approved_machine_is_named_by_the_administrator_or_by_its_host() {
+    let lab = Lab::new();
+    let ask = |name: Option<&str>| ClusterApprove {
+        cluster: "company".into(),
+        id: String::new(),
+        name: name.map(str::to_owned),
+        groups: Vec::new(),
+        username: None,
+    };
+    let (first, second) = (machine(), machine());
+    let approve = |id, hostname, name| lab.manager().approve(id, hostname, &ask(name), NOW + 1);
+    assert_eq!(approve(first, None, None).expect_err("no name at all").kind, Kind::Usage);
+    assert_eq!(approve(first, Some("db01.example.com"), None).expect("enrolled").name.as_str(), "db01");
+    assert_eq!(approve(second, Some("db01"), Some("web01")).expect("enrolled").name.as_str(), "web01");
+    let again = approve(first, None, Some("db01")).expect("is there already");
+    assert!(!again.changed);
+    assert_eq!(approve(first, None, Some("other")).expect_err("another name").kind, Kind::Conflict);
+    assert_eq!(approve(machine(), None, Some("web01")).expect_err("taken").kind, Kind::Conflict);
+}

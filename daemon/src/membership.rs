@@ -1,0 +1,219 @@
+//! One joined cluster on this machine: its identity, its endpoint, the snapshot it holds, its connections.
+
+pub(crate) mod accept;
+pub(crate) mod dial;
+pub(crate) mod greet;
+pub(crate) mod link;
+pub(crate) mod serve;
+pub(crate) mod sync;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use iroh::Endpoint;
+use malai_protocol::config::{Config, Machine, Name, Problem};
+use malai_protocol::failure::Failure;
+use malai_protocol::home::ClusterDir;
+use malai_protocol::id::{ClusterId, MachineId};
+use malai_protocol::peer::{Close, VERSION};
+use malai_protocol::snapshot::Snapshot;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::machine::live::LiveTable;
+use crate::net::endpoint::own_addresses;
+use crate::net::pool::Pool;
+use crate::shared::Shared;
+
+/// The snapshot that is held, and what it says.
+#[derive(Debug)]
+pub(crate) struct Held {
+    /// As signed.
+    pub(crate) snapshot: Snapshot,
+    /// As parsed by this version.
+    pub(crate) config: Config,
+}
+
+impl Held {
+    /// Reads a verified snapshot.
+    ///
+    /// # Errors
+    /// [`Failure`] when this version cannot make sense of the text at all.
+    pub(crate) fn new(snapshot: Snapshot) -> Result<Self, Failure> {
+        let config = Config::read(snapshot.text()).map_err(|problems| {
+            Problem::failure(&problems, "the signed config")
+                .hint("a newer malai may be needed: compare `malai --version` with the cluster manager's")
+        })?;
+        Ok(Self { snapshot, config })
+    }
+
+    /// Its generation.
+    pub(crate) fn generation(&self) -> u64 {
+        self.snapshot.header().generation
+    }
+}
+
+/// One cluster that this machine is a member of and holds a snapshot of.
+#[derive(Debug)]
+pub(crate) struct Membership {
+    /// Its name here.
+    pub(crate) alias: String,
+    /// Its directory.
+    pub(crate) dir: ClusterDir,
+    /// Its key.
+    pub(crate) cluster: ClusterId,
+    /// This machine's key.
+    pub(crate) me: MachineId,
+    /// This machine holds the cluster key.
+    pub(crate) is_manager: bool,
+    /// The endpoint of the machine key.
+    pub(crate) endpoint: Endpoint,
+    /// Connections to the other machines.
+    pub(crate) pool: Pool,
+    /// Sessions on this machine, of this cluster.
+    pub(crate) live: LiveTable,
+    /// What all clusters of the daemon share.
+    pub(crate) shared: Arc<Shared>,
+    held: watch::Sender<Arc<Held>>,
+    /// One snapshot is fetched and installed at a time.
+    installing: tokio::sync::Mutex<()>,
+    alarm: Mutex<Option<String>>,
+    pub(crate) tasks: TaskTracker,
+    pub(crate) cancel: CancellationToken,
+}
+
+/// What a membership is made of.
+#[derive(Debug)]
+pub(crate) struct Parts {
+    /// The cluster's name here.
+    pub(crate) alias: String,
+    /// Its directory.
+    pub(crate) dir: ClusterDir,
+    /// This machine's key.
+    pub(crate) me: MachineId,
+    /// This machine holds the cluster key.
+    pub(crate) is_manager: bool,
+    /// The endpoint of the machine key.
+    pub(crate) endpoint: Endpoint,
+    /// The stored snapshot.
+    pub(crate) held: Held,
+    /// Something an administrator must look at, known from the disk.
+    pub(crate) alarm: Option<String>,
+}
+
+impl Membership {
+    /// A membership whose tasks do not run yet.
+    pub(crate) fn new(parts: Parts, shared: Arc<Shared>) -> Arc<Self> {
+        let cluster = parts.held.snapshot.header().cluster;
+        Arc::new(Self {
+            alias: parts.alias,
+            dir: parts.dir,
+            cluster,
+            me: parts.me,
+            is_manager: parts.is_manager,
+            endpoint: parts.endpoint,
+            pool: Pool::new(parts.me),
+            live: LiveTable::new(cluster),
+            shared,
+            held: watch::Sender::new(Arc::new(parts.held)),
+            installing: tokio::sync::Mutex::default(),
+            alarm: Mutex::new(parts.alarm),
+            tasks: TaskTracker::new(),
+            cancel: CancellationToken::new(),
+        })
+    }
+
+    /// The snapshot that is held now.
+    pub(crate) fn held(&self) -> Arc<Held> {
+        Arc::clone(&self.held.borrow())
+    }
+
+    /// Wakes whenever another snapshot is held.
+    pub(crate) fn watch(&self) -> watch::Receiver<Arc<Held>> {
+        self.held.subscribe()
+    }
+
+    /// Whether this key is a member by the snapshot that is held.
+    pub(crate) fn is_member(&self, id: &MachineId) -> bool {
+        self.held().config.machine_by_id(id).is_some()
+    }
+
+    /// This machine's name in the config, when it is still in it.
+    pub(crate) fn my_name(&self) -> Option<String> {
+        self.held().config.machine_by_id(&self.me).map(|(name, _)| name.to_string())
+    }
+
+    /// The machine with this name.
+    pub(crate) fn machine(&self, name: &str) -> Option<(MachineId, Machine)> {
+        let held = self.held();
+        let name: Name = name.parse().ok()?;
+        held.config.machines.get(&name).map(|machine| (machine.id, machine.clone()))
+    }
+
+    /// The cluster manager's key, unless that is this machine.
+    pub(crate) fn manager_id(&self) -> Option<MachineId> {
+        let held = self.held();
+        let id = held.config.machines.get(&held.config.cluster.manager)?.id;
+        (id != self.me).then_some(id)
+    }
+
+    /// Where this machine can be reached.
+    pub(crate) fn addresses(&self) -> Vec<String> {
+        own_addresses(&self.endpoint, malai_protocol::peer::MAX_ADDRESSES)
+    }
+
+    /// This machine's greeting.
+    pub(crate) fn hello(&self) -> malai_protocol::peer::Hello {
+        malai_protocol::peer::Hello {
+            version: VERSION,
+            needs: Vec::new(),
+            header: Some(self.held().snapshot.signed_header().clone()),
+            addresses: if self.shared.agent { Vec::new() } else { self.addresses() },
+            caller_only: self.shared.agent,
+            boot: Some(self.shared.boot),
+            malai: crate::VERSION.to_owned(),
+        }
+    }
+
+    fn alarm_slot(&self) -> MutexGuard<'_, Option<String>> {
+        self.alarm.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Something an administrator must look at.
+    pub(crate) fn alarm(&self) -> Option<String> {
+        self.alarm_slot().clone()
+    }
+
+    /// Raises the alarm, or clears it.
+    pub(crate) fn set_alarm(&self, text: Option<String>) {
+        if let Some(text) = &text {
+            tracing::error!(cluster = %self.alias, "{text}");
+        }
+        *self.alarm_slot() = text;
+    }
+
+    /// Starts the tasks that run for as long as the cluster is served.
+    pub(crate) fn start(self: &Arc<Self>) {
+        if !self.shared.agent {
+            self.tasks.spawn(accept::run(Arc::clone(self)));
+            self.tasks.spawn(link::run(Arc::clone(self)));
+        }
+        self.tasks.spawn(sync::review(Arc::clone(self)));
+    }
+
+    /// Closes every connection, so that attachments are lost at once.
+    pub(crate) fn close_connections(&self) {
+        self.cancel.cancel();
+        for conn in self.pool.all() {
+            crate::net::close(&conn.conn, Close::Shutdown, "the daemon shuts down");
+        }
+    }
+
+    /// Ends all tasks and closes the endpoint.
+    pub(crate) async fn shutdown(&self) {
+        self.close_connections();
+        self.tasks.close();
+        self.tasks.wait().await;
+        self.endpoint.close().await;
+    }
+}

@@ -1,0 +1,128 @@
+//! Takes connections at the machine key. A member's is served; a stranger may show one snapshot header.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use iroh::endpoint::{Connection, Incoming};
+use malai_protocol::codec::{Frame, Kind, MAX_HELLO};
+use malai_protocol::id::MachineId;
+use malai_protocol::peer::{Close, Hello, unknown_need};
+use malai_protocol::snapshot::{Order, order};
+use tokio::sync::Semaphore;
+use tokio::time::Instant;
+
+use super::{Membership, serve, sync};
+use crate::net::pool::PeerConn;
+use crate::net::{Frames, close, machine_id, send};
+
+/// How long a stranger has for its Hello.
+const STRANGER_HELLO: Duration = Duration::from_secs(2);
+/// Handshakes and strangers served at once; more are turned away.
+const STRANGERS: usize = 64;
+/// One stranger's key may introduce itself again after so long.
+const STRANGER_PACE: Duration = Duration::from_secs(1);
+/// Keys remembered for the pace.
+const REMEMBERED: usize = 1024;
+
+/// When each stranger last introduced itself.
+type Strangers = Arc<Mutex<HashMap<MachineId, Instant>>>;
+
+/// Accepts until the endpoint closes or the membership ends.
+pub(crate) async fn run(membership: Arc<Membership>) {
+    let slots = Arc::new(Semaphore::new(STRANGERS));
+    let strangers = Strangers::default();
+    loop {
+        let incoming = tokio::select! {
+            () = membership.cancel.cancelled() => return,
+            incoming = membership.endpoint.accept() => incoming,
+        };
+        let Some(incoming) = incoming else { return };
+        let Ok(slot) = Arc::clone(&slots).try_acquire_owned() else {
+            incoming.refuse();
+            continue;
+        };
+        let (membership, strangers) = (Arc::clone(&membership), Arc::clone(&strangers));
+        let tasks = membership.tasks.clone();
+        tasks.spawn(async move {
+            tokio::select! {
+                () = membership.cancel.cancelled() => {}
+                () = connection(&membership, incoming, &strangers) => {}
+            }
+            drop(slot);
+        });
+    }
+}
+
+async fn connection(membership: &Arc<Membership>, incoming: Incoming, strangers: &Strangers) {
+    let conn = match tokio::time::timeout(crate::net::FIRST_FRAME, async {
+        incoming.accept()?.await.map_err(anyhow::Error::from)
+    })
+    .await
+    {
+        Ok(Ok(conn)) => conn,
+        Ok(Err(error)) => return tracing::debug!("handshake failed: {error:#}"),
+        Err(_) => return tracing::debug!("handshake took too long"),
+    };
+    let Some(peer) = machine_id(&conn.remote_id()) else { return };
+    if membership.is_member(&peer) {
+        return serve::spawn(membership, &PeerConn::new(conn, peer, false));
+    }
+    match introduce(membership, &conn, peer, strangers).await {
+        Ok(Some(accepted)) => tracing::info!(peer = %accepted.peer.short(), "introduced itself with a newer snapshot"),
+        Ok(None) => refuse(membership, &conn, peer, "not in the snapshot"),
+        Err(error) => refuse(membership, &conn, peer, &format!("{error:#}")),
+    }
+}
+
+fn refuse(membership: &Membership, conn: &Connection, peer: MachineId, why: &str) {
+    tracing::info!(peer = %peer.short(), cluster = %membership.alias, "connection refused: {why}");
+    close(conn, Close::NotAMember, "not a member of the cluster");
+}
+
+fn may_introduce(strangers: &Strangers, peer: MachineId) -> bool {
+    let mut seen = strangers.lock().unwrap_or_else(PoisonError::into_inner);
+    let now = Instant::now();
+    if seen.len() >= REMEMBERED {
+        seen.retain(|_, at| now.duration_since(*at) < STRANGER_PACE);
+    }
+    let early = seen.get(&peer).is_some_and(|at| now.duration_since(*at) < STRANGER_PACE);
+    let full = seen.len() >= REMEMBERED;
+    if !early && !full {
+        seen.insert(peer, now);
+    }
+    !early && !full
+}
+
+/// Reads a stranger's one Hello. When it shows a newer snapshot that makes it a member, the connection is served, and
+/// the stream goes on as its control stream.
+async fn introduce(
+    membership: &Arc<Membership>,
+    conn: &Connection,
+    peer: MachineId,
+    strangers: &Strangers,
+) -> anyhow::Result<Option<Arc<PeerConn>>> {
+    if !may_introduce(strangers, peer) {
+        anyhow::bail!("introduces itself too often");
+    }
+    let (mut send_half, recv) = tokio::time::timeout(STRANGER_HELLO, conn.accept_bi()).await??;
+    let mut frames = Frames::new(recv, MAX_HELLO);
+    let hello: Hello = frames.next(STRANGER_HELLO).await?.expect(Kind::PeerHello, "PeerHello")?;
+    let Some(header) = hello.header.as_ref().filter(|_| !hello.caller_only && unknown_need(&hello.needs).is_none())
+    else {
+        return Ok(None);
+    };
+    let header = header.verify(&membership.cluster)?;
+    if order(&header, Some(membership.held().snapshot.header())) != Order::Newer {
+        return Ok(None);
+    }
+    // The body is asked for on a stream of ours; nothing else of the stranger is read meanwhile.
+    send(&mut send_half, Frame::control(Kind::PeerHello, &membership.hello())?).await?;
+    let peer_conn = PeerConn::new(conn.clone(), peer, false);
+    tokio::time::timeout(crate::net::FIRST_FRAME, sync::fetch(membership, &peer_conn, &header)).await??;
+    if !membership.is_member(&peer) {
+        return Ok(None);
+    }
+    serve::spawn_introduced(membership, &peer_conn, hello, send_half, frames);
+    Ok(Some(peer_conn))
+}

@@ -1,0 +1,129 @@
+//! Finds a connection to a machine: a live one in either direction, or a new one by all known ways at once.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use iroh::{EndpointAddr, TransportAddr};
+use malai_protocol::failure::{Failure, Kind};
+use malai_protocol::id::MachineId;
+use malai_protocol::peer::ALPN;
+use tokio::time::Instant;
+
+use super::{Membership, serve};
+use crate::clock::now_ms;
+use crate::net::endpoint_id;
+use crate::net::pool::PeerConn;
+
+/// A connection to this machine: the live one, or a new one before `deadline`.
+///
+/// # Errors
+/// [`Failure`] of kind `unreachable`, saying what was tried and when the machine was last seen.
+pub(crate) async fn connect(
+    membership: &Arc<Membership>,
+    id: MachineId,
+    deadline: Instant,
+) -> Result<Arc<PeerConn>, Failure> {
+    if let Some(conn) = membership.pool.live(id) {
+        return Ok(conn);
+    }
+    let name = membership.held().config.machine_by_id(&id).map_or_else(|| id.short(), |(name, _)| name.to_string());
+    let lock = membership.pool.dial_lock(id);
+    let attempt = async {
+        let _one_at_a_time = lock.lock().await;
+        match membership.pool.live(id) {
+            Some(conn) => Ok(conn),
+            None => dial(membership, id).await,
+        }
+    };
+    tokio::select! {
+        // A machine that dials us while we dial it is just as good.
+        conn = arrival(membership, id) => Ok(conn),
+        () = tokio::time::sleep_until(deadline) => Err("no answer in time".to_owned()),
+        dialed = attempt => dialed,
+    }
+    .map_err(|why| unreachable(membership, id, &name, &why))
+}
+
+async fn arrival(membership: &Membership, id: MachineId) -> Arc<PeerConn> {
+    let mut changes = membership.pool.watch();
+    loop {
+        if let Some(conn) = membership.pool.live(id) {
+            return conn;
+        }
+        if changes.changed().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+/// Keeps dialling until it succeeds; the caller bounds it. A peer that starts a moment later is found.
+async fn dial(membership: &Arc<Membership>, id: MachineId) -> Result<Arc<PeerConn>, String> {
+    let key = endpoint_id(id.as_bytes()).ok_or("its id52 is not a key that can be dialled")?;
+    let mut pause = Duration::from_millis(200);
+    loop {
+        let addr = EndpointAddr::from_parts(key, addresses(membership, id));
+        match membership.endpoint.connect(addr, ALPN).await {
+            Ok(conn) => {
+                let conn = PeerConn::new(conn, id, true);
+                serve::spawn(membership, &conn);
+                return Ok(conn);
+            }
+            Err(error) => tracing::debug!(peer = %id.short(), "dialling failed: {error:#}"),
+        }
+        if membership.endpoint.is_closed() {
+            return Err("the daemon shuts down".to_owned());
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(Duration::from_secs(2));
+    }
+}
+
+/// Fixed addresses from the config and last known ones; discovery adds its own.
+pub(crate) fn addresses(membership: &Membership, id: MachineId) -> Vec<TransportAddr> {
+    let held = membership.held();
+    let fixed = held.config.machine_by_id(&id).map(|(_, machine)| machine.addresses.clone()).unwrap_or_default();
+    fixed.into_iter().map(TransportAddr::Ip).chain(membership.pool.addresses(id)).collect()
+}
+
+fn unreachable(membership: &Membership, id: MachineId, name: &str, why: &str) -> Failure {
+    let seen = membership.pool.seen(id).last_seen_ms.map_or_else(
+        || "it was never seen from here".to_owned(),
+        |at| format!("last seen {} ago", ago(now_ms().saturating_sub(at))),
+    );
+    let tried: Vec<String> = addresses(membership, id)
+        .iter()
+        .map(|addr| match addr {
+            TransportAddr::Ip(ip) => ip.to_string(),
+            TransportAddr::Relay(url) => url.to_string(),
+            other => format!("{other:?}"),
+        })
+        .chain(["discovery".to_owned()])
+        .collect();
+    let message = format!("{name}.{} cannot be reached: {why}; tried {}; {seen}", membership.alias, tried.join(", "));
+    Failure::new(Kind::Unreachable, message)
+        .hint(format!("on {name}: `malai daemon status`, then `malai daemon`; here: `malai status`"))
+}
+
+/// A duration for people.
+fn ago(ms: u64) -> String {
+    match ms / 1000 {
+        s if s < 120 => format!("{s} s"),
+        s if s < 7200 => format!("{} min", s / 60),
+        s if s < 172_800 => format!("{} h", s / 3600),
+        s => format!("{} days", s / 86_400),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::ago;
+
+    #[test]
+    fn durations_are_told_in_the_unit_a_person_would_use() {
+        assert_eq!(ago(0), "0 s");
+        assert_eq!(ago(119_999), "119 s");
+        assert_eq!(ago(120_000), "2 min");
+        assert_eq!(ago(7_200_000), "2 h");
+        assert_eq!(ago(10 * 86_400_000), "10 days");
+    }
+}

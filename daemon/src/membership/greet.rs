@@ -1,0 +1,154 @@
+//! Hello and Announce: who holds which snapshot, and where everybody can be reached.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use iroh::TransportAddr;
+use iroh::endpoint::{RecvStream, SendStream};
+use malai_protocol::codec::{Frame, Kind, MAX_HELLO};
+use malai_protocol::peer::{Announce, Close, Hello, MAX_ADDRESSES, unknown_need};
+use malai_protocol::snapshot::SignedHeader;
+
+use super::{Membership, sync};
+use crate::net::endpoint::parse_address;
+use crate::net::pool::PeerConn;
+use crate::net::{FIRST_FRAME, FrameError, Frames, send};
+
+/// A peer may announce at most one change in so long on average; more is a flood.
+const ANNOUNCE_PACE: Duration = Duration::from_millis(20);
+
+/// The control stream as seen by the side that dialled: opens it, greets, and follows it. Ends when the stream does.
+/// The side that accepted has nothing to do here: the stream comes to it.
+pub(crate) async fn control(membership: &Arc<Membership>, conn: &Arc<PeerConn>) -> (Close, String) {
+    if !conn.dialed {
+        return std::future::pending().await;
+    }
+    let opened = async {
+        let (mut send_half, recv) = conn.conn.open_bi().await?;
+        send(&mut send_half, Frame::control(Kind::PeerHello, &membership.hello())?).await?;
+        let mut frames = Frames::new(recv, MAX_HELLO);
+        let hello: Hello = frames.next(FIRST_FRAME).await?.expect(Kind::PeerHello, "PeerHello")?;
+        meet(membership, conn, &hello)?;
+        follow(membership, conn, send_half, frames).await
+    };
+    end(opened.await)
+}
+
+/// The control stream as seen by the side that accepted: answers the greeting and follows the stream.
+pub(crate) async fn answer(
+    membership: &Arc<Membership>,
+    conn: &Arc<PeerConn>,
+    first: &Frame,
+    mut send_half: SendStream,
+    mut frames: Frames<RecvStream>,
+) -> anyhow::Result<()> {
+    frames.set_cap(MAX_HELLO);
+    let hello: Hello = first.decode()?;
+    let reply = send(&mut send_half, Frame::control(Kind::PeerHello, &membership.hello())?);
+    let result = match meet(membership, conn, &hello) {
+        Ok(()) => {
+            reply.await?;
+            follow(membership, conn, send_half, frames).await
+        }
+        Err(error) => Err(error),
+    };
+    let (code, reason) = end(result);
+    crate::net::close(&conn.conn, code, &reason);
+    Ok(())
+}
+
+/// The control stream of a stranger that turned out to be a member: greeted already on both sides.
+pub(crate) async fn introduced(
+    membership: &Arc<Membership>,
+    conn: &Arc<PeerConn>,
+    hello: &Hello,
+    send_half: SendStream,
+    frames: Frames<RecvStream>,
+) -> (Close, String) {
+    match meet(membership, conn, hello) {
+        Ok(()) => end(follow(membership, conn, send_half, frames).await),
+        Err(error) => end(Err(error)),
+    }
+}
+
+fn end(result: anyhow::Result<()>) -> (Close, String) {
+    match result {
+        Ok(()) => (Close::Done, "the control stream ended".to_owned()),
+        Err(error) if error.is::<Unsupported>() => (Close::Unsupported, error.to_string()),
+        Err(error) if error.is::<malai_protocol::codec::CodecError>() => (Close::Protocol, error.to_string()),
+        Err(error) => match error.downcast_ref::<FrameError>() {
+            Some(FrameError::Codec(_) | FrameError::Late(_)) => (Close::Protocol, error.to_string()),
+            _ => (Close::Done, error.to_string()),
+        },
+    }
+}
+
+/// The peer needs something that this version does not have.
+#[derive(Debug, thiserror::Error)]
+#[error("the peer needs `{0}`, which malai {version} does not have", version = crate::VERSION)]
+struct Unsupported(String);
+
+/// Takes in what a greeting says.
+fn meet(membership: &Arc<Membership>, conn: &Arc<PeerConn>, hello: &Hello) -> anyhow::Result<()> {
+    if let Some(need) = unknown_need(&hello.needs) {
+        return Err(Unsupported(need.to_owned()).into());
+    }
+    if hello.caller_only {
+        conn.set_caller_only();
+    }
+    if let Some(boot) = hello.boot {
+        membership.pool.booted(conn, boot);
+    }
+    hear(membership, conn, hello.header.as_ref(), &hello.addresses);
+    Ok(())
+}
+
+/// Notes the peer's snapshot and addresses, and fetches the snapshot when it is newer.
+fn hear(membership: &Arc<Membership>, conn: &Arc<PeerConn>, header: Option<&SignedHeader>, addresses: &[String]) {
+    let addresses: Vec<TransportAddr> =
+        addresses.iter().take(MAX_ADDRESSES).filter_map(|text| parse_address(text)).collect();
+    let header = header.map(|header| header.verify(&membership.cluster));
+    let generation = match &header {
+        Some(Ok(header)) => Some(header.generation),
+        Some(Err(error)) => {
+            tracing::warn!(peer = %conn.peer.short(), cluster = %membership.alias, "refused a snapshot header: {error}");
+            None
+        }
+        None => None,
+    };
+    membership.pool.told(conn.peer, generation, &addresses);
+    if let Some(Ok(header)) = header {
+        sync::offered(membership, conn, header);
+    }
+}
+
+/// Follows the control stream: tells our changes, hears theirs.
+async fn follow(
+    membership: &Arc<Membership>,
+    conn: &Arc<PeerConn>,
+    mut send_half: SendStream,
+    mut frames: Frames<RecvStream>,
+) -> anyhow::Result<()> {
+    let mut snapshots = membership.watch();
+    let mut told = membership.held().generation();
+    loop {
+        tokio::select! {
+            changed = snapshots.changed() => {
+                changed?;
+                let held = membership.held();
+                if held.generation() != told {
+                    told = held.generation();
+                    let header = held.snapshot.signed_header().clone();
+                    let announce = Announce { header, addresses: membership.hello().addresses };
+                    send(&mut send_half, Frame::control(Kind::Announce, &announce)?).await?;
+                }
+            }
+            frame = frames.next_unbounded() => {
+                let Some(frame) = frame else { return Ok(()) };
+                let announce: Announce = frame?.expect(Kind::Announce, "Announce")?;
+                hear(membership, conn, Some(&announce.header), &announce.addresses);
+                tokio::time::sleep(ANNOUNCE_PACE).await;
+            }
+        }
+    }
+}

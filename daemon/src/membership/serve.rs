@@ -1,0 +1,169 @@
+//! One connection to a machine, from its handshake to its end: greetings, announcements, and the streams that the peer
+//! opens.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use iroh::endpoint::{RecvStream, SendStream};
+use malai_protocol::codec::{Frame, Kind, MAX_CONTROL};
+use malai_protocol::failure::{Failure, Kind as FailureKind};
+use malai_protocol::peer::{Close, Hello, Open, Pull, RESET_PROTOCOL};
+use tokio_util::task::TaskTracker;
+
+use super::{Membership, greet};
+use crate::machine;
+use crate::net::endpoint::MAX_SESSIONS;
+use crate::net::pool::PeerConn;
+use crate::net::{FIRST_FRAME, Frames, abandon, close, send};
+
+/// A connection that another one replaced is closed after so long without a session on it: by then both sides know of
+/// both.
+const SPARE_GRACE: Duration = Duration::from_secs(10);
+/// A machine that left the config keeps its connection so long, for the records of the sessions that are being ended.
+const REMOVED_GRACE: Duration = Duration::from_secs(7);
+
+/// Serves this connection in tasks of the membership until it ends.
+pub(crate) fn spawn(membership: &Arc<Membership>, conn: &Arc<PeerConn>) {
+    membership.pool.add(conn);
+    let (membership, conn) = (Arc::clone(membership), Arc::clone(conn));
+    let tasks = membership.tasks.clone();
+    tasks.spawn(async move { run(&membership, &conn, greet::control(&membership, &conn)).await });
+}
+
+/// Serves a connection whose greeting was read already: a stranger's that showed itself to be a member.
+pub(crate) fn spawn_introduced(
+    membership: &Arc<Membership>,
+    conn: &Arc<PeerConn>,
+    hello: Hello,
+    send_half: SendStream,
+    frames: Frames<RecvStream>,
+) {
+    membership.pool.add(conn);
+    let (membership, conn) = (Arc::clone(membership), Arc::clone(conn));
+    let tasks = membership.tasks.clone();
+    tasks.spawn(async move {
+        run(&membership, &conn, greet::introduced(&membership, &conn, &hello, send_half, frames)).await;
+    });
+}
+
+async fn run(membership: &Arc<Membership>, conn: &Arc<PeerConn>, control: impl Future<Output = (Close, String)>) {
+    let streams = TaskTracker::new();
+    let why = tokio::select! {
+        () = membership.cancel.cancelled() => (Close::Shutdown, "the daemon shuts down".to_owned()),
+        why = control => why,
+        why = accept(membership, conn, &streams) => why,
+        why = retire(membership, conn) => why,
+    };
+    tracing::debug!(peer = %conn.peer.short(), cluster = %membership.alias, "connection ends: {}", why.1);
+    close(&conn.conn, why.0, &why.1);
+    membership.pool.remove(conn);
+    streams.close();
+    streams.wait().await;
+}
+
+/// Takes the streams that the peer opens.
+async fn accept(membership: &Arc<Membership>, conn: &Arc<PeerConn>, streams: &TaskTracker) -> (Close, String) {
+    loop {
+        match conn.conn.accept_bi().await {
+            Ok((send, recv)) => {
+                streams.spawn(stream(Arc::clone(membership), Arc::clone(conn), send, recv));
+            }
+            Err(error) => return (Close::Done, error.to_string()),
+        }
+    }
+}
+
+/// Waits until this connection has no use any more.
+async fn retire(membership: &Arc<Membership>, conn: &Arc<PeerConn>) -> (Close, String) {
+    let mut snapshots = membership.watch();
+    let mut changes = membership.pool.watch();
+    loop {
+        if !membership.is_member(&conn.peer) {
+            tokio::time::sleep(REMOVED_GRACE).await;
+            if !membership.is_member(&conn.peer) {
+                return (Close::Removed, "not a member of the cluster any more".to_owned());
+            }
+        }
+        if membership.pool.is_spare(conn) && conn.sessions() == 0 {
+            tokio::time::sleep(SPARE_GRACE).await;
+            if membership.pool.is_spare(conn) && conn.sessions() == 0 {
+                return (Close::Replaced, "another connection to this machine is used".to_owned());
+            }
+        }
+        let spare_but_busy = membership.pool.is_spare(conn);
+        tokio::select! {
+            _ = snapshots.changed() => {}
+            _ = changes.changed() => {}
+            () = tokio::time::sleep(SPARE_GRACE), if spare_but_busy => {}
+        }
+    }
+}
+
+/// One stream that the peer opened: its first frame says what it is.
+async fn stream(membership: Arc<Membership>, conn: Arc<PeerConn>, mut send_half: SendStream, recv: RecvStream) {
+    let mut frames = Frames::new(recv, MAX_CONTROL);
+    let first = match frames.next(FIRST_FRAME).await {
+        Ok(frame) => frame,
+        Err(error) => {
+            tracing::info!(peer = %conn.peer.short(), "stream ended before its first frame: {error}");
+            let (mut recv, _) = frames.into_parts();
+            return abandon(&mut send_half, &mut recv, RESET_PROTOCOL);
+        }
+    };
+    membership.pool.heard(conn.peer);
+    let result = match first.kind {
+        Kind::PeerHello => greet::answer(&membership, &conn, &first, send_half, frames).await,
+        Kind::Open => session(&membership, &conn, &first, send_half, frames).await,
+        Kind::Pull => pull(&membership, &first, &mut send_half).await,
+        Kind::Ping => answer(&mut send_half, Frame::empty(Kind::Pong)).await,
+        other => {
+            let (mut recv, _) = frames.into_parts();
+            abandon(&mut send_half, &mut recv, RESET_PROTOCOL);
+            Err(anyhow::anyhow!("a stream began with {other:?}"))
+        }
+    };
+    if let Err(error) = result {
+        tracing::info!(peer = %conn.peer.short(), cluster = %membership.alias, "stream ended: {error:#}");
+    }
+}
+
+async fn answer(send_half: &mut SendStream, frame: Frame) -> anyhow::Result<()> {
+    send(send_half, frame).await?;
+    send_half.finish()?;
+    Ok(())
+}
+
+async fn pull(membership: &Membership, first: &Frame, send_half: &mut SendStream) -> anyhow::Result<()> {
+    let _wanted: Pull = first.decode()?;
+    let held = membership.held();
+    answer(send_half, Frame::control(Kind::Snapshot, &held.snapshot.to_signed())?).await
+}
+
+async fn session(
+    membership: &Arc<Membership>,
+    conn: &Arc<PeerConn>,
+    first: &Frame,
+    mut send_half: SendStream,
+    frames: Frames<RecvStream>,
+) -> anyhow::Result<()> {
+    let open: Open = first.decode()?;
+    let refusal = if membership.shared.agent {
+        Some(
+            Failure::new(FailureKind::Denied, "only an agent runs there, which takes no commands")
+                .hint("on the target: `malai daemon`"),
+        )
+    } else if open.cluster != membership.cluster {
+        Some(Failure::new(FailureKind::UnknownTarget, "the request names another cluster"))
+    } else {
+        None
+    };
+    if let Some(failure) = refusal {
+        return answer(&mut send_half, Frame::control(Kind::Refused, &failure)?).await;
+    }
+    let Some(_counted) = conn.enter(MAX_SESSIONS) else {
+        let failure =
+            Failure::new(FailureKind::Busy, format!("{MAX_SESSIONS} sessions run over this connection already"));
+        return answer(&mut send_half, Frame::control(Kind::Refused, &failure)?).await;
+    };
+    machine::session(membership, conn.peer, open.generation, frames, send_half).await
+}

@@ -1,0 +1,144 @@
+//! Fetches, verifies, stores and installs snapshots, and lets running sessions feel them.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use malai_protocol::codec::{Frame, Kind, MAX_SNAPSHOT};
+use malai_protocol::failure::Failure;
+use malai_protocol::peer::Pull;
+use malai_protocol::snapshot::{Header, Order, Signed, Snapshot, order};
+
+use super::{Held, Membership};
+use crate::manager::Manager;
+use crate::net::pool::PeerConn;
+use crate::net::{Frames, send};
+use crate::requests::blocking;
+use crate::store;
+use crate::store::lock::Changes;
+
+/// How long the body of a snapshot may take: 4 MiB over a slow line.
+const BODY: Duration = Duration::from_secs(60);
+
+/// A peer offers a snapshot with this verified header: it is fetched in a task of its own when it is newer.
+pub(crate) fn offered(membership: &Arc<Membership>, conn: &Arc<PeerConn>, header: Header) {
+    match order(&header, Some(membership.held().snapshot.header())) {
+        Order::Same | Order::Older => {}
+        Order::Fork if !membership.is_manager => fork(membership, &header, &conn.peer.short()),
+        Order::Newer | Order::Fork if conn.callable() => {
+            let (membership, conn) = (Arc::clone(membership), Arc::clone(conn));
+            let tasks = membership.tasks.clone();
+            tasks.spawn(async move {
+                let cancel = membership.cancel.clone();
+                let fetched = tokio::select! {
+                    () = cancel.cancelled() => return,
+                    fetched = fetch(&membership, &conn, &header) => fetched,
+                };
+                if let Err(error) = fetched {
+                    tracing::warn!(peer = %conn.peer.short(), cluster = %membership.alias, "no snapshot from there: {error:#}");
+                }
+            });
+        }
+        Order::Newer | Order::Fork => {}
+    }
+}
+
+fn fork(membership: &Membership, header: &Header, from: &str) {
+    membership.set_alarm(Some(format!(
+        "two snapshots were signed with generation {}: {from} holds another than this machine; it was refused. On the \
+         cluster manager run `malai rescan`: a new generation replaces both",
+        header.generation
+    )));
+}
+
+/// Fetches the snapshot that a peer announced, unless another fetch brought it meanwhile.
+///
+/// # Errors
+/// Whatever the stream, the snapshot or the disk say.
+pub(crate) async fn fetch(membership: &Arc<Membership>, conn: &Arc<PeerConn>, header: &Header) -> anyhow::Result<()> {
+    let _one_at_a_time = membership.installing.lock().await;
+    if matches!(order(header, Some(membership.held().snapshot.header())), Order::Same | Order::Older) {
+        return Ok(());
+    }
+    let (mut send_half, recv) = conn.conn.open_bi().await?;
+    send(&mut send_half, Frame::control(Kind::Pull, &Pull { generation: header.generation })?).await?;
+    send_half.finish()?;
+    let signed: Signed = Frames::new(recv, MAX_SNAPSHOT).next(BODY).await?.expect(Kind::Snapshot, "Snapshot")?;
+    let snapshot = signed.verify(&membership.cluster)?;
+    let from = conn.peer.short();
+    if membership.is_manager {
+        foreign(membership, snapshot).await?
+    } else {
+        install(membership, snapshot, &from).await?
+    }
+    Ok(())
+}
+
+/// Takes a verified snapshot that came over the network: stored first, then held.
+async fn install(membership: &Membership, snapshot: Snapshot, from: &str) -> Result<(), Failure> {
+    match order(snapshot.header(), Some(membership.held().snapshot.header())) {
+        Order::Newer => {}
+        Order::Fork => {
+            fork(membership, snapshot.header(), from);
+            return Ok(());
+        }
+        Order::Same | Order::Older => return Ok(()),
+    }
+    let held = Held::new(snapshot)?;
+    let (path, stored) = (membership.dir.snapshot(), held.snapshot.clone());
+    blocking(move || store::snapshot::save(&path, &stored)).await?;
+    tracing::info!(cluster = %membership.alias, generation = held.generation(), from, "snapshot accepted");
+    membership.set_alarm(None);
+    hold(membership, held);
+    Ok(())
+}
+
+/// Holds another snapshot. Endpoints are bound with `[network]`: when that changed, the cluster is taken in anew.
+fn hold(membership: &Membership, held: Held) {
+    let network = held.config.network.clone();
+    let before = membership.held.send_replace(Arc::new(held));
+    if before.config.network != network {
+        membership.shared.reload(&membership.alias);
+    }
+}
+
+/// The cluster manager accepts no snapshot that it did not make: it was restored from a backup, or runs twice, or the
+/// key is stolen. It is kept, and an administrator has to decide.
+async fn foreign(membership: &Membership, snapshot: Snapshot) -> Result<(), Failure> {
+    let (home, alias) = (membership.shared.home.clone(), membership.alias.clone());
+    let alarm = blocking(move || {
+        let changes = Changes::begin(&home)?;
+        let mut manager = Manager::load(&changes, &alias)?;
+        manager.note_foreign(snapshot)?;
+        Ok(manager.alarm())
+    });
+    membership.set_alarm(alarm.await?);
+    Ok(())
+}
+
+/// Holds a snapshot that this manager signed and stored.
+///
+/// # Errors
+/// [`Failure`] when its own text cannot be read, which the check before the signature excludes.
+pub(crate) fn publish(membership: &Membership, snapshot: Snapshot) -> Result<(), Failure> {
+    if order(snapshot.header(), Some(membership.held().snapshot.header())) != Order::Newer {
+        return Ok(());
+    }
+    let held = Held::new(snapshot)?;
+    tracing::info!(cluster = %membership.alias, generation = held.generation(), "snapshot published");
+    membership.set_alarm(None);
+    hold(membership, held);
+    Ok(())
+}
+
+/// Decides the running sessions anew whenever another snapshot is held.
+pub(crate) async fn review(membership: Arc<Membership>) {
+    let mut snapshots = membership.watch();
+    loop {
+        tokio::select! {
+            () = membership.cancel.cancelled() => return,
+            changed = snapshots.changed() => if changed.is_err() { return },
+        }
+        let held = membership.held();
+        membership.live.review(&held, &membership.me, &membership.shared).await;
+    }
+}

@@ -1,0 +1,116 @@
+//! The network below malai: endpoints, connections to peers, and the streams on them.
+
+pub(crate) mod endpoint;
+pub(crate) mod pool;
+
+use bytes::BytesMut;
+use futures_util::StreamExt;
+use iroh::endpoint::{ConnectionError, ReadError, RecvStream, SendStream, VarInt};
+use malai_protocol::codec::{CodecError, Frame, FrameCodec};
+use malai_protocol::id::MachineId;
+use malai_protocol::peer::{Close, RESET_CALLER_GONE};
+use std::time::Duration;
+use tokio::io::AsyncRead;
+use tokio_util::codec::FramedRead;
+
+/// How long the first frame of a stream may take.
+pub(crate) const FIRST_FRAME: Duration = Duration::from_secs(10);
+
+/// The key that a connection was authenticated by.
+pub(crate) fn machine_id(key: &iroh::EndpointId) -> Option<MachineId> {
+    MachineId::from_bytes(*key.as_bytes()).ok()
+}
+
+/// The key to dial.
+pub(crate) fn endpoint_id(id: &[u8; 32]) -> Option<iroh::EndpointId> {
+    iroh::EndpointId::from_bytes(id).ok()
+}
+
+/// A QUIC error code.
+pub(crate) fn code(number: u32) -> VarInt {
+    VarInt::from_u32(number)
+}
+
+/// Closes a connection with one of malai's codes.
+pub(crate) fn close(conn: &iroh::endpoint::Connection, why: Close, reason: &str) {
+    conn.close(code(why as u32), reason.as_bytes());
+}
+
+/// The code with which the peer closed a connection, if it did and the code is one of malai's.
+pub(crate) fn closed_with(error: &ConnectionError) -> Option<Close> {
+    match error {
+        ConnectionError::ApplicationClosed(close) => Close::from_number(close.error_code.into_inner()),
+        _ => None,
+    }
+}
+
+/// Whether a failed read means that the caller went away for good, and not only that the stream was lost.
+pub(crate) fn is_caller_gone(error: &std::io::Error) -> bool {
+    let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<ReadError>());
+    matches!(inner, Some(ReadError::Reset(number)) if *number == code(RESET_CALLER_GONE))
+}
+
+/// Why a frame did not come.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum FrameError {
+    /// Nothing came in time.
+    #[error("nothing came within {0:?}")]
+    Late(Duration),
+    /// The stream ended first.
+    #[error("the stream ended")]
+    Ended,
+    /// It is not a frame, or too long.
+    #[error(transparent)]
+    Codec(#[from] CodecError),
+}
+
+/// Reads frames from one stream, each within a time limit.
+#[derive(Debug)]
+pub(crate) struct Frames<R> {
+    inner: FramedRead<R, FrameCodec>,
+}
+
+impl<R: AsyncRead + Unpin> Frames<R> {
+    /// Frames of at most `cap` bytes.
+    pub(crate) fn new(reader: R, cap: usize) -> Self {
+        Self { inner: FramedRead::new(reader, FrameCodec::capped(cap)) }
+    }
+
+    /// The next frames may have up to `cap` bytes.
+    pub(crate) fn set_cap(&mut self, cap: usize) {
+        self.inner.decoder_mut().set_cap(cap);
+    }
+
+    /// The next frame, within `limit`.
+    pub(crate) async fn next(&mut self, limit: Duration) -> Result<Frame, FrameError> {
+        match tokio::time::timeout(limit, self.inner.next()).await {
+            Err(_) => Err(FrameError::Late(limit)),
+            Ok(None) => Err(FrameError::Ended),
+            Ok(Some(frame)) => Ok(frame?),
+        }
+    }
+
+    /// The next frame, whenever it comes; `None` at the end of the stream.
+    pub(crate) async fn next_unbounded(&mut self) -> Option<Result<Frame, CodecError>> {
+        self.inner.next().await
+    }
+
+    /// The reader, and what was read from it beyond the last frame.
+    pub(crate) fn into_parts(self) -> (R, BytesMut) {
+        let mut parts = self.inner.into_parts();
+        let rest = std::mem::take(&mut parts.read_buf);
+        (parts.io, rest)
+    }
+}
+
+/// Sends one frame on a QUIC stream.
+pub(crate) async fn send(stream: &mut SendStream, frame: Frame) -> Result<(), iroh::endpoint::WriteError> {
+    stream.write_chunk(frame.to_bytes()).await
+}
+
+/// Gives up both halves of a stream with this code, so that the peer learns at once.
+pub(crate) fn abandon(send: &mut SendStream, recv: &mut RecvStream, number: u32) {
+    // Both fail only when the half is finished or reset already, which is as good.
+    let _closed = send.reset(code(number));
+    let _closed = recv.stop(code(number));
+}

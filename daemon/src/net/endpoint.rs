@@ -1,0 +1,205 @@
+//! Binds an iroh endpoint as the cluster's `[network]` and the local settings say.
+
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
+
+use iroh::address_lookup::{DnsAddressLookup, PkarrPublisher, PkarrResolver};
+use iroh::dns::DnsResolver;
+use iroh::endpoint::{Builder, PortmapperConfig, QuicTransportConfig, VarInt, presets};
+use iroh::tls::CaTlsConfig;
+use iroh::{Endpoint, RelayMode, RelayUrl, SecretKey, TransportAddr};
+use iroh_mdns_address_lookup::MdnsAddressLookup;
+use malai_protocol::config::Network;
+use malai_protocol::failure::{Failure, Kind};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use url::Url;
+
+/// Sessions on one connection; the next one is refused by name.
+pub(crate) const MAX_SESSIONS: u32 = 1024;
+/// Streams beyond the sessions: control, snapshots, pings, and those refused by name.
+const SPARE_STREAMS: u32 = 64;
+/// A connection on which nothing was heard for so long is dead. iroh's own keep-alive is 5 s.
+const IDLE: Duration = Duration::from_secs(30);
+/// The mDNS service under which malai's machines announce themselves.
+const MDNS_SERVICE: &str = "malai";
+
+/// What an endpoint is bound with.
+#[derive(Debug)]
+pub(crate) struct Options<'a> {
+    /// Its secret key.
+    pub(crate) key: [u8; 32],
+    /// What it accepts; empty for one that only calls.
+    pub(crate) alpns: Vec<Vec<u8>>,
+    /// The cluster's `[network]`.
+    pub(crate) network: &'a Network,
+    /// `listen` of the local settings.
+    pub(crate) listen: Option<SocketAddr>,
+    /// The port that was used last.
+    pub(crate) kept_port: Option<u16>,
+    /// It makes itself known to discovery services.
+    pub(crate) publish: bool,
+}
+
+/// Binds. With a kept port that is occupied, another is taken.
+///
+/// # Errors
+/// [`Failure`] of kind `bad-config` for settings that cannot be used, `internal` when no socket can be bound.
+pub(crate) async fn bind(options: &Options<'_>) -> Result<Endpoint, Failure> {
+    if let Some(port) = options.kept_port
+        && options.listen.is_none()
+        && port_is_free(port)
+    {
+        match attempt(options, Some(port)).await {
+            Ok(endpoint) => return Ok(endpoint),
+            Err(failure) => tracing::warn!(port, error = %failure, "the kept port cannot be bound, taking another"),
+        }
+    }
+    attempt(options, None).await
+}
+
+/// Binding with a port in use for one family only would leave the endpoint half bound, so it is tried first.
+fn port_is_free(port: u16) -> bool {
+    std::net::UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port)).is_ok()
+}
+
+async fn attempt(options: &Options<'_>, port: Option<u16>) -> Result<Endpoint, Failure> {
+    let mut builder = builder(options)?;
+    let bad = |e: &dyn std::fmt::Display| Failure::new(Kind::BadConfig, format!("`listen` cannot be used: {e}"));
+    if let Some(listen) = options.listen {
+        builder = builder.clear_ip_transports().bind_addr(listen).map_err(|e| bad(&e))?;
+    } else if let Some(port) = port {
+        builder = builder
+            .bind_addr((Ipv4Addr::UNSPECIFIED, port))
+            .and_then(|b| b.bind_addr((Ipv6Addr::UNSPECIFIED, port)))
+            .map_err(|e| bad(&e))?;
+    }
+    builder.bind().await.map_err(|e| {
+        let what = options.listen.map_or_else(|| "a UDP port".to_owned(), |a| format!("UDP {a}"));
+        Failure::new(Kind::Internal, format!("cannot bind {what}: {e:#}"))
+            .hint("another program may hold the port: `ss -ulpn` shows which; `listen` in malai.toml chooses another")
+    })
+}
+
+fn builder(options: &Options<'_>) -> Result<Builder, Failure> {
+    let network = options.network;
+    let own = is_self_hosted(network);
+    let mut builder = Endpoint::builder(presets::Minimal)
+        .secret_key(SecretKey::from_bytes(&options.key))
+        .alpns(options.alpns.clone())
+        .relay_mode(relay_mode(network)?)
+        .transport_config(transport_config());
+    if own {
+        // A self-hosted cluster asks no public service: neither the router for a port nor another resolver.
+        builder = builder
+            .portmapper_config(PortmapperConfig::Disabled)
+            .dns_resolver(DnsResolver::builder().with_system_defaults().disable_fallback().build());
+    }
+    if let Some(ca) = &network.ca {
+        builder = builder.ca_tls_config(CaTlsConfig::custom_roots(certificates(ca)?));
+    }
+    add_discovery(builder, network, options.publish)
+}
+
+/// Whether the cluster named its own relays or none: then nothing public may be contacted that it did not name.
+fn is_self_hosted(network: &Network) -> bool {
+    network.relays.is_some()
+}
+
+fn relay_mode(network: &Network) -> Result<RelayMode, Failure> {
+    let Some(relays) = &network.relays else { return Ok(RelayMode::Default) };
+    if relays.is_empty() {
+        return Ok(RelayMode::Disabled);
+    }
+    let urls: Result<Vec<RelayUrl>, _> = relays.iter().map(|text| text.parse::<RelayUrl>()).collect();
+    let urls = urls.map_err(|e| Failure::new(Kind::BadConfig, format!("[network] relays: {e}")))?;
+    Ok(RelayMode::custom(urls))
+}
+
+fn transport_config() -> QuicTransportConfig {
+    let mut config = QuicTransportConfig::builder()
+        .max_concurrent_bidi_streams(VarInt::from_u32(MAX_SESSIONS + SPARE_STREAMS))
+        .max_concurrent_uni_streams(VarInt::from_u32(0));
+    if let Ok(idle) = IDLE.try_into() {
+        config = config.max_idle_timeout(Some(idle));
+    }
+    config.build()
+}
+
+fn certificates(pem: &str) -> Result<Vec<CertificateDer<'static>>, Failure> {
+    let bad = |e: String| Failure::new(Kind::BadConfig, format!("[network] ca is not a list of PEM certificates: {e}"));
+    let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem.as_bytes()).collect();
+    let found = found.map_err(|e| bad(e.to_string()))?;
+    if found.is_empty() { Err(bad("no certificate in it".into())) } else { Ok(found) }
+}
+
+fn add_discovery(mut builder: Builder, network: &Network, publish: bool) -> Result<Builder, Failure> {
+    let default = ["dns".to_owned(), "mdns".to_owned()];
+    let ways = network.discovery.as_deref().unwrap_or(&default);
+    for way in ways {
+        builder = match way.as_str() {
+            "mdns" => {
+                builder.address_lookup(MdnsAddressLookup::builder().service_name(MDNS_SERVICE).advertise(publish))
+            }
+            "dns" => {
+                let builder =
+                    builder.address_lookup(PkarrResolver::n0_dns()).address_lookup(DnsAddressLookup::n0_dns());
+                if publish { builder.address_lookup(PkarrPublisher::n0_dns()) } else { builder }
+            }
+            url => {
+                let url: Url = url.parse().map_err(|e| {
+                    Failure::new(Kind::BadConfig, format!("[network] discovery: `{url}` is not a URL: {e}"))
+                })?;
+                let builder = builder.address_lookup(PkarrResolver::builder(url.clone()));
+                if publish { builder.address_lookup(PkarrPublisher::builder(url)) } else { builder }
+            }
+        };
+    }
+    Ok(builder)
+}
+
+/// Where this endpoint can be reached: `IP:PORT` and relay URLs, most useful first, at most `most`.
+pub(crate) fn own_addresses(endpoint: &Endpoint, most: usize) -> Vec<String> {
+    let mut direct = Vec::new();
+    let mut relays = Vec::new();
+    for addr in endpoint.addr().addrs {
+        match addr {
+            TransportAddr::Ip(ip) => direct.push(ip),
+            TransportAddr::Relay(url) => relays.push(url.to_string()),
+            _ => {}
+        }
+    }
+    if direct.is_empty() {
+        // A host without any network still reaches itself.
+        direct.extend(endpoint.bound_sockets().iter().filter(|a| a.is_ipv4()).map(loopback));
+    }
+    direct.sort_by_key(|addr| (addr.ip().is_loopback(), addr.is_ipv6(), *addr));
+    direct.iter().map(ToString::to_string).chain(relays).take(most).collect()
+}
+
+fn loopback(bound: &SocketAddr) -> SocketAddr {
+    if bound.ip().is_unspecified() { (Ipv4Addr::LOCALHOST, bound.port()).into() } else { *bound }
+}
+
+/// The port that is bound, to be kept for the next start.
+pub(crate) fn bound_port(endpoint: &Endpoint) -> Option<u16> {
+    endpoint.bound_sockets().iter().find(|a| a.is_ipv4()).or(endpoint.bound_sockets().first()).map(SocketAddr::port)
+}
+
+/// An address of another machine as it is written in Hello, tokens and the cache. Unusable ones are dropped: they come
+/// from outside and cost nothing.
+pub(crate) fn parse_address(text: &str) -> Option<TransportAddr> {
+    if let Ok(addr) = text.parse::<SocketAddr>() {
+        return Some(TransportAddr::Ip(addr));
+    }
+    text.starts_with("http").then(|| text.parse::<RelayUrl>().ok()).flatten().map(TransportAddr::Relay)
+}
+
+/// The reverse of [`parse_address`].
+pub(crate) fn address_text(addr: &TransportAddr) -> Option<String> {
+    match addr {
+        TransportAddr::Ip(ip) => Some(ip.to_string()),
+        TransportAddr::Relay(url) => Some(url.to_string()),
+        _ => None,
+    }
+}

@@ -1,0 +1,244 @@
+//! The connections to the other machines of one cluster: one for each, usable in both directions.
+//!
+//! Two machines that dial each other at the same moment end up with two connections. Both sides prefer the one dialled
+//! by the machine with the smaller key, and the other is closed once nothing runs on it. A connection of an earlier
+//! life of a peer's daemon is closed as soon as the new life says hello.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+
+use iroh::TransportAddr;
+use iroh::endpoint::Connection;
+use malai_protocol::id::{Incarnation, MachineId};
+use malai_protocol::peer::Close;
+use tokio::sync::watch;
+
+use super::close;
+use crate::clock::now_ms;
+
+/// One connection to a machine.
+#[derive(Debug)]
+pub(crate) struct PeerConn {
+    /// The connection.
+    pub(crate) conn: Connection,
+    /// Whom it leads to.
+    pub(crate) peer: MachineId,
+    /// This side dialled.
+    pub(crate) dialed: bool,
+    /// Since when, milliseconds since the epoch.
+    pub(crate) since_ms: u64,
+    boot: OnceLock<Incarnation>,
+    caller_only: AtomicBool,
+    sessions: AtomicU32,
+}
+
+impl PeerConn {
+    /// Wraps a connection whose handshake is done.
+    pub(crate) fn new(conn: Connection, peer: MachineId, dialed: bool) -> Arc<Self> {
+        Arc::new(Self {
+            conn,
+            peer,
+            dialed,
+            since_ms: now_ms(),
+            boot: OnceLock::new(),
+            caller_only: AtomicBool::new(false),
+            sessions: AtomicU32::new(0),
+        })
+    }
+
+    /// The peer is an agent: no stream may be opened towards it.
+    pub(crate) fn set_caller_only(&self) {
+        self.caller_only.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether streams may be opened towards the peer.
+    pub(crate) fn callable(&self) -> bool {
+        !self.caller_only.load(Ordering::Relaxed) && self.conn.close_reason().is_none()
+    }
+
+    /// Counts a session on this connection for as long as the guard lives. `None` when there are `most` already.
+    pub(crate) fn enter(self: &Arc<Self>, most: u32) -> Option<SessionGuard> {
+        let before = self.sessions.fetch_add(1, Ordering::Relaxed);
+        let guard = SessionGuard(Arc::clone(self));
+        (before < most).then_some(guard)
+    }
+
+    /// How many sessions run over it.
+    pub(crate) fn sessions(&self) -> u32 {
+        self.sessions.load(Ordering::Relaxed)
+    }
+
+    /// The path in use, for people, and its round-trip time in microseconds.
+    pub(crate) fn path(&self) -> (String, u64) {
+        let paths = self.conn.paths();
+        let Some(path) = paths.iter().find(|p| p.is_selected()) else { return ("unknown".into(), 0) };
+        let text = match path.remote_addr() {
+            TransportAddr::Ip(addr) => format!("direct {addr}"),
+            TransportAddr::Relay(url) => format!("relay {url}"),
+            other => format!("{other:?}"),
+        };
+        (text, u64::try_from(path.rtt().as_micros()).unwrap_or(u64::MAX))
+    }
+}
+
+/// One session on a connection; leaving is its drop.
+#[derive(Debug)]
+#[must_use = "dropping the guard ends the count"]
+pub(crate) struct SessionGuard(Arc<PeerConn>);
+
+impl Drop for SessionGuard {
+    fn drop(&mut self) {
+        self.0.sessions.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// What is known of one machine.
+#[derive(Debug, Default)]
+struct Peer {
+    conns: Vec<Arc<PeerConn>>,
+    generation: Option<u64>,
+    addresses: BTreeSet<TransportAddr>,
+    last_seen_ms: Option<u64>,
+    dial: Arc<tokio::sync::Mutex<()>>,
+}
+
+/// What the pool tells of one machine.
+#[derive(Debug, Default)]
+pub(crate) struct Seen {
+    /// The generation that the machine last told.
+    pub(crate) generation: Option<u64>,
+    /// When it was last heard, milliseconds since the epoch.
+    pub(crate) last_seen_ms: Option<u64>,
+}
+
+/// All connections of one cluster's endpoint.
+#[derive(Debug)]
+pub(crate) struct Pool {
+    me: MachineId,
+    peers: Mutex<HashMap<MachineId, Peer>>,
+    changed: watch::Sender<u64>,
+}
+
+impl Pool {
+    /// An empty pool of this machine.
+    pub(crate) fn new(me: MachineId) -> Self {
+        Self { me, peers: Mutex::default(), changed: watch::Sender::new(0) }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<MachineId, Peer>> {
+        self.peers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn touch(&self) {
+        self.changed.send_modify(|n| *n = n.wrapping_add(1));
+    }
+
+    /// Wakes whenever a connection comes or goes, or a machine tells a generation.
+    pub(crate) fn watch(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+
+    /// Takes a connection in.
+    pub(crate) fn add(&self, conn: &Arc<PeerConn>) {
+        self.lock().entry(conn.peer).or_default().conns.push(Arc::clone(conn));
+        self.heard(conn.peer);
+        self.touch();
+    }
+
+    /// Takes a connection out.
+    pub(crate) fn remove(&self, conn: &Arc<PeerConn>) {
+        if let Some(peer) = self.lock().get_mut(&conn.peer) {
+            peer.conns.retain(|c| !Arc::ptr_eq(c, conn));
+        }
+        self.touch();
+    }
+
+    /// Something was heard of this machine now.
+    pub(crate) fn heard(&self, id: MachineId) {
+        self.lock().entry(id).or_default().last_seen_ms = Some(now_ms());
+    }
+
+    /// The peer told the name of its life: connections of earlier lives are dead.
+    pub(crate) fn booted(&self, conn: &Arc<PeerConn>, boot: Incarnation) {
+        if conn.boot.set(boot).is_err() {
+            return;
+        }
+        let stale: Vec<_> = self.lock().get(&conn.peer).map_or_else(Vec::new, |peer| {
+            let dead = |c: &&Arc<PeerConn>| c.boot.get().is_some_and(|b| *b != boot) && c.since_ms <= conn.since_ms;
+            peer.conns.iter().filter(dead).cloned().collect()
+        });
+        for conn in stale {
+            close(&conn.conn, Close::Replaced, "an earlier life of the peer");
+        }
+    }
+
+    /// The machine told the generation it holds and where it can be reached.
+    pub(crate) fn told(&self, id: MachineId, generation: Option<u64>, addresses: &[TransportAddr]) {
+        let mut peers = self.lock();
+        let peer = peers.entry(id).or_default();
+        if generation.is_some() {
+            peer.generation = generation;
+        }
+        if !addresses.is_empty() {
+            peer.addresses = addresses.iter().cloned().collect();
+        }
+        peer.last_seen_ms = Some(now_ms());
+        drop(peers);
+        self.touch();
+    }
+
+    /// Takes over what the cache remembers, without overwriting what was heard since.
+    pub(crate) fn remember(&self, id: MachineId, last_seen_ms: Option<u64>, addresses: Vec<TransportAddr>) {
+        let mut peers = self.lock();
+        let peer = peers.entry(id).or_default();
+        if peer.addresses.is_empty() {
+            peer.addresses = addresses.into_iter().collect();
+        }
+        peer.last_seen_ms = peer.last_seen_ms.or(last_seen_ms);
+    }
+
+    /// Last known addresses of every machine, for the cache.
+    pub(crate) fn known(&self) -> Vec<(MachineId, Option<u64>, Vec<TransportAddr>)> {
+        let peers = self.lock();
+        let mut known: Vec<_> =
+            peers.iter().map(|(id, p)| (*id, p.last_seen_ms, p.addresses.iter().cloned().collect())).collect();
+        known.sort_by_key(|(id, ..)| *id);
+        known
+    }
+
+    /// Last known addresses of a machine.
+    pub(crate) fn addresses(&self, id: MachineId) -> Vec<TransportAddr> {
+        self.lock().get(&id).map_or_else(Vec::new, |peer| peer.addresses.iter().cloned().collect())
+    }
+
+    /// What is known of a machine.
+    pub(crate) fn seen(&self, id: MachineId) -> Seen {
+        self.lock()
+            .get(&id)
+            .map_or_else(Seen::default, |peer| Seen { generation: peer.generation, last_seen_ms: peer.last_seen_ms })
+    }
+
+    /// The preferred connection over which streams may be opened.
+    pub(crate) fn live(&self, id: MachineId) -> Option<Arc<PeerConn>> {
+        let peers = self.lock();
+        let preferred_side = self.me < id;
+        let callable = peers.get(&id)?.conns.iter().filter(|c| c.callable());
+        callable.max_by_key(|c| (c.dialed == preferred_side, c.since_ms)).cloned()
+    }
+
+    /// Whether another connection to the same machine is preferred to this one.
+    pub(crate) fn is_spare(&self, conn: &Arc<PeerConn>) -> bool {
+        self.live(conn.peer).is_some_and(|live| !Arc::ptr_eq(&live, conn))
+    }
+
+    /// Held while a machine is dialled, so that it is dialled once at a time.
+    pub(crate) fn dial_lock(&self, id: MachineId) -> Arc<tokio::sync::Mutex<()>> {
+        Arc::clone(&self.lock().entry(id).or_default().dial)
+    }
+
+    /// Every connection, for the shutdown.
+    pub(crate) fn all(&self) -> Vec<Arc<PeerConn>> {
+        self.lock().values().flat_map(|peer| peer.conns.iter().cloned()).collect()
+    }
+}

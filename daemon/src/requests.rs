@@ -1,0 +1,262 @@
+//! Everything that a CLI asks for except sessions: the disk part by [`crate::admin`], then what the running daemon adds.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use malai_protocol::failure::{Failure, Kind};
+use malai_protocol::local::{
+    Changed, ClusterApprove, ClusterInvite, Publication, Request, RescanOutcome, Rescanned, Response,
+};
+use malai_protocol::snapshot::Snapshot;
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::admin::{self, Change, Scanned};
+use crate::clock::now_ms;
+use crate::clusters::{Cluster, Clusters, Served};
+use crate::join;
+use crate::manager::Rescan;
+use crate::membership::sync;
+use crate::net::endpoint::own_addresses;
+use crate::spread::spread;
+use crate::status;
+use crate::store::lock::Changes;
+
+/// What the handlers of requests work with.
+#[derive(Debug)]
+pub(crate) struct Context {
+    clusters: Arc<Clusters>,
+    stop: CancellationToken,
+    connections: AtomicUsize,
+    last: watch::Sender<Instant>,
+}
+
+/// A CLI is connected; dropping it notes when it left.
+#[derive(Debug)]
+pub(crate) struct Busy<'a>(&'a Context);
+
+impl Drop for Busy<'_> {
+    fn drop(&mut self) {
+        self.0.connections.fetch_sub(1, Ordering::Relaxed);
+        self.0.last.send_replace(Instant::now());
+    }
+}
+
+impl Context {
+    /// `stop` ends the daemon.
+    pub(crate) fn new(clusters: Arc<Clusters>, stop: CancellationToken) -> Arc<Self> {
+        Arc::new(Self { clusters, stop, connections: AtomicUsize::new(0), last: watch::Sender::new(Instant::now()) })
+    }
+
+    /// All clusters.
+    pub(crate) fn clusters(&self) -> &Clusters {
+        &self.clusters
+    }
+
+    /// Whether this is an agent.
+    pub(crate) fn agent(&self) -> bool {
+        self.clusters.shared().agent
+    }
+
+    /// Counts a CLI for as long as the guard lives.
+    pub(crate) fn busy(&self) -> Busy<'_> {
+        self.connections.fetch_add(1, Ordering::Relaxed);
+        Busy(self)
+    }
+
+    /// Returns when nobody was connected and nothing ran for so long; never without a limit.
+    pub(crate) async fn idle(&self, limit: Option<Duration>) {
+        let Some(limit) = limit else { return std::future::pending().await };
+        let mut last = self.last.subscribe();
+        loop {
+            let deadline = *last.borrow_and_update() + limit;
+            tokio::select! {
+                _ = last.changed() => continue,
+                () = tokio::time::sleep_until(deadline.into()) => {}
+            }
+            let running = self.clusters.ready().iter().any(|membership| membership.live.len() > 0);
+            if self.connections.load(Ordering::Relaxed) == 0 && !running {
+                return;
+            }
+            self.last.send_replace(Instant::now());
+        }
+    }
+
+    fn served(&self, alias: &str) -> Option<Served> {
+        match self.clusters.get(alias) {
+            Some(Cluster::Ready(served)) => Some(served),
+            _ => None,
+        }
+    }
+}
+
+/// Runs disk work away from the tasks of the network.
+///
+/// # Errors
+/// What the work says.
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Failure> + Send + 'static,
+) -> Result<T, Failure> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) => Err(Failure::new(Kind::Internal, format!("the work was cut short: {error}"))),
+    }
+}
+
+/// Carries out one request. `progress` is told what is being waited for.
+pub(crate) async fn answer(context: &Arc<Context>, request: Request, progress: mpsc::Sender<String>) -> Response {
+    carry_out(context, request, progress).await.unwrap_or_else(Response::Failed)
+}
+
+async fn carry_out(
+    context: &Arc<Context>,
+    request: Request,
+    progress: mpsc::Sender<String>,
+) -> Result<Response, Failure> {
+    let clusters = &context.clusters;
+    match request {
+        Request::Session(_) => Err(Failure::new(Kind::Internal, "a session is not answered by a response")),
+        Request::Status => Ok(Response::Status(status::status(clusters).await)),
+        Request::DaemonStatus => Ok(Response::Daemon(status::daemon(clusters).await)),
+        Request::Stop => stop(context).await,
+        Request::Yield => leave(context),
+        Request::ClusterInit(ask) => {
+            let made = change(context, move |changes| admin::cluster_init(changes, &ask, now_ms())).await?;
+            clusters.load(&made.alias).await;
+            let join_addresses = desk_addresses(context, &made.alias).unwrap_or(made.join_addresses);
+            Ok(Response::Made(malai_protocol::local::ClusterMade { join_addresses, ..made }))
+        }
+        Request::ClusterInvite(ask) => invite(context, ask).await,
+        Request::ClusterPending { cluster } => pending(context, &cluster).await,
+        Request::ClusterApprove(ask) => approve(context, ask).await,
+        Request::ClusterRemove { cluster, machine } => {
+            let alias = cluster.clone();
+            let removed = change(context, move |changes| admin::remove(changes, &alias, &machine, now_ms())).await?;
+            changed(context, &cluster, removed).await
+        }
+        Request::Rescan(ask) => {
+            let scanned = change(context, move |changes| admin::rescan(changes, &ask, now_ms())).await?;
+            Ok(Response::Rescanned(rescanned(context, scanned).await))
+        }
+        Request::ConfigShow { cluster } => {
+            let home = clusters.shared().home.clone();
+            blocking(move || admin::config_show(&home, &cluster)).await.map(Response::Config)
+        }
+        Request::Can(ask) => {
+            let home = clusters.shared().home.clone();
+            blocking(move || admin::can(&home, &ask)).await.map(Response::Verdict)
+        }
+        Request::MachineInit(ask) => {
+            let made = change(context, move |changes| admin::machine_init(changes, &ask)).await?;
+            clusters.load(&made.alias).await;
+            Ok(Response::Machine(made))
+        }
+        Request::MachineJoin { token, alias } => {
+            // A CLI that is slow to read loses lines of progress, and nothing else.
+            let say = |line: String| drop(progress.try_send(line));
+            join::invite::join(clusters, &token, alias.as_deref(), say).await.map(Response::Joined)
+        }
+        Request::MachineLeave { cluster, force } => machine_leave(context, cluster, force).await,
+    }
+}
+
+/// Changes files of clusters, under the lock for it.
+async fn change<T: Send + 'static>(
+    context: &Context,
+    work: impl FnOnce(&Changes) -> Result<T, Failure> + Send + 'static,
+) -> Result<T, Failure> {
+    let home = context.clusters.shared().home.clone();
+    blocking(move || work(&Changes::begin(&home)?)).await
+}
+
+async fn stop(context: &Context) -> Result<Response, Failure> {
+    if let Some(executor) = context.clusters.shared().executor.running().await {
+        executor.shutdown("the daemon on the target was stopped").await?;
+    }
+    context.stop.cancel();
+    Ok(Response::Done)
+}
+
+fn leave(context: &Context) -> Result<Response, Failure> {
+    if !context.agent() {
+        return Err(Failure::new(Kind::Conflict, "this is a daemon, which leaves only for `malai daemon stop`"));
+    }
+    context.stop.cancel();
+    Ok(Response::Done)
+}
+
+fn desk_addresses(context: &Context, alias: &str) -> Option<Vec<String>> {
+    let desk = context.served(alias)?.desk?;
+    Some(own_addresses(&desk.endpoint, malai_protocol::peer::MAX_ADDRESSES))
+}
+
+async fn invite(context: &Context, ask: ClusterInvite) -> Result<Response, Failure> {
+    let home = context.clusters.shared().home.clone();
+    let addresses = match desk_addresses(context, &ask.cluster) {
+        Some(addresses) => addresses,
+        None => admin::join_addresses(&home, &ask.cluster)?,
+    };
+    change(context, move |changes| admin::invite(changes, &ask, addresses, now_ms())).await.map(Response::Invited)
+}
+
+async fn pending(context: &Context, alias: &str) -> Result<Response, Failure> {
+    let desk = context.served(alias).and_then(|served| served.desk);
+    match desk {
+        Some(desk) => Ok(Response::Pending(desk.pending().list(Instant::now()))),
+        None => Err(no_desk(context, alias)),
+    }
+}
+
+fn no_desk(context: &Context, alias: &str) -> Failure {
+    if context.agent() {
+        return Failure::new(Kind::NotConfigured, "nobody can knock: only an agent runs here").hint("`malai daemon`");
+    }
+    Failure::new(Kind::NotConfigured, format!("this machine is not the cluster manager of {alias}"))
+        .hint("`malai status` shows which machine is")
+}
+
+async fn approve(context: &Context, ask: ClusterApprove) -> Result<Response, Failure> {
+    let alias = ask.cluster.clone();
+    let desk = context.served(&alias).and_then(|served| served.desk);
+    let knocking = desk.as_ref().map_or_else(Vec::new, |desk| desk.pending().list(Instant::now()));
+    let approved = change(context, move |changes| admin::approve(changes, &ask, &knocking, now_ms())).await?;
+    if let Some(desk) = desk {
+        desk.pending().settle(&approved.id);
+    }
+    changed(context, &alias, approved).await
+}
+
+/// Publishes a change that was signed and stored.
+async fn changed(context: &Context, alias: &str, change: Change) -> Result<Response, Failure> {
+    let Change { machine, id, snapshot, warning } = change;
+    let publication = publish(context, alias, snapshot).await?;
+    Ok(Response::Changed(Changed { machine, id, publication, warning }))
+}
+
+async fn publish(context: &Context, alias: &str, snapshot: Snapshot) -> Result<Publication, Failure> {
+    let Some(served) = context.served(alias) else { return admin::unpublished(&snapshot) };
+    sync::publish(&served.membership, snapshot)?;
+    Ok(spread(&served.membership).await)
+}
+
+async fn rescanned(context: &Context, scanned: Vec<Scanned>) -> Vec<Rescanned> {
+    let mut all = Vec::with_capacity(scanned.len());
+    for Scanned { alias, outcome } in scanned {
+        let outcome = match outcome {
+            Ok(Rescan::Checked { diff }) => Ok(RescanOutcome::Checked { diff }),
+            Ok(Rescan::Unchanged(snapshot)) => publish(context, &alias, snapshot).await.map(RescanOutcome::Unchanged),
+            Ok(Rescan::Signed(snapshot)) => publish(context, &alias, snapshot).await.map(RescanOutcome::Published),
+            Err(failure) => Err(failure),
+        };
+        all.push(Rescanned { alias, outcome: outcome.unwrap_or_else(RescanOutcome::Failed) });
+    }
+    all
+}
+
+async fn machine_leave(context: &Context, alias: String, force: bool) -> Result<Response, Failure> {
+    let name = alias.clone();
+    change(context, move |changes| admin::machine_leave(changes, &name, force)).await?;
+    context.clusters.unload(&alias).await;
+    Ok(Response::Done)
+}

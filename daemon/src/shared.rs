@@ -1,0 +1,122 @@
+//! What all clusters of one daemon share: who it runs as, the audit, the executor.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use malai_protocol::access::Me;
+use malai_protocol::failure::Failure;
+use malai_protocol::home::Home;
+use malai_protocol::id::{Incarnation, MachineId};
+use malai_protocol::plan::{End, Ended};
+use malai_protocol::session::EndedBy;
+use tokio::sync::{Mutex, mpsc};
+
+use crate::audit::Audit;
+use crate::supervisor::{Event, Executor, Mode, StartOptions};
+
+/// What all clusters of one daemon share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    /// Where everything is.
+    pub(crate) home: Home,
+    /// This process is an agent: it only calls, and runs commands for nobody but its own user.
+    pub(crate) agent: bool,
+    /// The random name of this life of the daemon.
+    pub(crate) boot: Incarnation,
+    /// The user that the daemon runs as.
+    pub(crate) user: String,
+    /// That user is root.
+    pub(crate) root: bool,
+    /// The audit.
+    pub(crate) audit: Audit,
+    /// The executor.
+    pub(crate) executor: ExecutorSlot,
+    /// Aliases of clusters that have to be taken in anew from the disk.
+    pub(crate) reload: mpsc::UnboundedSender<String>,
+}
+
+impl Shared {
+    /// Asks the daemon to take a cluster in anew: it got its first config, or its `[network]` changed.
+    pub(crate) fn reload(&self, alias: &str) {
+        if self.reload.send(alias.to_owned()).is_err() {
+            tracing::debug!(cluster = alias, "not taken in anew: the daemon stops");
+        }
+    }
+
+    /// This machine as the access rules see it.
+    pub(crate) fn me<'a>(&'a self, id: &'a MachineId) -> Me<'a> {
+        Me { id, daemon_user: &self.user, root: self.root }
+    }
+}
+
+/// The executor, started when it is first needed and again when it died.
+#[derive(Debug)]
+pub(crate) struct ExecutorSlot {
+    home: Home,
+    program: Option<(PathBuf, Vec<OsString>)>,
+    events: mpsc::Sender<Event>,
+    /// Sessions of an earlier daemon, or of an executor that died, whose ends are not written down yet. As many as that
+    /// executor's table held.
+    leftovers: mpsc::UnboundedSender<Ended>,
+    running: Mutex<Option<Executor>>,
+}
+
+impl ExecutorSlot {
+    /// An empty slot. `program` starts the executor's process; without it the executor runs inside this one.
+    pub(crate) fn new(
+        home: Home,
+        program: Option<(PathBuf, Vec<OsString>)>,
+        events: mpsc::Sender<Event>,
+        leftovers: mpsc::UnboundedSender<Ended>,
+    ) -> Self {
+        Self { home, program, events, leftovers, running: Mutex::default() }
+    }
+
+    /// The executor, started if none runs.
+    ///
+    /// # Errors
+    /// [`Failure`] when it cannot be started.
+    pub(crate) async fn get(&self) -> Result<Executor, Failure> {
+        let mut running = self.running.lock().await;
+        if let Some(executor) = running.as_ref() {
+            return Ok(executor.clone());
+        }
+        let mode = match &self.program {
+            Some((program, args)) => Mode::Process { program: program.clone(), args: args.clone() },
+            None => Mode::InProcess,
+        };
+        let options = StartOptions { home: self.home.clone(), mode, events: self.events.clone() };
+        let executor = Executor::start(options).await?;
+        self.adopt(&executor).await;
+        *running = Some(executor.clone());
+        Ok(executor)
+    }
+
+    /// Takes over what the executor has from before: ends that are to be written down, and sessions that still run,
+    /// whose callers were lost with the daemon that they came through.
+    async fn adopt(&self, executor: &Executor) {
+        let sessions = executor.sessions();
+        for ended in sessions.ended.iter().cloned() {
+            if self.leftovers.send(ended).is_err() {
+                tracing::debug!("the daemon stops before an end was written down; the executor keeps it");
+            }
+        }
+        for live in &sessions.live {
+            let reason = Some("the daemon on the target was restarted".to_owned());
+            let end = End { session: live.session, cause: EndedBy::Shutdown, reason };
+            if let Err(failure) = executor.end(end).await {
+                tracing::error!(session = %live.session.id.short(), "cannot end the session: {failure}");
+            }
+        }
+    }
+
+    /// The executor, if one runs.
+    pub(crate) async fn running(&self) -> Option<Executor> {
+        self.running.lock().await.clone()
+    }
+
+    /// It died: the next [`ExecutorSlot::get`] starts another.
+    pub(crate) async fn lost(&self) {
+        *self.running.lock().await = None;
+    }
+}

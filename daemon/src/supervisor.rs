@@ -1,0 +1,276 @@
+//! The daemon's side of the executor: finds or starts it, holds the control connection, and opens attachments.
+
+mod control;
+mod launch;
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use futures_util::SinkExt;
+use nix::errno::Errno;
+use nix::sys::signal::kill;
+use nix::unistd::Pid;
+use serde::Serialize;
+use tokio::net::UnixStream;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::codec::Framed;
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use malai_protocol::codec::{CodecError, Frame, FrameCodec, Kind};
+use malai_protocol::failure::{self, Failure};
+use malai_protocol::home::Home;
+use malai_protocol::id::Incarnation;
+use malai_protocol::plan::{Audited, CallerGone, End, Ended, Hello, Plan, SessionName, Sessions, Shutdown, Tree};
+
+use crate::executor::Connection;
+
+/// How long an ordered shutdown may take: TERM, 5 s, KILL, and the confirmation of the last ends.
+const SHUTDOWN: Duration = Duration::from_secs(10);
+/// How long the process may take to go after it closed the connection.
+const GONE: Duration = Duration::from_secs(3);
+/// Orders that wait to be written.
+const ORDERS: usize = 64;
+/// What an in-memory connection holds in each direction.
+const DUPLEX: usize = 64 * 1024;
+
+/// How to start an executor.
+#[derive(Debug)]
+pub struct StartOptions {
+    /// Whose.
+    pub home: Home,
+    /// As what.
+    pub mode: Mode,
+    /// Where to tell what happens.
+    pub events: mpsc::Sender<Event>,
+}
+
+/// What an executor runs as.
+#[derive(Debug, Clone)]
+pub enum Mode {
+    /// A process of its own, which outlives the daemon's; one that runs already is used.
+    Process {
+        /// The program, an absolute path.
+        program: PathBuf,
+        /// Its arguments.
+        args: Vec<OsString>,
+    },
+    /// A task of this process, for simulations and tests.
+    InProcess,
+}
+
+/// What an executor tells.
+#[derive(Debug)]
+pub enum Event {
+    /// A session ended, or a plan came to nothing. To be confirmed with [`Executor::audited`].
+    Ended(Ended),
+    /// The executor died, or closed the connection unasked; nothing follows. Another may be started: it will tell how
+    /// the sessions of this one ended.
+    Lost,
+}
+
+/// A handle of an executor that runs. When the last one is dropped, the executor takes its daemon to be gone.
+#[derive(Debug, Clone)]
+pub struct Executor {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    dial: Dial,
+    orders: mpsc::Sender<Frame>,
+    sessions: Sessions,
+    pid: Option<u32>,
+    /// Cancelled when the control connection has ended and all its events were delivered.
+    gone: CancellationToken,
+    /// Cancelled when its end is ordered, and so no loss.
+    closing: CancellationToken,
+    task: Mutex<Option<JoinHandle<anyhow::Result<()>>>>,
+    /// Ends the tasks of the control connection, and with them the connection.
+    _guard: DropGuard,
+}
+
+/// How another connection is made.
+#[derive(Debug)]
+enum Dial {
+    Socket(PathBuf),
+    Channel(mpsc::Sender<Connection>),
+}
+
+impl Executor {
+    /// Connects to the home's executor, and starts one where none runs.
+    ///
+    /// # Errors
+    /// When none can be reached or started within ten seconds, or one of another version runs.
+    pub async fn start(options: StartOptions) -> Result<Self, Failure> {
+        let StartOptions { home, mode, events } = options;
+        let stop = CancellationToken::new();
+        let guard = stop.clone().drop_guard();
+        let (opened, dial, task) = match mode {
+            Mode::Process { program, args } => {
+                let socket = home.executor_socket();
+                (launch::find_or_start(&socket, &program, &args, &stop).await?, Dial::Socket(socket), None)
+            }
+            Mode::InProcess => {
+                let (connections, task) = launch::in_process(home);
+                let dial = Dial::Channel(connections);
+                (launch::open(dial.connect().await?, None).await?, dial, Some(task))
+            }
+        };
+        let launch::Opened { reader, writer, sessions, pid } = opened;
+        let (orders, taken) = mpsc::channel(ORDERS);
+        let (gone, closing) = (CancellationToken::new(), CancellationToken::new());
+        tokio::spawn(stop.clone().run_until_cancelled_owned(control::write(writer, taken)));
+        let tell = control::read(reader, events, closing.clone(), gone.clone().drop_guard());
+        tokio::spawn(stop.run_until_cancelled_owned(tell));
+        let task = Mutex::new(task);
+        let inner = Inner { dial, orders, sessions, pid, gone, closing, task, _guard: guard };
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// What the executor had when this handle connected.
+    pub fn sessions(&self) -> &Sessions {
+        &self.inner.sessions
+    }
+
+    /// How sessions' processes are found when they end.
+    pub fn tree(&self) -> Tree {
+        self.inner.sessions.tree
+    }
+
+    /// This life of the executor.
+    pub fn incarnation(&self) -> Incarnation {
+        self.inner.sessions.incarnation
+    }
+
+    /// Its process id; absent when it runs inside this process.
+    pub fn pid(&self) -> Option<u32> {
+        self.inner.pid
+    }
+
+    /// Starts a session.
+    ///
+    /// # Errors
+    /// When the plan is too large to be sent, or the executor is gone.
+    pub async fn plan(&self, plan: Plan) -> Result<(), Failure> {
+        self.order(Kind::Plan, &plan).await
+    }
+
+    /// Tells that the caller of an attachment went away for good.
+    ///
+    /// # Errors
+    /// When the executor is gone.
+    pub async fn caller_gone(&self, gone: CallerGone) -> Result<(), Failure> {
+        self.order(Kind::CallerGone, &gone).await
+    }
+
+    /// Ends a session.
+    ///
+    /// # Errors
+    /// When the executor is gone.
+    pub async fn end(&self, end: End) -> Result<(), Failure> {
+        self.order(Kind::End, &end).await
+    }
+
+    /// Confirms that the end of a session is in the audit.
+    ///
+    /// # Errors
+    /// When the executor is gone: the next one tells of that end again.
+    pub async fn audited(&self, session: SessionName) -> Result<(), Failure> {
+        self.order(Kind::Audited, &Audited { session }).await
+    }
+
+    async fn order<T: Serialize>(&self, kind: Kind, value: &T) -> Result<(), Failure> {
+        let frame = Frame::control(kind, value).map_err(|error| match error {
+            CodecError::TooLong { .. } => Failure::new(failure::Kind::Usage, "the command is too long to be sent")
+                .hint("send long data by standard input, or in a file"),
+            error => Failure::new(failure::Kind::Internal, format!("the command cannot be sent: {error}")),
+        })?;
+        self.inner.orders.send(frame).await.map_err(|_| lost())
+    }
+
+    /// Opens an attachment: what follows are the frames of the session, both ways.
+    ///
+    /// # Errors
+    /// When the executor is gone.
+    pub async fn attach(
+        &self,
+        session: SessionName,
+        attachment: u32,
+    ) -> Result<Framed<Connection, FrameCodec>, Failure> {
+        let mut framed = Framed::new(self.inner.dial.connect().await?, FrameCodec::new());
+        let hello = Frame::control(Kind::ExecutorHello, &Hello::Attach { session, attachment }).map_err(broken)?;
+        framed.send(hello).await.map_err(broken)?;
+        Ok(framed)
+    }
+
+    /// Ends all sessions, which are told `reason`, and then the executor. Meanwhile events go on, and are to be
+    /// confirmed; [`Event::Lost`] does not come.
+    ///
+    /// # Errors
+    /// When the executor has not gone after ten seconds.
+    pub async fn shutdown(&self, reason: &str) -> Result<(), Failure> {
+        let inner = &self.inner;
+        inner.closing.cancel();
+        if let Err(failure) = self.order(Kind::Shutdown, &Shutdown { reason: reason.to_owned() }).await {
+            tracing::debug!(%failure, "the executor went before it was told to");
+        }
+        if timeout(SHUTDOWN, inner.gone.cancelled()).await.is_err() {
+            return Err(self.stays());
+        }
+        let task = inner.task.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(task) = task {
+            return match timeout(GONE, task).await {
+                Ok(Ok(Ok(()))) => Ok(()),
+                Ok(Ok(Err(error))) => Err(Failure::new(failure::Kind::Internal, format!("{error:#}"))),
+                Ok(Err(error)) => Err(Failure::new(failure::Kind::Internal, format!("the executor failed: {error}"))),
+                Err(_) => Err(self.stays()),
+            };
+        }
+        let Some(pid) = inner.pid.and_then(|pid| i32::try_from(pid).ok()) else {
+            return Ok(());
+        };
+        let until = Instant::now() + GONE;
+        while kill(Pid::from_raw(pid), None) != Err(Errno::ESRCH) {
+            if Instant::now() >= until {
+                return Err(self.stays());
+            }
+            sleep(Duration::from_millis(10)).await;
+        }
+        Ok(())
+    }
+
+    fn stays(&self) -> Failure {
+        let failure = Failure::new(failure::Kind::Internal, "the executor did not end when it was told to");
+        match self.inner.pid {
+            Some(pid) => failure.hint(format!("look at what it runs, `pstree -p {pid}`, then `kill -9 {pid}`")),
+            None => failure,
+        }
+    }
+}
+
+impl Dial {
+    async fn connect(&self) -> Result<Connection, Failure> {
+        match self {
+            Self::Socket(path) => Ok(Box::new(UnixStream::connect(path).await.map_err(|_| lost())?)),
+            Self::Channel(connections) => {
+                let (near, far) = tokio::io::duplex(DUPLEX);
+                connections.send(Box::new(far)).await.map_err(|_| lost())?;
+                Ok(Box::new(near))
+            }
+        }
+    }
+}
+
+fn lost() -> Failure {
+    Failure::new(failure::Kind::Internal, "the executor, which runs this machine's commands, is gone")
+        .hint("a new one is started at once: run the command again")
+}
+
+fn broken(error: CodecError) -> Failure {
+    Failure::new(failure::Kind::Internal, format!("the connection to the executor broke: {error}"))
+        .hint("run the command again")
+}

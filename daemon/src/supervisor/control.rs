@@ -1,0 +1,52 @@
+//! The two directions of a control connection.
+
+use futures_util::StreamExt;
+use tokio::io::{AsyncWriteExt, ReadHalf, WriteHalf};
+use tokio::sync::mpsc;
+use tokio_util::codec::FramedRead;
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use malai_protocol::codec::{CodecError, Frame, FrameCodec, Kind};
+
+use super::Event;
+use crate::executor::Connection;
+
+/// Writes orders, until there can be no more or the executor is gone.
+pub(super) async fn write(mut writer: WriteHalf<Connection>, mut orders: mpsc::Receiver<Frame>) {
+    while let Some(frame) = orders.recv().await {
+        if let Err(error) = writer.write_all(&frame.to_bytes()).await {
+            // The reading side sees the end too, and tells of it.
+            tracing::debug!(%error, kind = ?frame.kind, "an order was not written");
+            return;
+        }
+    }
+}
+
+/// Passes events on, until the executor closes; `gone` is let go when the last was taken.
+pub(super) async fn read(
+    mut reader: FramedRead<ReadHalf<Connection>, FrameCodec>,
+    events: mpsc::Sender<Event>,
+    closing: CancellationToken,
+    gone: DropGuard,
+) {
+    if let Err(error) = pass(&mut reader, &events).await {
+        tracing::warn!(%error, "control connection of the executor broken");
+    }
+    if !closing.is_cancelled() && events.send(Event::Lost).await.is_err() {
+        tracing::debug!("nobody hears that the executor is gone");
+    }
+    drop(gone);
+}
+
+async fn pass(
+    reader: &mut FramedRead<ReadHalf<Connection>, FrameCodec>,
+    events: &mpsc::Sender<Event>,
+) -> Result<(), CodecError> {
+    while let Some(frame) = reader.next().await {
+        let ended = frame?.expect(Kind::Ended, "the end of a session")?;
+        if events.send(Event::Ended(ended)).await.is_err() {
+            return Ok(());
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,234 @@
+//! Machines of a test: daemons of this process with homes of their own, reached over their Unix sockets as a CLI would.
+#![allow(dead_code, reason = "each test binary uses its part")]
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use futures_util::{SinkExt, StreamExt};
+use malai_daemon::{Daemon, Options};
+use malai_protocol::codec::{Frame, FrameCodec, Kind};
+use malai_protocol::failure::Failure;
+use malai_protocol::home::Home;
+use malai_protocol::id::SessionId;
+use malai_protocol::local::{ClusterInit, ClusterInvite, Hello, Request, Response, SessionTarget, Status, VERSION};
+use malai_protocol::session::{Ack, ExecSpec, ExitRecord, Started};
+use serde_bytes::ByteBuf;
+use tokio::net::UnixStream;
+use tokio::task::JoinHandle;
+use tokio_util::codec::Framed;
+use tokio_util::sync::CancellationToken;
+
+/// A socket to a daemon.
+pub(crate) type Socket = Framed<UnixStream, FrameCodec>;
+
+/// A state that a test waits for comes within this time, or the test fails.
+pub(crate) const SOON: Duration = Duration::from_secs(20);
+
+/// One machine: a daemon in this process.
+pub(crate) struct Machine {
+    /// Its home.
+    pub(crate) home: Home,
+    stop: CancellationToken,
+    task: JoinHandle<Result<(), Failure>>,
+    _dir: tempfile::TempDir,
+}
+
+/// How a command ended, and what it printed.
+#[derive(Debug)]
+pub(crate) struct Ran {
+    /// Its start.
+    pub(crate) started: Option<Started>,
+    /// Standard output.
+    pub(crate) stdout: Vec<u8>,
+    /// Standard error.
+    pub(crate) stderr: Vec<u8>,
+    /// Its record, or why there is none.
+    pub(crate) end: Result<ExitRecord, Option<Failure>>,
+}
+
+impl Machine {
+    /// Starts a daemon in an empty home.
+    pub(crate) async fn start() -> Result<Self> {
+        let dir = tempfile::Builder::new().prefix("m").tempdir()?;
+        Self::start_in(dir).await
+    }
+
+    async fn start_in(dir: tempfile::TempDir) -> Result<Self> {
+        let home = Home::new(dir.path().join("home"));
+        let mut daemon = Daemon::bind(Options { home: home.clone(), agent: false, executor: None }).await?;
+        let stop = daemon.stop_token();
+        let task = tokio::spawn(async move {
+            let result = daemon.run().await;
+            daemon.shutdown().await;
+            result
+        });
+        Ok(Self { home, stop, task, _dir: dir })
+    }
+
+    /// Stops the daemon in good order.
+    pub(crate) async fn stop(self) -> Result<tempfile::TempDir> {
+        self.stop.cancel();
+        self.task.await??;
+        Ok(self._dir)
+    }
+
+    /// Stops the daemon and starts another in the same home.
+    pub(crate) async fn restart(self) -> Result<Self> {
+        let dir = self.stop().await?;
+        Self::start_in(dir).await
+    }
+
+    /// A file of the cluster `c`.
+    pub(crate) fn config(&self) -> PathBuf {
+        self.home.cluster("c").config()
+    }
+
+    /// A connection to the socket, past the greeting.
+    pub(crate) async fn connect(&self) -> Result<Socket> {
+        let mut socket = Framed::new(UnixStream::connect(self.home.socket()).await?, FrameCodec::new());
+        let hello = Hello { version: VERSION, malai: "test".into(), pid: 0, agent: false };
+        socket.send(Frame::control(Kind::LocalHello, &hello)?).await?;
+        let _theirs: Hello = next(&mut socket).await?.expect(Kind::LocalHello, "LocalHello")?;
+        Ok(socket)
+    }
+
+    /// Asks, and returns the last answer.
+    pub(crate) async fn ask(&self, request: Request) -> Result<Response> {
+        let mut socket = self.connect().await?;
+        socket.send(Frame::control(Kind::Request, &request)?).await?;
+        loop {
+            match next(&mut socket).await?.expect(Kind::Response, "Response")? {
+                Response::Progress(_) => {}
+                last => return Ok(last),
+            }
+        }
+    }
+
+    /// The status.
+    pub(crate) async fn status(&self) -> Result<Status> {
+        match self.ask(Request::Status).await? {
+            Response::Status(status) => Ok(status),
+            other => bail!("{other:?}"),
+        }
+    }
+
+    /// Makes the cluster `c`, private, with this machine named so.
+    pub(crate) async fn init(&self, name: &str) -> Result<()> {
+        let username = nix::unistd::Uid::effective().is_root().then(|| "root".to_owned());
+        let ask = ClusterInit { cluster: "c".into(), name: Some(name.into()), private: true, username };
+        match self.ask(Request::ClusterInit(ask)).await? {
+            Response::Made(_) => Ok(()),
+            other => bail!("{other:?}"),
+        }
+    }
+
+    /// Makes an invite for a machine of this name.
+    pub(crate) async fn invite(&self, name: &str) -> Result<String> {
+        let username = nix::unistd::Uid::effective().is_root().then(|| "root".to_owned());
+        let ask = ClusterInvite {
+            cluster: "c".into(),
+            name: Some(name.into()),
+            uses: 1,
+            expires_s: 3600,
+            groups: Vec::new(),
+            username,
+        };
+        match self.ask(Request::ClusterInvite(ask)).await? {
+            Response::Invited(invited) => Ok(invited.token),
+            other => bail!("{other:?}"),
+        }
+    }
+
+    /// Joins by invite.
+    pub(crate) async fn join(&self, token: String) -> Result<()> {
+        match self.ask(Request::MachineJoin { token, alias: None }).await? {
+            Response::Joined(_) => Ok(()),
+            other => bail!("{other:?}"),
+        }
+    }
+
+    /// Begins a session; the frames that follow are the caller's business.
+    pub(crate) async fn begin(&self, machine: &str, spec: &ExecSpec) -> Result<Socket> {
+        let mut socket = self.connect().await?;
+        let target = SessionTarget { machine: machine.into(), cluster: Some("c".into()), connect_timeout_ms: 10_000 };
+        socket.send(Frame::control(Kind::Request, &Request::Session(target))?).await?;
+        socket.send(Frame::control(Kind::Exec, spec)?).await?;
+        Ok(socket)
+    }
+
+    /// Runs a command to its end.
+    pub(crate) async fn run(&self, machine: &str, words: &[&str]) -> Result<Ran> {
+        let socket = self.begin(machine, &spec(words)).await?;
+        follow(socket).await
+    }
+}
+
+/// A plain command.
+pub(crate) fn spec(words: &[&str]) -> ExecSpec {
+    let mut id = [0; 16];
+    getrandom::fill(&mut id).expect("randomness");
+    ExecSpec {
+        id: SessionId::from_bytes(id),
+        words: words.iter().map(|word| ByteBuf::from(word.as_bytes())).collect(),
+        literal: true,
+        shell: false,
+        env: Vec::new(),
+        cwd: None,
+        user: None,
+        stdin: false,
+        timeout_ms: None,
+        wait_output: false,
+        reason: None,
+        needs: Vec::new(),
+    }
+}
+
+/// Follows a session to its end, acknowledging what comes.
+pub(crate) async fn follow(mut socket: Socket) -> Result<Ran> {
+    let mut ran = Ran { started: None, stdout: Vec::new(), stderr: Vec::new(), end: Err(None) };
+    while let Some(frame) = tokio::time::timeout(SOON, socket.next()).await.context("the session stalls")? {
+        let Ok(frame) = frame else { break };
+        match frame.kind {
+            Kind::Started => ran.started = Some(frame.decode()?),
+            Kind::Stdout => ran.stdout.extend_from_slice(&frame.payload),
+            Kind::Stderr => ran.stderr.extend_from_slice(&frame.payload),
+            Kind::StdinAck | Kind::StdinClosed => continue,
+            Kind::Refused => ran.end = Err(Some(frame.decode()?)),
+            Kind::Exit => {
+                ran.end = Ok(frame.decode()?);
+                drop(socket.send(Frame::empty(Kind::Goodbye)).await);
+                return Ok(ran);
+            }
+            other => bail!("{other:?} came"),
+        }
+        let out_offset = (ran.stdout.len() + ran.stderr.len()) as u64;
+        if out_offset > 0 {
+            // The other side may have closed already: what it said before is still to be read.
+            drop(socket.send(Frame::control(Kind::Ack, &Ack { out_offset })?).await);
+        }
+    }
+    Ok(ran)
+}
+
+/// The next frame, soon.
+pub(crate) async fn next(socket: &mut Socket) -> Result<Frame> {
+    let frame = tokio::time::timeout(SOON, socket.next()).await.context("no frame came")?;
+    Ok(frame.context("the socket was closed")??)
+}
+
+/// Waits for a state.
+pub(crate) async fn until<F, Fut>(what: &str, mut state: F) -> Result<()>
+where
+    F: FnMut() -> Fut,
+    Fut: Future<Output = Result<bool>>,
+{
+    let deadline = tokio::time::Instant::now() + SOON;
+    while !state().await? {
+        if tokio::time::Instant::now() > deadline {
+            bail!("not within {SOON:?}: {what}");
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    Ok(())
+}

@@ -1,0 +1,229 @@
+//! The CLI's end of the daemon's socket: find it, check whose it is, greet, ask.
+
+use std::io::ErrorKind;
+use std::os::unix::fs::MetadataExt;
+use std::time::Duration;
+
+use futures_util::{SinkExt, StreamExt};
+use malai_protocol::codec::{CodecError, Frame, FrameCodec, Kind as FrameKind};
+use malai_protocol::failure::{Failure, Kind};
+use malai_protocol::home::Home;
+use malai_protocol::local::{Hello, Request, Response, VERSION};
+use nix::unistd::geteuid;
+use tokio::net::UnixStream;
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::codec::Framed;
+
+use crate::background;
+use crate::output::Output;
+
+/// How long a daemon may take to greet; it does nothing before.
+const GREETING: Duration = Duration::from_secs(10);
+/// How long an agent may take until its socket answers.
+const AGENT_START: Duration = Duration::from_secs(5);
+/// Between two looks for a socket that is about to appear.
+const LOOK: Duration = Duration::from_millis(5);
+
+/// Who does a request when no daemon runs here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Otherwise {
+    /// An agent, which is started if there is none: the request needs the network.
+    Agent,
+    /// This process, as far as the disk goes.
+    Disk,
+}
+
+type Frames = Framed<UnixStream, FrameCodec>;
+
+/// This side's greeting.
+pub(crate) fn hello() -> Hello {
+    Hello { version: VERSION, malai: env!("CARGO_PKG_VERSION").into(), pid: std::process::id(), agent: false }
+}
+
+/// Runs a future on this thread: a CLI has one thing to do.
+///
+/// # Errors
+/// What the future says, or that the runtime cannot start.
+pub(crate) fn block_on<T>(future: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| Failure::new(Kind::Internal, format!("the event loop cannot start: {e}")))?;
+    runtime.block_on(future)
+}
+
+/// Sends a request to the daemon, or has it done otherwise, and returns the last answer.
+///
+/// # Errors
+/// The failure that was answered, or why there is no answer.
+pub(crate) fn request(home: &Home, request: Request, otherwise: Otherwise, out: Output) -> Result<Response, Failure> {
+    block_on(async {
+        let stream = match (dial(home).await?, otherwise) {
+            (None, Otherwise::Agent) => Some(start_agent(home, AGENT_START).await?),
+            (stream, _) => stream,
+        };
+        let greeted = match stream {
+            Some(stream) => Some(greet(stream).await?),
+            None => None,
+        };
+        let answer = match greeted {
+            // An agent only calls: what it has in memory of a cluster is not what others go by.
+            Some((frames, theirs)) if otherwise == Otherwise::Agent || !theirs.agent => {
+                answer(frames, request, out).await?
+            }
+            _ => malai_daemon::offline(home, request).await,
+        };
+        match answer {
+            Response::Failed(failure) => Err(failure),
+            answer => Ok(answer),
+        }
+    })
+}
+
+/// The failure of an answer of the wrong kind.
+pub(crate) fn unexpected() -> Failure {
+    Failure::new(Kind::Internal, "the daemon answered another question").hint(RESTART)
+}
+
+/// What to type when the daemon is of another version.
+const RESTART: &str = "the daemon may be of another version; restart it: malai daemon stop; malai daemon";
+
+/// Connects to the socket, starting an agent when nobody listens.
+///
+/// # Errors
+/// When the socket is not ours to trust, or no agent comes up `within`.
+pub(crate) async fn dial_or_start(home: &Home, within: Duration) -> Result<UnixStream, Failure> {
+    match dial(home).await? {
+        Some(stream) => Ok(stream),
+        None => start_agent(home, within.min(AGENT_START)).await,
+    }
+}
+
+/// Connects to the socket; `None` when nobody listens there.
+///
+/// # Errors
+/// When the socket cannot be reached for another reason, or is not ours to trust.
+pub(crate) async fn dial(home: &Home) -> Result<Option<UnixStream>, Failure> {
+    let path = home.socket();
+    match UnixStream::connect(&path).await {
+        Ok(stream) => {
+            check_owner(home, &stream)?;
+            Ok(Some(stream))
+        }
+        Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused) => Ok(None),
+        Err(e) => Err(Failure::new(Kind::Internal, format!("the daemon's socket {} fails: {e}", path.display()))),
+    }
+}
+
+/// The socket gets argv, standard input and invites: it has to be ours, or root's, in a directory that nobody else
+/// could have put it into.
+fn check_owner(home: &Home, stream: &UnixStream) -> Result<(), Failure> {
+    let root = home.root();
+    let fail = |what: String| {
+        Failure::new(Kind::BadConfig, what).hint(format!("see: ls -ld {} {}", root.display(), home.socket().display()))
+    };
+    let dir = std::fs::metadata(root).map_err(|e| fail(format!("{} cannot be read: {e}", root.display())))?;
+    let me = geteuid().as_raw();
+    let trusted = |uid: u32| uid == me || uid == 0 || (me == 0 && uid == dir.uid());
+    if dir.mode() & 0o022 != 0 || !trusted(dir.uid()) {
+        return Err(fail(format!("others can write to {}, so its socket is not to be trusted", root.display())));
+    }
+    let peer = stream.peer_cred().map_err(|e| fail(format!("the socket does not tell who listens: {e}")))?;
+    if trusted(peer.uid()) {
+        Ok(())
+    } else {
+        Err(fail(format!("a process of user {} listens at {}", peer.uid(), home.socket().display())))
+    }
+}
+
+/// Starts an agent and waits until its socket, or that of a faster one, answers.
+async fn start_agent(home: &Home, within: Duration) -> Result<UnixStream, Failure> {
+    let deadline = Instant::now() + within;
+    let mut agent = background::Child::start(home, &["agent"])?;
+    loop {
+        if let Some(stream) = dial(home).await? {
+            return Ok(stream);
+        }
+        match agent.report() {
+            // Another process was faster, holds the lock, and is about to bind its socket.
+            Some(background::Report::Failed(failure)) if failure.kind == Kind::Conflict => {}
+            Some(background::Report::Failed(failure)) => return Err(failure),
+            _ => {}
+        }
+        if Instant::now() >= deadline {
+            return Err(Failure::new(
+                Kind::Internal,
+                format!("no daemon runs here, and the agent's socket did not answer within {} s", within.as_secs()),
+            )
+            .hint("start one yourself and see what it says: malai daemon --foreground"));
+        }
+        sleep(LOOK).await;
+    }
+}
+
+/// Greets, asks, tells progress, and returns the last answer.
+///
+/// # Errors
+/// When the daemon does not answer, or not what can be understood.
+pub(crate) async fn ask(stream: UnixStream, request: Request, out: Output) -> Result<Response, Failure> {
+    let (frames, _) = greet(stream).await?;
+    answer(frames, request, out).await
+}
+
+/// Greets, and returns who answers.
+async fn greet(stream: UnixStream) -> Result<(Frames, Hello), Failure> {
+    let mut frames = Framed::new(stream, FrameCodec::new());
+    let ours = Frame::control(FrameKind::LocalHello, &hello()).map_err(|e| not_understood(&e))?;
+    let none = || Failure::new(Kind::Internal, "the daemon here does not answer").hint("see: malai daemon status");
+    // Nothing was asked yet, so that whatever goes wrong here, nothing was done.
+    frames.send(ours).await.map_err(|_| none())?;
+    let first = timeout(GREETING, frames.next()).await.map_err(|_| none())?.ok_or_else(none)?;
+    let theirs = check_greeting(&first.map_err(|e| not_understood(&e))?)?;
+    Ok((frames, theirs))
+}
+
+async fn answer(mut frames: Frames, request: Request, out: Output) -> Result<Response, Failure> {
+    let asked = Frame::control(FrameKind::Request, &request)
+        .map_err(|e| Failure::new(Kind::Usage, format!("the request is too long: {e}")))?;
+    frames.send(asked).await.map_err(|e| lost(&e))?;
+    loop {
+        let frame = frames.next().await.ok_or_else(gone)?.map_err(|e| lost(&e))?;
+        match frame.expect(FrameKind::Response, "a response").map_err(|e| not_understood(&e))? {
+            Response::Progress(words) => out.note(&words),
+            last => return Ok(last),
+        }
+    }
+}
+
+/// Checks the daemon's first frame.
+///
+/// # Errors
+/// When it is no greeting, or one of another version.
+pub(crate) fn check_greeting(frame: &Frame) -> Result<Hello, Failure> {
+    let theirs: Hello = frame.expect(FrameKind::LocalHello, "a greeting").map_err(|e| not_understood(&e))?;
+    if theirs.version == VERSION {
+        return Ok(theirs);
+    }
+    Err(Failure::new(
+        Kind::Unsupported,
+        format!("the daemon here is malai {}, which speaks another version than this {}", theirs.malai, hello().malai),
+    )
+    .hint(RESTART))
+}
+
+fn gone() -> Failure {
+    Failure::new(Kind::Unknown, "the daemon here went away before it answered; whether it was done is not known")
+        .hint("see: malai daemon status")
+}
+
+fn lost(e: &CodecError) -> Failure {
+    Failure::new(
+        Kind::Unknown,
+        format!("the connection to the daemon here broke ({e}); whether it was done is not known"),
+    )
+    .hint("see: malai daemon status")
+}
+
+fn not_understood(e: &CodecError) -> Failure {
+    Failure::new(Kind::Internal, format!("the daemon here is not understood: {e}")).hint(RESTART)
+}

@@ -1,0 +1,169 @@
+//! `malai audit`.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+
+use malai_protocol::audit::{Entry, Event, KEPT};
+use malai_protocol::failure::{Failure, Kind};
+use malai_protocol::home::Home;
+
+use super::Context;
+use crate::output::Output;
+use crate::{duration, escape, timestamp};
+
+/// The longest line that is read, in bytes: an argv of 1 MiB, all of it written as escapes, and the rest.
+const MAX_LINE: u64 = 16 * 1024 * 1024;
+
+/// Show what was run on this machine, or refused
+///
+/// Oldest first, from every audit file of this home. With --json one object a line.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Audit {
+    /// Only from then on: 30m, 2h, 7d, or a time in UTC such as 2026-01-31T08:00
+    #[arg(long, value_name = "DURATION|TIME", value_parser = parse_since)]
+    since: Option<u64>,
+}
+
+fn parse_since(text: &str) -> Result<u64, String> {
+    if let Some(ms) = timestamp::parse(text) {
+        return Ok(ms);
+    }
+    let ago = duration::parse(text).map_err(|e| format!("{e}; or a time such as 2026-01-31T08:00"))?;
+    Ok(timestamp::now_ms().saturating_sub(duration::millis(ago)))
+}
+
+impl Audit {
+    /// # Errors
+    /// When a file cannot be read.
+    pub(super) fn run(self, cx: &Context) -> Result<u8, Failure> {
+        let files = files(&cx.home);
+        if files.is_empty() {
+            cx.out.note("nothing was run or refused on this machine yet");
+        }
+        let mut sound = true;
+        for path in &files {
+            sound &= show(cx.out, path, self.since.unwrap_or(0))?;
+        }
+        Ok(u8::from(!sound))
+    }
+}
+
+/// The audit files that exist, oldest first.
+fn files(home: &Home) -> Vec<PathBuf> {
+    let older = (1..=KEPT).rev().map(|number| home.audit_part(number));
+    older.chain([home.audit()]).filter(|path| path.exists()).collect()
+}
+
+/// Shows one file; whether all its lines could be read.
+fn show(out: Output, path: &Path, since_ms: u64) -> Result<bool, Failure> {
+    let fail = |e: std::io::Error| Failure::new(Kind::Internal, format!("{} cannot be read: {e}", path.display()));
+    let mut reader = BufReader::new(File::open(path).map_err(fail)?);
+    let mut sound = true;
+    let mut line = Vec::new();
+    for number in 1u64.. {
+        line.clear();
+        reader.by_ref().take(MAX_LINE).read_until(b'\n', &mut line).map_err(fail)?;
+        if line.is_empty() {
+            break;
+        }
+        match serde_json::from_slice::<Entry>(&line) {
+            Ok(entry) if entry.at_ms < since_ms => {}
+            Ok(entry) if out.json => out.document(&entry)?,
+            Ok(entry) => out.row(&text(&entry))?,
+            Err(e) => {
+                sound = false;
+                out.note(&format!("error: {}, line {number}: no entry of an audit: {e}", path.display()));
+            }
+        }
+    }
+    Ok(sound)
+}
+
+/// An entry as a line for a person.
+fn text(entry: &Entry) -> String {
+    let event = match entry.event {
+        Event::Start => "start",
+        Event::End => "end",
+        Event::Refused => "refused",
+    };
+    let caller = entry.who.clone().unwrap_or_else(|| entry.id52.chars().take(10).collect());
+    let session: String = entry.session.chars().take(8).collect();
+    let mut parts =
+        vec![timestamp::utc(entry.at_ms), session, format!("{event:<7}"), format!("{caller}.{}", entry.cluster)];
+    let mut add = |name: &str, value: Option<String>| parts.extend(value.map(|value| format!("{name}={value}")));
+    add("as", entry.user.clone());
+    add("code", entry.code.map(|code| code.to_string()));
+    add("by", entry.outcome.as_ref().map(|outcome| escape::words(&[outcome])));
+    add("out", entry.stdout_bytes.map(|n| n.to_string()));
+    add("err", entry.stderr_bytes.map(|n| n.to_string()));
+    add("ms", entry.duration_ms.map(|n| n.to_string()));
+    add("env", (!entry.env.is_empty()).then(|| escape::words(&[entry.env.join(",")])));
+    add("reason", entry.reason.as_ref().map(|reason| escape::words(&[reason])));
+    add("named", entry.named.clone());
+    parts.push(format!("-- {}", escape::words(&entry.words)));
+    parts.join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry() -> Entry {
+        Entry {
+            at_ms: 1_767_225_600_000,
+            event: Event::End,
+            cluster: "company".into(),
+            session: "0123456789abcdef0123456789abcdef".into(),
+            who: Some("laptop".into()),
+            id52: "0123456789abcdefghij".into(),
+            words: vec!["echo".into(), "a b\x1b[2J".into()],
+            named: None,
+            user: Some("deploy".into()),
+            env: vec!["LANG".into()],
+            reason: Some("release 7".into()),
+            code: Some(0),
+            outcome: Some("self".into()),
+            stdout_bytes: Some(3),
+            stderr_bytes: Some(0),
+            duration_ms: Some(12),
+        }
+    }
+
+    #[test]
+    fn an_entry_is_one_harmless_line() {
+        insta::assert_snapshot!(text(&entry()), @r"2026-01-01T00:00:00Z 01234567 end     laptop.company as=deploy code=0 by=self out=3 err=0 ms=12 env=LANG reason='release 7' -- echo 'a b\x1b[2J'");
+        let refused = Entry {
+            event: Event::Refused,
+            who: None,
+            user: None,
+            env: Vec::new(),
+            reason: None,
+            outcome: Some("denied: no rule".into()),
+            stdout_bytes: None,
+            stderr_bytes: None,
+            duration_ms: None,
+            code: Some(254),
+            ..entry()
+        };
+        insta::assert_snapshot!(text(&refused), @r"2026-01-01T00:00:00Z 01234567 refused 0123456789.company code=254 by='denied: no rule' -- echo 'a b\x1b[2J'");
+    }
+
+    #[test]
+    fn rotated_files_come_oldest_first() {
+        let dir = tempfile::tempdir().expect("a directory");
+        for name in ["audit.jsonl", "audit.jsonl.2", "audit.jsonl.5", "audit.jsonl.1", "audit.jsonl.tmp", "other"] {
+            std::fs::write(dir.path().join(name), "").expect("writes");
+        }
+        let found = files(&Home::new(dir.path()));
+        let names: Vec<_> = found.iter().map(|p| p.file_name().expect("a name").to_str().expect("text")).collect();
+        assert_eq!(names, ["audit.jsonl.5", "audit.jsonl.2", "audit.jsonl.1", "audit.jsonl"]);
+    }
+
+    #[test]
+    fn since_is_a_span_or_a_time() {
+        assert_eq!(parse_since("2026-01-01"), Ok(1_767_225_600_000));
+        assert!(parse_since("1h").expect("a span") < timestamp::now_ms());
+        assert!(parse_since("yesterday").is_err());
+    }
+}

@@ -1,0 +1,53 @@
+//! `malai cluster init`.
+
+use malai_protocol::failure::Failure;
+use malai_protocol::local::{ClusterInit, ClusterMade, Request, Response};
+
+use crate::client::{self, Otherwise};
+use crate::commands::Context;
+
+/// Make a cluster; this machine becomes its manager and first machine
+///
+/// Prints the cluster's id52 on standard output.
+#[derive(Debug, clap::Args)]
+pub(super) struct Init {
+    /// The cluster's name, and its alias here
+    cluster: String,
+    /// This machine's name; default: from its host name
+    #[arg(long)]
+    name: Option<String>,
+    /// Never contact any public service: no relays, and only mDNS to find machines
+    #[arg(long)]
+    private: bool,
+    /// The user that commands run as on this machine
+    #[arg(long, value_name = "USER")]
+    username: Option<String>,
+}
+
+impl Init {
+    /// # Errors
+    /// What went wrong.
+    pub(super) fn run(self, cx: &Context) -> Result<u8, Failure> {
+        let Self { cluster, name, private, username } = self;
+        let username = super::username(username);
+        let request = Request::ClusterInit(ClusterInit { cluster, name, private, username });
+        let Response::Made(made) = client::request(&cx.home, request, Otherwise::Disk, cx.out)? else {
+            return Err(client::unexpected());
+        };
+        let ClusterMade { alias, cluster, machine, machine_id, config, join_addresses } = &made;
+        if cx.out.json {
+            cx.out.document(&made)?;
+        } else {
+            cx.out.row(&cluster.to_string())?;
+        }
+        cx.out.note(&format!("cluster {alias} made; this machine is {machine}.{alias}, id52 {machine_id}"));
+        cx.out.note(&format!("its config: {config}"));
+        if join_addresses.is_empty() {
+            cx.out.hint(&format!("start the daemon: malai daemon; then: malai cluster invite {alias} --name web01"));
+        } else {
+            cx.out.note(&format!("newcomers reach it at {}", join_addresses.join(", ")));
+            cx.out.hint(&format!("let a machine in: malai cluster invite {alias} --name web01"));
+        }
+        Ok(0)
+    }
+}

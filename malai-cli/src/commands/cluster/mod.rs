@@ -1,0 +1,66 @@
+//! `malai cluster`.
+
+mod approve;
+mod init;
+mod invite;
+mod list;
+mod pending;
+mod remove;
+
+use malai_protocol::failure::Failure;
+use malai_protocol::local::{Changed, Request, Response};
+
+use super::{Context, publication};
+use crate::client::{self, Otherwise};
+
+/// Make clusters, and let machines in and out
+#[derive(Debug, clap::Args)]
+pub(crate) struct Cluster {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum What {
+    Init(init::Init),
+    List(list::List),
+    Invite(invite::Invite),
+    Pending(pending::Pending),
+    Approve(approve::Approve),
+    Remove(remove::Remove),
+}
+
+impl Cluster {
+    /// # Errors
+    /// What went wrong.
+    pub(super) fn run(self, cx: &Context) -> Result<u8, Failure> {
+        match self.what {
+            What::Init(init) => init.run(cx),
+            What::List(list) => list.run(cx),
+            What::Invite(invite) => invite.run(cx),
+            What::Pending(pending) => pending.run(cx),
+            What::Approve(approve) => approve.run(cx),
+            What::Remove(remove) => remove.run(cx),
+        }
+    }
+}
+
+/// Makes a change to the machines of a cluster and tells what came of it.
+fn change(cx: &Context, cluster: &str, request: Request, done: &str) -> Result<u8, Failure> {
+    let Response::Changed(changed) = client::request(&cx.home, request, Otherwise::Disk, cx.out)? else {
+        return Err(client::unexpected());
+    };
+    if cx.out.json {
+        cx.out.document(&changed)?;
+    }
+    let Changed { machine, id, publication, warning } = &changed;
+    cx.out.note(&format!("{machine}.{cluster} {done}, id52 {id}"));
+    warning.iter().for_each(|words| cx.out.note(&format!("warning: {words}")));
+    publication::tell(cx.out, cluster, publication);
+    Ok(0)
+}
+
+/// The user that commands run as on a machine: the one that was named, else root where root asks.
+fn username(named: Option<String>) -> Option<String> {
+    named.or_else(|| nix::unistd::geteuid().is_root().then(|| "root".to_owned()))
+}

@@ -1,0 +1,55 @@
+//! `malai machine join`.
+
+use std::io::Read;
+
+use malai_protocol::failure::{Failure, Kind};
+use malai_protocol::invite::{Invite, MAX_TOKEN};
+use malai_protocol::local::{Joined, Request, Response};
+
+use crate::client::{self, Otherwise};
+use crate::commands::Context;
+use crate::stdio::Descriptor;
+
+/// Join a cluster by invite
+#[derive(Debug, clap::Args)]
+pub(super) struct Join {
+    /// The token that `malai cluster invite` printed; `-` reads it from standard input
+    #[arg(env = "MALAI_INVITE", hide_env_values = true)]
+    token: String,
+    /// What the cluster is called here; default: its name
+    #[arg(long)]
+    alias: Option<String>,
+}
+
+impl Join {
+    /// # Errors
+    /// What went wrong.
+    pub(super) fn run(self, cx: &Context) -> Result<u8, Failure> {
+        let token = if self.token == "-" { read_token()? } else { self.token };
+        let token = token.trim().to_owned();
+        token.parse::<Invite>().map_err(|e| {
+            Failure::new(Kind::Usage, e.to_string()).hint("make one on the manager: malai cluster invite company")
+        })?;
+        let request = Request::MachineJoin { token, alias: self.alias };
+        let Response::Joined(joined) = client::request(&cx.home, request, Otherwise::Agent, cx.out)? else {
+            return Err(client::unexpected());
+        };
+        if cx.out.json {
+            cx.out.document(&joined)?;
+        }
+        let Joined { alias, machine, machine_id, generation, .. } = &joined;
+        cx.out.note(&format!("joined {alias} as {machine}.{alias}, id52 {machine_id}, generation {generation}"));
+        cx.out.hint("to be reached by others, a daemon has to run here: malai daemon");
+        Ok(0)
+    }
+}
+
+fn read_token() -> Result<String, Failure> {
+    let fail =
+        |e: std::io::Error| Failure::new(Kind::Usage, format!("the token cannot be read from standard input: {e}"));
+    let mut token = String::new();
+    // One byte more than a token may have, so that a longer one is told from the longest.
+    let most = MAX_TOKEN as u64 + 2;
+    Descriptor::of(&std::io::stdin()).map_err(fail)?.take(most).read_to_string(&mut token).map_err(fail)?;
+    Ok(token)
+}

@@ -1,0 +1,104 @@
+//! One command, one file. A doc comment there is the help that users read.
+
+mod agent;
+mod audit;
+mod can;
+mod cluster;
+mod config;
+mod daemon;
+mod exec;
+mod executor;
+mod machine;
+mod publication;
+mod rescan;
+mod status;
+
+use std::ffi::OsString;
+
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use malai_protocol::failure::Failure;
+use malai_protocol::home::Home;
+
+use crate::output::Output;
+use crate::{args, home};
+
+const ABOUT_TARGETS: &str = "\
+Run a command on a machine:
+  malai web01.company -- uptime           options before the target are malai's: malai exec --help
+  malai deploy@web01.company ls -l /srv   everything after the target is the command, word by word
+
+A machine whose name is one of the commands above is reached by its full name, or by malai exec.
+Files are in $MALAI_HOME, by default the platform's data directory for malai.";
+
+/// Run commands on the machines of a cluster, found by public key.
+#[derive(Debug, Parser)]
+#[command(
+    name = "malai",
+    version,
+    arg_required_else_help = true,
+    subcommand_required = true,
+    override_usage = "malai [OPTIONS] <TARGET> [--] <ARGV>...\n       malai <COMMAND>",
+    after_help = ABOUT_TARGETS
+)]
+pub(crate) struct Cli {
+    /// Answer in JSON: one document, or one object a line for a stream
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Exec(exec::Exec),
+    Cluster(cluster::Cluster),
+    Machine(machine::Machine),
+    Daemon(daemon::Daemon),
+    Rescan(rescan::Rescan),
+    Config(config::Config),
+    Status(status::Status),
+    Can(can::Can),
+    Audit(audit::Audit),
+    Executor(executor::Executor),
+    Agent(agent::Agent),
+}
+
+/// What every command needs.
+#[derive(Debug)]
+pub(crate) struct Context {
+    /// Where this malai lives.
+    pub(crate) home: Home,
+    /// How it prints.
+    pub(crate) out: Output,
+}
+
+/// Does what the command line says, tells what went wrong, and returns the exit code.
+pub(crate) fn run(args: Vec<OsString>) -> u8 {
+    let mut root = Cli::command();
+    let cut = args::cut(args, &root);
+    let wants_json = Output { json: cut.head.iter().any(|word| word == "--json") };
+    let parsed = root.try_get_matches_from_mut(cut.head).and_then(|matches| Cli::from_arg_matches(&matches));
+    let cli = match parsed {
+        Ok(cli) => cli,
+        Err(error) => return wants_json.usage(&error),
+    };
+    let out = Output { json: cli.json };
+    let code = home::find().and_then(|home| dispatch(cli.command, &Context { home, out }, cut.literal, cut.words));
+    code.unwrap_or_else(|failure| out.failure(&failure))
+}
+
+fn dispatch(command: Command, cx: &Context, literal: bool, words: Vec<OsString>) -> Result<u8, Failure> {
+    match command {
+        Command::Exec(exec) => exec.run(cx, literal, words),
+        Command::Cluster(cluster) => cluster.run(cx),
+        Command::Machine(machine) => machine.run(cx),
+        Command::Daemon(daemon) => daemon.run(cx),
+        Command::Rescan(rescan) => rescan.run(cx),
+        Command::Config(config) => config.run(cx),
+        Command::Status(status) => status.run(cx),
+        Command::Can(can) => can.run(cx, literal, words),
+        Command::Audit(audit) => audit.run(cx),
+        Command::Executor(executor) => executor.run(cx),
+        Command::Agent(agent) => agent.run(cx),
+    }
+}

@@ -1,0 +1,169 @@
+//! `malai status`.
+
+use malai_protocol::failure::Failure;
+use malai_protocol::local::{ClusterState, ClusterStatus, MachineStatus, Request, Response, Role};
+
+use super::{Context, daemon};
+use crate::client::{self, Otherwise};
+use crate::output::Output;
+use crate::{output, timestamp};
+
+/// Show this machine, its clusters, and what is known of each machine
+#[derive(Debug, clap::Args)]
+pub(crate) struct Status;
+
+impl Status {
+    /// # Errors
+    /// What went wrong.
+    pub(super) fn run(self, cx: &Context) -> Result<u8, Failure> {
+        let Response::Status(status) = client::request(&cx.home, Request::Status, Otherwise::Agent, cx.out)? else {
+            return Err(client::unexpected());
+        };
+        if cx.out.json {
+            cx.out.document(&status)?;
+            return Ok(0);
+        }
+        daemon::describe(Some(&status.daemon)).iter().try_for_each(|line| cx.out.row(line))?;
+        let now = timestamp::now_ms();
+        for cluster in &status.clusters {
+            describe(cluster, now).iter().try_for_each(|line| cx.out.row(line))?;
+            alarms(cx.out, cluster);
+        }
+        if status.clusters.is_empty() {
+            cx.out.note("no cluster was made or joined here");
+            cx.out.hint("make one: malai cluster init company; or join one: malai machine join TOKEN");
+        }
+        Ok(0)
+    }
+}
+
+/// One cluster: who this machine is in it, and a table of all machines.
+fn describe(cluster: &ClusterStatus, now_ms: u64) -> Vec<String> {
+    let ClusterStatus { alias, role, machine, machine_id, generation, addresses, join_addresses, .. } = cluster;
+    let role = match role {
+        Role::Manager => "this machine is the cluster manager",
+        Role::Machine => "a machine of it",
+    };
+    let mut lines = vec![String::new(), format!("{alias}: {role}")];
+    let mut field = |name: &str, value: Option<String>| {
+        lines.extend(value.map(|value| format!("  {name:<12}{value}")));
+    };
+    field("cluster", cluster.cluster.map(|id| id.to_string()));
+    field("machine", machine.clone());
+    field("id52", machine_id.map(|id| id.to_string()));
+    field("generation", generation.map(|generation| generation.to_string()));
+    let list = |all: &[String]| (!all.is_empty()).then(|| all.join(", "));
+    field("addresses", list(addresses));
+    field("join", list(join_addresses));
+    if let ClusterState::Waiting(what) = &cluster.state {
+        field("waiting", Some(what.clone()));
+    }
+    if !cluster.machines.is_empty() {
+        let mut rows = vec![["  MACHINE", "ID52", "GENERATION", "STATE"].map(String::from).to_vec()];
+        rows.extend(cluster.machines.iter().map(|machine| row(machine, now_ms)));
+        lines.extend(output::table(&rows));
+    }
+    lines
+}
+
+fn row(machine: &MachineStatus, now_ms: u64) -> Vec<String> {
+    let mark = if machine.manager { " (manager)" } else { "" };
+    let generation = machine.generation.map_or("-".into(), |generation| generation.to_string());
+    vec![format!("  {}{mark}", machine.name), machine.id.short(), generation, state(machine, now_ms)]
+}
+
+/// In words; `connected` only where there is a live connection.
+fn state(machine: &MachineStatus, now_ms: u64) -> String {
+    if machine.this {
+        return "this machine".into();
+    }
+    match (&machine.connection, machine.last_seen_ms) {
+        (Some(connection), _) => {
+            let ms = connection.rtt_us as f64 / 1000.0;
+            let since = timestamp::ago(connection.since_ms, now_ms);
+            format!("connected, {}, {ms:.1} ms, for {since}", connection.path)
+        }
+        (None, Some(seen)) => format!("no connection, last seen {} ago", timestamp::ago(seen, now_ms)),
+        (None, None) => "no connection, never seen".into(),
+    }
+}
+
+fn alarms(out: Output, cluster: &ClusterStatus) {
+    let name = &cluster.alias;
+    if let ClusterState::Broken(failure) = &cluster.state {
+        out.explain(&Failure { message: format!("{name}: {}", failure.message), ..failure.clone() });
+    }
+    cluster.alarm.iter().for_each(|alarm| out.note(&format!("alarm: {name}: {alarm}")));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use malai_protocol::id::{ClusterId, MachineId};
+    use malai_protocol::local::Connection;
+
+    /// The public key of RFC 8032's first test vector.
+    const KEY: &str = "d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a";
+
+    fn key() -> [u8; 32] {
+        data_encoding::HEXLOWER.decode(KEY.as_bytes()).expect("hex").try_into().expect("32 bytes")
+    }
+
+    fn machine(name: &str) -> MachineStatus {
+        MachineStatus {
+            name: name.into(),
+            id: MachineId::from_bytes(key()).expect("a key"),
+            this: false,
+            manager: false,
+            connection: None,
+            generation: None,
+            last_seen_ms: None,
+        }
+    }
+
+    #[test]
+    fn a_machine_without_a_live_connection_is_never_called_connected() {
+        for last_seen_ms in [None, Some(0), Some(u64::MAX)] {
+            let words = state(&MachineStatus { last_seen_ms, ..machine("web01") }, 1);
+            assert!(words.starts_with("no connection, "), "{words}");
+        }
+    }
+
+    #[test]
+    fn a_cluster_is_shown_as_a_table() {
+        let connection = Connection { since_ms: 0, path: "direct 192.0.2.7:4001".into(), rtt_us: 41_234 };
+        let cluster = ClusterStatus {
+            alias: "company".into(),
+            cluster: Some(ClusterId::from_bytes(key()).expect("a key")),
+            role: Role::Manager,
+            machine: Some("laptop".into()),
+            machine_id: Some(MachineId::from_bytes(key()).expect("a key")),
+            state: ClusterState::Ready,
+            generation: Some(12),
+            alarm: None,
+            addresses: vec!["192.0.2.1:4001".into()],
+            join_addresses: vec!["192.0.2.1:4002".into()],
+            machines: vec![
+                MachineStatus { this: true, manager: true, generation: Some(12), ..machine("laptop") },
+                MachineStatus { connection: Some(connection), generation: Some(12), ..machine("web01") },
+                MachineStatus { last_seen_ms: Some(10_000), generation: Some(11), ..machine("db01") },
+                machine("new"),
+            ],
+        };
+        insta::assert_snapshot!(describe(&cluster, 100_000).join("\n"), @r"
+
+        company: this machine is the cluster manager
+          cluster     qtd9g0c2m45bflabvr9sip07787e2snjraj269df08d6hto7a4d0
+          machine     laptop
+          id52        qtd9g0c2m45bflabvr9sip07787e2snjraj269df08d6hto7a4d0
+          generation  12
+          addresses   192.0.2.1:4001
+          join        192.0.2.1:4002
+          MACHINE           ID52        GENERATION  STATE
+          laptop (manager)  qtd9g0c2m4  12          this machine
+          web01             qtd9g0c2m4  12          connected, direct 192.0.2.7:4001, 41.2 ms, for 100 s
+          db01              qtd9g0c2m4  11          no connection, last seen 90 s ago
+          new               qtd9g0c2m4  -           no connection, never seen
+        ");
+    }
+}

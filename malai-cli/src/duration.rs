@@ -1,0 +1,57 @@
+//! Spans of time as they are typed: `500ms`, `5`, `5s`, `1.5m`, `1h`, `7d`.
+
+use std::time::Duration;
+
+/// Units with their length in milliseconds; the longer name first where one ends with another.
+const UNITS: &[(&str, f64)] = &[("ms", 1.0), ("s", 1e3), ("m", 60e3), ("h", 3600e3), ("d", 86_400e3)];
+/// The longest span: about a hundred years, far from any overflow.
+const MAX_MS: f64 = 100.0 * 365.25 * 86_400e3;
+
+/// Reads a span; a bare number is seconds.
+///
+/// # Errors
+/// In words, for clap.
+pub(crate) fn parse(text: &str) -> Result<Duration, String> {
+    let (number, unit) = UNITS
+        .iter()
+        .find_map(|(name, length)| text.strip_suffix(name).map(|number| (number, *length)))
+        .unwrap_or((text, 1e3));
+    // `f64` would also read `inf`, `1e9` and a sign.
+    if number.is_empty() || !number.bytes().all(|b| b.is_ascii_digit() || b == b'.') {
+        return Err("a span of time is a number and ms, s, m, h or d; a bare number is seconds".into());
+    }
+    let number: f64 = number.parse().map_err(|_| format!("`{number}` is not a number"))?;
+    let ms = number * unit;
+    if ms > MAX_MS {
+        return Err("longer than a hundred years".into());
+    }
+    if ms < 1.0 {
+        return Err("has to be at least 1ms".into());
+    }
+    Ok(Duration::from_secs_f64(ms / 1e3))
+}
+
+/// A span in whole milliseconds.
+pub(crate) fn millis(span: Duration) -> u64 {
+    u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_span_has_a_unit_or_is_seconds() {
+        for (text, ms) in [("5", 5000), ("5s", 5000), ("250ms", 250), ("1.5m", 90_000), ("1h", 3_600_000)] {
+            assert_eq!(parse(text).map(millis), Ok(ms), "{text}");
+        }
+        assert_eq!(parse("2d").map(millis), Ok(172_800_000));
+    }
+
+    #[test]
+    fn nonsense_and_zero_are_refused() {
+        for text in ["", "s", "-1", "+1", "inf", "1e3", "1 s", "1w", "0", "0.1ms", "1.2.3", "9999999999h"] {
+            assert!(parse(text).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,113 @@
+//! Makes text harmless before a terminal sees it: control characters could move the cursor or retitle the window, and
+//! invisible or direction-changing ones could make one name look like another.
+
+use std::fmt::Write as _;
+
+/// Whether a character can do more than show itself.
+fn is_risky(c: char) -> bool {
+    c.is_control()
+        || matches!(c,
+            '\u{ad}' | '\u{61c}' | '\u{180e}'
+            // Zero-width characters, direction marks, line and paragraph separators, overrides and isolates.
+            | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}'
+            | '\u{feff}' | '\u{fff9}'..='\u{fffb}'
+            // Tags, which are invisible, and variation selectors beyond the common ones.
+            | '\u{e0000}'..='\u{e01ef}')
+}
+
+fn escape(text: &str, keep: &[char], write: fn(&mut String, char)) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        if is_risky(c) && !keep.contains(&c) {
+            write(&mut out, c);
+        } else {
+            out.push(c);
+        }
+    }
+    out
+}
+
+fn as_rust(out: &mut String, c: char) {
+    // Writing to a String cannot fail.
+    let _ = match c {
+        '\n' => out.write_str("\\n"),
+        '\r' => out.write_str("\\r"),
+        '\t' => out.write_str("\\t"),
+        c if (c as u32) < 0x100 => write!(out, "\\x{:02x}", c as u32),
+        c => write!(out, "\\u{{{:x}}}", c as u32),
+    };
+}
+
+fn as_json(out: &mut String, c: char) {
+    let mut units = [0; 2];
+    for unit in c.encode_utf16(&mut units) {
+        // Writing to a String cannot fail.
+        let _ = write!(out, "\\u{unit:04x}");
+    }
+}
+
+/// One line: a name, a word, a path.
+pub(crate) fn line(text: &str) -> String {
+    escape(text, &[], as_rust)
+}
+
+/// Text of several lines, such as a config: line ends and tabs stay.
+pub(crate) fn text(text: &str) -> String {
+    escape(text, &['\n', '\t'], as_rust)
+}
+
+/// A JSON document: the same document, in which risky characters are written as `\uXXXX`. Outside of its strings a
+/// document has none of them but line ends.
+pub(crate) fn json(document: &str) -> String {
+    escape(document, &['\n'], as_json)
+}
+
+/// Words as a shell would have to be given them, so that one word with a space is told from two.
+pub(crate) fn words<S: AsRef<str>>(words: &[S]) -> String {
+    let quoted: Vec<String> = words.iter().map(|w| quote(&line(w.as_ref()))).collect();
+    quoted.join(" ")
+}
+
+fn quote(word: &str) -> String {
+    let plain = |c: char| c.is_alphanumeric() || "_-./:=@%+,\\{}".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        word.to_owned()
+    } else {
+        format!("'{}'", word.replace('\'', "'\\''"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn control_characters_are_shown_and_not_obeyed() {
+        assert_eq!(line("a\x1b[2Jb\r\n\u{9b}c\x7f"), "a\\x1b[2Jb\\r\\n\\x9bc\\x7f");
+    }
+
+    #[test]
+    fn direction_changes_and_invisible_characters_are_shown() {
+        assert_eq!(line("web\u{202e}10\u{200b}\u{feff}\u{2066}"), "web\\u{202e}10\\u{200b}\\u{feff}\\u{2066}");
+    }
+
+    #[test]
+    fn other_text_stays_as_it_is() {
+        assert_eq!(line("grün 漢字 🦀 é"), "grün 漢字 🦀 é");
+        assert_eq!(text("a\n\tb\x07"), "a\n\tb\\x07");
+    }
+
+    #[test]
+    fn an_escaped_document_is_the_same_document() {
+        let value = serde_json::json!({ "name": "a\u{202e}\x1b\u{e0041}\n" });
+        let plain = value.to_string();
+        let escaped = json(&plain);
+        assert!(escaped.is_ascii(), "{escaped}");
+        assert_eq!(serde_json::from_str::<serde_json::Value>(&escaped).expect("json"), value);
+    }
+
+    #[test]
+    fn one_word_with_a_space_is_told_from_two() {
+        assert_eq!(words(&["echo", "a b", "", "it's"]), "echo 'a b' '' 'it'\\''s'");
+    }
+}

@@ -1,0 +1,115 @@
+//! The objects of `malai exec --json`, one a line on standard output. docs/exit-codes.md documents them.
+
+use bytes::Bytes;
+use malai_protocol::failure::Failure;
+use malai_protocol::session::{ExitRecord, Output, Started};
+use serde::Serialize;
+
+/// One object.
+#[derive(Debug, Serialize)]
+#[serde(tag = "event", rename_all = "lowercase")]
+pub(crate) enum Event<'a> {
+    /// The command runs.
+    Started {
+        target: &'a str,
+        #[serde(flatten)]
+        started: &'a Started,
+    },
+    /// Output, cut anywhere.
+    Stdout(Chunk<'a>),
+    /// Error output, cut anywhere.
+    Stderr(Chunk<'a>),
+    /// The command ended; last.
+    Exit {
+        target: &'a str,
+        /// What `malai` exits with.
+        code: u8,
+        #[serde(flatten)]
+        record: &'a ExitRecord,
+    },
+    /// There is no result; last.
+    Error {
+        target: &'a str,
+        /// What `malai` exits with.
+        code: u8,
+        error: &'a Failure,
+    },
+}
+
+/// Bytes: as text where they are UTF-8, else in base64.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Chunk<'a> {
+    /// `{"text": …}`
+    Text(&'a str),
+    /// `{"base64": …}`
+    Base64(String),
+}
+
+impl<'a> Event<'a> {
+    /// A piece of output.
+    pub(crate) fn output(stream: Output, bytes: &'a [u8]) -> Self {
+        let chunk = match std::str::from_utf8(bytes) {
+            Ok(text) => Chunk::Text(text),
+            Err(_) => Chunk::Base64(data_encoding::BASE64.encode(bytes)),
+        };
+        match stream {
+            Output::Stdout => Self::Stdout(chunk),
+            Output::Stderr => Self::Stderr(chunk),
+        }
+    }
+
+    /// The object as a line.
+    ///
+    /// # Errors
+    /// When it has no form in JSON.
+    pub(crate) fn line(&self) -> Result<Bytes, Failure> {
+        crate::output::json_line(self).map(Bytes::from)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use malai_protocol::failure::Kind;
+    use malai_protocol::id::Incarnation;
+    use malai_protocol::session::{EndedBy, Status};
+
+    fn line(event: &Event<'_>) -> String {
+        String::from_utf8(event.line().expect("json").to_vec()).expect("text")
+    }
+
+    #[test]
+    fn the_objects_are_as_documented() {
+        let started = Started {
+            incarnation: Incarnation::from_bytes([1; 16]),
+            hostname: "web01".into(),
+            pid: 7,
+            user: "u".into(),
+        };
+        let record = ExitRecord {
+            status: Status::Exited { code: 3 },
+            ended_by: EndedBy::Itself,
+            stdout_bytes: 1,
+            stderr_bytes: 2,
+            duration_ms: 4,
+            output_open: false,
+            reason: None,
+        };
+        let failure = Failure::new(Kind::Denied, "no").hint("ask");
+        let all = [
+            line(&Event::Started { target: "web01.c", started: &started }),
+            line(&Event::output(Output::Stdout, b"hi\n\x1b")),
+            line(&Event::output(Output::Stderr, b"\xff")),
+            line(&Event::Exit { target: "web01.c", code: 3, record: &record }),
+            line(&Event::Error { target: "web01.c", code: 254, error: &failure }),
+        ];
+        insta::assert_snapshot!(all.concat(), @r#"
+        {"event":"started","target":"web01.c","incarnation":"01010101010101010101010101010101","hostname":"web01","pid":7,"user":"u"}
+        {"event":"stdout","text":"hi\n\u001b"}
+        {"event":"stderr","base64":"/w=="}
+        {"event":"exit","target":"web01.c","code":3,"status":{"exited":{"code":3}},"ended_by":"self","stdout_bytes":1,"stderr_bytes":2,"duration_ms":4,"output_open":false}
+        {"event":"error","target":"web01.c","code":254,"error":{"kind":"denied","message":"no","hint":"ask"}}
+        "#);
+    }
+}

@@ -1,0 +1,214 @@
+//! What the other commands ask and how they show the answer.
+
+use malai_protocol::failure::{Failure, Kind};
+use malai_protocol::local::{
+    Config, DaemonStatus, Invited, Publication, Request, RescanOutcome, Rescanned, Response, Verdict,
+};
+use malai_protocol::plan::Tree;
+
+use crate::harness::{Daemon, Ended, Home, wait};
+
+/// Runs a command against a daemon that answers so.
+fn ask(args: &[&str], responses: &[Response]) -> (Request, Ended) {
+    let home = Home::new();
+    let daemon = Daemon::bind(&home);
+    let child = home.malai(args).spawn().expect("starts");
+    let request = daemon.answer(responses);
+    (request, wait(child))
+}
+
+fn daemon_status(agent: bool, ready: bool) -> Response {
+    Response::Daemon(DaemonStatus {
+        pid: 4711,
+        version: "0.1.0".into(),
+        agent,
+        ready,
+        tree: Some(Tree::Cgroup),
+        executor_pid: Some(4712),
+        sessions: 2,
+    })
+}
+
+fn publication(published: bool) -> Publication {
+    Publication { generation: 12, published, holding: vec!["laptop".into()], missing: vec!["db01".into()] }
+}
+
+#[test]
+fn daemon_status_is_0_only_for_a_daemon_that_is_ready() {
+    let (request, ended) = ask(&["daemon", "status"], &[daemon_status(false, true)]);
+    assert_eq!(request, Request::DaemonStatus);
+    insta::assert_snapshot!(ended, @r"
+    exit 0
+    --- stdout
+    daemon pid 4711, malai 0.1.0: ready
+    cgroups: used, a command leaves no process behind
+    sessions: 2, executor pid 4712
+    --- stderr
+    ");
+    assert_eq!(ask(&["daemon", "status"], &[daemon_status(true, true)]).1.code, 1);
+    assert_eq!(ask(&["daemon", "status"], &[daemon_status(false, false)]).1.code, 1);
+    insta::assert_snapshot!(Home::new().run(&["daemon", "status"]), @r"
+    exit 1
+    --- stdout
+    no daemon runs here
+    --- stderr
+    ");
+    assert_eq!(Home::new().run(&["daemon", "status", "--json"]).stdout, "{\"daemon\":null}\n");
+}
+
+#[test]
+fn daemon_stop_waits_until_the_lock_is_free() {
+    let home = Home::new();
+    let daemon = Daemon::bind(&home);
+    let lock = std::fs::File::create(home.path().join("malai.lock")).expect("a lock");
+    lock.lock().expect("locks");
+    let mut child = home.malai(&["daemon", "stop"]).spawn().expect("starts");
+    assert_eq!(daemon.answer(&[Response::Done]), Request::Stop);
+    // It was answered, and another run has time to begin and to end.
+    assert_eq!(home.run(&["--version"]).code, 0);
+    assert!(child.try_wait().expect("asks").is_none());
+    drop(lock);
+    let ended = wait(child);
+    assert_eq!((ended.code, ended.stderr.as_str()), (0, "malai: daemon stopped\n"));
+}
+
+#[test]
+fn daemon_stop_without_a_daemon_says_so() {
+    let ended = Home::new().run(&["daemon", "stop"]);
+    assert_eq!((ended.code, ended.stderr.as_str()), (0, "malai: no daemon runs here\n"));
+}
+
+#[test]
+fn the_token_is_alone_on_standard_output() {
+    let invited = Invited {
+        token: "malai1abc".into(),
+        expires_ms: 1_767_225_600_000,
+        join_addresses: vec!["192.0.2.1:4002".into()],
+    };
+    let (request, ended) = ask(&["cluster", "invite", "company", "--name", "web01"], &[Response::Invited(invited)]);
+    let Request::ClusterInvite(asked) = request else { panic!("{request:?}") };
+    assert_eq!((asked.uses, asked.expires_s, asked.name.as_deref()), (1, 3600, Some("web01")));
+    insta::assert_snapshot!(ended, @r"
+    exit 0
+    --- stdout
+    malai1abc
+    --- stderr
+    malai: expires 2026-01-01T00:00:00Z
+    malai: newcomers reach this machine at 192.0.2.1:4002
+    malai: hint: on the newcomer: malai machine join TOKEN; malai daemon
+    ");
+}
+
+#[test]
+fn rescan_is_0_only_when_all_is_published_and_says_who_has_it() {
+    let one = |outcome| Response::Rescanned(vec![Rescanned { alias: "company".into(), outcome }]);
+    let (_, ended) =
+        ask(&["rescan"], &[Response::Progress("asking db01".into()), one(RescanOutcome::Published(publication(true)))]);
+    insta::assert_snapshot!(ended, @r"
+    exit 0
+    --- stdout
+    --- stderr
+    malai: asking db01
+    malai: company: signed
+    malai: company: generation 12
+    malai: company: held by laptop
+    malai: company: not reached: db01; they get it as soon as they meet a machine that has it
+    ");
+    let (_, ended) = ask(&["rescan"], &[one(RescanOutcome::Published(publication(false)))]);
+    assert_eq!(ended.code, 1);
+    assert!(ended.stderr.contains("malai: not published: no daemon runs here\n"), "{ended}");
+    let broken = Failure::new(Kind::BadConfig, "cluster.toml:3:1: unknown key `nam`").hint("did you mean `name`?");
+    let (request, ended) = ask(&["rescan", "company", "--yes", "--over", "7"], &[one(RescanOutcome::Failed(broken))]);
+    let Request::Rescan(asked) = request else { panic!("{request:?}") };
+    assert_eq!((asked.cluster.as_deref(), asked.check, asked.yes, asked.over), (Some("company"), false, true, Some(7)));
+    insta::assert_snapshot!(ended, @r"
+    exit 1
+    --- stdout
+    --- stderr
+    malai: error: company: cluster.toml:3:1: unknown key `nam`
+    malai: hint: did you mean `name`?
+    ");
+}
+
+#[test]
+fn a_failure_is_one_document_where_json_was_asked_for() {
+    let failure = Failure::new(Kind::NotConfigured, "no cluster `x`").hint("malai cluster list");
+    let (_, ended) = ask(&["--json", "config", "show", "x"], &[Response::Failed(failure)]);
+    insta::assert_snapshot!(ended, @r#"
+    exit 255
+    --- stdout
+    {"error":{"hint":"malai cluster list","kind":"not-configured","message":"no cluster `x`"}}
+    --- stderr
+    malai: error: no cluster `x`
+    malai: hint: malai cluster list
+    "#);
+}
+
+#[test]
+fn config_diff_is_1_where_there_is_one() {
+    let config = |edited: Option<&str>, diff: &str| {
+        Response::Config(Config {
+            alias: "company".into(),
+            generation: 1,
+            signed: "a = 1\n".into(),
+            edited: edited.map(Into::into),
+            diff: diff.into(),
+        })
+    };
+    let (_, ended) = ask(&["config", "diff", "company"], &[config(Some("a = 2\n"), "-a = 1\n+a = 2\n")]);
+    assert_eq!((ended.code, ended.stdout.as_str()), (1, "-a = 1\n+a = 2\n"));
+    assert_eq!(ask(&["config", "diff", "company"], &[config(Some("a = 1\n"), "")]).1.code, 0);
+    assert_eq!(ask(&["config", "diff", "company"], &[config(None, "")]).1.code, 255);
+    assert_eq!(ask(&["config", "show", "company"], &[config(None, "")]).1.stdout, "a = 1\n");
+}
+
+#[test]
+fn can_asks_for_the_words_and_its_exit_code_is_the_verdict() {
+    let verdict = Verdict { allowed: false, steps: vec!["no rule names db01".into()], hint: Some("allow_from".into()) };
+    let (request, ended) = ask(&["can", "db01", "root@web01.company", "--", "ls", "-l"], &[Response::Verdict(verdict)]);
+    let Request::Can(asked) = request else { panic!("{request:?}") };
+    assert_eq!((asked.who.as_str(), asked.machine.as_str(), asked.user.as_deref()), ("db01", "web01", Some("root")));
+    assert_eq!((asked.words, asked.literal), (vec!["ls".to_owned(), "-l".into()], true));
+    insta::assert_snapshot!(ended, @r"
+    exit 1
+    --- stdout
+    denied
+      no rule names db01
+    --- stderr
+    malai: hint: allow_from
+    ");
+}
+
+#[test]
+fn a_daemon_that_dies_before_it_answers_is_not_taken_for_done() {
+    let home = Home::new();
+    let daemon = Daemon::bind(&home);
+    let child = home.malai(&["rescan"]).spawn().expect("starts");
+    let mut peer = daemon.accept();
+    peer.greet();
+    peer.request();
+    drop(peer);
+    let ended = wait(child);
+    assert_eq!(ended.code, 253, "{ended}");
+    assert!(ended.stderr.contains("whether it was done is not known"), "{ended}");
+}
+
+#[test]
+fn audit_shows_all_files_and_names_lines_that_are_none() {
+    let home = Home::new();
+    assert_eq!(home.run(&["audit"]).code, 0);
+    let line = |at: u64, word: &str| {
+        format!(
+            r#"{{"at_ms":{at},"event":"refused","cluster":"company","session":"00","id52":"abc","words":["{word}"],"code":254}}"#
+        ) + "\n"
+    };
+    std::fs::write(home.path().join("audit.jsonl.1"), line(1000, "old")).expect("writes");
+    std::fs::write(home.path().join("audit.jsonl"), line(2000, "new\\u001b") + "nonsense\n").expect("writes");
+    let ended = home.run(&["audit"]);
+    assert_eq!(ended.code, 1, "{ended}");
+    let lines: Vec<&str> = ended.stdout.lines().collect();
+    assert!(lines.len() == 2 && lines[0].ends_with("-- old") && lines[1].ends_with("-- new\\x1b"), "{ended}");
+    assert!(ended.stderr.contains("audit.jsonl, line 2: no entry of an audit"), "{ended}");
+    let ended = home.run(&["audit", "--json", "--since", "1970-01-01T00:00:02"]);
+    assert!(ended.stdout.starts_with("{\"at_ms\":2000,") && ended.stdout.lines().count() == 1, "{ended}");
+}

@@ -1,0 +1,96 @@
+//! The life of a daemon, as the one who types sees it.
+
+use std::path::Path;
+
+use crate::harness::Home;
+
+/// Stops the daemon of a home, however the test ends.
+struct Stopped<'a>(&'a Home);
+
+impl Drop for Stopped<'_> {
+    fn drop(&mut self) {
+        self.0.run(&["daemon", "stop"]);
+    }
+}
+
+fn pid(home: &Home) -> u64 {
+    let status = home.run(&["daemon", "status", "--json"]).stdout;
+    let status: serde_json::Value = serde_json::from_str(&status).expect("a document");
+    status["daemon"]["pid"].as_u64().expect("a pid")
+}
+
+#[test]
+fn a_daemon_starts_once_says_its_pid_and_stops() {
+    let home = Home::new();
+    let _stopped = Stopped(&home);
+    let started = home.run(&["daemon"]);
+    assert_eq!((started.code, started.stdout.as_str()), (0, ""), "{started}");
+    let pid = pid(&home);
+    assert!(started.stderr.ends_with(&format!("malai: daemon ready, pid {pid}\n")), "{started}");
+    assert_eq!(home.run(&["daemon", "status"]).code, 0);
+
+    let second = home.run(&["daemon"]);
+    assert_eq!(second.code, 255, "{second}");
+    assert!(second.stderr.contains(&pid.to_string()), "{second}");
+
+    assert_eq!(home.run(&["daemon", "stop"]).code, 0);
+    assert_eq!(home.run(&["daemon", "status"]).code, 1);
+    assert!(home.run(&["daemon"]).code == 0, "it starts again at once");
+}
+
+#[test]
+fn a_daemon_in_the_foreground_stops_by_sigterm_in_good_order() {
+    let home = Home::new();
+    let mut child = home.malai(&["daemon", "--foreground"]).spawn().expect("starts");
+    let stderr = child.stderr.take().expect("a pipe");
+    let mut lines = std::io::BufRead::lines(std::io::BufReader::new(stderr));
+    let ready = format!("malai: daemon ready, pid {}", child.id());
+    assert!(lines.any(|line| line.expect("text") == ready));
+    // The rest is read too, or a full pipe would hold the daemon.
+    let rest = std::thread::spawn(move || lines.count());
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(child.id()).expect("a pid"));
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).expect("signals");
+    let ended = crate::harness::wait(child);
+    assert_eq!(ended.code, 0, "{ended}");
+    rest.join().expect("no panic");
+    assert_eq!(home.run(&["daemon", "status"]).code, 1);
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn an_agent_keeps_nothing_of_the_one_that_started_it() {
+    let home = Home::new();
+    let _stopped = Stopped(&home);
+    // A shell passes its descriptors on.
+    let mut shell = std::process::Command::new("sh");
+    let script = "exec 9<\"$MALAI_HOME\"; exec \"$0\" -n web01.company true";
+    shell.args(["-c", script, env!("CARGO_BIN_EXE_malai")]);
+    let ended = crate::harness::wait(home.prepare(&mut shell).spawn().expect("starts"));
+    assert_eq!(ended.code, 255, "{ended}");
+    assert_eq!(home.run(&["daemon", "status"]).code, 1, "an agent is no daemon");
+
+    let process = Path::new("/proc").join(pid(&home).to_string());
+    let link = |name: &str| std::fs::read_link(process.join(name)).expect("a link");
+    for name in ["fd/0", "fd/1", "fd/2"] {
+        assert_eq!(link(name), Path::new("/dev/null"), "{name}");
+    }
+    assert_eq!(link("cwd"), Path::new("/"));
+    let stat = std::fs::read_to_string(process.join("stat")).expect("reads");
+    let session = stat.rsplit(") ").next().and_then(|rest| rest.split(' ').nth(3)).expect("a session");
+    assert_eq!(session, pid(&home).to_string(), "it leads its own session");
+    let open = std::fs::read_dir(process.join("fd")).expect("reads");
+    let directories = open.filter_map(|fd| std::fs::read_link(fd.expect("an entry").path()).ok());
+    assert_eq!(directories.filter(|to| to == home.path()).count(), 0);
+}
+
+#[test]
+fn several_at_once_share_one_agent() {
+    let home = Home::new();
+    let _stopped = Stopped(&home);
+    let all: Vec<_> = (0..5).map(|_| home.malai(&["web01.company", "true"]).spawn().expect("starts")).collect();
+    for child in all {
+        let ended = crate::harness::wait(child);
+        assert_eq!(ended.code, 255, "{ended}");
+        assert!(!ended.stderr.contains("socket"), "{ended}");
+    }
+}

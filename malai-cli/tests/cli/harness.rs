@@ -1,0 +1,211 @@
+//! A home of its own for each test, the real binary in it, and a daemon that speaks frames by hand.
+
+#![allow(clippy::unwrap_used, reason = "a test's scaffolding ends the test when it breaks")]
+
+use std::io::{Read, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use bytes::BytesMut;
+use malai_protocol::codec::{Frame, FrameCodec, Kind};
+use malai_protocol::id::Incarnation;
+use malai_protocol::local::{Hello, Request, Response, VERSION};
+use malai_protocol::session::{EndedBy, ExitRecord, Started, Status};
+use tokio_util::codec::Decoder;
+
+/// How long a test waits for anything.
+const SOON: Duration = Duration::from_secs(20);
+
+pub(crate) struct Home(tempfile::TempDir);
+
+impl Home {
+    pub(crate) fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o700)).unwrap();
+        Self(dir)
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    /// The binary with these arguments; its streams are pipes.
+    pub(crate) fn malai(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_malai"));
+        self.prepare(&mut command);
+        command.args(args);
+        command
+    }
+
+    pub(crate) fn prepare<'a>(&self, command: &'a mut Command) -> &'a mut Command {
+        command.env_remove("MALAI_INVITE").env_remove("COLUMNS").env("MALAI_HOME", self.path());
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped())
+    }
+
+    /// Runs it to its end.
+    pub(crate) fn run(&self, args: &[&str]) -> Ended {
+        wait(self.malai(args).spawn().unwrap())
+    }
+}
+
+/// How a process ended, and what it wrote to pipes.
+#[derive(Debug)]
+pub(crate) struct Ended {
+    pub(crate) code: i32,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+}
+
+impl std::fmt::Display for Ended {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "exit {}\n--- stdout\n{}--- stderr\n{}", self.code, self.stdout, self.stderr)
+    }
+}
+
+/// Waits for a process, with a deadline.
+pub(crate) fn wait(mut child: Child) -> Ended {
+    let streams = (child.stdout.take(), child.stderr.take());
+    let stdout = std::thread::spawn(move || drain(streams.0));
+    let stderr = std::thread::spawn(move || drain(streams.1));
+    let deadline = Instant::now() + SOON;
+    let status = loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            break status;
+        }
+        if Instant::now() >= deadline {
+            child.kill().unwrap();
+            panic!("it did not end");
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    };
+    let code = status.code().unwrap_or(-1);
+    Ended { code, stdout: stdout.join().unwrap(), stderr: stderr.join().unwrap() }
+}
+
+fn drain(stream: Option<impl Read>) -> String {
+    let mut bytes = Vec::new();
+    stream.into_iter().for_each(|mut stream| {
+        stream.read_to_end(&mut bytes).unwrap();
+    });
+    String::from_utf8(bytes).unwrap()
+}
+
+pub(crate) fn record(code: u8, stdout_bytes: u64, stderr_bytes: u64) -> ExitRecord {
+    ExitRecord {
+        status: Status::Exited { code },
+        ended_by: EndedBy::Itself,
+        stdout_bytes,
+        stderr_bytes,
+        duration_ms: 1,
+        output_open: false,
+        reason: None,
+    }
+}
+
+/// Listens where the daemon would.
+pub(crate) struct Daemon(UnixListener);
+
+impl Daemon {
+    pub(crate) fn bind(home: &Home) -> Self {
+        Self(UnixListener::bind(home.path().join("malai.sock")).unwrap())
+    }
+
+    pub(crate) fn accept(&self) -> Peer {
+        let (stream, _) = self.0.accept().unwrap();
+        stream.set_read_timeout(Some(SOON)).unwrap();
+        stream.set_write_timeout(Some(SOON)).unwrap();
+        Peer { stream, buffer: BytesMut::new(), codec: FrameCodec::new() }
+    }
+
+    /// Takes one request and answers it.
+    pub(crate) fn answer(&self, responses: &[Response]) -> Request {
+        let mut peer = self.accept();
+        peer.greet();
+        let request = peer.request();
+        responses.iter().for_each(|response| peer.send(Kind::Response, response));
+        request
+    }
+}
+
+/// One CLI, seen from the daemon.
+pub(crate) struct Peer {
+    stream: UnixStream,
+    buffer: BytesMut,
+    codec: FrameCodec,
+}
+
+impl Peer {
+    pub(crate) fn try_next(&mut self) -> Option<Frame> {
+        loop {
+            if let Some(frame) = self.codec.decode(&mut self.buffer).unwrap() {
+                return Some(frame);
+            }
+            let mut bytes = [0; 65536];
+            let n = self.stream.read(&mut bytes).unwrap();
+            if n == 0 {
+                return None;
+            }
+            self.buffer.extend_from_slice(&bytes[..n]);
+        }
+    }
+
+    pub(crate) fn next(&mut self) -> Frame {
+        self.try_next().expect("a frame")
+    }
+
+    /// The next frame of this kind.
+    pub(crate) fn await_kind(&mut self, kind: Kind) -> Frame {
+        loop {
+            let frame = self.next();
+            if frame.kind == kind {
+                return frame;
+            }
+        }
+    }
+
+    /// The kinds of all frames until the CLI closes.
+    pub(crate) fn rest(&mut self) -> Vec<Kind> {
+        std::iter::from_fn(|| self.try_next()).map(|frame| frame.kind).collect()
+    }
+
+    /// The greeting and the request.
+    pub(crate) fn request(&mut self) -> Request {
+        let hello: Hello = self.next().expect(Kind::LocalHello, "a greeting").unwrap();
+        assert_eq!(hello.version, VERSION);
+        self.next().expect(Kind::Request, "a request").unwrap()
+    }
+
+    pub(crate) fn send_frame(&mut self, frame: &Frame) {
+        self.stream.write_all(&frame.to_bytes()).unwrap();
+    }
+
+    pub(crate) fn send<T: serde::Serialize>(&mut self, kind: Kind, value: &T) {
+        self.send_frame(&Frame::control(kind, value).unwrap());
+    }
+
+    pub(crate) fn greet(&mut self) {
+        self.greet_as(false);
+    }
+
+    pub(crate) fn greet_as(&mut self, agent: bool) {
+        self.send(Kind::LocalHello, &Hello { version: VERSION, malai: "0.1.0".into(), pid: 1, agent });
+    }
+
+    /// Tells that the command runs.
+    pub(crate) fn start(&mut self) {
+        self.greet();
+        let incarnation = Incarnation::from_bytes([1; 16]);
+        self.send(Kind::Started, &Started { incarnation, hostname: "web01".into(), pid: 7, user: "u".into() });
+    }
+
+    pub(crate) fn output(&mut self, kind: Kind, bytes: &'static [u8]) {
+        self.send_frame(&Frame::data(kind, bytes::Bytes::from_static(bytes)));
+    }
+
+    pub(crate) fn exit(&mut self, record: &ExitRecord) {
+        self.send(Kind::Exit, record);
+    }
+}

@@ -1,0 +1,229 @@
+//! What help and usage errors look like.
+
+use crate::harness::Home;
+
+#[test]
+fn help_shows_the_two_forms_and_every_command() {
+    insta::assert_snapshot!(Home::new().run(&["--help"]), @r"
+    exit 0
+    --- stdout
+    Run commands on the machines of a cluster, found by public key
+
+    Usage: malai [OPTIONS] <TARGET> [--] <ARGV>...
+           malai <COMMAND>
+
+    Commands:
+      exec     Run a command on a machine
+      cluster  Make clusters, and let machines in and out
+      machine  Have this machine join and leave clusters
+      daemon   Run the daemon of all clusters of this home
+      rescan   Check, sign and publish an edited cluster.toml
+      config   Show, check and compare a cluster's config
+      status   Show this machine, its clusters, and what is known of each machine
+      can      Explain whether a machine may run a command on a target
+      audit    Show what was run on this machine, or refused
+      help     Print this message or the help of the given subcommand(s)
+
+    Options:
+          --json     Answer in JSON: one document, or one object a line for a stream
+      -h, --help     Print help
+      -V, --version  Print version
+
+    Run a command on a machine:
+      malai web01.company -- uptime           options before the target are malai's: malai exec --help
+      malai deploy@web01.company ls -l /srv   everything after the target is the command, word by word
+
+    A machine whose name is one of the commands above is reached by its full name, or by malai exec.
+    Files are in $MALAI_HOME, by default the platform's data directory for malai.
+    --- stderr
+    ");
+}
+
+#[test]
+fn help_of_exec_shows_its_options() {
+    insta::assert_snapshot!(Home::new().run(&["exec", "--help"]), @r"
+    exit 0
+    --- stdout
+    Run a command on a machine
+
+    Standard input, output and error, signals and the exit code are the command's own. Everything after
+    the target is its argv, word by word: no shell reads it again. The first word may be the name of a
+    named command of the cluster's config; after `--` it never is.
+
+    Usage: malai [exec] [OPTIONS] <TARGET> [--] <ARGV>...
+           malai [exec] [OPTIONS] -c <STRING> <TARGET>
+
+    Arguments:
+      <TARGET>
+              The machine: web01.company, or deploy@web01.company
+
+    Options:
+          --cwd <DIR>
+              Working directory there; default: the user's home
+
+          --json
+              Answer in JSON: one document, or one object a line for a stream
+
+          --env <NAME[=VALUE]>
+              Add to the environment; without a value, what it is here. May be repeated
+
+          --user <USER>
+              User to run as, of those that the config allows; the same as USER@ before the target
+
+          --timeout <DURATION>
+              Kill the command after this time, and exit with 252: 500ms, 5s, 1m, 2h
+
+      -c <STRING>
+              Have the user's shell there run STRING
+
+      -n
+              Send no standard input: the command has /dev/null
+
+          --wait-output
+              Wait until background processes have closed the command's output, too
+
+          --connect-timeout <DURATION>
+              How long to wait until the machine answers
+              
+              [default: 10s]
+
+          --reason <TEXT>
+              Why, for the audit of the machine
+
+      -v, --verbose
+              Say where the command runs, and how it ended
+
+      -h, --help
+              Print help (see a summary with '-h')
+    --- stderr
+    ");
+}
+
+#[test]
+fn help_of_every_command_is_there() {
+    let all: &[&[&str]] = &[
+        &["cluster"],
+        &["cluster", "init"],
+        &["cluster", "list"],
+        &["cluster", "invite"],
+        &["cluster", "pending"],
+        &["cluster", "approve"],
+        &["cluster", "remove"],
+        &["machine"],
+        &["machine", "init"],
+        &["machine", "join"],
+        &["machine", "leave"],
+        &["daemon"],
+        &["daemon", "stop"],
+        &["daemon", "status"],
+        &["rescan"],
+        &["config"],
+        &["config", "show"],
+        &["config", "check"],
+        &["config", "diff"],
+        &["status"],
+        &["can"],
+        &["audit"],
+    ];
+    for command in all {
+        let ended = Home::new().run(&[command, &["--help"][..]].concat());
+        assert_eq!((ended.code, ended.stderr.as_str()), (0, ""), "{command:?}");
+        assert!(ended.stdout.contains("Usage: malai "), "{command:?}: {}", ended.stdout);
+        assert!(ended.stdout.lines().all(|line| line.chars().count() <= 120), "{command:?}: {}", ended.stdout);
+    }
+}
+
+#[test]
+fn nothing_typed_is_a_usage_error_that_shows_the_help() {
+    let ended = Home::new().run(&[]);
+    assert_eq!((ended.code, ended.stdout.as_str()), (2, ""));
+    assert!(ended.stderr.contains("Usage: malai "), "{}", ended.stderr);
+}
+
+#[test]
+fn an_unknown_option_before_the_target_is_named() {
+    insta::assert_snapshot!(Home::new().run(&["--bogus", "web01.company", "true"]), @r"
+    exit 2
+    --- stdout
+    --- stderr
+    malai: error: unexpected argument '--bogus' found
+
+      tip: to pass '--bogus' as a value, use '-- --bogus'
+
+    Usage: malai [exec] [OPTIONS] <TARGET> [--] <ARGV>...
+           malai [exec] [OPTIONS] -c <STRING> <TARGET>
+
+    For more information, try '--help'.
+    ");
+}
+
+#[test]
+fn options_of_exec_before_another_command_are_usage_errors() {
+    let ended = Home::new().run(&["--timeout", "5", "status"]);
+    assert_eq!(ended.code, 2, "{ended}");
+}
+
+#[test]
+fn a_span_that_is_none_says_what_one_is() {
+    insta::assert_snapshot!(Home::new().run(&["--timeout", "5w", "web01.company", "true"]), @r"
+    exit 2
+    --- stdout
+    --- stderr
+    malai: error: invalid value '5w' for '--timeout <DURATION>': a span of time is a number and ms, s, m, h or d; a bare number is seconds
+
+    For more information, try '--help'.
+    ");
+}
+
+#[test]
+fn a_usage_error_is_a_document_where_json_was_asked_for() {
+    let ended = Home::new().run(&["status", "--json", "--bogus"]);
+    assert_eq!(ended.code, 2);
+    assert_eq!(ended.stdout, "{\"error\":{\"kind\":\"usage\",\"message\":\"unexpected argument '--bogus' found\"}}\n");
+}
+
+#[test]
+fn a_target_without_a_command_says_that_shells_come_later() {
+    insta::assert_snapshot!(Home::new().run(&["web01.company"]), @r"
+    exit 255
+    --- stdout
+    --- stderr
+    malai: error: `web01.company` without a command is a shell, and shells come later
+    malai: hint: give a command: malai web01.company -- uptime
+    ");
+    assert_eq!(Home::new().run(&["web01.company", "--"]).code, 255);
+    assert_eq!(Home::new().run(&["exec", "web01"]).code, 255);
+}
+
+#[test]
+fn what_contradicts_itself_is_a_usage_error() {
+    let home = Home::new();
+    let wrong: &[&[&str]] = &[
+        &["-c", "echo", "web01.company", "more"],
+        &["--user", "a", "b@web01.company", "true"],
+        &["--env", "=x", "web01.company", "true"],
+        &["--env", "MALAI_SURELY_NOT_SET", "web01.company", "true"],
+        &["Web01.company", "true"],
+        &["a.b.c", "true"],
+        &["machine", "join", "hello"],
+        &["machine", "init", "hello", "company"],
+        &["can", "laptop"],
+        &["cluster", "invite", "company", "--uses", "0"],
+        &["daemon", "--foreground", "stop"],
+    ];
+    for line in wrong {
+        let ended = home.run(line);
+        assert_eq!((ended.code, ended.stdout.as_str()), (2, ""), "{line:?}: {ended}");
+        assert!(ended.stderr.starts_with("malai: error: "), "{line:?}: {ended}");
+    }
+}
+
+#[test]
+fn a_home_too_deep_for_a_socket_is_named() {
+    let home = Home::new();
+    let deep = home.path().join("x".repeat(100));
+    let child = home.malai(&["status"]).env("MALAI_HOME", &deep).spawn().expect("starts");
+    let ended = crate::harness::wait(child);
+    assert_eq!(ended.code, 255);
+    assert!(ended.stderr.contains(deep.to_str().expect("text")) && ended.stderr.contains("MALAI_HOME="), "{ended}");
+}

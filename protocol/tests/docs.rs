@@ -1,0 +1,48 @@
+//! The examples of docs/config.md are in order, and its tables have every key.
+
+use malai_protocol::config::Config;
+
+const DOC: &str = include_str!("../../docs/config.md");
+
+/// The fenced TOML blocks.
+fn examples() -> Vec<&'static str> {
+    DOC.split("```toml\n").skip(1).map(|rest| rest.split("```").next().expect("an end")).collect()
+}
+
+/// The keys in the first column of the tables below a heading.
+fn keys(heading: &str) -> Vec<&'static str> {
+    let (_, below) = DOC.split_once(&format!("\n## `{heading}`\n")).expect(heading);
+    let section = below.split("\n## ").next().expect("a section");
+    section.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next()).collect()
+}
+
+#[test]
+fn every_example_of_the_documentation_passes_the_check() {
+    let examples = examples();
+    assert_eq!(examples.len(), 2);
+    let config = Config::check(examples[0]).unwrap_or_else(|problems| panic!("{problems:?}"));
+    assert!(config.machine("web01").is_some_and(|machine| machine.commands.contains_key("restart-nginx")));
+    // The others are parts: they take the place of the same section in the first.
+    let (before, network) = examples[0].split_once("[network]").expect("a network");
+    let (_, after) = network.split_once("[defaults]").expect("defaults");
+    let config = Config::check(&format!("{before}{}[defaults]{after}", examples[1])).expect("in order");
+    assert_eq!(config.network.relays, Some(Vec::new()));
+}
+
+#[test]
+fn the_documentation_has_the_keys_that_are_known_and_no_others() {
+    for heading in
+        ["[cluster]", "[network]", "[defaults]", "[machine.NAME]", "[machine.NAME.command.NAME]", "[group.NAME]"]
+    {
+        let section = heading.trim_matches(['[', ']']).replace("machine.NAME", "machine.m").replace(".NAME", ".n");
+        // An unknown key's hint, far from any known one, lists all that are.
+        let problems = Config::check(&format!("[{section}]\nxxxxxxxxxxxxxxxx = 1\n")).expect_err("unknown");
+        let hint = problems.iter().find(|p| p.message.contains("xxxx")).and_then(|p| p.hint.clone()).expect("a hint");
+        let known = hint.strip_prefix("known here: ").expect("the keys");
+        let mut documented = keys(heading);
+        if heading == "[machine.NAME]" {
+            documented.push("command");
+        }
+        assert_eq!(known, documented.join(", "), "{heading}");
+    }
+}
