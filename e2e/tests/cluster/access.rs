@@ -105,7 +105,8 @@ fn a_daemon_that_is_root_runs_nothing_until_root_is_named() -> Result<()> {
     told(refused, 254, &["no `username`", "[machine.web01]", "username = \"root\"", "malai rescan"])?;
     web01.add_user("deploy")?;
     company.publish("machine.web01", "username = \"deploy\"")?;
-    let output = company.run(office.laptop(), web01, &["sh", "-c", "hostname; id -un; id -Gn; pwd; umask"])?.success()?;
+    let output =
+        company.run(office.laptop(), web01, &["sh", "-c", "hostname; id -un; id -Gn; pwd; umask"])?.success()?;
     assert_eq!(output.text(), "web01\ndeploy\ndeploy\n/home/deploy\n0022");
     company.publish("machine.web01", "username = \"root\"")?;
     company.ran_remotely(office.laptop(), web01)
@@ -153,7 +154,12 @@ fn the_explanation_agrees_with_what_really_happens() -> Result<()> {
     company.publish("group.ops", "members = [\"admins\"]")?;
     let mut seen = [false; 2];
     for (who, name) in [(office.laptop(), "laptop"), (db01, "db01"), (web01, "web01")] {
-        let cases = [("web01.company", &["--", "hostname"][..]), ("web01.company", &["host"]), ("db01.company", &["hostname"]), ("web01.company", &["host", "x"])];
+        let cases = [
+            ("web01.company", &["--", "hostname"][..]),
+            ("web01.company", &["host"]),
+            ("db01.company", &["hostname"]),
+            ("web01.company", &["host", "x"]),
+        ];
         for (target, words) in cases {
             let foreseen = can(office.laptop(), name, target, words)?;
             let output = who.run(malai([target].iter().chain(words)))?;
@@ -165,6 +171,8 @@ fn the_explanation_agrees_with_what_really_happens() -> Result<()> {
     ensure!(seen == [true; 2], "not both ways");
     // Asked without a daemon, the answer is the same.
     stop(office.laptop())?;
-    ensure!(can(office.laptop(), "laptop", "web01.company", &[])? && !can(office.laptop(), "db01", "web01.company", &[])?);
+    ensure!(
+        can(office.laptop(), "laptop", "web01.company", &[])? && !can(office.laptop(), "db01", "web01.company", &[])?
+    );
     start(office.laptop())
 }

@@ -27,7 +27,8 @@ fn three_machines_join_by_invite_and_run_what_is_allowed() -> Result<()> {
     company.allow(db01, &["admins", "web01"])?;
     company.ran_remotely(web01, db01)?;
     let refused = company.run(db01, web01, &["hostname"])?;
-    let refused = told(refused, 254, &["malai: error:", "`db01` is not in `allow_from`", "malai: hint:", "malai rescan"])?;
+    let refused =
+        told(refused, 254, &["malai: error:", "`db01` is not in `allow_from`", "malai: hint:", "malai rescan"])?;
     ensure!(refused.stdout.is_empty(), "it ran: {}", refused.text());
     Ok(())
 }

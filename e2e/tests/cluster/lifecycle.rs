@@ -99,7 +99,8 @@ fn a_daemon_that_was_killed_does_not_stop_the_next() -> Result<()> {
 fn a_broken_cluster_is_reported_and_the_others_run() -> Result<()> {
     let office = Office::open(["web01"])?;
     let laptop = office.laptop();
-    for (name, wreck) in [("torn", "echo torn > snapshot"), ("keyless", "rm machine.key"), ("odd", "mkdir x; rm -f *")] {
+    for (name, wreck) in [("torn", "echo torn > snapshot"), ("keyless", "rm machine.key"), ("odd", "mkdir x; rm -f *")]
+    {
         laptop.run(malai(["cluster", "init", name, "--private"]))?.success()?;
         laptop.sh(&format!("cd /root/malai-home/clusters/{name} && {wreck}"))?;
     }
@@ -150,7 +151,8 @@ fn a_home_that_cannot_be_written_is_refused_and_stays_readable() -> Result<()> {
     let host = company.manager();
     stop(host)?;
     let before = company.config()?;
-    host.sh("mount --bind /root/malai-home /root/malai-home && mount -o remount,ro,bind /root/malai-home")?.success()?;
+    host.sh("mount --bind /root/malai-home /root/malai-home && mount -o remount,ro,bind /root/malai-home")?
+        .success()?;
     let refused = host.run(malai(["daemon"]))?;
     told(refused, 255, &["malai: error:", "/root/malai-home"])?;
     let shown = host.run(malai(["config", "show"]))?.success()?;
@@ -167,7 +169,7 @@ fn other_users_get_nothing_from_the_socket() -> Result<()> {
     for user in ["ada", "bob"] {
         host.add_user(user)?;
     }
-    let home = "/srv/malai-of-ada";
+    let home = "/home/of-ada";
     let remove = || host.run(["rm", "-rf", home]);
     let as_user = |user: &str, words: &[&str]| host.run(malai(words).user(user).env("MALAI_HOME", home));
     host.run(["install", "-d", "-o", "ada", home])?.success()?;

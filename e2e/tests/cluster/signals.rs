@@ -29,7 +29,11 @@ fn interrupt_terminate_and_hang_up_reach_the_whole_process_group() -> Result<()>
         session.signal(signal)?;
         let output = session.output_within(SOON)?.exited(42)?;
         for who in ["inner", "outer"] {
-            ensure!(output.text().contains(&format!("{who} got {name}")), "{who} did not get {name}: {}", output.text());
+            ensure!(
+                output.text().contains(&format!("{who} got {name}")),
+                "{who} did not get {name}: {}",
+                output.text()
+            );
         }
     }
     Ok(())

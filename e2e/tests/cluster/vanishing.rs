@@ -89,7 +89,9 @@ fn a_caller_that_lost_power_leaves_nothing_behind() -> Result<()> {
     let _session = tree(&office, "env -i")?;
     office.laptop().power_cut();
     // Nobody tells web01: it has to notice by itself that nothing comes any more.
-    wait_until(LOST, "no process of the command is left on web01", || running(web01, MARK).is_ok_and(|found| found == 0))
+    wait_until(LOST, "no process of the command is left on web01", || {
+        running(web01, MARK).is_ok_and(|found| found == 0)
+    })
 }
 
 fn a_target_that_lost_power_is_never_a_success() -> Result<()> {
