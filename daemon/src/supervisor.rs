@@ -64,6 +64,7 @@ pub enum Mode {
 
 /// What an executor tells.
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant, reason = "almost every event is the large one")]
 pub enum Event {
     /// A session ended, or a plan came to nothing. To be confirmed with [`Executor::audited`].
     Ended(Ended),
@@ -112,7 +113,7 @@ impl Executor {
         let (opened, dial, task) = match mode {
             Mode::Process { program, args } => {
                 let socket = home.executor_socket();
-                (launch::find_or_start(&socket, &program, &args, &stop).await?, Dial::Socket(socket), None)
+                (launch::find_or_start(&socket, &program, &args).await?, Dial::Socket(socket), None)
             }
             Mode::InProcess => {
                 let (connections, task) = launch::in_process(home);
