@@ -140,7 +140,7 @@ fn a_home_too_deep_for_a_socket_is_refused() -> Result<()> {
     let host = lab.host("laptop").boot()?;
     let home = format!("/root/{}", "deep/".repeat(30));
     let output = host.run(malai(["daemon"]).env("MALAI_HOME", home))?;
-    told(output, 255, &["malai.sock", "107", "MALAI_HOME=/short/path"])?;
+    told(output, 255, &["executor.sock", "107", "MALAI_HOME=/short/path"])?;
     ensure!(!host.exists("/root/deep")?, "it was made all the same");
     Ok(())
 }

@@ -28,7 +28,7 @@ fn nothing_of_a_private_cluster_leaves_for_a_public_service() -> Result<()> {
     stop(office.laptop())?;
     company.ran_remotely(office.laptop(), web01)?;
     let unknown = malai(["--connect-timeout", "2s", "db01.company", "--", "true"]);
-    db01.power_cut();
+    stop(db01)?;
     told(web01.run(unknown)?, 255, &["db01.company cannot be reached"])?;
     let multicast = Prefix::new(Ipv4Addr::new(224, 0, 0, 0), 4);
     for host in [office.laptop(), web01] {
@@ -52,14 +52,13 @@ fn a_machine_is_found_at_its_fixed_address() -> Result<()> {
     company.join(&web01)?;
     company.allow(&db01, &["web01"])?;
     // web01 was never told where db01 is, and nothing is left that could tell.
-    company.manager().power_cut();
+    stop(company.manager())?;
     let quick = malai(["--connect-timeout", "2s", "db01.company", "--", "hostname"]);
     told(web01.run(quick)?, 255, &["db01.company cannot be reached"])?;
-    company.manager().boot()?;
     start(company.manager())?;
     company.linked(&web01)?;
     company.publish("machine.db01", &format!("addresses = [\"{}:4001\"]", db01.ip()))?;
-    company.manager().power_cut();
+    stop(company.manager())?;
     company.ran_remotely(&web01, &db01)?;
     let addresses = company.status(&db01)?["addresses"].clone();
     assert_eq!(addresses, serde_json::json!([format!("{}:4001", db01.ip())]));
@@ -124,8 +123,10 @@ fn two_machines_behind_symmetric_nats_meet_at_the_clusters_own_relay() -> Result
     company.linked(&web01)?;
     company.ran_remotely(company.manager(), &web01)?;
     for host in [company.manager(), &web01] {
+        // What the other one says of its address inside is tried as well, in case both are there.
+        let machines = [company.manager().ip(), web01.ip(), server.ip()];
         let outside = host.packets_outside(&[internet.prefix()])?;
-        let public = outside.iter().filter(|flow| flow.to != server.ip()).collect::<Vec<_>>();
+        let public = outside.iter().filter(|flow| !machines.contains(&flow.to)).collect::<Vec<_>>();
         ensure!(public.is_empty(), "{} sent {public:?}", host.hostname());
     }
     Ok(())
