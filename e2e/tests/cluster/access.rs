@@ -13,6 +13,7 @@ use crate::{Office, told};
 pub(crate) fn trials() -> Vec<Trial> {
     trials![
         withdrawn_access_ends_the_running_session,
+        withdrawn_access_ends_a_session_that_is_deaf_to_terminate,
         a_removed_machine_can_run_nothing_any_more,
         a_named_command_has_its_own_list_and_takes_no_words,
         groups_of_groups_and_defaults_allow_whom_they_mean,
@@ -38,6 +39,18 @@ fn withdrawn_access_ends_the_running_session() -> Result<()> {
     wait_until(SOON, "the command is gone", || running(web01, "sleep 61.25").is_ok_and(|found| found == 0))?;
     ensure!(!kept.has_ended() && running(web01, "sleep 61.75")? > 0, "a session that is still allowed was ended");
     told(company.run(db01, web01, &["hostname"])?, 254, &["`db01` is not in `allow_from`"])?;
+    Ok(())
+}
+
+fn withdrawn_access_ends_a_session_that_is_deaf_to_terminate() -> Result<()> {
+    let office = Office::open(["web01"])?;
+    let (company, [web01]) = (&office.company, &office.machines);
+    let script = "trap '' TERM HUP INT; hostname; while :; do sleep 0.063; done";
+    let session = company.spawn(office.laptop(), web01, &["sh", "-c", script])?;
+    session.wait_for_line("web01", SOON)?;
+    company.allow(web01, &["web01"])?;
+    told(session.output_within(Duration::from_secs(1))?, 253, &["access was withdrawn"])?;
+    ensure!(running(web01, "sleep 0.063")? == 0, "the caller was told of an end that had not come");
     Ok(())
 }
 

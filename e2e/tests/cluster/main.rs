@@ -22,6 +22,7 @@ mod signals;
 mod spread;
 mod streams;
 mod vanishing;
+mod weather;
 mod words;
 
 fn main() -> ExitCode {
@@ -40,6 +41,7 @@ fn main() -> ExitCode {
         agent::trials(),
         lifecycle::trials(),
         network::trials(),
+        weather::trials(),
     ] {
         trials.extend(module);
     }
