@@ -121,7 +121,8 @@ where
 /// The executor has said its last word: it is passed on, and then the stream's end.
 async fn finish<W: AsyncWrite + Unpin>(end: End, mut writer: W) -> anyhow::Result<()> {
     match end {
-        End::Eof { .. } => Ok(writer.shutdown().await?),
+        End::Eof { last: Some(Kind::Exit | Kind::Refused) } => Ok(writer.shutdown().await?),
+        End::Eof { .. } => anyhow::bail!("the executor gave the attachment up"),
         End::Read(error) => anyhow::bail!("the executor is lost: {error}"),
         End::Write(error) => anyhow::bail!("the attachment is lost: {error}"),
         End::Protocol(error) => Err(error.into()),
