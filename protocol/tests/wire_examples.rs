@@ -344,7 +344,7 @@ fn the_table_of_close_codes_has_every_code() {
 #[test]
 fn the_table_of_reset_codes_has_every_code() {
     let named =
-        [("CALLER_GONE", peer::RESET_CALLER_GONE), ("PROTOCOL", peer::RESET_PROTOCOL)];
+        [("CALLER_GONE", peer::RESET_CALLER_GONE), ("LOST", peer::RESET_LOST), ("PROTOCOL", peer::RESET_PROTOCOL)];
     for (name, number) in named {
         assert!(DOCUMENT.contains(&format!("| {name} | `{number:#04x}` |")), "{name}");
     }
