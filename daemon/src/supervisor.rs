@@ -85,7 +85,7 @@ struct Inner {
     orders: mpsc::Sender<Frame>,
     sessions: Sessions,
     pid: Option<u32>,
-    /// Cancelled when the control connection has ended and all its events were delivered.
+    /// Cancelled when the control connection has ended and every end that it told was delivered.
     gone: CancellationToken,
     /// Cancelled when its end is ordered, and so no loss.
     closing: CancellationToken,
@@ -190,6 +190,9 @@ impl Executor {
                 .hint("send long data by standard input, or in a file"),
             error => Failure::new(failure::Kind::Internal, format!("the command cannot be sent: {error}")),
         })?;
+        if self.inner.gone.is_cancelled() {
+            return Err(lost());
+        }
         self.inner.orders.send(frame).await.map_err(|_| lost())
     }
 

@@ -19,21 +19,20 @@ use crate::net::{FIRST_FRAME, Frames, is_protocol_error, send};
 /// A peer may announce at most one change in so long on average; more is a flood.
 const ANNOUNCE_PACE: Duration = Duration::from_millis(20);
 
-/// The control stream as seen by the side that dialled: opens it, greets, and follows it. Ends when the stream does.
-/// The side that accepted has nothing to do here: the stream comes to it.
-pub(crate) async fn control(membership: &Arc<Membership>, conn: &Arc<PeerConn>) -> (Close, String) {
-    if !conn.dialed {
-        return std::future::pending().await;
-    }
-    let opened = async {
-        let (mut send_half, recv) = conn.conn.open_bi().await?;
+/// The control stream as seen by the side that dialled and opened it: greets, and follows it. Ends when the stream does.
+pub(crate) async fn control(
+    membership: &Arc<Membership>,
+    conn: &Arc<PeerConn>,
+    (mut send_half, recv): (SendStream, RecvStream),
+) -> (Close, String) {
+    let greeted = async {
         send(&mut send_half, Frame::control(Kind::PeerHello, &membership.hello())?).await?;
         let mut frames = Frames::new(recv, MAX_HELLO);
         let hello: Hello = frames.next(FIRST_FRAME).await?.expect(Kind::PeerHello, "PeerHello")?;
         meet(membership, conn, &hello)?;
         follow(membership, conn, send_half, frames).await
     };
-    end(opened.await)
+    end(greeted.await)
 }
 
 /// The control stream as seen by the side that accepted: answers the greeting and follows the stream.

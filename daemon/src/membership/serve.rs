@@ -22,7 +22,7 @@ const SPARE_GRACE: Duration = Duration::from_secs(10);
 /// A machine that left the config keeps its connection so long, for the records of the sessions that are being ended.
 const REMOVED_GRACE: Duration = Duration::from_secs(7);
 
-/// Serves this connection in tasks of the membership until it ends.
+/// Serves a connection that the peer dialled in tasks of the membership until it ends; its control stream comes to us.
 pub(crate) fn spawn(membership: &Arc<Membership>, conn: &Arc<PeerConn>) {
     if !membership.pool.add(conn) {
         tracing::info!(peer = %conn.peer.short(), cluster = %membership.alias, "connection refused: too many from this machine");
@@ -30,7 +30,16 @@ pub(crate) fn spawn(membership: &Arc<Membership>, conn: &Arc<PeerConn>) {
     }
     let (membership, conn) = (Arc::clone(membership), Arc::clone(conn));
     let tasks = membership.tasks.clone();
-    tasks.spawn(async move { run(&membership, &conn, greet::control(&membership, &conn)).await });
+    tasks.spawn(async move { run(&membership, &conn, std::future::pending()).await });
+}
+
+/// Serves a connection that we dialled. The control stream is open before anybody else can find the connection: a peer
+/// that does not know us yet reads the first stream only, and has to find the greeting there.
+pub(crate) fn spawn_dialed(membership: &Arc<Membership>, conn: &Arc<PeerConn>, control: (SendStream, RecvStream)) {
+    membership.pool.add(conn);
+    let (membership, conn) = (Arc::clone(membership), Arc::clone(conn));
+    let tasks = membership.tasks.clone();
+    tasks.spawn(async move { run(&membership, &conn, greet::control(&membership, &conn, control)).await });
 }
 
 /// Serves a connection whose greeting was read already: a stranger's that showed itself to be a member.
@@ -173,5 +182,5 @@ async fn session(
             Failure::new(FailureKind::Busy, format!("{MAX_SESSIONS} sessions run over this connection already"));
         return answer(send_half, Frame::control(Kind::Refused, &failure)?).await;
     };
-    machine::session(membership, conn.peer, open.generation, frames, send_half).await
+    machine::session(membership, conn.peer, open.generation, machine::peer_says_gone, frames, send_half).await
 }

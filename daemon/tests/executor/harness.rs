@@ -27,9 +27,8 @@ const KEY: [u8; 32] = [
 ];
 
 /// Waits, but not for ever: a test that hangs says where.
-#[track_caller]
-pub(crate) fn within<F: Future>(what: &'static str, future: F) -> impl Future<Output = F::Output> {
-    async move { tokio::time::timeout(Duration::from_secs(30), future).await.unwrap_or_else(|_| panic!("never: {what}")) }
+pub(crate) async fn within<F: Future>(what: &'static str, future: F) -> F::Output {
+    tokio::time::timeout(Duration::from_secs(30), future).await.unwrap_or_else(|_| panic!("never: {what}"))
 }
 
 /// Waits until `state` holds.
@@ -95,7 +94,7 @@ pub(crate) fn script(text: &str) -> Plan {
 
 pub(crate) struct Lab {
     pub(crate) dir: tempfile::TempDir,
-    connections: mpsc::Sender<Connection>,
+    pub(crate) connections: mpsc::Sender<Connection>,
     pub(crate) stop: CancellationToken,
     pub(crate) task: JoinHandle<anyhow::Result<()>>,
     pub(crate) control: Control,
