@@ -3,6 +3,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod desk;
 mod flood;
 mod member;
 mod stranger;
