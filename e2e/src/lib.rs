@@ -3,6 +3,7 @@
 //! # Layout
 //!
 //! * [`lab`] builds a topology: segments, wires, routers, hosts. A test reads as prose.
+//! * [`cluster`] uses malai on such hosts: a cluster, its config, its machines.
 //! * [`harness`] runs a list of trials, or says why this machine cannot run them.
 //!
 //! # Goals
@@ -15,5 +16,7 @@
 //!
 //! This is no sandbox: a host's root is this machine's root. Only IPv4 is simulated.
 
+pub mod cluster;
 pub mod harness;
 pub mod lab;
+mod toml;

@@ -142,8 +142,6 @@ impl Close {
 
 /// Stream reset by a caller's daemon: the caller of a binding attachment went away for good.
 pub const RESET_CALLER_GONE: u32 = 0x10;
-/// Stream reset or stop: the attachment is lost, and nothing more is meant by it.
-pub const RESET_LOST: u32 = 0x11;
 /// Stream reset or stop: the peer broke the protocol on this stream.
 pub const RESET_PROTOCOL: u32 = 0x12;
 

@@ -8,7 +8,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill, killpg};
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
@@ -91,17 +90,27 @@ fn report(children: &mut HashMap<Pid, oneshot::Sender<Status>>, pid: Pid, status
 }
 
 /// The next child that ended, of all or of one.
+#[allow(unsafe_code, reason = "the safe wrapper refuses real-time signals after it has collected, and lost, the status")]
 fn ended(pid: Option<Pid>) -> Option<(Pid, Status)> {
+    let mut raw = 0;
     loop {
-        return match waitpid(pid, Some(WaitPidFlag::WNOHANG)) {
-            Ok(WaitStatus::Exited(pid, code)) => Some((pid, Status::Exited { code: code.to_le_bytes()[0] })),
-            Ok(WaitStatus::Signaled(pid, signal, core)) => {
-                Some((pid, Status::Signalled { signal: (signal as i32).to_le_bytes()[0], core }))
-            }
-            Err(Errno::EINTR) => continue,
-            _ => None,
-        };
+        // SAFETY: waitpid writes one integer, which is ours.
+        let found = unsafe { libc::waitpid(pid.map_or(-1, Pid::as_raw), &raw mut raw, libc::WNOHANG) };
+        match found {
+            1.. => return Some((Pid::from_raw(found), status(raw))),
+            0 => return None,
+            _ if Errno::last() == Errno::EINTR => {}
+            _ => return None,
+        }
     }
+}
+
+/// What waitpid(2) says of a child that ended: without WUNTRACED and WCONTINUED it speaks of no other.
+fn status(raw: i32) -> Status {
+    if libc::WIFSIGNALED(raw) {
+        return Status::Signalled { signal: libc::WTERMSIG(raw).to_le_bytes()[0], core: libc::WCOREDUMP(raw) };
+    }
+    Status::Exited { code: libc::WEXITSTATUS(raw).to_le_bytes()[0] }
 }
 
 impl Child {

@@ -1,0 +1,154 @@
+//! Joining by invite, and the first commands.
+
+use anyhow::{Result, ensure};
+use libtest_mimic::Trial;
+use malai_e2e::cluster::{Cluster, SOON, malai, start, stop};
+use malai_e2e::lab::Lab;
+use malai_e2e::trials;
+
+use crate::{Office, told};
+
+pub(crate) fn trials() -> Vec<Trial> {
+    trials![
+        three_machines_join_by_invite_and_run_what_is_allowed,
+        joining_waits_for_the_managers_daemon_and_says_so,
+        a_machine_joins_a_manager_whose_address_nobody_told_it,
+        a_newcomers_name_comes_from_its_host_name,
+        an_invite_is_bound_to_the_first_key_that_redeems_it,
+        a_fixed_name_means_one_use,
+        a_token_comes_from_standard_input_or_the_environment,
+        a_machine_that_leaves_has_forgotten_the_cluster,
+    ]
+}
+
+fn three_machines_join_by_invite_and_run_what_is_allowed() -> Result<()> {
+    let office = Office::open(["web01", "db01"])?;
+    let (company, [web01, db01]) = (&office.company, &office.machines);
+    company.ran_remotely(office.laptop(), web01)?;
+    company.ran_remotely(office.laptop(), db01)?;
+    company.allow(db01, &["admins", "web01"])?;
+    company.ran_remotely(web01, db01)?;
+    let refused = company.run(db01, web01, &["hostname"])?;
+    let refused =
+        told(refused, 254, &["malai: error:", "`db01` is not in `allow_from`", "malai: hint:", "malai rescan"])?;
+    ensure!(refused.stdout.is_empty(), "it ran: {}", refused.text());
+    Ok(())
+}
+
+fn joining_waits_for_the_managers_daemon_and_says_so() -> Result<()> {
+    let lab = Lab::new("waits")?;
+    let lan = lab.segment("lan")?;
+    let company = Cluster::on_disk("company", lab.host("laptop").on(&lan).boot()?, &["--private"])?;
+    let web01 = lab.host("web01").on(&lan).boot()?;
+    start(company.manager())?;
+    stop(company.manager())?;
+    let token = company.invite(&["--name", "web01"])?;
+    let joining = web01.spawn(malai(["machine", "join", &token]))?;
+    joining.wait_for_error_line("waiting for the cluster manager of company", SOON)?;
+    start(company.manager())?;
+    told(joining.output_within(SOON)?, 0, &["joined company as web01.company"])?;
+    start(&web01)?;
+    company.linked(&web01)?;
+    company.ran_remotely(company.manager(), &web01)
+}
+
+fn a_machine_joins_a_manager_whose_address_nobody_told_it() -> Result<()> {
+    let lab = Lab::new("mdns")?;
+    let lan = lab.segment("lan")?;
+    let company = Cluster::on_disk("company", lab.host("laptop").on(&lan).boot()?, &["--private"])?;
+    let web01 = lab.host("web01").on(&lan).boot()?;
+    // The manager's daemon has never run, so that its token has no address.
+    let invite = malai(["cluster", "invite", "company", "--name", "web01"]);
+    let token = told(company.manager().run(invite)?, 0, &["no daemon runs here", "malai daemon"])?.text();
+    let joining = web01.spawn(malai(["machine", "join", &token]))?;
+    joining.wait_for_error_line("waiting for the cluster manager of company", SOON)?;
+    start(company.manager())?;
+    joining.output_within(SOON)?.success()?;
+    start(&web01)?;
+    company.linked(&web01)?;
+    company.ran_remotely(company.manager(), &web01)
+}
+
+fn a_newcomers_name_comes_from_its_host_name() -> Result<()> {
+    let lab = Lab::new("names")?;
+    let lan = lab.segment("lan")?;
+    let company = Cluster::init("company", lab.host("laptop").on(&lan).boot()?)?;
+    let token = company.invite(&["--uses", "3"])?;
+    for (hostname, name) in [("Web_01", "web-01"), ("web-01.example.com", "web-01-2"), ("laptop.example", "laptop-2")] {
+        let host = lab.host(hostname).on(&lan).boot()?;
+        told(host.run(malai(["machine", "join", &token]))?, 0, &[&format!("as {name}.company")])?;
+        start(&host)?;
+        let target = format!("{name}.company");
+        let output = company.manager().run(malai([&target, "--", "hostname"]))?.success()?;
+        assert_eq!(output.text(), hostname);
+    }
+    Ok(())
+}
+
+fn an_invite_is_bound_to_the_first_key_that_redeems_it() -> Result<()> {
+    let lab = Lab::new("invite")?;
+    let lan = lab.segment("lan")?;
+    let company = Cluster::init("company", lab.host("laptop").on(&lan).boot()?)?;
+    let (web01, thief) = (lab.host("web01").on(&lan).boot()?, lab.host("thief").on(&lan).boot()?);
+    let token = company.invite(&["--name", "web01"])?;
+    web01.run(malai(["machine", "join", &token]))?.success()?;
+    let key = company.id52(&web01)?;
+    // As after a reply that was lost on the way: the key is there, the config is not.
+    stop(&web01)?;
+    web01.run(["rm", "/root/malai-home/clusters/company/snapshot"])?.success()?;
+    web01.run(malai(["machine", "join", &token]))?.success()?;
+    assert_eq!(company.id52(&web01)?, key);
+    let refused = thief.run(malai(["machine", "join", &token]))?;
+    told(refused, 254, &["used already, by another machine", "malai cluster invite"])?;
+    start(&web01)?;
+    company.linked(&web01)?;
+    company.ran_remotely(company.manager(), &web01)
+}
+
+fn a_fixed_name_means_one_use() -> Result<()> {
+    let lab = Lab::new("uses")?;
+    let lan = lab.segment("lan")?;
+    let company = Cluster::init("company", lab.host("laptop").on(&lan).boot()?)?;
+    let twice = malai(["cluster", "invite", "company", "--name", "web01", "--uses", "2"]);
+    told(company.manager().run(twice)?, 2, &["fixed name", "one use"])?;
+    let token = company.invite(&["--uses", "2"])?;
+    for name in ["one", "two"] {
+        let host = lab.host(name).on(&lan).boot()?;
+        told(host.run(malai(["machine", "join", &token]))?, 0, &[&format!("as {name}.company")])?;
+    }
+    let third = lab.host("three").on(&lan).boot()?;
+    told(third.run(malai(["machine", "join", &token]))?, 254, &["used already"])?;
+    Ok(())
+}
+
+fn a_token_comes_from_standard_input_or_the_environment() -> Result<()> {
+    let lab = Lab::new("token")?;
+    let lan = lab.segment("lan")?;
+    let company = Cluster::init("company", lab.host("laptop").on(&lan).boot()?)?;
+    let (web01, db01) = (lab.host("web01").on(&lan).boot()?, lab.host("db01").on(&lan).boot()?);
+    let token = company.invite(&["--name", "web01"])?;
+    web01.run(malai(["machine", "join", "-"]).stdin(format!("{token}\n")))?.success()?;
+    let token = company.invite(&["--name", "db01"])?;
+    db01.run(malai(["machine", "join"]).env("MALAI_INVITE", &token))?.success()?;
+    for host in [&web01, &db01] {
+        start(host)?;
+        company.linked(host)?;
+        company.ran_remotely(company.manager(), host)?;
+    }
+    told(db01.run(malai(["machine", "join", "no-token"]))?, 2, &["malai cluster invite"])?;
+    Ok(())
+}
+
+fn a_machine_that_leaves_has_forgotten_the_cluster() -> Result<()> {
+    let office = Office::open(["web01"])?;
+    let (company, [web01]) = (&office.company, &office.machines);
+    let key = company.id52(web01)?;
+    web01.run(malai(["machine", "leave", "company"]))?.success()?;
+    ensure!(!web01.exists("/root/malai-home/clusters/company")?, "the key is still there");
+    told(company.run(web01, office.laptop(), &["hostname"])?, 255, &["in no cluster", "malai machine join"])?;
+    office.laptop().run(malai(["cluster", "remove", "company", "web01"]))?.success()?;
+    stop(web01)?;
+    company.join(web01)?;
+    ensure!(company.id52(web01)? != key, "a machine that left came back with the same key");
+    company.ran_remotely(office.laptop(), web01)
+}

@@ -1,0 +1,87 @@
+//! Clusters of hosts, from invite to exit code, each host with its own name, files and addresses.
+//!
+//! A test that runs a command on *another* machine proves that it was another: its output carries that host's own name.
+
+use std::process::ExitCode;
+
+use anyhow::{Result, ensure};
+use malai_e2e::cluster::Cluster;
+use malai_e2e::harness;
+use malai_e2e::lab::{Host, Lab, Output, Segment};
+
+mod access;
+mod agent;
+mod audit;
+mod exit_codes;
+mod journey;
+mod knocks;
+mod lifecycle;
+mod network;
+mod publish;
+mod signals;
+mod spread;
+mod streams;
+mod vanishing;
+mod weather;
+mod words;
+
+fn main() -> ExitCode {
+    let mut trials = journey::trials();
+    for module in [
+        knocks::trials(),
+        exit_codes::trials(),
+        words::trials(),
+        streams::trials(),
+        signals::trials(),
+        vanishing::trials(),
+        access::trials(),
+        audit::trials(),
+        publish::trials(),
+        spread::trials(),
+        agent::trials(),
+        lifecycle::trials(),
+        network::trials(),
+        weather::trials(),
+    ] {
+        trials.extend(module);
+    }
+    harness::main_with(trials, harness::MOSTLY_WAITING)
+}
+
+/// A private cluster on one segment: laptop, its manager, and further machines, each joined and with a daemon.
+struct Office<const N: usize> {
+    company: Cluster,
+    machines: [Host; N],
+    lan: Segment,
+    lab: Lab,
+}
+
+impl<const N: usize> Office<N> {
+    fn open(machines: [&str; N]) -> Result<Self> {
+        let lab = Lab::new("office")?;
+        let lan = lab.segment("lan")?;
+        let company = Cluster::init("company", lab.host("laptop").on(&lan).boot()?)?;
+        let mut hosts = Vec::new();
+        for name in machines {
+            let host = lab.host(name).on(&lan).boot()?;
+            company.join(&host)?;
+            hosts.push(host);
+        }
+        let Ok(machines) = <[Host; N]>::try_from(hosts) else { anyhow::bail!("a host is missing") };
+        Ok(Self { company, machines, lan, lab })
+    }
+
+    fn laptop(&self) -> &Host {
+        self.company.manager()
+    }
+}
+
+/// Checks how a command ended and that malai's own words on standard error hold all of these.
+fn told(output: Output, code: i32, words: &[&str]) -> Result<Output> {
+    let output = output.exited(code)?;
+    let errors = output.error_text();
+    for word in words {
+        ensure!(errors.contains(word), "standard error does not say {word:?}:\n{errors}");
+    }
+    Ok(output)
+}

@@ -1,0 +1,194 @@
+//! Who goes away without a word: the caller, the target, the target's daemon. Nothing stays behind, and nobody is told 0.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use libtest_mimic::Trial;
+use malai_e2e::cluster::{Cluster, SOON, audit, daemon_status, running, start, stop, text};
+use malai_e2e::lab::{Child, Host, Lab, wait_until};
+use malai_e2e::trials;
+use nix::sys::signal::Signal;
+
+use crate::{Office, told};
+
+/// A tree that nobody follows is gone after so long.
+const TREE: Duration = Duration::from_secs(10);
+/// A caller learns within so long that the target is lost.
+const LOST: Duration = Duration::from_secs(60);
+/// Found in the command line of every process of the commands below.
+const MARK: &str = "60.0125";
+
+pub(crate) fn trials() -> Vec<Trial> {
+    trials![
+        a_caller_that_was_killed_leaves_nothing_behind,
+        a_caller_that_was_killed_leaves_no_group_or_child_behind_where_cgroups_are_missing,
+        a_caller_that_lost_power_leaves_nothing_behind,
+        a_target_that_lost_power_is_never_a_success,
+        a_daemon_that_was_killed_takes_its_sessions_with_it_and_can_start_again,
+        an_executor_that_was_killed_is_never_a_success,
+        a_callers_daemon_that_was_stopped_ends_its_sessions,
+        a_callers_daemon_that_was_killed_is_never_a_success_and_leaves_nothing_behind,
+        a_caller_that_was_killed_while_it_floods_standard_input_leaves_nothing_behind,
+        background_processes_of_a_command_that_ended_by_itself_are_left_alone,
+    ]
+}
+
+/// A command on web01 with a child, and a grandchild in a session of its own with this environment.
+fn tree(office: &Office<1>, environment: &str) -> Result<Child> {
+    let [web01] = &office.machines;
+    let script = format!("sleep {MARK} & {environment} setsid sh -c 'sleep {MARK} & sleep {MARK}' & hostname; wait");
+    let session = office.company.spawn(office.laptop(), web01, &["sh", "-c", &script])?;
+    session.wait_for_line("web01", SOON)?;
+    wait_until(SOON, "the whole tree runs", || running(web01, &format!("sleep {MARK}")).is_ok_and(|found| found >= 5))?;
+    Ok(session)
+}
+
+fn nothing_is_left(host: &Host) -> Result<()> {
+    let what = format!("no process of the command is left on {}", host.hostname());
+    wait_until(TREE, &what, || running(host, MARK).is_ok_and(|found| found == 0))
+}
+
+/// How sessions' processes are found on a host, by its daemon's own words.
+fn mode(host: &Host) -> Result<String> {
+    text(&daemon_status(host)?, "/tree").map(str::to_owned)
+}
+
+fn a_caller_that_was_killed_leaves_nothing_behind() -> Result<()> {
+    let office = Office::open(["web01"])?;
+    let [web01] = &office.machines;
+    assert_eq!(mode(web01)?, "cgroup");
+    let session = tree(&office, "env -i")?;
+    session.signal(Signal::SIGKILL)?;
+    nothing_is_left(web01)?;
+    ended_by(web01, "caller-gone")
+}
+
+fn a_caller_that_was_killed_leaves_no_group_or_child_behind_where_cgroups_are_missing() -> Result<()> {
+    let lab = Lab::new("marker")?;
+    let lan = lab.segment("lan")?;
+    let company = Cluster::init("company", lab.host("laptop").on(&lan).boot()?)?;
+    let web01 = lab.host("web01").on(&lan).without_cgroups().boot()?;
+    company.join(&web01)?;
+    let office = Office { company, machines: [web01], lan, lab };
+    let [web01] = &office.machines;
+    assert_eq!(mode(web01)?, "marker");
+    let session = tree(&office, "env")?;
+    session.signal(Signal::SIGKILL)?;
+    nothing_is_left(web01)?;
+    ended_by(web01, "caller-gone")
+}
+
+/// The last line of the audit says who ended the session.
+fn ended_by(host: &Host, who: &str) -> Result<()> {
+    wait_until(SOON, &format!("the audit says {who}"), || {
+        let last = audit(host).ok().and_then(|mut lines| lines.pop());
+        last.is_some_and(|line| text(&line, "/outcome").is_ok_and(|outcome| outcome.starts_with(who)))
+    })
+}
+
+fn a_caller_that_lost_power_leaves_nothing_behind() -> Result<()> {
+    let office = Office::open(["web01"])?;
+    let [web01] = &office.machines;
+    let _session = tree(&office, "env -i")?;
+    office.laptop().power_cut();
+    // Nobody tells web01: it has to notice by itself that nothing comes any more.
+    wait_until(LOST, "no process of the command is left on web01", || {
+        running(web01, MARK).is_ok_and(|found| found == 0)
+    })
+}
+
+fn a_target_that_lost_power_is_never_a_success() -> Result<()> {
+    let office = Office::open(["web01"])?;
+    let (company, [web01]) = (&office.company, &office.machines);
+    let session = company.spawn(office.laptop(), web01, &["sh", "-c", "hostname; sleep 600"])?;
+    session.wait_for_line("web01", SOON)?;
+    web01.power_cut();
+    told(session.output_within(LOST)?, 253, &["web01.company", "not known"])?;
+    web01.boot()?;
+    start(web01)?;
+    company.linked(web01)?;
+    company.ran_remotely(office.laptop(), web01)
+}
+
+fn kill(host: &Host, pointer: &str) -> Result<()> {
+    let status = daemon_status(host)?;
+    let pid = status.pointer(pointer).with_context(|| format!("no {pointer} in {status}"))?;
+    host.run(["kill", "-KILL", &pid.to_string()])?.success()?;
+    Ok(())
+}
+
+fn a_daemon_that_was_killed_takes_its_sessions_with_it_and_can_start_again() -> Result<()> {
+    let office = Office::open(["web01"])?;
+    let (company, [web01]) = (&office.company, &office.machines);
+    let session = tree(&office, "env -i")?;
+    kill(web01, "/pid")?;
+    nothing_is_left(web01)?;
+    told(session.output_within(LOST)?, 253, &["web01.company", "not known"])?;
+    start(web01)?;
+    company.linked(web01)?;
+    company.ran_remotely(office.laptop(), web01)?;
+    let lines = audit(web01)?;
+    let events: Vec<&str> = lines.iter().map(|line| text(line, "/event")).collect::<Result<_>>()?;
+    assert_eq!(events, ["start", "end", "start", "end"], "the killed daemon's session has no end in the audit");
+    Ok(())
+}
+
+fn an_executor_that_was_killed_is_never_a_success() -> Result<()> {
+    let office = Office::open(["web01"])?;
+    let (company, [web01]) = (&office.company, &office.machines);
+    let session = tree(&office, "env -i")?;
+    kill(web01, "/executor_pid")?;
+    told(session.output_within(SOON)?, 253, &["web01.company"])?;
+    ended_by(web01, "unknown")?;
+    nothing_is_left(web01)?;
+    company.ran_remotely(office.laptop(), web01)
+}
+
+fn a_callers_daemon_that_was_stopped_ends_its_sessions() -> Result<()> {
+    let office = Office::open(["web01"])?;
+    let [web01] = &office.machines;
+    let session = tree(&office, "env -i")?;
+    stop(office.laptop())?;
+    told(session.output_within(SOON)?, 253, &["malai: error:"])?;
+    nothing_is_left(web01)
+}
+
+fn a_callers_daemon_that_was_killed_is_never_a_success_and_leaves_nothing_behind() -> Result<()> {
+    let office = Office::open(["web01"])?;
+    let [web01] = &office.machines;
+    let session = tree(&office, "env -i")?;
+    kill(office.laptop(), "/pid")?;
+    told(session.output_within(SOON)?, 253, &["malai: error:", "not known"])?;
+    // Nobody tells web01: it has to notice by itself that nothing comes any more.
+    wait_until(LOST, "no process of the command is left on web01", || {
+        running(web01, MARK).is_ok_and(|found| found == 0)
+    })?;
+    start(office.laptop())?;
+    office.company.linked(web01)?;
+    office.company.ran_remotely(office.laptop(), web01)
+}
+
+fn a_caller_that_was_killed_while_it_floods_standard_input_leaves_nothing_behind() -> Result<()> {
+    let office = Office::open(["web01"])?;
+    let [web01] = &office.machines;
+    for (signal, code) in [(Signal::SIGINT, Some(130)), (Signal::SIGKILL, None)] {
+        let line = format!("exec malai web01.company -- sh -c 'hostname; exec sleep {MARK}' </dev/zero");
+        let session = office.laptop().spawn(["sh", "-c", &line])?;
+        session.wait_for_line("web01", SOON)?;
+        session.signal(signal)?;
+        assert_eq!(session.output_within(SOON)?.code(), code);
+        nothing_is_left(web01)?;
+    }
+    Ok(())
+}
+
+fn background_processes_of_a_command_that_ended_by_itself_are_left_alone() -> Result<()> {
+    let office = Office::open(["web01"])?;
+    let (company, [web01]) = (&office.company, &office.machines);
+    let script = format!("sleep {MARK} >/dev/null 2>&1 & hostname");
+    let output = company.run(office.laptop(), web01, &["sh", "-c", &script])?.success()?;
+    assert_eq!(output.text(), "web01");
+    company.ran_remotely(office.laptop(), web01)?;
+    ensure!(running(web01, &format!("sleep {MARK}"))? == 1, "the background process did not outlive its command");
+    Ok(())
+}
