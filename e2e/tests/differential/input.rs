@@ -25,7 +25,9 @@ fn short() -> Vec<Row> {
         argv("the_first_bytes_only", ["head", "-c", "3"]).stdin("abcdef"),
         argv("the_last_bytes", ["tail", "-c", "3"]).stdin("abcdef"),
         argv("a_script_from_input", ["sh"]).stdin("echo one\necho $0 $#\nexit 9\n"),
-        argv("a_script_from_input_with_arguments", ["sh", "-s", "a b", "c"]).stdin("echo \"$1\" $#\ncat\n").status_only(),
+        argv("a_script_from_input_with_arguments", ["sh", "-s", "a b", "c"])
+            .stdin("echo \"$1\" $#\ncat\n")
+            .status_only(),
         argv("bash_from_input", ["bash", "-s", "x"]).stdin("echo $1; read line; echo \"<$line>\"\nfor the read\n"),
         argv("both_streams_from_input", ["tee", "/dev/stderr"]).stdin("twice\n"),
         argv("not_read_at_all", ["true"]).stdin("x\n"),

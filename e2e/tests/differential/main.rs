@@ -42,7 +42,9 @@ fn main() -> ExitCode {
 type Shared = Arc<OnceLock<Result<Stage, String>>>;
 
 fn trial(group: &str, row: Row, stage: Shared) -> Trial {
-    Trial::test(format!("{group}::{}", row.name()), move || row.compare(open(&stage)?).map_err(|e| format!("{e:?}").into()))
+    Trial::test(format!("{group}::{}", row.name()), move || {
+        row.compare(open(&stage)?).map_err(|e| format!("{e:?}").into())
+    })
 }
 
 fn in_turn(name: &str, stage: Shared, body: fn(&Stage) -> anyhow::Result<()>) -> Trial {
@@ -50,5 +52,8 @@ fn in_turn(name: &str, stage: Shared, body: fn(&Stage) -> anyhow::Result<()>) ->
 }
 
 fn open(stage: &Shared) -> Result<&Stage, String> {
-    stage.get_or_init(|| Stage::open().map_err(|e| format!("the cluster is not there: {e:?}"))).as_ref().map_err(Clone::clone)
+    stage
+        .get_or_init(|| Stage::open().map_err(|e| format!("the cluster is not there: {e:?}")))
+        .as_ref()
+        .map_err(Clone::clone)
 }

@@ -68,8 +68,9 @@ fn cut() -> Vec<Row> {
         argv("endless_and_a_reader_of_bytes", ["cat", "/dev/zero"]).line(&statuses("head -c 100000 | md5sum")),
         argv("endless_and_no_reader", ["yes"]).line(&statuses("true")),
         argv("much_and_one_byte_read", ["seq", "1", "1000000"]).line(&statuses("head -c 1")),
-        argv("little_and_no_reader", ["sh", "-c", "sleep 0.2; echo little; sleep 0.2; echo more; exit 5"]).line(&statuses("true")),
-        sh("a_writer_that_ignores_the_cut", "trap '' PIPE; while echo x; do :; done 2>/dev/null; exit 8").line(&statuses("head -n 1")),
+        sh("little_by_little_and_no_reader", "while sleep 0.05; do echo little; done").line(&statuses("true")),
+        sh("a_writer_that_ignores_the_cut", "trap '' PIPE; while echo x; do :; done 2>/dev/null; exit 8")
+            .line(&statuses("head -n 1")),
         sh("a_writer_that_traps_the_cut", "trap 'exit 7' PIPE; while :; do echo x; done").line(&statuses("head -n 1")),
         sh("a_pipeline_there_is_cut", "yes | cat | head -n 2"),
         sh("a_cut_there_is_told", "set -e; bash -c 'yes | head -n 1; echo ${PIPESTATUS[*]}'"),
@@ -83,7 +84,9 @@ fn cut() -> Vec<Row> {
         sh("closed_output_of_the_caller_not_needed", "echo err >&2; exit 3").line("exec \"$@\" >&-"),
         sh("closed_errors_of_the_caller_not_needed", "echo out; exit 3").line("exec \"$@\" 2>&-"),
         // As with ssh, a closed descriptor of the caller is the null device there.
-        sh("closed_output_of_the_caller", "echo out; echo $? >&2").line("exec \"$@\" >&-").line_here("exec \"$@\" >/dev/null"),
+        sh("closed_output_of_the_caller", "echo out; echo $? >&2")
+            .line("exec \"$@\" >&-")
+            .line_here("exec \"$@\" >/dev/null"),
     ]
 }
 
@@ -92,13 +95,20 @@ fn left_open() -> Vec<Row> {
     vec![
         sh("a_background_child_with_streams_of_its_own", "sleep 2 >/dev/null 2>&1 </dev/null & echo started"),
         sh("a_background_child_that_is_waited_for", "(sleep 0.2; echo late) & wait; echo end"),
-        sh("a_background_child_that_writes_soon", "(sleep 0.1; echo late) & echo first"),
-        sh("a_background_child_that_writes_on", "(sleep 1; echo late; echo err >&2) & echo first; exit 3").option("--wait-output"),
+        sh("a_background_child_that_writes_soon", "(sleep 0.02; echo late) & echo first"),
+        sh("a_background_child_that_writes_on", "(sleep 1; echo late; echo err >&2) & echo first; exit 3")
+            .option("--wait-output"),
         sh("a_daemon_that_detaches", "setsid sleep 2 >/dev/null 2>&1 </dev/null & echo started; exit 0"),
         sh("nohup", "nohup echo hi; nohup sleep 2 >/dev/null 2>&1 & echo $?"),
-        sh("a_coprocess", "mkfifo /tmp/co-$$; (cat /tmp/co-$$ | tr a-z A-Z) & echo through >/tmp/co-$$; wait; rm /tmp/co-$$"),
+        sh(
+            "a_coprocess",
+            "mkfifo /tmp/co-$$; (cat /tmp/co-$$ | tr a-z A-Z) & echo through >/tmp/co-$$; wait; rm /tmp/co-$$",
+        ),
         sh("children_of_children", "sh -c 'sh -c \"echo deep; exit 4\"; echo $?'; echo $?"),
-        sh("many_children_at_once", "for i in 1 2 3 4 5 6 7 8; do (echo $i >/dev/null; exit $i) & done; wait; echo all"),
+        sh(
+            "many_children_at_once",
+            "for i in 1 2 3 4 5 6 7 8; do (echo $i >/dev/null; exit $i) & done; wait; echo all",
+        ),
         sh("an_orphan_that_writes_before_its_parent_ends", "(sh -c 'echo orphan' &); sleep 0.2; echo parent"),
     ]
 }
@@ -111,7 +121,9 @@ fn large() -> Vec<Row> {
         argv("large_errors", ["sh", "-c", &format!("cat {LARGE_FILE} >&2")]).line("\"$@\" 2>&1 >/dev/null | md5sum"),
         argv("large_on_both", ["sh", "-c", &format!("cat {LARGE_FILE} & cat {LARGE_FILE} >&2; wait")])
             .line("{ \"$@\" 2>&3 | md5sum >&4; } 3>&1 4>/tmp/sum | md5sum; cat /tmp/sum"),
-        argv("large_to_a_reader_that_pauses", ["cat", LARGE_FILE]).line("\"$@\" | { head -c 100000 | md5sum; sleep 1; md5sum; }"),
-        argv("large_in_small_writes", ["dd", &format!("if={LARGE_FILE}"), "bs=1000", "count=20000", "status=none"]).line(sum),
+        argv("large_to_a_reader_that_pauses", ["cat", LARGE_FILE])
+            .line("\"$@\" | { head -c 100000 | md5sum; sleep 1; md5sum; }"),
+        argv("large_in_small_writes", ["dd", &format!("if={LARGE_FILE}"), "bs=1000", "count=20000", "status=none"])
+            .line(sum),
     ]
 }

@@ -29,7 +29,8 @@ impl Stage {
         web01.add_user(USER)?;
         company.enrol(&web01)?;
         // Nothing of how the daemon was started may show in a command.
-        let odd = "umask 077; export SECRET=daemon LC_ALL=C GREP_COLORS=; trap '' HUP INT PIPE; cd /usr; exec malai daemon";
+        let odd =
+            "umask 077; export SECRET=daemon LC_ALL=C GREP_COLORS=; trap '' HUP INT PIPE; cd /usr; exec malai daemon";
         web01.run(Cmd::new(["bash", "-c", odd]))?.success()?;
         company.linked(&web01)?;
         company.publish("machine.web01", &format!("users = [\"root\", \"{USER}\"]"))?;

@@ -41,7 +41,10 @@ fn directory() -> Vec<Row> {
         argv("the_directory_of_another_user", ["pwd"]).as_user(),
         sh("a_file_is_made_there", "cd /tmp; echo x >made-here; cat made-here; rm made-here; ls made-here"),
         sh("umask", "umask; umask -S"),
-        sh("the_mode_of_a_new_file", "cd /tmp; rm -f mode; >mode; stat -c %a mode; rm mode; mkdir d; stat -c %a d; rmdir d"),
+        sh(
+            "the_mode_of_a_new_file",
+            "cd /tmp; rm -f mode; >mode; stat -c %a mode; rm mode; mkdir d; stat -c %a d; rmdir d",
+        ),
         argv("the_hostname", ["hostname"]),
     ]
 }
@@ -55,8 +58,11 @@ fn user() -> Vec<Row> {
         argv("what_another_user_may_not_read", ["cat", "/etc/shadow"]).as_user(),
         argv("what_another_user_may_not_write", ["sh", "-c", "echo x >/etc/malai-was-here"]).as_user(),
         argv("capabilities", ["grep", "-E", "Cap|NoNewPrivs|Seccomp:|^Groups|^Uid|^Gid", "/proc/self/status"]),
-        argv("capabilities_of_another_user", ["grep", "-E", "Cap|NoNewPrivs|Seccomp:|^Groups|^Uid|^Gid", "/proc/self/status"])
-            .as_user(),
+        argv(
+            "capabilities_of_another_user",
+            ["grep", "-E", "Cap|NoNewPrivs|Seccomp:|^Groups|^Uid|^Gid", "/proc/self/status"],
+        )
+        .as_user(),
     ]
 }
 
@@ -70,7 +76,7 @@ fn process() -> Vec<Row> {
         sh("it_leads_its_group_and_session", leader),
         sh("descriptors", "cd /proc/self/fd; echo *"),
         sh("descriptors_are_pipes", "for n in 0 1 2; do readlink /proc/$$/fd/$n | sed 's/[0-9]*//g'; done"),
-        argv("signals", ["grep", "^Sig", "/proc/self/status"]),
+        argv("signals", ["grep", "-E", "^Sig(Pnd|Blk|Ign|Cgt)", "/proc/self/status"]),
         argv("limits", ["bash", "-c", "ulimit -a"]),
         argv("hard_limits", ["bash", "-c", "ulimit -H -a"]),
         argv("limits_of_another_user", ["bash", "-c", "ulimit -a"]).as_user(),
@@ -78,7 +84,10 @@ fn process() -> Vec<Row> {
         argv("memory_killer", ["cat", "/proc/self/oom_score_adj"]),
         argv("scheduling", ["grep", "-E", "^(policy|prio)", "/proc/self/sched"]),
         argv("personality", ["cat", "/proc/self/personality"]),
-        argv("namespaces", ["readlink", "/proc/self/ns/net", "/proc/self/ns/mnt", "/proc/self/ns/pid", "/proc/self/ns/uts"]),
+        argv(
+            "namespaces",
+            ["readlink", "/proc/self/ns/net", "/proc/self/ns/mnt", "/proc/self/ns/pid", "/proc/self/ns/uts"],
+        ),
         argv("processors", ["nproc"]),
         argv("core_dumps", ["cat", "/proc/self/coredump_filter"]),
         argv("timer_slack", ["cat", "/proc/self/timerslack_ns"]),

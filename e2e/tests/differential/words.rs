@@ -75,7 +75,10 @@ fn odd_bytes() -> Vec<Row> {
         kept_bytes("bytes_that_are_not_utf8", &[b"\xff", b"\xfe\xff", b"\xc3", b"a\x80b", b"\xed\xa0\x80"]),
         kept_bytes("every_byte_but_nul", &[&every]),
         kept_bytes("every_byte_backwards", &[&every.iter().rev().copied().collect::<Vec<_>>()]),
-        argv("a_file_name_that_is_not_utf8", bytes(&[b"sh", b"-c", b"echo x >/tmp/\xff-odd; ls -b /tmp/\xff*; rm /tmp/\xff*"])),
+        argv(
+            "a_file_name_that_is_not_utf8",
+            bytes(&[b"sh", b"-c", b"echo x >/tmp/\xff-odd; ls -b /tmp/\xff*; rm /tmp/\xff*"]),
+        ),
         argv("a_script_that_is_not_utf8", bytes(&[b"sh", b"-c", b"printf '%s' \xff\xc3 | od -c"])),
         argv("a_program_that_is_not_utf8", bytes(&[b"/tmp/\xff"])).status_only(),
     ]
@@ -147,7 +150,8 @@ fn long() -> Vec<Row> {
     let large = "x'y \"z$".repeat(100 * 1024 / 7);
     let many: Vec<String> = (0..1000).map(|n| format!("argument {n}")).collect();
     let sum = "echo $#; printf '%s\\0' \"$@\" | md5sum";
-    let with = |words: &[String]| ["sh", "-c", sum, "sh"].into_iter().map(str::to_owned).chain(words.to_vec()).collect();
+    let with =
+        |words: &[String]| ["sh", "-c", sum, "sh"].into_iter().map(str::to_owned).chain(words.to_vec()).collect();
     let rows: [(&str, Vec<String>); 4] = [
         ("an_argument_of_100_kb", with(&[large.clone()])),
         ("a_thousand_arguments", with(&many)),
