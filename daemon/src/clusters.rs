@@ -48,12 +48,19 @@ pub(crate) struct Clusters {
     settings: store::settings::Settings,
     map: Mutex<BTreeMap<String, Cluster>>,
     tasks: TaskTracker,
+    refreshing: tokio::sync::Mutex<()>,
 }
 
 impl Clusters {
     /// No cluster yet.
     pub(crate) fn new(shared: Arc<Shared>, settings: store::settings::Settings) -> Arc<Self> {
-        Arc::new(Self { shared, settings, map: Mutex::default(), tasks: TaskTracker::new() })
+        Arc::new(Self {
+            shared,
+            settings,
+            map: Mutex::default(),
+            tasks: TaskTracker::new(),
+            refreshing: tokio::sync::Mutex::default(),
+        })
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Cluster>> {
@@ -87,6 +94,32 @@ impl Clusters {
             }
         };
         self.lock().insert(alias.to_owned(), cluster);
+    }
+
+    /// For an agent, beside which others change files: takes in what changed on the disk since it was last taken in.
+    ///
+    /// # Errors
+    /// [`Failure`] when the directory of clusters cannot be read at all.
+    pub(crate) async fn refresh(self: &Arc<Self>) -> Result<(), Failure> {
+        let _one_at_a_time = self.refreshing.lock().await;
+        let found: Vec<String> = store::clusters::list(&self.shared.home)?.into_iter().map(|f| f.alias).collect();
+        for alias in self.aliases().into_iter().filter(|alias| !found.contains(alias)) {
+            self.unload(&alias).await;
+        }
+        for alias in found {
+            let current = match self.get(&alias) {
+                Some(Cluster::Ready(served)) => {
+                    let membership = served.membership;
+                    let stored = store::snapshot::load(&membership.dir.snapshot(), &membership.cluster);
+                    matches!(stored, Ok(Some(stored)) if stored.header() == membership.held().snapshot.header())
+                }
+                _ => false,
+            };
+            if !current {
+                self.load(&alias).await;
+            }
+        }
+        Ok(())
     }
 
     /// Takes in one cluster anew, in the background.

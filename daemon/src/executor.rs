@@ -53,7 +53,7 @@ use log::Budget;
 use presence::Presence;
 use session::Output;
 use table::{Cause, Table};
-use tree::{GRACE, Tree, Trees};
+use tree::{SHUTDOWN_GRACE, Tree, Trees};
 
 pub(crate) use env::MARKER;
 pub(crate) use reap::Reaper;
@@ -283,7 +283,7 @@ impl Shared {
     /// Ends all sessions and takes no new one: then the executor ends.
     fn shut_down(&self, reason: String) {
         tracing::info!(reason, "shutting down");
-        self.table.end_all(&Cause { by: EndedBy::Shutdown, reason: Some(reason), grace: GRACE }, true);
+        self.table.end_all(&Cause { by: EndedBy::Shutdown, reason: Some(reason), grace: SHUTDOWN_GRACE }, true);
     }
 
     /// Sees to what a session leaves: output that others still write, and its tree, once that is empty.

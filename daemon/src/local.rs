@@ -123,6 +123,11 @@ async fn connection(stream: UnixStream, context: &Arc<Context>) -> anyhow::Resul
     }
     frames.set_cap(MAX_EXEC);
     let request: Request = frames.next(REQUEST).await?.expect(Kind::Request, "Request")?;
+    if context.agent()
+        && let Err(failure) = context.clusters().refresh().await
+    {
+        tracing::warn!("clusters cannot be read anew: {failure}");
+    }
     match request {
         Request::Session(target) => outbound::session(context.clusters(), &target, frames, writer).await,
         request => answer(context, request, frames, writer).await,

@@ -26,6 +26,24 @@ use crate::supervisor::Executor;
 /// The first attachment of a session; there is no other yet.
 const FIRST_ATTACHMENT: u32 = 1;
 
+/// Whether the way in which the caller's frames ended means that the caller is gone for good: otherwise its attachment is
+/// lost.
+pub(crate) type IsGone = fn(&End) -> bool;
+
+/// For a CLI on this machine: its socket closed without a goodbye.
+pub(crate) fn cli_is_gone(end: &End) -> bool {
+    match end {
+        End::Eof { last } => *last != Some(Kind::Goodbye),
+        End::Read(_) => true,
+        End::Write(_) | End::Protocol(_) => false,
+    }
+}
+
+/// For another machine: its daemon says so by a reset.
+pub(crate) fn peer_says_gone(end: &End) -> bool {
+    matches!(end, End::Read(error) if is_caller_gone(error))
+}
+
 /// One session of `caller`, whose daemon holds `generation`. Reads the request from `frames` and answers on `writer`.
 ///
 /// # Errors
@@ -34,6 +52,7 @@ pub(crate) async fn session<R, W>(
     membership: &Arc<Membership>,
     caller: MachineId,
     generation: u64,
+    is_gone: IsGone,
     mut frames: Frames<R>,
     mut writer: W,
 ) -> anyhow::Result<()>
@@ -50,7 +69,7 @@ where
         Ok::<_, Failure>((executor, stream))
     };
     match attached.await {
-        Ok((executor, stream)) => copy(&executor, name, stream, frames, writer).await,
+        Ok((executor, stream)) => copy(&executor, name, stream, is_gone, frames, writer).await,
         Err(failure) => {
             writer.write_all(&Frame::control(Kind::Refused, &failure)?.to_bytes()).await?;
             writer.shutdown().await?;
@@ -64,6 +83,7 @@ async fn copy<S, R, W>(
     executor: &Executor,
     name: SessionName,
     stream: S,
+    is_gone: IsGone,
     frames: Frames<R>,
     writer: W,
 ) -> anyhow::Result<()>
@@ -80,13 +100,13 @@ where
     tokio::select! {
         (end, writer) = &mut down => finish(end, writer).await,
         (end, _to_executor) = &mut up => match end {
-            // The caller has what it wanted; what the executor still sends goes the same way.
-            End::Eof { last: Some(Kind::Goodbye) } => Ok(()),
-            End::Eof { .. } => anyhow::bail!("the caller's stream ended without a goodbye: the attachment is lost"),
-            End::Read(error) if is_caller_gone(&error) => {
+            end if is_gone(&end) => {
                 executor.caller_gone(CallerGone { session: name, attachment: FIRST_ATTACHMENT }).await?;
                 Ok(())
             }
+            // The caller has what it wanted; what the executor still sends goes the same way.
+            End::Eof { last: Some(Kind::Goodbye) } => Ok(()),
+            End::Eof { .. } => anyhow::bail!("the caller's stream ended without a goodbye: the attachment is lost"),
             End::Read(error) => anyhow::bail!("the attachment is lost: {error}"),
             // The executor closed first; what it said last is still on its way to the caller.
             End::Write(_) => {
@@ -101,7 +121,8 @@ where
 /// The executor has said its last word: it is passed on, and then the stream's end.
 async fn finish<W: AsyncWrite + Unpin>(end: End, mut writer: W) -> anyhow::Result<()> {
     match end {
-        End::Eof { .. } => Ok(writer.shutdown().await?),
+        End::Eof { last: Some(Kind::Exit | Kind::Refused) } => Ok(writer.shutdown().await?),
+        End::Eof { .. } => anyhow::bail!("the executor gave the attachment up"),
         End::Read(error) => anyhow::bail!("the executor is lost: {error}"),
         End::Write(error) => anyhow::bail!("the attachment is lost: {error}"),
         End::Protocol(error) => Err(error.into()),

@@ -199,6 +199,7 @@ impl Membership {
             self.tasks.spawn(link::run(Arc::clone(self)));
         }
         self.tasks.spawn(sync::review(Arc::clone(self)));
+        self.tasks.spawn(sync::rebind(Arc::clone(self)));
     }
 
     /// Closes every connection, so that attachments are lost at once.

@@ -9,6 +9,7 @@ use iroh::endpoint::{ConnectionError, ReadError, RecvStream, SendStream, VarInt}
 use malai_protocol::codec::{CodecError, Frame, FrameCodec};
 use malai_protocol::id::MachineId;
 use malai_protocol::peer::{Close, RESET_CALLER_GONE};
+use malai_protocol::snapshot::SnapshotError;
 use std::time::Duration;
 use tokio::io::AsyncRead;
 use tokio_util::codec::FramedRead;
@@ -62,6 +63,16 @@ pub(crate) enum FrameError {
     /// It is not a frame, or too long.
     #[error(transparent)]
     Codec(#[from] CodecError),
+}
+
+/// Whether the other side broke the protocol, rather than that a stream was lost or something failed here.
+pub(crate) fn is_protocol_error(error: &anyhow::Error) -> bool {
+    let codec = match error.downcast_ref::<FrameError>() {
+        Some(FrameError::Late(_) | FrameError::Ended) => return true,
+        Some(FrameError::Codec(codec)) => Some(codec),
+        None => error.downcast_ref::<CodecError>(),
+    };
+    codec.is_some_and(|codec| !matches!(codec, CodecError::Io(_))) || error.is::<SnapshotError>()
 }
 
 /// Reads frames from one stream, each within a time limit.

@@ -29,6 +29,7 @@ fn answer(home: &Home, request: &Request) -> Result<Response, Failure> {
         Ok::<_, Failure>(changes)
     };
     match request {
+        Request::ClusterList => admin::cluster_list(home).map(Response::Clusters),
         Request::ClusterInit(ask) => admin::cluster_init(&begin()?, ask, now).map(Response::Made),
         Request::ClusterInvite(ask) => {
             let addresses = admin::join_addresses(home, &ask.cluster)?;

@@ -50,7 +50,7 @@ impl Context {
     }
 
     /// All clusters.
-    pub(crate) fn clusters(&self) -> &Clusters {
+    pub(crate) fn clusters(&self) -> &Arc<Clusters> {
         &self.clusters
     }
 
@@ -121,6 +121,10 @@ async fn carry_out(
         Request::DaemonStatus => Ok(Response::Daemon(status::daemon(clusters).await)),
         Request::Stop => stop(context).await,
         Request::Yield => leave(context),
+        Request::ClusterList => {
+            let home = clusters.shared().home.clone();
+            blocking(move || admin::cluster_list(&home)).await.map(Response::Clusters)
+        }
         Request::ClusterInit(ask) => {
             let made = change(context, move |changes| admin::cluster_init(changes, &ask, now_ms())).await?;
             clusters.load(&made.alias).await;

@@ -64,6 +64,7 @@ pub enum Mode {
 
 /// What an executor tells.
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant, reason = "almost every event is the large one")]
 pub enum Event {
     /// A session ended, or a plan came to nothing. To be confirmed with [`Executor::audited`].
     Ended(Ended),
@@ -84,7 +85,7 @@ struct Inner {
     orders: mpsc::Sender<Frame>,
     sessions: Sessions,
     pid: Option<u32>,
-    /// Cancelled when the control connection has ended and all its events were delivered.
+    /// Cancelled when the control connection has ended and every end that it told was delivered.
     gone: CancellationToken,
     /// Cancelled when its end is ordered, and so no loss.
     closing: CancellationToken,
@@ -112,7 +113,7 @@ impl Executor {
         let (opened, dial, task) = match mode {
             Mode::Process { program, args } => {
                 let socket = home.executor_socket();
-                (launch::find_or_start(&socket, &program, &args, &stop).await?, Dial::Socket(socket), None)
+                (launch::find_or_start(&socket, &program, &args).await?, Dial::Socket(socket), None)
             }
             Mode::InProcess => {
                 let (connections, task) = launch::in_process(home);
@@ -189,6 +190,9 @@ impl Executor {
                 .hint("send long data by standard input, or in a file"),
             error => Failure::new(failure::Kind::Internal, format!("the command cannot be sent: {error}")),
         })?;
+        if self.inner.gone.is_cancelled() {
+            return Err(lost());
+        }
         self.inner.orders.send(frame).await.map_err(|_| lost())
     }
 

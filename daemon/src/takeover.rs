@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use malai_protocol::codec::{Frame, Kind};
-use malai_protocol::failure::{Failure, Kind as FailureKind};
+use malai_protocol::failure::Failure;
 use malai_protocol::home::Home;
 use malai_protocol::local::{Hello, Request, VERSION};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -16,32 +16,36 @@ const YIELD: Duration = Duration::from_secs(5);
 /// How often the lock is tried while the agent is on its way out.
 const POLL: Duration = Duration::from_millis(20);
 
-/// Takes the lock. A daemon asks an agent that holds it to leave first.
+/// Takes the lock. A daemon asks an agent that holds it to leave first, and waits for one that is on its way in or out.
 ///
 /// # Errors
 /// [`Failure`] of kind `conflict` when a daemon, or an agent that does not leave, holds it.
 pub(crate) async fn lock(home: &Home, part: Part) -> Result<Lock, Failure> {
-    match Lock::try_take(home, part)? {
-        Attempt::Taken(lock) => return Ok(lock),
-        Attempt::Held(holder) if part == Part::Daemon && holder.agent && holder.answers => {}
-        Attempt::Held(_) => return Lock::take(home, part),
-    }
-    match tokio::time::timeout(YIELD, after_the_agent(home)).await {
+    match tokio::time::timeout(YIELD, after_the_agent(home, part)).await {
         Ok(taken) => taken,
         Err(_) => Lock::take(home, part),
     }
 }
 
-/// Asks the agent to leave, and takes the lock that it releases.
-async fn after_the_agent(home: &Home) -> Result<Lock, Failure> {
-    ask_to_leave(home)
-        .await
-        .map_err(|e| Failure::new(FailureKind::Conflict, format!("the agent does not leave: {e:#}")))?;
+async fn after_the_agent(home: &Home, part: Part) -> Result<Lock, Failure> {
+    let mut asked = false;
     loop {
-        match Lock::try_take(home, Part::Daemon)? {
+        let holder = match Lock::try_take(home, part)? {
             Attempt::Taken(lock) => return Ok(lock),
-            Attempt::Held(holder) if !holder.agent => return Lock::take(home, Part::Daemon),
-            Attempt::Held(_) => tokio::time::sleep(POLL).await,
+            Attempt::Held(holder) => holder,
+        };
+        // Without a pid it is just coming or going, and may be an agent.
+        if part == Part::Agent || (holder.pid.is_some() && !holder.agent) {
+            return Lock::take(home, part);
+        }
+        if holder.agent && holder.answers && !asked {
+            asked = true;
+            // An agent that has just left by itself cannot be asked: the next look tells.
+            if let Err(error) = ask_to_leave(home).await {
+                tracing::info!("the agent was not asked to leave: {error:#}");
+            }
+        } else {
+            tokio::time::sleep(POLL).await;
         }
     }
 }

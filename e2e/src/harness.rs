@@ -12,15 +12,28 @@ pub fn trial(name: &str, body: fn() -> anyhow::Result<()>) -> Trial {
     Trial::test(name, move || body().map_err(|error| Failed::from(format!("{error:?}"))))
 }
 
+/// How many trials run at once where most of them wait: for a deadline of the network, for a host that boots.
+pub const MOSTLY_WAITING: usize = 4;
+
 /// The `main` of a test file: runs the trials, two at a time on two cores.
 ///
 /// Where the lab cannot run (not root, a tool is missing) it says why on standard error. With `CI=true` that is a
 /// failure; otherwise every trial is reported as ignored.
 pub fn main(trials: Vec<Trial>) -> ExitCode {
-    let arguments = Arguments::from_args();
+    run(trials, &Arguments::from_args())
+}
+
+/// As [`main`], with so many trials at once unless the command line says otherwise.
+pub fn main_with(trials: Vec<Trial>, at_once: usize) -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    arguments.test_threads = arguments.test_threads.or(Some(at_once));
+    run(trials, &arguments)
+}
+
+fn run(trials: Vec<Trial>, arguments: &Arguments) -> ExitCode {
     let missing = requirements::missing();
     if missing.is_empty() || arguments.list {
-        return libtest_mimic::run(&arguments, trials).exit_code();
+        return libtest_mimic::run(arguments, trials).exit_code();
     }
     let in_ci = std::env::var("CI").is_ok_and(|value| value == "true");
     let mut stderr = std::io::stderr().lock();
@@ -31,7 +44,7 @@ pub fn main(trials: Vec<Trial>) -> ExitCode {
         return ExitCode::FAILURE;
     }
     let ignored = trials.into_iter().map(|trial| trial.with_ignored_flag(true)).collect();
-    libtest_mimic::run(&arguments, ignored).exit_code()
+    libtest_mimic::run(arguments, ignored).exit_code()
 }
 
 /// Lists test functions as trials, each by its own name: `trials![first_claim, second_claim]`.

@@ -41,6 +41,8 @@ pub enum Request {
     Stop,
     /// To an agent, from a daemon that starts: leave.
     Yield,
+    /// The clusters of this home as the disk has them.
+    ClusterList,
     /// Make a cluster; this machine becomes its manager and first machine.
     ClusterInit(ClusterInit),
     /// Make an invite.
@@ -202,6 +204,8 @@ pub enum Response {
     Status(Status),
     /// To [`Request::DaemonStatus`]; last.
     Daemon(DaemonStatus),
+    /// To [`Request::ClusterList`]: without addresses and machines, which only a daemon knows; last.
+    Clusters(Vec<ClusterStatus>),
     /// To [`Request::ClusterInit`]; last.
     Made(ClusterMade),
     /// To [`Request::ClusterInvite`]; last.

@@ -13,9 +13,11 @@ use tracing::Instrument;
 use malai_protocol::codec::{CodecError, Frame, FrameCodec, Kind};
 use malai_protocol::plan::{Audited, CallerGone, Decided, End, Ended, Outcome, Plan, Sessions, Shutdown, VERSION};
 
+use malai_protocol::session::EndedBy;
+
 use super::link::Link;
 use super::table::{Cause, Command, Rejected};
-use super::tree::GRACE;
+use super::tree::{GRACE, WITHDRAWN_GRACE};
 use super::{Connection, Shared, refuse, session};
 
 /// How long the daemon may take to read what it is told.
@@ -84,7 +86,8 @@ async fn order(shared: &Arc<Shared>, frame: &Frame, writer: &mut Writer) -> Resu
         Kind::End => {
             let End { session, cause: by, reason } = frame.decode()?;
             let reason = reason.map(short);
-            shared.table.tell(session, Command::End(Cause { by, reason, grace: GRACE }));
+            let grace = if by == EndedBy::Revoked { WITHDRAWN_GRACE } else { GRACE };
+            shared.table.tell(session, Command::End(Cause { by, reason, grace }));
         }
         Kind::Audited => {
             let Audited { session } = frame.decode()?;

@@ -90,7 +90,10 @@ fn report(children: &mut HashMap<Pid, oneshot::Sender<Status>>, pid: Pid, status
 }
 
 /// The next child that ended, of all or of one.
-#[allow(unsafe_code, reason = "the safe wrapper refuses real-time signals after it has collected, and lost, the status")]
+#[allow(
+    unsafe_code,
+    reason = "the safe wrapper refuses real-time signals after it has collected, and lost, the status"
+)]
 fn ended(pid: Option<Pid>) -> Option<(Pid, Status)> {
     let mut raw = 0;
     loop {

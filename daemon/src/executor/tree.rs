@@ -24,6 +24,10 @@ use super::reap::Child;
 
 /// How long TERM is given before KILL.
 pub(crate) const GRACE: Duration = Duration::from_secs(5);
+/// The same for a session whose access was withdrawn: it has to be gone within a second.
+pub(crate) const WITHDRAWN_GRACE: Duration = Duration::from_millis(500);
+/// The same when the daemon stops: it has five seconds in all.
+pub(crate) const SHUTDOWN_GRACE: Duration = Duration::from_secs(2);
 /// How long KILL is given: longer than a moment only when a process hangs in the kernel.
 const KILL_WAIT: Duration = Duration::from_secs(2);
 

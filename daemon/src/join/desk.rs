@@ -18,6 +18,7 @@ use crate::clock::now_ms;
 use crate::manager::Manager;
 use crate::manager::pending::Pending;
 use crate::membership::{Membership, sync};
+use crate::net::endpoint::address_text;
 use crate::net::{FIRST_FRAME, Frames, close, machine_id, send};
 use crate::store::lock::Changes;
 
@@ -182,5 +183,5 @@ impl Desk {
 fn path(conn: &Connection) -> String {
     let paths = conn.paths();
     let found = paths.iter().find(|path| path.is_selected());
-    found.map_or_else(|| "unknown".to_owned(), |path| format!("{:?}", path.remote_addr()))
+    found.and_then(|path| address_text(path.remote_addr())).unwrap_or_else(|| "unknown".to_owned())
 }

@@ -67,14 +67,7 @@ async fn redeem(
 ) -> Result<(), Failure> {
     let home = clusters.shared().home.clone();
     let network = begun.joining.as_ref().map(network).unwrap_or_default();
-    let options = endpoint::Options {
-        key: *begun.machine_key.secret_bytes(),
-        alpns: Vec::new(),
-        network: &network,
-        listen: None,
-        kept_port: None,
-        publish: false,
-    };
+    let options = endpoint::Options::caller(*begun.machine_key.secret_bytes(), &network);
     let endpoint = endpoint::bind(&options).await?;
     let shown = Ask::Redeem(invite.secret);
     let result = loop {

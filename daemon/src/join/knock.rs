@@ -59,14 +59,7 @@ impl Waiting {
         });
         if !shared.agent {
             let network = network(&waiting.joining);
-            let options = endpoint::Options {
-                key: *stored.machine_key.secret_bytes(),
-                alpns: Vec::new(),
-                network: &network,
-                listen: None,
-                kept_port: None,
-                publish: false,
-            };
+            let options = endpoint::Options::caller(*stored.machine_key.secret_bytes(), &network);
             let endpoint = endpoint::bind(&options).await?;
             waiting.tasks.spawn(Arc::clone(&waiting).run(endpoint));
         }

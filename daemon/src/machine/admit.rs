@@ -83,6 +83,7 @@ async fn register_and_decide(
         let (held, grant) = decided(membership, name, generation, asked, deadline)
             .await
             .map_err(|failure| Refused { failure, audited })?;
+        refuse_directory(&spec, &grant).map_err(|failure| Refused { failure, audited })?;
         let plan = plan(membership, name, &spec, asked, &grant);
         if !audited {
             let mut line = entry(membership, name, &plan.request, Event::Start);
@@ -103,6 +104,17 @@ async fn register_and_decide(
             Ok(Sent::Outdated) => {}
             Err(failure) => return Err(Refused { failure, audited }),
         }
+    }
+}
+
+/// A named command is what the config says, and where it runs is a part of that.
+fn refuse_directory(spec: &ExecSpec, grant: &Grant) -> Result<(), Failure> {
+    match (&spec.cwd, &grant.named) {
+        (Some(_), Some(named)) => {
+            let text = format!("the named command `{named}` runs in its user's home, and nowhere else");
+            Err(Failure::new(Kind::Denied, text).hint("leave --cwd out"))
+        }
+        _ => Ok(()),
     }
 }
 

@@ -9,7 +9,7 @@ use malai_protocol::codec::{Frame, Kind, MAX_HELLO};
 use malai_protocol::id::MachineId;
 use malai_protocol::peer::{Close, Hello, unknown_need};
 use malai_protocol::snapshot::{Order, order};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
 use super::{Membership, serve, sync};
@@ -18,27 +18,34 @@ use crate::net::{Frames, close, machine_id, send};
 
 /// How long a stranger has for its Hello.
 const STRANGER_HELLO: Duration = Duration::from_secs(2);
-/// Handshakes and strangers served at once; more are turned away.
+/// Handshakes at once; more are turned away. An honest one takes a round trip.
+const HANDSHAKES: usize = 256;
+/// Strangers heard at once; more are closed unheard. They have places of their own: however many come, a member only
+/// needs one for its handshake.
 const STRANGERS: usize = 64;
 /// One stranger's key may introduce itself again after so long.
 const STRANGER_PACE: Duration = Duration::from_secs(1);
 /// Keys remembered for the pace.
 const REMEMBERED: usize = 1024;
 
-/// When each stranger last introduced itself.
-type Strangers = Arc<Mutex<HashMap<MachineId, Instant>>>;
+/// Strangers that are heard, and when each last introduced itself.
+#[derive(Debug)]
+struct Strangers {
+    places: Semaphore,
+    seen: Mutex<HashMap<MachineId, Instant>>,
+}
 
 /// Accepts until the endpoint closes or the membership ends.
 pub(crate) async fn run(membership: Arc<Membership>) {
-    let slots = Arc::new(Semaphore::new(STRANGERS));
-    let strangers = Strangers::default();
+    let handshakes = Arc::new(Semaphore::new(HANDSHAKES));
+    let strangers = Arc::new(Strangers { places: Semaphore::new(STRANGERS), seen: Mutex::default() });
     loop {
         let incoming = tokio::select! {
             () = membership.cancel.cancelled() => return,
             incoming = membership.endpoint.accept() => incoming,
         };
         let Some(incoming) = incoming else { return };
-        let Ok(slot) = Arc::clone(&slots).try_acquire_owned() else {
+        let Ok(handshake) = Arc::clone(&handshakes).try_acquire_owned() else {
             incoming.refuse();
             continue;
         };
@@ -47,14 +54,18 @@ pub(crate) async fn run(membership: Arc<Membership>) {
         tasks.spawn(async move {
             tokio::select! {
                 () = membership.cancel.cancelled() => {}
-                () = connection(&membership, incoming, &strangers) => {}
+                () = connection(&membership, incoming, handshake, &strangers) => {}
             }
-            drop(slot);
         });
     }
 }
 
-async fn connection(membership: &Arc<Membership>, incoming: Incoming, strangers: &Strangers) {
+async fn connection(
+    membership: &Arc<Membership>,
+    incoming: Incoming,
+    handshake: OwnedSemaphorePermit,
+    strangers: &Strangers,
+) {
     let conn = match tokio::time::timeout(crate::net::FIRST_FRAME, async {
         incoming.accept()?.await.map_err(anyhow::Error::from)
     })
@@ -64,6 +75,7 @@ async fn connection(membership: &Arc<Membership>, incoming: Incoming, strangers:
         Ok(Err(error)) => return tracing::debug!("handshake failed: {error:#}"),
         Err(_) => return tracing::debug!("handshake took too long"),
     };
+    drop(handshake);
     let Some(peer) = machine_id(&conn.remote_id()) else { return };
     if membership.is_member(&peer) {
         return serve::spawn(membership, &PeerConn::new(conn, peer, false));
@@ -81,7 +93,7 @@ fn refuse(membership: &Membership, conn: &Connection, peer: MachineId, why: &str
 }
 
 fn may_introduce(strangers: &Strangers, peer: MachineId) -> bool {
-    let mut seen = strangers.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut seen = strangers.seen.lock().unwrap_or_else(PoisonError::into_inner);
     let now = Instant::now();
     if seen.len() >= REMEMBERED {
         seen.retain(|_, at| now.duration_since(*at) < STRANGER_PACE);
@@ -102,6 +114,7 @@ async fn introduce(
     peer: MachineId,
     strangers: &Strangers,
 ) -> anyhow::Result<Option<Arc<PeerConn>>> {
+    let Ok(_place) = strangers.places.try_acquire() else { anyhow::bail!("too many strangers at once") };
     if !may_introduce(strangers, peer) {
         anyhow::bail!("introduces itself too often");
     }

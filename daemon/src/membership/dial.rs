@@ -62,10 +62,15 @@ async fn dial(membership: &Arc<Membership>, id: MachineId) -> Result<Arc<PeerCon
     let mut pause = Duration::from_millis(200);
     loop {
         let addr = EndpointAddr::from_parts(key, addresses(membership, id));
-        match membership.endpoint.connect(addr, ALPN).await {
-            Ok(conn) => {
+        let opened = async {
+            let conn = membership.endpoint.connect(addr, ALPN).await?;
+            let control = conn.open_bi().await?;
+            anyhow::Ok((conn, control))
+        };
+        match opened.await {
+            Ok((conn, control)) => {
                 let conn = PeerConn::new(conn, id, true);
-                serve::spawn(membership, &conn);
+                serve::spawn_dialed(membership, &conn, control);
                 return Ok(conn);
             }
             Err(error) => tracing::debug!(peer = %id.short(), "dialling failed: {error:#}"),

@@ -7,31 +7,30 @@ use iroh::TransportAddr;
 use iroh::endpoint::{RecvStream, SendStream};
 use malai_protocol::codec::{Frame, Kind, MAX_HELLO};
 use malai_protocol::peer::{Announce, Close, Hello, MAX_ADDRESSES, unknown_need};
-use malai_protocol::snapshot::SignedHeader;
+use malai_protocol::snapshot::{SignedHeader, SnapshotError};
 
 use super::{Membership, sync};
 use crate::net::endpoint::parse_address;
 use crate::net::pool::PeerConn;
-use crate::net::{FIRST_FRAME, FrameError, Frames, send};
+use crate::net::{FIRST_FRAME, Frames, is_protocol_error, send};
 
 /// A peer may announce at most one change in so long on average; more is a flood.
 const ANNOUNCE_PACE: Duration = Duration::from_millis(20);
 
-/// The control stream as seen by the side that dialled: opens it, greets, and follows it. Ends when the stream does.
-/// The side that accepted has nothing to do here: the stream comes to it.
-pub(crate) async fn control(membership: &Arc<Membership>, conn: &Arc<PeerConn>) -> (Close, String) {
-    if !conn.dialed {
-        return std::future::pending().await;
-    }
-    let opened = async {
-        let (mut send_half, recv) = conn.conn.open_bi().await?;
+/// The control stream as seen by the side that dialled and opened it: greets, and follows it. Ends when the stream does.
+pub(crate) async fn control(
+    membership: &Arc<Membership>,
+    conn: &Arc<PeerConn>,
+    (mut send_half, recv): (SendStream, RecvStream),
+) -> (Close, String) {
+    let greeted = async {
         send(&mut send_half, Frame::control(Kind::PeerHello, &membership.hello())?).await?;
         let mut frames = Frames::new(recv, MAX_HELLO);
         let hello: Hello = frames.next(FIRST_FRAME).await?.expect(Kind::PeerHello, "PeerHello")?;
         meet(membership, conn, &hello)?;
         follow(membership, conn, send_half, frames).await
     };
-    end(opened.await)
+    end(greeted.await)
 }
 
 /// The control stream as seen by the side that accepted: answers the greeting and follows the stream.
@@ -41,20 +40,17 @@ pub(crate) async fn answer(
     first: &Frame,
     mut send_half: SendStream,
     mut frames: Frames<RecvStream>,
-) -> anyhow::Result<()> {
+) {
     frames.set_cap(MAX_HELLO);
-    let hello: Hello = first.decode()?;
-    let reply = send(&mut send_half, Frame::control(Kind::PeerHello, &membership.hello())?);
-    let result = match meet(membership, conn, &hello) {
-        Ok(()) => {
-            reply.await?;
-            follow(membership, conn, send_half, frames).await
-        }
-        Err(error) => Err(error),
+    let greeted = async {
+        let hello: Hello = first.decode()?;
+        meet(membership, conn, &hello)?;
+        send(&mut send_half, Frame::control(Kind::PeerHello, &membership.hello())?).await?;
+        follow(membership, conn, send_half, frames).await
     };
-    let (code, reason) = end(result);
+    let (code, reason) = end(greeted.await);
+    tracing::info!(peer = %conn.peer.short(), cluster = %membership.alias, "connection ends: {reason}");
     crate::net::close(&conn.conn, code, &reason);
-    Ok(())
 }
 
 /// The control stream of a stranger that turned out to be a member: greeted already on both sides.
@@ -75,11 +71,8 @@ fn end(result: anyhow::Result<()>) -> (Close, String) {
     match result {
         Ok(()) => (Close::Done, "the control stream ended".to_owned()),
         Err(error) if error.is::<Unsupported>() => (Close::Unsupported, error.to_string()),
-        Err(error) if error.is::<malai_protocol::codec::CodecError>() => (Close::Protocol, error.to_string()),
-        Err(error) => match error.downcast_ref::<FrameError>() {
-            Some(FrameError::Codec(_) | FrameError::Late(_)) => (Close::Protocol, error.to_string()),
-            _ => (Close::Done, error.to_string()),
-        },
+        Err(error) if is_protocol_error(&error) => (Close::Protocol, error.to_string()),
+        Err(error) => (Close::Done, error.to_string()),
     }
 }
 
@@ -99,27 +92,25 @@ fn meet(membership: &Arc<Membership>, conn: &Arc<PeerConn>, hello: &Hello) -> an
     if let Some(boot) = hello.boot {
         membership.pool.booted(conn, boot);
     }
-    hear(membership, conn, hello.header.as_ref(), &hello.addresses);
+    hear(membership, conn, hello.header.as_ref(), &hello.addresses)?;
     Ok(())
 }
 
 /// Notes the peer's snapshot and addresses, and fetches the snapshot when it is newer.
-fn hear(membership: &Arc<Membership>, conn: &Arc<PeerConn>, header: Option<&SignedHeader>, addresses: &[String]) {
+fn hear(
+    membership: &Arc<Membership>,
+    conn: &Arc<PeerConn>,
+    header: Option<&SignedHeader>,
+    addresses: &[String],
+) -> Result<(), SnapshotError> {
     let addresses: Vec<TransportAddr> =
         addresses.iter().take(MAX_ADDRESSES).filter_map(|text| parse_address(text)).collect();
-    let header = header.map(|header| header.verify(&membership.cluster));
-    let generation = match &header {
-        Some(Ok(header)) => Some(header.generation),
-        Some(Err(error)) => {
-            tracing::warn!(peer = %conn.peer.short(), cluster = %membership.alias, "refused a snapshot header: {error}");
-            None
-        }
-        None => None,
-    };
-    membership.pool.told(conn.peer, generation, &addresses);
-    if let Some(Ok(header)) = header {
+    let header = header.map(|header| header.verify(&membership.cluster)).transpose()?;
+    membership.pool.told(conn.peer, header.as_ref().map(|header| header.generation), &addresses);
+    if let Some(header) = header {
         sync::offered(membership, conn, header);
     }
+    Ok(())
 }
 
 /// Follows the control stream: tells our changes, hears theirs.
@@ -146,7 +137,7 @@ async fn follow(
             frame = frames.next_unbounded() => {
                 let Some(frame) = frame else { return Ok(()) };
                 let announce: Announce = frame?.expect(Kind::Announce, "Announce")?;
-                hear(membership, conn, Some(&announce.header), &announce.addresses);
+                hear(membership, conn, Some(&announce.header), &announce.addresses)?;
                 tokio::time::sleep(ANNOUNCE_PACE).await;
             }
         }

@@ -5,16 +5,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use iroh::endpoint::{RecvStream, SendStream};
-use malai_protocol::codec::{Frame, Kind, MAX_CONTROL};
+use malai_protocol::codec::{CodecError, Frame, Kind, MAX_CONTROL};
 use malai_protocol::failure::{Failure, Kind as FailureKind};
-use malai_protocol::peer::{Close, Hello, Open, Pull, RESET_PROTOCOL};
+use malai_protocol::peer::{Close, Hello, Open, Pull, RESET_LOST, RESET_PROTOCOL};
 use tokio_util::task::TaskTracker;
 
 use super::{Membership, greet};
 use crate::machine;
 use crate::net::endpoint::MAX_SESSIONS;
 use crate::net::pool::PeerConn;
-use crate::net::{FIRST_FRAME, Frames, abandon, close, send};
+use crate::net::{FIRST_FRAME, Frames, abandon, close, code, is_protocol_error, send};
 
 /// A connection that another one replaced is closed after so long without a session on it: by then both sides know of
 /// both.
@@ -22,12 +22,21 @@ const SPARE_GRACE: Duration = Duration::from_secs(10);
 /// A machine that left the config keeps its connection so long, for the records of the sessions that are being ended.
 const REMOVED_GRACE: Duration = Duration::from_secs(7);
 
-/// Serves this connection in tasks of the membership until it ends.
+/// Serves a connection that the peer dialled in tasks of the membership until it ends; its control stream comes to us.
 pub(crate) fn spawn(membership: &Arc<Membership>, conn: &Arc<PeerConn>) {
     membership.pool.add(conn);
     let (membership, conn) = (Arc::clone(membership), Arc::clone(conn));
     let tasks = membership.tasks.clone();
-    tasks.spawn(async move { run(&membership, &conn, greet::control(&membership, &conn)).await });
+    tasks.spawn(async move { run(&membership, &conn, std::future::pending()).await });
+}
+
+/// Serves a connection that we dialled. The control stream is open before anybody else can find the connection: a peer
+/// that does not know us yet reads the first stream only, and has to find the greeting there.
+pub(crate) fn spawn_dialed(membership: &Arc<Membership>, conn: &Arc<PeerConn>, control: (SendStream, RecvStream)) {
+    membership.pool.add(conn);
+    let (membership, conn) = (Arc::clone(membership), Arc::clone(conn));
+    let tasks = membership.tasks.clone();
+    tasks.spawn(async move { run(&membership, &conn, greet::control(&membership, &conn, control)).await });
 }
 
 /// Serves a connection whose greeting was read already: a stranger's that showed itself to be a member.
@@ -112,18 +121,20 @@ async fn stream(membership: Arc<Membership>, conn: Arc<PeerConn>, mut send_half:
     };
     membership.pool.heard(conn.peer);
     let result = match first.kind {
-        Kind::PeerHello => greet::answer(&membership, &conn, &first, send_half, frames).await,
-        Kind::Open => session(&membership, &conn, &first, send_half, frames).await,
+        Kind::PeerHello if conn.may_greet() => {
+            return greet::answer(&membership, &conn, &first, send_half, frames).await;
+        }
+        Kind::PeerHello => return close(&conn.conn, Close::Protocol, "one greeting, by the side that dialled"),
+        Kind::Open => session(&membership, &conn, &first, &mut send_half, frames).await,
         Kind::Pull => pull(&membership, &first, &mut send_half).await,
         Kind::Ping => answer(&mut send_half, Frame::empty(Kind::Pong)).await,
-        other => {
-            let (mut recv, _) = frames.into_parts();
-            abandon(&mut send_half, &mut recv, RESET_PROTOCOL);
-            Err(anyhow::anyhow!("a stream began with {other:?}"))
-        }
+        got => Err(CodecError::OutOfOrder { got, wanted: "the beginning of a stream" }.into()),
     };
     if let Err(error) = result {
         tracing::info!(peer = %conn.peer.short(), cluster = %membership.alias, "stream ended: {error:#}");
+        let number = if is_protocol_error(&error) { RESET_PROTOCOL } else { RESET_LOST };
+        // It fails only when the half is finished or reset already, which is as good.
+        let _closed = send_half.reset(code(number));
     }
 }
 
@@ -143,7 +154,7 @@ async fn session(
     membership: &Arc<Membership>,
     conn: &Arc<PeerConn>,
     first: &Frame,
-    mut send_half: SendStream,
+    send_half: &mut SendStream,
     frames: Frames<RecvStream>,
 ) -> anyhow::Result<()> {
     let open: Open = first.decode()?;
@@ -158,12 +169,12 @@ async fn session(
         None
     };
     if let Some(failure) = refusal {
-        return answer(&mut send_half, Frame::control(Kind::Refused, &failure)?).await;
+        return answer(send_half, Frame::control(Kind::Refused, &failure)?).await;
     }
     let Some(_counted) = conn.enter(MAX_SESSIONS) else {
         let failure =
             Failure::new(FailureKind::Busy, format!("{MAX_SESSIONS} sessions run over this connection already"));
-        return answer(&mut send_half, Frame::control(Kind::Refused, &failure)?).await;
+        return answer(send_half, Frame::control(Kind::Refused, &failure)?).await;
     };
-    machine::session(membership, conn.peer, open.generation, frames, send_half).await
+    machine::session(membership, conn.peer, open.generation, machine::peer_says_gone, frames, send_half).await
 }

@@ -18,6 +18,10 @@ use crate::store::lock::Changes;
 
 /// How long the body of a snapshot may take: 4 MiB over a slow line.
 const BODY: Duration = Duration::from_secs(60);
+/// How long a machine passes a changed `[network]` on before it follows it itself.
+const REBIND: Duration = Duration::from_secs(2);
+/// The same for the manager: `rescan` waits 5 s for the machines.
+const REBIND_MANAGER: Duration = Duration::from_secs(6);
 
 /// A peer offers a snapshot with this verified header: it is fetched in a task of its own when it is newer.
 pub(crate) fn offered(membership: &Arc<Membership>, conn: &Arc<PeerConn>, header: Header) {
@@ -88,17 +92,8 @@ async fn install(membership: &Membership, snapshot: Snapshot, from: &str) -> Res
     blocking(move || store::snapshot::save(&path, &stored)).await?;
     tracing::info!(cluster = %membership.alias, generation = held.generation(), from, "snapshot accepted");
     membership.set_alarm(None);
-    hold(membership, held);
+    membership.held.send_replace(Arc::new(held));
     Ok(())
-}
-
-/// Holds another snapshot. Endpoints are bound with `[network]`: when that changed, the cluster is taken in anew.
-fn hold(membership: &Membership, held: Held) {
-    let network = held.config.network.clone();
-    let before = membership.held.send_replace(Arc::new(held));
-    if before.config.network != network {
-        membership.shared.reload(&membership.alias);
-    }
 }
 
 /// The cluster manager accepts no snapshot that it did not make: it was restored from a backup, or runs twice, or the
@@ -126,7 +121,7 @@ pub(crate) fn publish(membership: &Membership, snapshot: Snapshot) -> Result<(),
     let held = Held::new(snapshot)?;
     tracing::info!(cluster = %membership.alias, generation = held.generation(), "snapshot published");
     membership.set_alarm(None);
-    hold(membership, held);
+    membership.held.send_replace(Arc::new(held));
     Ok(())
 }
 
@@ -140,5 +135,23 @@ pub(crate) async fn review(membership: Arc<Membership>) {
         }
         let held = membership.held();
         membership.live.review(&held, &membership.me, &membership.shared).await;
+    }
+}
+
+/// Endpoints are bound with `[network]`: when a snapshot changes it, the cluster is taken in anew, after the snapshot had
+/// time to reach the others over the connections that there are.
+pub(crate) async fn rebind(membership: Arc<Membership>) {
+    let bound = membership.held().config.network.clone();
+    let mut snapshots = membership.watch();
+    let changed = snapshots.wait_for(|held| held.config.network != bound);
+    tokio::select! {
+        () = membership.cancel.cancelled() => return,
+        changed = changed => if changed.is_err() { return },
+    }
+    tokio::select! {
+        () = membership.cancel.cancelled() => {}
+        () = tokio::time::sleep(if membership.is_manager { REBIND_MANAGER } else { REBIND }) => {
+            membership.shared.reload(&membership.alias);
+        }
     }
 }

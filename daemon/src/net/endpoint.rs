@@ -3,7 +3,7 @@
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
-use iroh::address_lookup::{DnsAddressLookup, PkarrPublisher, PkarrResolver};
+use iroh::address_lookup::{AddrFilter, DnsAddressLookup, PkarrPublisher, PkarrResolver};
 use iroh::dns::DnsResolver;
 use iroh::endpoint::{Builder, PortmapperConfig, QuicTransportConfig, VarInt, presets};
 use iroh::tls::CaTlsConfig;
@@ -39,6 +39,13 @@ pub(crate) struct Options<'a> {
     pub(crate) kept_port: Option<u16>,
     /// It makes itself known to discovery services.
     pub(crate) publish: bool,
+}
+
+impl<'a> Options<'a> {
+    /// For an endpoint that only calls, at any port, and tells no discovery service of itself.
+    pub(crate) fn caller(key: [u8; 32], network: &'a Network) -> Self {
+        Self { key, alpns: Vec::new(), network, listen: None, kept_port: None, publish: false }
+    }
 }
 
 /// Binds. With a kept port that is occupied, another is taken.
@@ -151,7 +158,9 @@ fn add_discovery(mut builder: Builder, network: &Network, publish: bool) -> Resu
                     Failure::new(Kind::BadConfig, format!("[network] discovery: `{url}` is not a URL: {e}"))
                 })?;
                 let builder = builder.address_lookup(PkarrResolver::builder(url.clone()));
-                if publish { builder.address_lookup(PkarrPublisher::builder(url)) } else { builder }
+                // A server of the cluster's own may know the direct addresses, too: without relays there is nothing else.
+                let publisher = PkarrPublisher::builder(url).addr_filter(AddrFilter::unfiltered());
+                if publish { builder.address_lookup(publisher) } else { builder }
             }
         };
     }

@@ -29,6 +29,7 @@ pub(crate) struct PeerConn {
     /// Since when, milliseconds since the epoch.
     pub(crate) since_ms: u64,
     boot: OnceLock<Incarnation>,
+    greeted: AtomicBool,
     caller_only: AtomicBool,
     sessions: AtomicU32,
 }
@@ -42,9 +43,15 @@ impl PeerConn {
             dialed,
             since_ms: now_ms(),
             boot: OnceLock::new(),
+            greeted: AtomicBool::new(false),
             caller_only: AtomicBool::new(false),
             sessions: AtomicU32::new(0),
         })
+    }
+
+    /// Whether the peer may greet now: the side that dialled does, once.
+    pub(crate) fn may_greet(&self) -> bool {
+        !self.dialed && !self.greeted.swap(true, Ordering::Relaxed)
     }
 
     /// The peer is an agent: no stream may be opened towards it.

@@ -54,7 +54,7 @@ pub struct Lock {
 /// Who holds the lock.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Holder {
-    /// Its process id; absent when it has not written it yet.
+    /// Its process id; absent when it has not written it yet, and then nothing else is known of it either.
     pub pid: Option<u32>,
     /// It is an agent.
     pub agent: bool,
@@ -108,10 +108,7 @@ impl Lock {
 
 impl Drop for Lock {
     fn drop(&mut self) {
-        // An empty file says that the last holder left in good order; the next one does not depend on it.
-        if let Err(error) = self.file.set_len(0) {
-            tracing::warn!(%error, "cannot empty the lock file");
-        }
+        // The file keeps its words: whoever finds the lock held a moment before this must not take an agent for a daemon.
         release(&self.file);
     }
 }

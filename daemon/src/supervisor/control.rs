@@ -22,7 +22,7 @@ pub(super) async fn write(mut writer: WriteHalf<Connection>, mut orders: mpsc::R
     }
 }
 
-/// Passes events on, until the executor closes; `gone` is let go when the last was taken.
+/// Passes events on, until the executor closes; `gone` is let go when the last end was taken.
 pub(super) async fn read(
     mut reader: FramedRead<ReadHalf<Connection>, FrameCodec>,
     events: mpsc::Sender<Event>,
@@ -32,10 +32,11 @@ pub(super) async fn read(
     if let Err(error) = pass(&mut reader, &events).await {
         tracing::warn!(%error, "control connection of the executor broken");
     }
+    // First, so that whoever hears of the loss finds that nothing can be ordered any more.
+    drop(gone);
     if !closing.is_cancelled() && events.send(Event::Lost).await.is_err() {
         tracing::debug!("nobody hears that the executor is gone");
     }
-    drop(gone);
 }
 
 async fn pass(

@@ -102,14 +102,8 @@ async fn part(reader: &mut FramedRead<ReadHalf<Connection>, FrameCodec>) -> Resu
 }
 
 /// Connects to the executor of this socket; where none answers, starts `program`.
-pub(super) async fn find_or_start(
-    socket: &Path,
-    program: &Path,
-    args: &[OsString],
-    stop: &CancellationToken,
-) -> Result<Opened, Failure> {
+pub(super) async fn find_or_start(socket: &Path, program: &Path, args: &[OsString]) -> Result<Opened, Failure> {
     let until = Instant::now() + START;
-    let reaper = Reaper::new(false);
     let mut started: Option<oneshot::Receiver<Status>> = None;
     let mut last = "it did not open its socket".to_owned();
     loop {
@@ -141,20 +135,21 @@ pub(super) async fn find_or_start(
                 .hint(format!("run it by hand to see why: `{} {}`", program.display(), shown(args))));
         }
         if ended {
-            let first = started.is_none();
-            started = Some(launch(&reaper, program, args).await?);
-            if first {
-                tokio::spawn(watch(reaper.clone(), stop.clone()));
-            }
+            started = Some(launch(program, args).await?);
         }
         sleep(PAUSE).await;
     }
 }
 
-/// Collects the status of an executor that this daemon started, for as long as both live.
-async fn watch(reaper: Reaper, stop: CancellationToken) {
-    if let Err(error) = reaper.run(stop).await {
-        tracing::warn!(%error, "the executor's status will not be collected");
+/// Collects the status of an executor that this daemon started, whenever it ends.
+async fn watch(reaper: Reaper, exit: oneshot::Receiver<Status>, tell: oneshot::Sender<Status>) {
+    tokio::select! {
+        result = reaper.run(CancellationToken::new()) => if let Err(error) = result {
+            tracing::warn!(%error, "the executor's status will not be collected");
+        },
+        Ok(status) = exit => if tell.send(status).is_err() {
+            tracing::debug!(?status, "the executor's process ended");
+        },
     }
 }
 
@@ -164,12 +159,13 @@ fn shown(args: &[OsString]) -> String {
 }
 
 /// Starts the executor's process: a session of its own, /dev/null for descriptors 0 to 2 and no other, `/` as directory.
-async fn launch(reaper: &Reaper, program: &Path, args: &[OsString]) -> Result<oneshot::Receiver<Status>, Failure> {
+async fn launch(program: &Path, args: &[OsString]) -> Result<oneshot::Receiver<Status>, Failure> {
     let failed = |why: String| {
         Failure::new(failure::Kind::Internal, format!("cannot start the executor {}: {why}", program.display()))
             .hint("check that malai is installed as it was when the daemon was started, and start the daemon again")
     };
     let prepared = prepare(program, args).map_err(|error| failed(error.to_string()))?;
+    let reaper = Reaper::new(false);
     let (_, forked, exit) = reaper.start(&prepared).map_err(|error| failed(error.to_string()))?;
     let said = async {
         let mut said = Vec::new();
@@ -179,7 +175,11 @@ async fn launch(reaper: &Reaper, program: &Path, args: &[OsString]) -> Result<on
     let said = said.await.map_err(|error| failed(error.to_string()))?;
     match Trouble::parse(&said) {
         Some(trouble) => Err(failed(io::Error::from_raw_os_error(trouble.errno).to_string())),
-        None => Ok(exit),
+        None => {
+            let (tell, ended) = oneshot::channel();
+            tokio::spawn(watch(reaper, exit, tell));
+            Ok(ended)
+        }
     }
 }
 

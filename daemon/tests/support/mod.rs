@@ -1,19 +1,27 @@
 //! Machines of a test: daemons of this process with homes of their own, reached over their Unix sockets as a CLI would.
 #![allow(dead_code, reason = "each test binary uses its part")]
 
+pub(crate) mod peer;
+pub(crate) mod scene;
+
 use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use futures_util::{SinkExt, StreamExt};
+use iroh::EndpointAddr;
 use malai_daemon::{Daemon, Options};
 use malai_protocol::codec::{Frame, FrameCodec, Kind};
 use malai_protocol::failure::Failure;
 use malai_protocol::home::Home;
 use malai_protocol::id::SessionId;
-use malai_protocol::local::{ClusterInit, ClusterInvite, Hello, Request, Response, SessionTarget, Status, VERSION};
+use malai_protocol::invite::Invite;
+use malai_protocol::local::{
+    ClusterInit, ClusterInvite, ClusterStatus, Hello, Request, Response, SessionTarget, Status, VERSION,
+};
 use malai_protocol::session::{Ack, ExecSpec, ExitRecord, Started};
 use serde_bytes::ByteBuf;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::UnixStream;
 use tokio::task::JoinHandle;
 use tokio_util::codec::Framed;
@@ -54,8 +62,9 @@ impl Machine {
         Self::start_in(dir).await
     }
 
-    async fn start_in(dir: tempfile::TempDir) -> Result<Self> {
-        let home = Home::new(dir.path().join("home"));
+    /// Starts a daemon in the home that is, or will be, in this directory.
+    pub(crate) async fn start_in(dir: tempfile::TempDir) -> Result<Self> {
+        let home = home_in(&dir);
         let mut daemon = Daemon::bind(Options { home: home.clone(), agent: false, executor: None }).await?;
         let stop = daemon.stop_token();
         let task = tokio::spawn(async move {
@@ -113,6 +122,23 @@ impl Machine {
         }
     }
 
+    /// This machine's part in the cluster `c`.
+    pub(crate) async fn cluster(&self) -> Result<ClusterStatus> {
+        self.status().await?.clusters.into_iter().find(|cluster| cluster.alias == "c").context("no cluster c")
+    }
+
+    /// Where its machine key is reached on this host.
+    pub(crate) async fn address(&self) -> Result<EndpointAddr> {
+        let cluster = self.cluster().await?;
+        peer::loopback(*cluster.machine_id.context("no machine key")?.as_bytes(), &cluster.addresses)
+    }
+
+    /// Where the cluster manager's desk is reached on this host.
+    pub(crate) async fn desk(&self) -> Result<EndpointAddr> {
+        let cluster = self.cluster().await?;
+        peer::loopback(*cluster.cluster.context("no cluster key")?.as_bytes(), &cluster.join_addresses)
+    }
+
     /// Makes the cluster `c`, private, with this machine named so.
     pub(crate) async fn init(&self, name: &str) -> Result<()> {
         let username = nix::unistd::Uid::effective().is_root().then(|| "root".to_owned());
@@ -125,19 +151,23 @@ impl Machine {
 
     /// Makes an invite for a machine of this name.
     pub(crate) async fn invite(&self, name: &str) -> Result<String> {
+        self.invited(name, Vec::new()).await
+    }
+
+    async fn invited(&self, name: &str, groups: Vec<String>) -> Result<String> {
         let username = nix::unistd::Uid::effective().is_root().then(|| "root".to_owned());
-        let ask = ClusterInvite {
-            cluster: "c".into(),
-            name: Some(name.into()),
-            uses: 1,
-            expires_s: 3600,
-            groups: Vec::new(),
-            username,
-        };
+        let ask =
+            ClusterInvite { cluster: "c".into(), name: Some(name.into()), uses: 1, expires_s: 3600, groups, username };
         match self.ask(Request::ClusterInvite(ask)).await? {
             Response::Invited(invited) => Ok(invited.token),
             other => bail!("{other:?}"),
         }
+    }
+
+    /// Makes an invite into these groups, and reads it.
+    pub(crate) async fn invite_into(&self, name: &str, groups: &[&str]) -> Result<Invite> {
+        let groups = groups.iter().map(|group| (*group).to_owned()).collect();
+        Ok(self.invited(name, groups).await?.parse()?)
     }
 
     /// Joins by invite.
@@ -164,6 +194,11 @@ impl Machine {
     }
 }
 
+/// The home in a test's directory.
+pub(crate) fn home_in(dir: &tempfile::TempDir) -> Home {
+    Home::new(dir.path().join("home"))
+}
+
 /// A plain command.
 pub(crate) fn spec(words: &[&str]) -> ExecSpec {
     let mut id = [0; 16];
@@ -185,7 +220,7 @@ pub(crate) fn spec(words: &[&str]) -> ExecSpec {
 }
 
 /// Follows a session to its end, acknowledging what comes.
-pub(crate) async fn follow(mut socket: Socket) -> Result<Ran> {
+pub(crate) async fn follow<T: AsyncRead + AsyncWrite + Unpin>(mut socket: Framed<T, FrameCodec>) -> Result<Ran> {
     let mut ran = Ran { started: None, stdout: Vec::new(), stderr: Vec::new(), end: Err(None) };
     while let Some(frame) = tokio::time::timeout(SOON, socket.next()).await.context("the session stalls")? {
         let Ok(frame) = frame else { break };
@@ -212,7 +247,7 @@ pub(crate) async fn follow(mut socket: Socket) -> Result<Ran> {
 }
 
 /// The next frame, soon.
-pub(crate) async fn next(socket: &mut Socket) -> Result<Frame> {
+pub(crate) async fn next<T: AsyncRead + AsyncWrite + Unpin>(socket: &mut Framed<T, FrameCodec>) -> Result<Frame> {
     let frame = tokio::time::timeout(SOON, socket.next()).await.context("no frame came")?;
     Ok(frame.context("the socket was closed")??)
 }

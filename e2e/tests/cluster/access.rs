@@ -13,6 +13,7 @@ use crate::{Office, told};
 pub(crate) fn trials() -> Vec<Trial> {
     trials![
         withdrawn_access_ends_the_running_session,
+        withdrawn_access_ends_a_session_that_is_deaf_to_terminate,
         a_removed_machine_can_run_nothing_any_more,
         a_named_command_has_its_own_list_and_takes_no_words,
         groups_of_groups_and_defaults_allow_whom_they_mean,
@@ -38,6 +39,18 @@ fn withdrawn_access_ends_the_running_session() -> Result<()> {
     wait_until(SOON, "the command is gone", || running(web01, "sleep 61.25").is_ok_and(|found| found == 0))?;
     ensure!(!kept.has_ended() && running(web01, "sleep 61.75")? > 0, "a session that is still allowed was ended");
     told(company.run(db01, web01, &["hostname"])?, 254, &["`db01` is not in `allow_from`"])?;
+    Ok(())
+}
+
+fn withdrawn_access_ends_a_session_that_is_deaf_to_terminate() -> Result<()> {
+    let office = Office::open(["web01"])?;
+    let (company, [web01]) = (&office.company, &office.machines);
+    let script = "trap '' TERM HUP INT; hostname; while :; do sleep 0.063; done";
+    let session = company.spawn(office.laptop(), web01, &["sh", "-c", script])?;
+    session.wait_for_line("web01", SOON)?;
+    company.allow(web01, &["web01"])?;
+    told(session.output_within(Duration::from_secs(1))?, 253, &["access was withdrawn"])?;
+    ensure!(running(web01, "sleep 0.063")? == 0, "the caller was told of an end that had not come");
     Ok(())
 }
 
@@ -105,7 +118,8 @@ fn a_daemon_that_is_root_runs_nothing_until_root_is_named() -> Result<()> {
     told(refused, 254, &["no `username`", "[machine.web01]", "username = \"root\"", "malai rescan"])?;
     web01.add_user("deploy")?;
     company.publish("machine.web01", "username = \"deploy\"")?;
-    let output = company.run(office.laptop(), web01, &["sh", "-c", "hostname; id -un; id -Gn; pwd; umask"])?.success()?;
+    let output =
+        company.run(office.laptop(), web01, &["sh", "-c", "hostname; id -un; id -Gn; pwd; umask"])?.success()?;
     assert_eq!(output.text(), "web01\ndeploy\ndeploy\n/home/deploy\n0022");
     company.publish("machine.web01", "username = \"root\"")?;
     company.ran_remotely(office.laptop(), web01)
@@ -153,7 +167,12 @@ fn the_explanation_agrees_with_what_really_happens() -> Result<()> {
     company.publish("group.ops", "members = [\"admins\"]")?;
     let mut seen = [false; 2];
     for (who, name) in [(office.laptop(), "laptop"), (db01, "db01"), (web01, "web01")] {
-        let cases = [("web01.company", &["--", "hostname"][..]), ("web01.company", &["host"]), ("db01.company", &["hostname"]), ("web01.company", &["host", "x"])];
+        let cases = [
+            ("web01.company", &["--", "hostname"][..]),
+            ("web01.company", &["host"]),
+            ("db01.company", &["hostname"]),
+            ("web01.company", &["host", "x"]),
+        ];
         for (target, words) in cases {
             let foreseen = can(office.laptop(), name, target, words)?;
             let output = who.run(malai([target].iter().chain(words)))?;
@@ -165,6 +184,8 @@ fn the_explanation_agrees_with_what_really_happens() -> Result<()> {
     ensure!(seen == [true; 2], "not both ways");
     // Asked without a daemon, the answer is the same.
     stop(office.laptop())?;
-    ensure!(can(office.laptop(), "laptop", "web01.company", &[])? && !can(office.laptop(), "db01", "web01.company", &[])?);
+    ensure!(
+        can(office.laptop(), "laptop", "web01.company", &[])? && !can(office.laptop(), "db01", "web01.company", &[])?
+    );
     start(office.laptop())
 }

@@ -27,7 +27,10 @@ fn every_attempt_is_in_the_audit_of_the_target() -> Result<()> {
     let lines = audit(web01)?;
     let (laptop, db01) = (company.id52(office.laptop())?, company.id52(db01)?);
     let show = |line: &Value| -> Value {
-        ["event", "cluster", "who", "id52", "user", "reason", "code", "stdout_bytes"].iter().map(|key| line.get(*key).cloned().unwrap_or_default()).collect()
+        ["event", "cluster", "who", "id52", "user", "reason", "code", "stdout_bytes"]
+            .iter()
+            .map(|key| line.get(*key).cloned().unwrap_or_default())
+            .collect()
     };
     let mut shown: Vec<Value> = lines.iter().map(show).collect();
     shown.sort_by_key(ToString::to_string);

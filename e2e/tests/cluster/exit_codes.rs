@@ -26,7 +26,14 @@ fn a_command_that_ends_by_itself_passes_its_status_on() -> Result<()> {
     let office = Office::open(["web01"])?;
     let (company, [web01]) = (&office.company, &office.machines);
     company.ran_remotely(office.laptop(), web01)?;
-    let codes = [("exit 0", 0), ("exit 7", 7), ("exit 255", 255), ("exit 2", 2), ("kill -TERM $$", 143), ("kill -KILL $$", 137)];
+    let codes = [
+        ("exit 0", 0),
+        ("exit 7", 7),
+        ("exit 255", 255),
+        ("exit 2", 2),
+        ("kill -TERM $$", 143),
+        ("kill -KILL $$", 137),
+    ];
     for (line, code) in codes {
         let output = company.run(office.laptop(), web01, &["sh", "-c", &format!("hostname; {line}")])?;
         ensure!(output.exited(code)?.text() == "web01", "{line} did not run on web01");
@@ -70,7 +77,7 @@ fn a_command_whose_daemon_is_stopped_is_253_and_says_why() -> Result<()> {
 
 fn what_cannot_be_started_is_255_and_each_reason_has_its_own_words() -> Result<()> {
     let office = Office::open(["web01"])?;
-    let (company, [web01]) = (&office.company, &office.machines);
+    let [web01] = &office.machines;
     let laptop = office.laptop();
     let stranger = office.lab.host("stranger").on(&office.lan).boot()?;
     stop(web01)?;
@@ -80,7 +87,11 @@ fn what_cannot_be_started_is_255_and_each_reason_has_its_own_words() -> Result<(
         told(quick("web01.company")?, 255, &["web01.company cannot be reached", "malai daemon"])?,
         told(quick("web02.company")?, 255, &["has no machine web02", "is it web01.company?", "malai status"])?,
         told(quick("web01.firm")?, 255, &["there is no cluster firm here", "company, other"])?,
-        told(quick("laptop")?, 255, &["more than one cluster", "laptop.company, laptop.other", "malai laptop.company"])?,
+        told(
+            quick("laptop")?,
+            255,
+            &["more than one cluster", "laptop.company, laptop.other", "malai laptop.company"],
+        )?,
         told(stranger.run(malai(["web01.company", "--", "hostname"]))?, 255, &["in no cluster", "malai machine join"])?,
         told(laptop.run(malai(["--cwd", "/none", "laptop.company", "--", "pwd"]))?, 255, &["/none"])?,
     ];
@@ -104,7 +115,12 @@ fn a_shell_is_said_to_come_later() -> Result<()> {
 fn a_usage_error_is_2() -> Result<()> {
     let lab = Lab::new("usage")?;
     let laptop = lab.host("laptop").boot()?;
-    for words in [&["--no-such-option", "web01.company", "true"][..], &["Web 01", "true"], &["rescan", "--over"], &["--timeout", "5 parsecs", "web01.company", "true"]] {
+    for words in [
+        &["--no-such-option", "web01.company", "true"][..],
+        &["Web 01", "true"],
+        &["rescan", "--over"],
+        &["--timeout", "5 parsecs", "web01.company", "true"],
+    ] {
         told(laptop.run(malai(words))?, 2, &["malai: error:"])?;
     }
     Ok(())

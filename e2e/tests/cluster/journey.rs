@@ -12,6 +12,8 @@ pub(crate) fn trials() -> Vec<Trial> {
     trials![
         three_machines_join_by_invite_and_run_what_is_allowed,
         joining_waits_for_the_managers_daemon_and_says_so,
+        a_machine_joins_a_manager_whose_address_nobody_told_it,
+        a_newcomers_name_comes_from_its_host_name,
         an_invite_is_bound_to_the_first_key_that_redeems_it,
         a_fixed_name_means_one_use,
         a_token_comes_from_standard_input_or_the_environment,
@@ -27,7 +29,8 @@ fn three_machines_join_by_invite_and_run_what_is_allowed() -> Result<()> {
     company.allow(db01, &["admins", "web01"])?;
     company.ran_remotely(web01, db01)?;
     let refused = company.run(db01, web01, &["hostname"])?;
-    let refused = told(refused, 254, &["malai: error:", "`db01` is not in `allow_from`", "malai: hint:", "malai rescan"])?;
+    let refused =
+        told(refused, 254, &["malai: error:", "`db01` is not in `allow_from`", "malai: hint:", "malai rescan"])?;
     ensure!(refused.stdout.is_empty(), "it ran: {}", refused.text());
     Ok(())
 }
@@ -47,6 +50,39 @@ fn joining_waits_for_the_managers_daemon_and_says_so() -> Result<()> {
     start(&web01)?;
     company.linked(&web01)?;
     company.ran_remotely(company.manager(), &web01)
+}
+
+fn a_machine_joins_a_manager_whose_address_nobody_told_it() -> Result<()> {
+    let lab = Lab::new("mdns")?;
+    let lan = lab.segment("lan")?;
+    let company = Cluster::on_disk("company", lab.host("laptop").on(&lan).boot()?, &["--private"])?;
+    let web01 = lab.host("web01").on(&lan).boot()?;
+    // The manager's daemon has never run, so that its token has no address.
+    let invite = malai(["cluster", "invite", "company", "--name", "web01"]);
+    let token = told(company.manager().run(invite)?, 0, &["no daemon runs here", "malai daemon"])?.text();
+    let joining = web01.spawn(malai(["machine", "join", &token]))?;
+    joining.wait_for_error_line("waiting for the cluster manager of company", SOON)?;
+    start(company.manager())?;
+    joining.output_within(SOON)?.success()?;
+    start(&web01)?;
+    company.linked(&web01)?;
+    company.ran_remotely(company.manager(), &web01)
+}
+
+fn a_newcomers_name_comes_from_its_host_name() -> Result<()> {
+    let lab = Lab::new("names")?;
+    let lan = lab.segment("lan")?;
+    let company = Cluster::init("company", lab.host("laptop").on(&lan).boot()?)?;
+    let token = company.invite(&["--uses", "3"])?;
+    for (hostname, name) in [("Web_01", "web-01"), ("web-01.example.com", "web-01-2"), ("laptop.example", "laptop-2")] {
+        let host = lab.host(hostname).on(&lan).boot()?;
+        told(host.run(malai(["machine", "join", &token]))?, 0, &[&format!("as {name}.company")])?;
+        start(&host)?;
+        let target = format!("{name}.company");
+        let output = company.manager().run(malai([&target, "--", "hostname"]))?.success()?;
+        assert_eq!(output.text(), hostname);
+    }
+    Ok(())
 }
 
 fn an_invite_is_bound_to_the_first_key_that_redeems_it() -> Result<()> {
@@ -74,7 +110,7 @@ fn a_fixed_name_means_one_use() -> Result<()> {
     let lan = lab.segment("lan")?;
     let company = Cluster::init("company", lab.host("laptop").on(&lan).boot()?)?;
     let twice = malai(["cluster", "invite", "company", "--name", "web01", "--uses", "2"]);
-    told(company.manager().run(twice)?, 2, &["--name", "--uses"])?;
+    told(company.manager().run(twice)?, 2, &["fixed name", "one use"])?;
     let token = company.invite(&["--uses", "2"])?;
     for name in ["one", "two"] {
         let host = lab.host(name).on(&lan).boot()?;

@@ -2,7 +2,7 @@
 
 use anyhow::{Context as _, Result, ensure};
 use libtest_mimic::Trial;
-use malai_e2e::cluster::{Cluster, SOON, json, malai, start, text};
+use malai_e2e::cluster::{Cluster, SOON, json, malai, start, stop, text};
 use malai_e2e::lab::{Host, Lab, wait_for};
 use malai_e2e::trials;
 
@@ -13,6 +13,8 @@ pub(crate) fn trials() -> Vec<Trial> {
         a_machine_that_knocks_is_approved_by_a_prefix_of_its_key,
         a_machine_that_knocks_is_let_in_by_an_edit_of_the_config,
         a_machine_that_waits_for_its_config_says_so,
+        a_machine_knocks_until_the_managers_daemon_runs,
+        an_approval_without_a_user_leaves_root_to_be_named,
     ]
 }
 
@@ -79,5 +81,41 @@ fn a_machine_that_waits_for_its_config_says_so() -> Result<()> {
         Ok(state.contains("approve").then_some(()))
     })?;
     told(company.run(web01, company.manager(), &["hostname"])?, 255, &["has no config here yet", "malai status"])?;
+    Ok(())
+}
+
+fn a_machine_knocks_until_the_managers_daemon_runs() -> Result<()> {
+    let door = door()?;
+    let (company, web01) = (&door.company, &door.web01);
+    stop(company.manager())?;
+    start(web01)?;
+    wait_for(SOON, "web01 says whom it waits for", || {
+        let state = company.status(web01)?;
+        Ok(text(&state, "/state/waiting")?.contains("the cluster manager").then_some(()))
+    })?;
+    // Approved by its full key, though it could not knock yet, and though no daemon runs.
+    let key = company.id52(web01)?;
+    let words = ["cluster", "approve", "company", &key, "--name", "web01", "--username", "root"];
+    told(company.manager().run(malai(words))?, 0, &["not published: no daemon runs here"])?;
+    start(company.manager())?;
+    wait_for(SOON * 3, "web01 is in", || {
+        Ok((text(&company.status(web01)?, "/state").ok() == Some("ready")).then_some(()))
+    })?;
+    company.linked(web01)?;
+    company.ran_remotely(company.manager(), web01)
+}
+
+fn an_approval_without_a_user_leaves_root_to_be_named() -> Result<()> {
+    let door = door()?;
+    let (company, web01) = (&door.company, &door.web01);
+    start(web01)?;
+    let key = company.id52(web01)?;
+    let output = company.manager().run(malai(["cluster", "approve", "company", &key, "--name", "web01"]))?.success()?;
+    company.linked(web01)?;
+    let config = company.config()?;
+    if config.contains("[machine.web01]\nid52") && !config.contains("username") {
+        told(company.run(company.manager(), web01, &["hostname"])?, 254, &["username = \"root\""])?;
+    }
+    drop(output);
     Ok(())
 }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use libtest_mimic::Trial;
 use malai_e2e::cluster::{Cluster, SOON, daemon_status, malai, running, start, stop};
-use malai_e2e::lab::{Host, Lab};
+use malai_e2e::lab::{Host, Lab, wait_until};
 use malai_e2e::trials;
 use nix::sys::signal::Signal;
 use serde_json::Value;
@@ -19,6 +19,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         a_second_daemon_is_refused_with_the_pid_of_the_first,
         a_stopped_daemon_leaves_neither_socket_nor_executor,
         terminate_ends_a_daemon_within_five_seconds,
+        terminate_ends_a_daemon_in_time_although_a_command_is_deaf_to_it,
         a_daemon_that_was_killed_does_not_stop_the_next,
         a_broken_cluster_is_reported_and_the_others_run,
         a_key_that_others_can_read_is_refused,
@@ -81,6 +82,21 @@ fn terminate_ends_a_daemon_within_five_seconds() -> Result<()> {
     Ok(())
 }
 
+fn terminate_ends_a_daemon_in_time_although_a_command_is_deaf_to_it() -> Result<()> {
+    let office = Office::open(["web01"])?;
+    let (company, [web01]) = (&office.company, &office.machines);
+    let script = "trap '' TERM; hostname; while :; do sleep 0.064; done";
+    let session = company.spawn(office.laptop(), web01, &["sh", "-c", script])?;
+    session.wait_for_line("web01", SOON)?;
+    let begun = Instant::now();
+    web01.run(["kill", "-TERM", &pid(web01)?.to_string()])?.success()?;
+    wait_until(SOON, "no process of malai is left", || running(web01, "malai ").is_ok_and(|found| found == 0))?;
+    ensure!(begun.elapsed() < Duration::from_secs(5), "it took {:?}", begun.elapsed());
+    told(session.output_within(SOON)?, 253, &["stopped"])?;
+    assert_eq!(running(web01, "sleep 0.064")?, 0);
+    Ok(())
+}
+
 fn a_daemon_that_was_killed_does_not_stop_the_next() -> Result<()> {
     let lab = Lab::new("killed")?;
     let company = alone(&lab)?;
@@ -99,7 +115,8 @@ fn a_daemon_that_was_killed_does_not_stop_the_next() -> Result<()> {
 fn a_broken_cluster_is_reported_and_the_others_run() -> Result<()> {
     let office = Office::open(["web01"])?;
     let laptop = office.laptop();
-    for (name, wreck) in [("torn", "echo torn > snapshot"), ("keyless", "rm machine.key"), ("odd", "mkdir x; rm -f *")] {
+    for (name, wreck) in [("torn", "echo torn > snapshot"), ("keyless", "rm machine.key"), ("odd", "mkdir x; rm -f *")]
+    {
         laptop.run(malai(["cluster", "init", name, "--private"]))?.success()?;
         laptop.sh(&format!("cd /root/malai-home/clusters/{name} && {wreck}"))?;
     }
@@ -139,7 +156,7 @@ fn a_home_too_deep_for_a_socket_is_refused() -> Result<()> {
     let host = lab.host("laptop").boot()?;
     let home = format!("/root/{}", "deep/".repeat(30));
     let output = host.run(malai(["daemon"]).env("MALAI_HOME", home))?;
-    told(output, 255, &["malai.sock", "107", "MALAI_HOME=/short/path"])?;
+    told(output, 255, &["executor.sock", "107", "MALAI_HOME=/short/path"])?;
     ensure!(!host.exists("/root/deep")?, "it was made all the same");
     Ok(())
 }
@@ -150,7 +167,8 @@ fn a_home_that_cannot_be_written_is_refused_and_stays_readable() -> Result<()> {
     let host = company.manager();
     stop(host)?;
     let before = company.config()?;
-    host.sh("mount --bind /root/malai-home /root/malai-home && mount -o remount,ro,bind /root/malai-home")?.success()?;
+    host.sh("mount --bind /root/malai-home /root/malai-home && mount -o remount,ro,bind /root/malai-home")?
+        .success()?;
     let refused = host.run(malai(["daemon"]))?;
     told(refused, 255, &["malai: error:", "/root/malai-home"])?;
     let shown = host.run(malai(["config", "show"]))?.success()?;
@@ -167,7 +185,7 @@ fn other_users_get_nothing_from_the_socket() -> Result<()> {
     for user in ["ada", "bob"] {
         host.add_user(user)?;
     }
-    let home = "/srv/malai-of-ada";
+    let home = "/home/of-ada";
     let remove = || host.run(["rm", "-rf", home]);
     let as_user = |user: &str, words: &[&str]| host.run(malai(words).user(user).env("MALAI_HOME", home));
     host.run(["install", "-d", "-o", "ada", home])?.success()?;

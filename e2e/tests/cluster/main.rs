@@ -13,8 +13,8 @@ mod access;
 mod agent;
 mod audit;
 mod exit_codes;
-mod knocks;
 mod journey;
+mod knocks;
 mod lifecycle;
 mod network;
 mod publish;
@@ -22,6 +22,7 @@ mod signals;
 mod spread;
 mod streams;
 mod vanishing;
+mod weather;
 mod words;
 
 fn main() -> ExitCode {
@@ -40,6 +41,7 @@ fn main() -> ExitCode {
         agent::trials(),
         lifecycle::trials(),
         network::trials(),
+        weather::trials(),
     ] {
         trials.extend(module);
     }

@@ -16,6 +16,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         a_check_publishes_nothing_and_shows_the_difference,
         an_edit_that_would_drop_a_new_machine_needs_a_yes,
         a_machine_that_joins_meanwhile_keeps_the_edit_and_its_comments,
+        a_machine_that_joins_while_the_config_is_broken_is_in_and_the_edit_has_to_be_mended,
         a_manager_restored_from_a_backup_raises_the_alarm_and_publishes_nothing,
         only_the_manager_can_rescan,
     ]
@@ -42,14 +43,15 @@ fn a_broken_config_is_refused_with_its_place_and_nothing_changes() -> Result<()>
     let office = Office::open(["web01"])?;
     let (company, [web01]) = (&office.company, &office.machines);
     let before = (company.generation(office.laptop())?, company.config()?);
-    for (line, words) in [
-        ("allow_from = \"admins, devs\"", &["allow_from", "[\"admins\", \"devs\"]"][..]),
-        ("alow_from = [\"admins\"]", &["alow_from", "allow_from"]),
-        ("allow_from = [\"nobody-of-that-name\"]", &["nobody-of-that-name"]),
-        ("allow_from = [", &["not TOML"]),
+    for (line, at, words) in [
+        ("allow_from = \"admins, devs\"", 1, &["allow_from", "[\"admins\", \"devs\"]"][..]),
+        ("alow_from = [\"admins\"]", 1, &["alow_from", "allow_from"]),
+        ("allow_from = [\"nobody-of-that-name\"]", 1, &["nobody-of-that-name"]),
+        // Where the list should have ended is seen in the line below.
+        ("allow_from = [", 2, &["not TOML"]),
     ] {
         company.set("machine.web01", line)?;
-        let number = company.config()?.lines().position(|found| found == line).context("not there")? + 1;
+        let number = company.config()?.lines().position(|found| found == line).context("not there")? + at;
         let place = format!("cluster.toml: line {number}, column ");
         told(company.rescan_with(&[])?, 1, &[&[place.as_str()], words].concat())?;
         company.write_config(&before.1)?;
@@ -98,16 +100,32 @@ fn an_edit_that_would_drop_a_new_machine_needs_a_yes() -> Result<()> {
 fn a_machine_that_joins_meanwhile_keeps_the_edit_and_its_comments() -> Result<()> {
     let office = Office::open(["web01"])?;
     let (company, [web01]) = (&office.company, &office.machines);
-    company.set("machine.web01", "allow_from = [\"nobody-yet\"] # not finished")?;
+    company.set("machine.web01", "allow_from = [\"web01\"] # not finished")?;
     let db01 = office.lab.host("db01").on(&office.lan).boot()?;
     company.join(&db01)?;
     // The half-finished edit is not published by the join, and is not lost either.
     company.ran_remotely(office.laptop(), web01)?;
-    ensure!(company.config()?.contains("[\"nobody-yet\"] # not finished"), "{}", company.config()?);
+    ensure!(company.config()?.contains("[\"web01\"] # not finished"), "{}", company.config()?);
     company.publish("machine.web01", "allow_from = [\"db01\"] # finished")?;
     let shown = web01.run(malai(["config", "show"]))?.success()?.text();
     ensure!(shown.contains("# finished") && shown.contains("[machine.db01]"), "{shown}");
     company.ran_remotely(&db01, web01)
+}
+
+fn a_machine_that_joins_while_the_config_is_broken_is_in_and_the_edit_has_to_be_mended() -> Result<()> {
+    let office = Office::open(["web01"])?;
+    let (company, [web01]) = (&office.company, &office.machines);
+    company.set("machine.web01", "allow_from = [")?;
+    let db01 = office.lab.host("db01").on(&office.lan).boot()?;
+    company.join(&db01)?;
+    company.ran_remotely(office.laptop(), &db01)?;
+    told(company.rescan_with(&[])?, 1, &["not TOML"])?;
+    company.set("machine.web01", "allow_from = [\"admins\"]")?;
+    told(company.rescan_with(&[])?, 1, &["would drop", "db01", "--yes"])?;
+    company.set("machine.db01", &format!("id52 = \"{}\"", company.id52(&db01)?))?;
+    company.publish("machine.db01", "username = \"root\"")?;
+    company.ran_remotely(office.laptop(), web01)?;
+    company.ran_remotely(office.laptop(), &db01)
 }
 
 fn a_manager_restored_from_a_backup_raises_the_alarm_and_publishes_nothing() -> Result<()> {

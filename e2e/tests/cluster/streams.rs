@@ -91,7 +91,10 @@ fn json_tells_where_it_ran_what_it_printed_and_how_it_ended() -> Result<()> {
     let words = ["--json", "web01.company", "--", "sh", "-c", script];
     let all = objects(&office.laptop().run(malai(words))?.exited(3)?.stdout)?;
     let first = all.first().context("nothing")?;
-    assert_eq!((text(first, "/event")?, text(first, "/hostname")?, text(first, "/user")?), ("started", "web01", "root"));
+    assert_eq!(
+        (text(first, "/event")?, text(first, "/hostname")?, text(first, "/user")?),
+        ("started", "web01", "root")
+    );
     let of = |event: &str| -> String {
         let found = all.iter().filter(|one| one.get("event") == Some(&event.into()));
         found.filter_map(|one| one.get("text").and_then(Value::as_str)).collect()
@@ -129,7 +132,9 @@ fn a_target_that_is_this_very_machine_is_decided_and_audited_all_the_same() -> R
     company.allow(web01, &["web01"])?;
     let output = company.run(web01, web01, &["sh", "-c", "hostname; exit 9"])?.exited(9)?;
     assert_eq!(output.text(), "web01");
-    wait_until(SOON, "the end is in web01's audit", || events(web01).is_ok_and(|all| all == ["refused", "start", "end"]))?;
+    wait_until(SOON, "the end is in web01's audit", || {
+        events(web01).is_ok_and(|all| all == ["refused", "start", "end"])
+    })?;
     assert_eq!(audit(office.laptop())?.len(), 0, "the laptop had no part in it");
     Ok(())
 }

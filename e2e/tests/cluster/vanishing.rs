@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use libtest_mimic::Trial;
-use malai_e2e::cluster::{Cluster, SOON, audit, daemon_status, running, start, text};
+use malai_e2e::cluster::{Cluster, SOON, audit, daemon_status, running, start, stop, text};
 use malai_e2e::lab::{Child, Host, Lab, wait_until};
 use malai_e2e::trials;
 use nix::sys::signal::Signal;
@@ -26,6 +26,9 @@ pub(crate) fn trials() -> Vec<Trial> {
         a_target_that_lost_power_is_never_a_success,
         a_daemon_that_was_killed_takes_its_sessions_with_it_and_can_start_again,
         an_executor_that_was_killed_is_never_a_success,
+        a_callers_daemon_that_was_stopped_ends_its_sessions,
+        a_callers_daemon_that_was_killed_is_never_a_success_and_leaves_nothing_behind,
+        a_caller_that_was_killed_while_it_floods_standard_input_leaves_nothing_behind,
         background_processes_of_a_command_that_ended_by_itself_are_left_alone,
     ]
 }
@@ -89,7 +92,9 @@ fn a_caller_that_lost_power_leaves_nothing_behind() -> Result<()> {
     let _session = tree(&office, "env -i")?;
     office.laptop().power_cut();
     // Nobody tells web01: it has to notice by itself that nothing comes any more.
-    wait_until(LOST, "no process of the command is left on web01", || running(web01, MARK).is_ok_and(|found| found == 0))
+    wait_until(LOST, "no process of the command is left on web01", || {
+        running(web01, MARK).is_ok_and(|found| found == 0)
+    })
 }
 
 fn a_target_that_lost_power_is_never_a_success() -> Result<()> {
@@ -137,6 +142,44 @@ fn an_executor_that_was_killed_is_never_a_success() -> Result<()> {
     ended_by(web01, "unknown")?;
     nothing_is_left(web01)?;
     company.ran_remotely(office.laptop(), web01)
+}
+
+fn a_callers_daemon_that_was_stopped_ends_its_sessions() -> Result<()> {
+    let office = Office::open(["web01"])?;
+    let [web01] = &office.machines;
+    let session = tree(&office, "env -i")?;
+    stop(office.laptop())?;
+    told(session.output_within(SOON)?, 253, &["malai: error:"])?;
+    nothing_is_left(web01)
+}
+
+fn a_callers_daemon_that_was_killed_is_never_a_success_and_leaves_nothing_behind() -> Result<()> {
+    let office = Office::open(["web01"])?;
+    let [web01] = &office.machines;
+    let session = tree(&office, "env -i")?;
+    kill(office.laptop(), "/pid")?;
+    told(session.output_within(SOON)?, 253, &["malai: error:", "not known"])?;
+    // Nobody tells web01: it has to notice by itself that nothing comes any more.
+    wait_until(LOST, "no process of the command is left on web01", || {
+        running(web01, MARK).is_ok_and(|found| found == 0)
+    })?;
+    start(office.laptop())?;
+    office.company.linked(web01)?;
+    office.company.ran_remotely(office.laptop(), web01)
+}
+
+fn a_caller_that_was_killed_while_it_floods_standard_input_leaves_nothing_behind() -> Result<()> {
+    let office = Office::open(["web01"])?;
+    let [web01] = &office.machines;
+    for (signal, code) in [(Signal::SIGINT, Some(130)), (Signal::SIGKILL, None)] {
+        let line = format!("exec malai web01.company -- sh -c 'hostname; exec sleep {MARK}' </dev/zero");
+        let session = office.laptop().spawn(["sh", "-c", &line])?;
+        session.wait_for_line("web01", SOON)?;
+        session.signal(signal)?;
+        assert_eq!(session.output_within(SOON)?.code(), code);
+        nothing_is_left(web01)?;
+    }
+    Ok(())
 }
 
 fn background_processes_of_a_command_that_ended_by_itself_are_left_alone() -> Result<()> {

@@ -158,8 +158,12 @@ where
                 }
                 Event::Input(chunk) => self.input(chunk).map(|()| None),
                 Event::Frame(Some(Ok(frame))) => self.frame(&frame),
-                Event::Frame(Some(Err(e))) => Err(self.lost(&format!(" ({e})"))),
                 Event::Frame(None) => Err(self.lost("")),
+                // A daemon that dies with an ack unread: the same as above.
+                Event::Frame(Some(Err(CodecError::Io(e)))) if e.kind() == io::ErrorKind::ConnectionReset => {
+                    Err(self.lost(""))
+                }
+                Event::Frame(Some(Err(e))) => Err(self.lost(&format!(" ({e})"))),
                 Event::Deadline => Err(self.late()),
             };
             if let Some(record) = record? {
@@ -168,11 +172,11 @@ where
         }
     }
 
+    /// In no fixed order: a command that never stops writing must not keep its own input waiting.
     async fn next(&mut self) -> Event {
         let answer_by = (!self.started).then_some(self.patience.answer_by);
         let deadline = self.give_up_at.into_iter().chain(answer_by).min();
         tokio::select! {
-            biased;
             Some(number) = self.signals.next() => Event::Signal(number),
             event = self.sink.next() => Event::Written(event),
             sent = self.to_daemon.write_buf(&mut self.out), if self.is_writable && !self.out.is_empty() => Event::Sent(sent),

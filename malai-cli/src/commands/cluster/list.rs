@@ -15,21 +15,22 @@ impl List {
     /// # Errors
     /// What went wrong.
     pub(super) fn run(self, cx: &Context) -> Result<u8, Failure> {
-        let Response::Status(status) = client::request(&cx.home, Request::Status, Otherwise::Agent, cx.out)? else {
+        let answer = client::request(&cx.home, Request::ClusterList, Otherwise::Disk, cx.out)?;
+        let Response::Clusters(clusters) = answer else {
             return Err(client::unexpected());
         };
         if cx.out.json {
-            let clusters: Vec<_> = status.clusters.iter().map(object).collect();
-            cx.out.document(&clusters)?;
+            let objects: Vec<_> = clusters.iter().map(object).collect();
+            cx.out.document(&objects)?;
             return Ok(0);
         }
-        if status.clusters.is_empty() {
+        if clusters.is_empty() {
             cx.out.note("no cluster was made or joined here");
             cx.out.hint("make one: malai cluster init company; or join one: malai machine join TOKEN");
             return Ok(0);
         }
         let mut rows = vec![["CLUSTER", "ROLE", "MACHINE", "GENERATION", "STATE", "ID52"].map(String::from).to_vec()];
-        rows.extend(status.clusters.iter().map(row));
+        rows.extend(clusters.iter().map(row));
         output::table(&rows).iter().try_for_each(|line| cx.out.row(line))?;
         Ok(0)
     }

@@ -1,0 +1,60 @@
+//! `malai cluster list`: the clusters of a home, from the disk alone.
+
+use malai_protocol::config::Config;
+use malai_protocol::failure::Failure;
+use malai_protocol::home::Home;
+use malai_protocol::local::{ClusterState, ClusterStatus, Role};
+use malai_protocol::snapshot::Snapshot;
+
+use crate::store::clusters::{self, Cluster};
+
+/// The clusters of this home and this machine's part in each. What is broken is listed as broken.
+///
+/// # Errors
+/// What the disk says about the directory of clusters itself.
+pub fn cluster_list(home: &Home) -> Result<Vec<ClusterStatus>, Failure> {
+    let found = clusters::list(home)?;
+    Ok(found.into_iter().map(|found| one(home, found.alias)).collect())
+}
+
+fn one(home: &Home, alias: String) -> ClusterStatus {
+    match clusters::load(home, &alias) {
+        Ok(cluster) => whole(alias, &cluster),
+        Err(failure) => ClusterStatus {
+            alias,
+            cluster: None,
+            role: Role::Machine,
+            machine: None,
+            machine_id: None,
+            state: ClusterState::Broken(failure),
+            generation: None,
+            alarm: None,
+            addresses: Vec::new(),
+            join_addresses: Vec::new(),
+            machines: Vec::new(),
+        },
+    }
+}
+
+fn whole(alias: String, cluster: &Cluster) -> ClusterStatus {
+    let me = cluster.machine_key.id();
+    let held = cluster.snapshot.as_ref();
+    let state = match held {
+        Some(_) => ClusterState::Ready,
+        None => ClusterState::Waiting("the daemon knocks at the cluster manager until it is approved".to_owned()),
+    };
+    let config = held.and_then(|held| Config::read(held.text()).ok());
+    ClusterStatus {
+        alias,
+        cluster: Some(cluster.id),
+        role: cluster.role(),
+        machine: config.as_ref().and_then(|c| c.machine_by_id(&me)).map(|(name, _)| name.to_string()),
+        machine_id: Some(me),
+        state,
+        generation: held.map(Snapshot::header).map(|header| header.generation),
+        alarm: None,
+        addresses: Vec::new(),
+        join_addresses: Vec::new(),
+        machines: Vec::new(),
+    }
+}

@@ -1,0 +1,330 @@
+//! The executor as a process of its own, under the daemon's handle of it. This program is both: with the argument
+//! `executor` and a home it is the executor, else the tests.
+
+use std::ffi::OsString;
+use std::future::Future;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use libtest_mimic::{Arguments, Failed, Trial};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tokio::sync::mpsc;
+
+use malai_daemon::supervisor::{Event, Executor, Mode, StartOptions};
+use malai_protocol::codec::Kind;
+use malai_protocol::failure;
+use malai_protocol::home::Home;
+use malai_protocol::id::{ClusterId, MachineId, SessionId};
+use malai_protocol::plan::{Decided, Ended, Outcome, Plan, SessionName};
+use malai_protocol::session::{EndedBy, ExitRecord, Started};
+
+/// The public key of RFC 8032's first test: a caller, and a cluster.
+const KEY: [u8; 32] = [
+    0xd7, 0x5a, 0x98, 0x01, 0x82, 0xb1, 0x0a, 0xb7, 0xd5, 0x4b, 0xfe, 0xd3, 0xc9, 0x64, 0x07, 0x3a, 0x0e, 0xe1, 0x72,
+    0xf3, 0xda, 0xa6, 0x23, 0x25, 0xaf, 0x02, 0x1a, 0x68, 0xf7, 0x07, 0x51, 0x1a,
+];
+
+fn main() -> ExitCode {
+    let args: Vec<OsString> = std::env::args_os().collect();
+    if let [_, executor, home] = &args[..]
+        && executor == "executor"
+    {
+        let ended = malai_daemon::executor::main(Home::new(PathBuf::from(home)));
+        return if ended.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+    }
+    macro_rules! trials {
+        ($($name:ident)*) => { vec![$(Trial::test(stringify!($name), || block_on($name()))),*] };
+    }
+    let trials = trials! {
+        a_command_runs_in_a_process_that_has_nothing_of_the_daemon
+        a_daemon_finds_the_executor_that_another_started
+        when_the_handle_is_dropped_the_executor_ends_its_sessions_and_itself
+        a_killed_executor_is_told_its_sessions_are_killed_and_the_next_tells_of_them
+        a_shutdown_returns_when_sessions_and_process_are_gone
+        an_in_process_executor_does_the_same
+        a_program_that_is_no_executor_is_a_failure_with_a_hint
+        a_terminated_executor_ends_its_sessions_first
+    };
+    libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
+}
+
+fn block_on(test: impl Future<Output = ()>) -> Result<(), Failed> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(test);
+    Ok(())
+}
+
+async fn within<F: Future>(what: &'static str, future: F) -> F::Output {
+    tokio::time::timeout(Duration::from_secs(30), future).await.unwrap_or_else(|_| panic!("never: {what}"))
+}
+
+async fn until(what: &'static str, state: impl Fn() -> bool) {
+    within(what, async {
+        while !state() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+}
+
+fn lives(pid: u32) -> bool {
+    let stat = std::fs::read(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let stat = String::from_utf8_lossy(&stat).into_owned();
+    stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with('Z') && !rest.starts_with('X'))
+}
+
+fn send(pid: u32, signal: Signal) {
+    kill(Pid::from_raw(i32::try_from(pid).expect("a pid")), signal).expect("it is there");
+}
+
+fn plan(argv: &[&str]) -> Plan {
+    let mut id = [0; 16];
+    getrandom::fill(&mut id).expect("random");
+    let words: Vec<_> = argv.iter().map(|word| serde_bytes::ByteBuf::from(word.as_bytes())).collect();
+    Plan {
+        session: SessionName { caller: MachineId::from_bytes(KEY).expect("a key"), id: SessionId::from_bytes(id) },
+        cluster: ClusterId::from_bytes(KEY).expect("a key"),
+        argv: words.clone(),
+        shell: false,
+        user: None,
+        env: Vec::new(),
+        cwd: None,
+        stdin: false,
+        timeout_ms: None,
+        wait_output: false,
+        request: Decided {
+            words,
+            literal: true,
+            shell: false,
+            user: None,
+            env_names: Vec::new(),
+            named: None,
+            run_as: None,
+            reason: None,
+            since_ms: 1,
+        },
+    }
+}
+
+/// A daemon, as far as the executor sees one.
+struct Daemon {
+    executor: Executor,
+    events: mpsc::Receiver<Event>,
+}
+
+impl Daemon {
+    async fn start(home: &Home) -> Self {
+        let program = std::env::current_exe().expect("this program");
+        let args = vec!["executor".into(), home.root().as_os_str().to_owned()];
+        Self::with(home, Mode::Process { program, args }).await.expect("an executor")
+    }
+
+    async fn with(home: &Home, mode: Mode) -> Result<Self, failure::Failure> {
+        let (sender, events) = mpsc::channel(16);
+        let executor = Executor::start(StartOptions { home: home.clone(), mode, events: sender }).await?;
+        Ok(Self { executor, events })
+    }
+
+    fn pid(&self) -> u32 {
+        self.executor.pid().expect("a process")
+    }
+
+    /// Starts `sleep`; returns its session, its pid, and what keeps it attached.
+    async fn sleep(&self) -> (SessionName, u32, impl Sized + use<>) {
+        let plan = plan(&["sleep", "1000"]);
+        let session = plan.session;
+        self.executor.plan(plan).await.expect("sent");
+        let mut attached = self.executor.attach(session, 1).await.expect("attached");
+        let frame = within("it starts", attached.next()).await.expect("open").expect("a frame");
+        let Started { pid, .. } = frame.expect(Kind::Started, "started").expect("decodes");
+        (session, pid, attached)
+    }
+
+    /// Runs a command; returns its output.
+    async fn run(&self, argv: &[&str]) -> (String, ExitRecord) {
+        let plan = plan(argv);
+        let mut attached = self.executor.attach(plan.session, 1).await.expect("attached");
+        self.executor.plan(plan).await.expect("sent");
+        let mut out = Vec::new();
+        loop {
+            let frame = within("a frame", attached.next()).await.expect("an end").expect("a frame");
+            match frame.kind {
+                Kind::Stdout => out.extend_from_slice(&frame.payload),
+                Kind::Exit => return (String::from_utf8(out).expect("UTF-8"), frame.decode().expect("decodes")),
+                Kind::Refused => panic!("{}", frame.decode::<failure::Failure>().expect("decodes")),
+                _ => {}
+            }
+        }
+    }
+
+    async fn event(&mut self) -> Event {
+        within("an event", self.events.recv()).await.expect("an event")
+    }
+
+    async fn ended(&mut self) -> Ended {
+        match self.event().await {
+            Event::Ended(ended) => ended,
+            Event::Lost => panic!("the executor is lost"),
+        }
+    }
+
+    /// Stops the executor as a daemon does; returns how sessions ended meanwhile.
+    async fn stop(mut self) -> Vec<Ended> {
+        let executor = self.executor.clone();
+        let audit = async {
+            let mut all = Vec::new();
+            while let Some(event) = self.events.recv().await {
+                let Event::Ended(ended) = event else { panic!("an ordered end is no loss") };
+                executor.audited(ended.session).await.expect("it waits for this");
+                all.push(ended);
+            }
+            all
+        };
+        let (stopped, all) = within("it stops", async { tokio::join!(self.executor.shutdown("a test"), audit) }).await;
+        stopped.expect("in good order");
+        all
+    }
+}
+
+fn home() -> (tempfile::TempDir, Home) {
+    let dir = tempfile::tempdir().expect("a directory");
+    let home = Home::new(dir.path());
+    (dir, home)
+}
+
+fn ended_by(ended: &Ended) -> EndedBy {
+    match &ended.outcome {
+        Outcome::Exit(record) => record.ended_by,
+        Outcome::Refused(failure) => panic!("{failure}"),
+    }
+}
+
+async fn a_command_runs_in_a_process_that_has_nothing_of_the_daemon() {
+    let (_dir, home) = home();
+    let daemon = Daemon::start(&home).await;
+    let (out, record) = daemon.run(&["echo", "hi"]).await;
+    assert_eq!((out.as_str(), record.exit_code()), ("hi\n", 0));
+    let pid = daemon.pid();
+    assert_ne!(pid, std::process::id());
+    for fd in 0..3 {
+        let link = std::fs::read_link(format!("/proc/{pid}/fd/{fd}")).expect("open");
+        assert_eq!(link, PathBuf::from("/dev/null"), "descriptor {fd}");
+    }
+    assert_eq!(std::fs::read_link(format!("/proc/{pid}/cwd")).expect("reads"), PathBuf::from("/"));
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("reads");
+    let fields: Vec<&str> = stat.rsplit_once(") ").expect("fields").1.split(' ').collect();
+    assert_eq!(fields[3], pid.to_string(), "it leads a session of its own");
+    let mode = std::os::unix::fs::PermissionsExt::mode(
+        &std::fs::metadata(home.executor_socket()).expect("a socket").permissions(),
+    );
+    assert_eq!(mode & 0o777, 0o600);
+    daemon.stop().await;
+    assert!(!home.executor_socket().exists());
+}
+
+async fn a_daemon_finds_the_executor_that_another_started() {
+    let (_dir, home) = home();
+    let first = Daemon::start(&home).await;
+    let (session, pid, _attached) = first.sleep().await;
+    let mut second = Daemon::start(&home).await;
+    assert_eq!(second.pid(), first.pid());
+    assert_eq!(second.executor.incarnation(), first.executor.incarnation());
+    let live: Vec<_> = second.executor.sessions().live.iter().map(|live| live.session).collect();
+    assert_eq!(live, [session]);
+    // The first one is told that it has lost the executor, and its going changes nothing.
+    let Daemon { executor, mut events } = first;
+    assert!(matches!(within("an event", events.recv()).await, Some(Event::Lost)));
+    drop(executor);
+    assert!(lives(pid));
+    let end = malai_protocol::plan::End { session, cause: EndedBy::Killed, reason: None };
+    second.executor.end(end).await.expect("sent");
+    assert_eq!(ended_by(&second.ended().await), EndedBy::Killed);
+    second.executor.audited(session).await.expect("sent");
+    second.stop().await;
+}
+
+async fn when_the_handle_is_dropped_the_executor_ends_its_sessions_and_itself() {
+    let (_dir, home) = home();
+    let daemon = Daemon::start(&home).await;
+    let (session, pid, attached) = daemon.sleep().await;
+    let executor = daemon.pid();
+    drop((daemon, attached));
+    until("the session's process ends", || !lives(pid)).await;
+    until("the executor ends", || !lives(executor)).await;
+    // Nobody was told: the next one is.
+    let next = Daemon::start(&home).await;
+    assert_ne!(next.pid(), executor);
+    let told = &next.executor.sessions().ended;
+    assert_eq!((told.len(), told[0].session), (1, session));
+    next.executor.audited(session).await.expect("sent");
+    next.stop().await;
+}
+
+async fn a_killed_executor_is_told_its_sessions_are_killed_and_the_next_tells_of_them() {
+    let (_dir, home) = home();
+    let mut daemon = Daemon::start(&home).await;
+    let (session, pid, _attached) = daemon.sleep().await;
+    send(daemon.pid(), Signal::SIGKILL);
+    assert!(matches!(daemon.event().await, Event::Lost));
+    assert_eq!(daemon.executor.plan(plan(&["true"])).await.err().map(|f| f.kind), Some(failure::Kind::Internal));
+    let next = Daemon::start(&home).await;
+    assert!(!lives(pid), "killed before the next one serves");
+    let told = &next.executor.sessions().ended;
+    assert_eq!((told.len(), told[0].session), (1, session));
+    let Outcome::Refused(failure) = &told[0].outcome else { panic!("a record that nobody made") };
+    assert_eq!(failure.kind, failure::Kind::Unknown);
+    next.executor.audited(session).await.expect("sent");
+    assert_eq!(next.run(&["echo", "hi"]).await.0, "hi\n");
+    next.stop().await;
+}
+
+async fn a_shutdown_returns_when_sessions_and_process_are_gone() {
+    let (_dir, home) = home();
+    let daemon = Daemon::start(&home).await;
+    let (session, pid, _attached) = daemon.sleep().await;
+    let executor = daemon.pid();
+    let ended = daemon.stop().await;
+    assert_eq!((ended.len(), ended[0].session, ended_by(&ended[0])), (1, session, EndedBy::Shutdown));
+    assert!(!lives(pid));
+    assert!(!lives(executor));
+    let next = Daemon::start(&home).await;
+    assert!(next.executor.sessions().ended.is_empty(), "all was confirmed");
+    next.stop().await;
+}
+
+async fn an_in_process_executor_does_the_same() {
+    let (_dir, home) = home();
+    let daemon = Daemon::with(&home, Mode::InProcess).await.expect("an executor");
+    assert_eq!(daemon.executor.pid(), None);
+    assert_eq!(daemon.run(&["echo", "hi"]).await.0, "hi\n");
+    let (session, pid, _attached) = daemon.sleep().await;
+    let ended = daemon.stop().await;
+    assert_eq!(ended.last().map(|ended| (ended.session, ended_by(ended))), Some((session, EndedBy::Shutdown)));
+    assert!(!lives(pid));
+}
+
+async fn a_program_that_is_no_executor_is_a_failure_with_a_hint() {
+    let (_dir, home) = home();
+    let missing = Mode::Process { program: "/no/such/malai".into(), args: Vec::new() };
+    let failure = Daemon::with(&home, missing).await.err().expect("a failure");
+    assert!(failure.message.contains("/no/such/malai") && failure.hint.is_some(), "{failure:?}");
+    let wrong = Mode::Process { program: "/bin/false".into(), args: Vec::new() };
+    let failure = Daemon::with(&home, wrong).await.err().expect("a failure");
+    assert!(failure.message.contains("Exited { code: 1 }") && failure.hint.is_some(), "{failure:?}");
+}
+
+async fn a_terminated_executor_ends_its_sessions_first() {
+    let (_dir, home) = home();
+    let mut daemon = Daemon::start(&home).await;
+    let (session, pid, _attached) = daemon.sleep().await;
+    send(daemon.pid(), Signal::SIGTERM);
+    let ended = daemon.ended().await;
+    assert_eq!((ended.session, ended_by(&ended)), (session, EndedBy::Shutdown));
+    assert!(!lives(pid));
+    daemon.executor.audited(session).await.expect("sent");
+    assert!(matches!(daemon.event().await, Event::Lost));
+    assert!(!home.executor_socket().exists());
+}

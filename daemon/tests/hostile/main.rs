@@ -1,0 +1,7 @@
+//! Peers and local processes that break the rules: what they began ends, and everybody else is served.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod member;
+mod stranger;
