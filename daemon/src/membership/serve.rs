@@ -24,7 +24,10 @@ const REMOVED_GRACE: Duration = Duration::from_secs(7);
 
 /// Serves a connection that the peer dialled in tasks of the membership until it ends; its control stream comes to us.
 pub(crate) fn spawn(membership: &Arc<Membership>, conn: &Arc<PeerConn>) {
-    membership.pool.add(conn);
+    if !membership.pool.add(conn) {
+        tracing::info!(peer = %conn.peer.short(), cluster = %membership.alias, "connection refused: too many from this machine");
+        return close(&conn.conn, Close::Busy, "too many connections of this machine");
+    }
     let (membership, conn) = (Arc::clone(membership), Arc::clone(conn));
     let tasks = membership.tasks.clone();
     tasks.spawn(async move { run(&membership, &conn, std::future::pending()).await });
@@ -47,7 +50,10 @@ pub(crate) fn spawn_introduced(
     send_half: SendStream,
     frames: Frames<RecvStream>,
 ) {
-    membership.pool.add(conn);
+    if !membership.pool.add(conn) {
+        tracing::info!(peer = %conn.peer.short(), cluster = %membership.alias, "connection refused: too many from this machine");
+        return close(&conn.conn, Close::Busy, "too many connections of this machine");
+    }
     let (membership, conn) = (Arc::clone(membership), Arc::clone(conn));
     let tasks = membership.tasks.clone();
     tasks.spawn(async move {
