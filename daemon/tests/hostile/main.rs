@@ -6,4 +6,5 @@ mod support;
 mod desk;
 mod flood;
 mod member;
+mod socket;
 mod stranger;
