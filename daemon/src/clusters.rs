@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use malai_protocol::config::Network;
-use malai_protocol::failure::Failure;
+use malai_protocol::failure::{Failure, Kind};
 use malai_protocol::id::ClusterId;
 use malai_protocol::local::Role;
 use malai_protocol::peer::{ALPN, JOIN_ALPN};
@@ -48,6 +48,8 @@ pub(crate) struct Clusters {
     settings: store::settings::Settings,
     map: Mutex<BTreeMap<String, Cluster>>,
     tasks: TaskTracker,
+    /// One cluster is taken in or given up at a time: two that took in the same one would both serve it.
+    loading: tokio::sync::Mutex<()>,
     refreshing: tokio::sync::Mutex<()>,
 }
 
@@ -59,6 +61,7 @@ impl Clusters {
             settings,
             map: Mutex::default(),
             tasks: TaskTracker::new(),
+            loading: tokio::sync::Mutex::default(),
             refreshing: tokio::sync::Mutex::default(),
         })
     }
@@ -85,7 +88,8 @@ impl Clusters {
 
     /// Takes in one cluster from the disk, in place of what was known of it.
     pub(crate) async fn load(self: &Arc<Self>, alias: &str) {
-        self.unload(alias).await;
+        let _one_at_a_time = self.loading.lock().await;
+        self.give_up(alias).await;
         let cluster = match self.serve(alias).await {
             Ok(cluster) => cluster,
             Err(failure) => {
@@ -130,6 +134,23 @@ impl Clusters {
 
     /// Stops serving a cluster.
     pub(crate) async fn unload(&self, alias: &str) {
+        let _one_at_a_time = self.loading.lock().await;
+        self.give_up(alias).await;
+    }
+
+    /// Does this to its end, whether or not the one that asked for it waits.
+    ///
+    /// # Errors
+    /// What the work says.
+    pub(crate) async fn finish<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = Result<T, Failure>> + Send + 'static,
+    ) -> Result<T, Failure> {
+        let cut_short = |error| Failure::new(Kind::Internal, format!("the work was cut short: {error}"));
+        self.tasks.spawn(work).await.map_err(cut_short)?
+    }
+
+    async fn give_up(&self, alias: &str) {
         let known = self.lock().remove(alias);
         stop(known).await;
     }
@@ -193,9 +214,8 @@ impl Clusters {
         kept_port: Option<u16>,
     ) -> Result<Arc<Desk>, Failure> {
         let path = membership.dir.cluster_key();
-        let key = store::keys::ClusterKey::load(&path)?.ok_or_else(|| {
-            Failure::new(malai_protocol::failure::Kind::BadConfig, format!("{} is gone", path.display()))
-        })?;
+        let key = store::keys::ClusterKey::load(&path)?
+            .ok_or_else(|| Failure::new(Kind::BadConfig, format!("{} is gone", path.display())))?;
         let options = endpoint::Options {
             key: *key.secret_bytes(),
             alpns: vec![JOIN_ALPN.to_vec()],
