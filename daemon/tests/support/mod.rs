@@ -268,7 +268,7 @@ where
         if tokio::time::Instant::now() > deadline {
             bail!("not within {SOON:?}: {what}");
         }
-        tokio::time::sleep(Duration::from_millis(20)).await;
+        tokio::time::sleep(Duration::from_millis(2)).await;
     }
     Ok(())
 }
