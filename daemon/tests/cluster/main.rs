@@ -1,0 +1,7 @@
+//! Daemons of one cluster: who may do what, config sync, neighbouring versions, stalls.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod matrix;
+mod neighbours;
