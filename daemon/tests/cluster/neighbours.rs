@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use crate::support::peer::{self, open, send};
 use crate::support::scene::{Scene, offer};
-use crate::support::{follow, next, spec};
+use crate::support::{follow, next, spec, until};
 
 /// A message as a later version may send it: with fields that this one does not know.
 fn later<T: Serialize>(value: &T) -> Result<Value> {
@@ -109,15 +109,18 @@ async fn a_config_with_unknown_keys_is_kept_and_spread_and_blocks_the_machines_t
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_config_that_this_version_cannot_read_at_all_is_not_taken() -> Result<()> {
+async fn a_config_that_this_version_cannot_read_at_all_is_not_taken_and_an_alarm() -> Result<()> {
     let scene = Scene::new().await?;
     let conn = scene.laptop.dial(&scene.web01).await?;
-    let snapshot = scene.sign("this is no TOML")?;
-    let _control = offer(&conn, &snapshot).await?;
-    let next = scene.publish(&(scene.text() + "# later\n")).await?;
-    ensure!(scene.held().await? == next.header().generation);
-    let ran = scene.run(&["echo", "hello"]).await?;
-    ensure!(ran.stdout == b"hello\n", "{ran:?}");
+    let unreadable = scene.sign("this is no TOML")?;
+    let _control = offer(&conn, &unreadable).await?;
+    until("the alarm", || async { Ok(scene.web01.cluster().await?.alarm.is_some()) }).await?;
+    let alarm = scene.web01.cluster().await?.alarm.context("an alarm")?;
+    ensure!(alarm.contains(&unreadable.header().generation.to_string()), "{alarm}");
+    ensure!(scene.held().await? == 1);
+    scene.publish(&(scene.text() + "# in order again\n")).await?;
+    ensure!(scene.web01.cluster().await?.alarm.is_none());
+    scene.serves().await?;
     scene.web01.stop().await?;
     Ok(())
 }
