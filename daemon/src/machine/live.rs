@@ -148,3 +148,6 @@ impl LiveTable {
             .collect()
     }
 }
+
+#[cfg(test)]
+mod tests;
