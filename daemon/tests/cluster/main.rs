@@ -5,3 +5,4 @@ mod support;
 
 mod matrix;
 mod neighbours;
+mod sync;
