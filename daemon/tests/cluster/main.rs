@@ -5,4 +5,5 @@ mod support;
 
 mod matrix;
 mod neighbours;
+mod stalls;
 mod sync;
