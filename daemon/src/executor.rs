@@ -11,6 +11,11 @@
 //! In this version no session outlives its daemon: when the control connection closes, all are ended (TERM, 3 s, KILL),
 //! and 5 s after the daemon went the executor ends too. A daemon that connects within that time takes it over, and is
 //! told of all that has ended unconfirmed; a later one hears of it from the next executor, which reads the journal.
+//!
+//! # When the executor itself is killed
+//! Its commands run on, with nobody to read them, until the next executor of this home starts, which a daemon sees to at
+//! once: before it serves, it kills what is left of sessions that the journal does not know to have ended, and the daemon
+//! is told of them as refused with [`malai_protocol::failure::Kind::Unknown`], since no record was made.
 
 mod command;
 mod control;
@@ -265,7 +270,6 @@ async fn finish(shared: &Shared) {
     shared.stop.cancel();
     shared.sessions.wait().await;
     shared.tasks.wait().await;
-    shared.trees.prune();
     tracing::info!("executor done");
 }
 

@@ -75,7 +75,9 @@ pub(crate) struct Membership {
     /// What all clusters of the daemon share.
     pub(crate) shared: Arc<Shared>,
     held: watch::Sender<Arc<Held>>,
-    /// One snapshot is fetched and installed at a time.
+    /// Held while a snapshot is fetched, so that one that many announce comes once; but nobody waits long for it.
+    fetching: tokio::sync::Mutex<()>,
+    /// One snapshot is installed at a time.
     installing: tokio::sync::Mutex<()>,
     alarm: Mutex<Option<String>>,
     pub(crate) tasks: TaskTracker,
@@ -118,6 +120,7 @@ impl Membership {
             live: parts.live.filter(|live| live.cluster() == cluster).unwrap_or_else(|| LiveTable::new(cluster)),
             shared,
             held: watch::Sender::new(Arc::new(parts.held)),
+            fetching: tokio::sync::Mutex::default(),
             installing: tokio::sync::Mutex::default(),
             alarm: Mutex::new(parts.alarm),
             tasks: TaskTracker::new(),

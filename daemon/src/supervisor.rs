@@ -44,7 +44,7 @@ pub struct StartOptions {
     pub home: Home,
     /// As what.
     pub mode: Mode,
-    /// Where to tell what happens.
+    /// Where to tell what happens. While it is full, further ends wait in the executor.
     pub events: mpsc::Sender<Event>,
 }
 

@@ -18,6 +18,18 @@ use crate::home::VARIABLE;
 /// The log is renamed at a start when it is longer, in bytes; one older log is kept.
 const MAX_LOG: u64 = 10 * 1024 * 1024;
 
+/// The variable that says what is logged, in the syntax of `tracing_subscriber::EnvFilter`.
+const LOG_VARIABLE: &str = "MALAI_LOG";
+/// What is logged otherwise.
+const LOG_DEFAULT: &str = "warn,malai=info,malai_daemon=info";
+
+/// Starts to log, as `MALAI_LOG` says.
+pub(crate) fn log(to: impl for<'a> tracing_subscriber::fmt::MakeWriter<'a> + Send + Sync + 'static) {
+    let filter = tracing_subscriber::EnvFilter::try_from_env(LOG_VARIABLE)
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(LOG_DEFAULT));
+    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).with_writer(to).init();
+}
+
 /// What a starting process tells.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -151,7 +163,11 @@ pub(crate) fn log_to(home: &Home) -> Result<(), Failure> {
         .map_err(|e| Failure::new(Kind::BadConfig, format!("the log {} cannot be written: {e}", home.log().display())))
 }
 
-fn open_log(home: &Home) -> io::Result<File> {
+/// The daemon's log, to be written at its end.
+///
+/// # Errors
+/// When it cannot be opened.
+pub(crate) fn open_log(home: &Home) -> io::Result<File> {
     std::os::unix::fs::DirBuilderExt::mode(std::fs::DirBuilder::new().recursive(true), 0o700).create(home.root())?;
     let path = home.log();
     if std::fs::metadata(&path).is_ok_and(|meta| meta.len() > MAX_LOG) {

@@ -1,18 +1,17 @@
 //! The control connection: what the daemon orders, and what it is told.
 
+use std::collections::VecDeque;
+use std::io;
 use std::sync::Arc;
-use std::time::Duration;
 
+use bytes::BytesMut;
 use futures_util::StreamExt;
-use serde::Serialize;
 use tokio::io::{AsyncWriteExt, ReadHalf, WriteHalf};
-use tokio::time::timeout;
 use tokio_util::codec::FramedRead;
 use tracing::Instrument;
 
 use malai_protocol::codec::{CodecError, Frame, FrameCodec, Kind};
 use malai_protocol::plan::{Audited, CallerGone, Decided, End, Ended, Outcome, Plan, Sessions, Shutdown, VERSION};
-
 use malai_protocol::session::EndedBy;
 
 use super::link::Link;
@@ -20,8 +19,8 @@ use super::table::{Cause, Command, Rejected};
 use super::tree::{GRACE, WITHDRAWN_GRACE};
 use super::{Connection, Shared, refuse, session};
 
-/// How long the daemon may take to read what it is told.
-const WRITE: Duration = Duration::from_secs(10);
+/// Refusals that wait for the daemon to read them, in bytes: with as many, it is read no more until it reads.
+const MAX_REPLIES: usize = 4 * 1024 * 1024;
 /// Requests in one `Sessions` frame, in bytes: half of its cap, since they take more room encoded.
 const PART: usize = 2 * 1024 * 1024;
 /// The longest reason that is kept, in characters: it goes into records.
@@ -43,40 +42,42 @@ pub(crate) async fn serve(shared: Arc<Shared>, mut reader: Reader, mut writer: W
     }
 }
 
+/// Never waits for the daemon to read: what it was not told yet stays in the table, and orders are taken meanwhile.
 async fn follow(shared: &Arc<Shared>, reader: &mut Reader, writer: &mut Writer) -> Result<(), CodecError> {
     let mut changes = shared.table.changes();
-    for part in parts(shared) {
-        send(writer, Kind::Sessions, &part).await?;
-    }
+    let mut parts = VecDeque::from(parts(shared));
+    let mut out = BytesMut::new();
     loop {
-        while let Some(ended) = shared.table.next_unsent() {
-            send(writer, Kind::Ended, &ended).await?;
+        if out.is_empty() {
+            if let Some(part) = parts.pop_front() {
+                Frame::control(Kind::Sessions, &part)?.write_to(&mut out);
+            } else if let Some(ended) = shared.table.next_unsent() {
+                Frame::control(Kind::Ended, &ended)?.write_to(&mut out);
+            }
         }
         tokio::select! {
-            frame = reader.next() => match frame {
-                Some(frame) => order(shared, &frame?, writer).await?,
+            wrote = writer.write_buf(&mut out), if !out.is_empty() => {
+                if wrote? == 0 {
+                    return Err(io::Error::from(io::ErrorKind::WriteZero).into());
+                }
+            }
+            frame = reader.next(), if out.len() < MAX_REPLIES => match frame {
+                Some(frame) => order(shared, &frame?, &mut out)?,
                 None => return Ok(()),
             },
             // The table lives as long as `shared`.
-            changed = changes.changed() => if changed.is_err() {
+            changed = changes.changed(), if out.is_empty() => if changed.is_err() {
                 return Ok(());
             },
         }
     }
 }
 
-async fn send<T: Serialize>(writer: &mut Writer, kind: Kind, value: &T) -> Result<(), CodecError> {
-    let bytes = Frame::control(kind, value)?.to_bytes();
-    let late = |_| std::io::Error::new(std::io::ErrorKind::TimedOut, "the daemon does not read");
-    timeout(WRITE, writer.write_all(&bytes)).await.map_err(late)??;
-    Ok(())
-}
-
-async fn order(shared: &Arc<Shared>, frame: &Frame, writer: &mut Writer) -> Result<(), CodecError> {
+fn order(shared: &Arc<Shared>, frame: &Frame, out: &mut BytesMut) -> Result<(), CodecError> {
     match frame.kind {
         Kind::Plan => {
             if let Some(ended) = plan(shared, frame.decode()?) {
-                send(writer, Kind::Ended, &ended).await?;
+                Frame::control(Kind::Ended, &ended)?.write_to(out);
             }
         }
         Kind::CallerGone => {

@@ -83,13 +83,6 @@ impl Trees {
             Self::Marker => Ok(None),
         }
     }
-
-    /// Removes what is empty, at the executor's own end.
-    pub(crate) fn prune(&self) {
-        if let Self::Cgroup(base) = self {
-            cgroup::prune(base.path());
-        }
-    }
 }
 
 /// The processes of one session.

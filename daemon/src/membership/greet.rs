@@ -9,6 +9,8 @@ use malai_protocol::codec::{Frame, Kind, MAX_HELLO};
 use malai_protocol::peer::{Announce, Close, Hello, MAX_ADDRESSES, unknown_need};
 use malai_protocol::snapshot::{SignedHeader, SnapshotError};
 
+use tokio::time::Instant;
+
 use super::{Membership, sync};
 use crate::net::endpoint::parse_address;
 use crate::net::pool::PeerConn;
@@ -122,8 +124,12 @@ async fn follow(
 ) -> anyhow::Result<()> {
     let mut snapshots = membership.watch();
     let mut told = membership.held().generation();
+    let pace = tokio::time::sleep(Duration::ZERO);
+    tokio::pin!(pace);
     loop {
         tokio::select! {
+            // What was received before would still be read, at its pace.
+            _ = conn.conn.closed() => return Ok(()),
             changed = snapshots.changed() => {
                 changed?;
                 let held = membership.held();
@@ -134,11 +140,11 @@ async fn follow(
                     send(&mut send_half, Frame::control(Kind::Announce, &announce)?).await?;
                 }
             }
-            frame = frames.next_unbounded() => {
+            frame = async { pace.as_mut().await; frames.next_unbounded().await } => {
                 let Some(frame) = frame else { return Ok(()) };
                 let announce: Announce = frame?.expect(Kind::Announce, "Announce")?;
                 hear(membership, conn, Some(&announce.header), &announce.addresses)?;
-                tokio::time::sleep(ANNOUNCE_PACE).await;
+                pace.as_mut().reset(Instant::now() + ANNOUNCE_PACE);
             }
         }
     }

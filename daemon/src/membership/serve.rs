@@ -24,19 +24,17 @@ const REMOVED_GRACE: Duration = Duration::from_secs(7);
 
 /// Serves a connection that the peer dialled in tasks of the membership until it ends; its control stream comes to us.
 pub(crate) fn spawn(membership: &Arc<Membership>, conn: &Arc<PeerConn>) {
-    membership.pool.add(conn);
     let (membership, conn) = (Arc::clone(membership), Arc::clone(conn));
-    let tasks = membership.tasks.clone();
-    tasks.spawn(async move { run(&membership, &conn, std::future::pending()).await });
+    begin(&membership.tasks.clone(), membership, conn, std::future::pending());
 }
 
 /// Serves a connection that we dialled. The control stream is open before anybody else can find the connection: a peer
 /// that does not know us yet reads the first stream only, and has to find the greeting there.
 pub(crate) fn spawn_dialed(membership: &Arc<Membership>, conn: &Arc<PeerConn>, control: (SendStream, RecvStream)) {
-    membership.pool.add(conn);
     let (membership, conn) = (Arc::clone(membership), Arc::clone(conn));
-    let tasks = membership.tasks.clone();
-    tasks.spawn(async move { run(&membership, &conn, greet::control(&membership, &conn, control)).await });
+    let (m, c) = (Arc::clone(&membership), Arc::clone(&conn));
+    let followed = async move { greet::control(&m, &c, control).await };
+    begin(&membership.tasks.clone(), membership, conn, followed);
 }
 
 /// Serves a connection whose greeting was read already: a stranger's that showed itself to be a member.
@@ -47,12 +45,24 @@ pub(crate) fn spawn_introduced(
     send_half: SendStream,
     frames: Frames<RecvStream>,
 ) {
-    membership.pool.add(conn);
     let (membership, conn) = (Arc::clone(membership), Arc::clone(conn));
-    let tasks = membership.tasks.clone();
-    tasks.spawn(async move {
-        run(&membership, &conn, greet::introduced(&membership, &conn, &hello, send_half, frames)).await;
-    });
+    let (m, c) = (Arc::clone(&membership), Arc::clone(&conn));
+    let followed = async move { greet::introduced(&m, &c, &hello, send_half, frames).await };
+    begin(&membership.tasks.clone(), membership, conn, followed);
+}
+
+/// Takes the connection in, and serves it with this control stream; closes it when the machine has too many.
+fn begin(
+    tasks: &TaskTracker,
+    membership: Arc<Membership>,
+    conn: Arc<PeerConn>,
+    control: impl Future<Output = (Close, String)> + Send + 'static,
+) {
+    if !membership.pool.add(&conn) {
+        tracing::info!(peer = %conn.peer.short(), cluster = %membership.alias, "connection refused: too many from this machine");
+        return close(&conn.conn, Close::Busy, "too many connections of this machine");
+    }
+    tasks.spawn(async move { run(&membership, &conn, control).await });
 }
 
 async fn run(membership: &Arc<Membership>, conn: &Arc<PeerConn>, control: impl Future<Output = (Close, String)>) {

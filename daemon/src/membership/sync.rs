@@ -5,19 +5,22 @@ use std::time::Duration;
 
 use malai_protocol::codec::{Frame, Kind, MAX_SNAPSHOT};
 use malai_protocol::failure::Failure;
-use malai_protocol::peer::Pull;
+use malai_protocol::peer::{Close, Pull};
 use malai_protocol::snapshot::{Header, Order, Signed, Snapshot, order};
 
 use super::{Held, Membership};
 use crate::manager::Manager;
 use crate::net::pool::PeerConn;
-use crate::net::{Frames, send};
+use crate::net::{FrameError, Frames, close, is_protocol_error, send};
 use crate::requests::blocking;
 use crate::store;
 use crate::store::lock::Changes;
 
 /// How long the body of a snapshot may take: 4 MiB over a slow line.
 const BODY: Duration = Duration::from_secs(60);
+/// A snapshot that several peers announce is asked of one after the other; one that does not deliver in this time keeps
+/// nobody else from being asked.
+const PATIENCE: Duration = Duration::from_millis(250);
 /// How long a machine passes a changed `[network]` on before it follows it itself.
 const REBIND: Duration = Duration::from_secs(2);
 /// The same for the manager: `rescan` waits 5 s for the machines.
@@ -29,20 +32,26 @@ pub(crate) fn offered(membership: &Arc<Membership>, conn: &Arc<PeerConn>, header
         Order::Same | Order::Older => {}
         Order::Fork if !membership.is_manager => fork(membership, &header, &conn.peer.short()),
         Order::Newer | Order::Fork if conn.callable() => {
-            let (membership, conn) = (Arc::clone(membership), Arc::clone(conn));
-            let tasks = membership.tasks.clone();
-            tasks.spawn(async move {
-                let cancel = membership.cancel.clone();
-                let fetched = tokio::select! {
-                    () = cancel.cancelled() => return,
-                    fetched = fetch(&membership, &conn, &header) => fetched,
-                };
-                if let Err(error) = fetched {
-                    tracing::warn!(peer = %conn.peer.short(), cluster = %membership.alias, "no snapshot from there: {error:#}");
-                }
-            });
+            if conn.offer(header) {
+                let (membership, conn) = (Arc::clone(membership), Arc::clone(conn));
+                let (tasks, cancel) = (membership.tasks.clone(), membership.cancel.clone());
+                tasks.spawn(cancel.run_until_cancelled_owned(async move { fetch_offered(&membership, &conn).await }));
+            }
         }
         Order::Newer | Order::Fork => {}
+    }
+}
+
+/// Fetches what this peer offers until it offers nothing more.
+async fn fetch_offered(membership: &Arc<Membership>, conn: &Arc<PeerConn>) {
+    while let Some(header) = conn.next_offer() {
+        let Err(error) = fetch(membership, conn, &header).await else { continue };
+        tracing::warn!(peer = %conn.peer.short(), cluster = %membership.alias, "no snapshot from there: {error:#}");
+        // One that is only slow may have sessions on this connection.
+        let late = matches!(error.downcast_ref(), Some(FrameError::Late(_)));
+        if is_protocol_error(&error) && !late {
+            close(&conn.conn, Close::Protocol, &error.to_string());
+        }
     }
 }
 
@@ -59,7 +68,7 @@ fn fork(membership: &Membership, header: &Header, from: &str) {
 /// # Errors
 /// Whatever the stream, the snapshot or the disk say.
 pub(crate) async fn fetch(membership: &Arc<Membership>, conn: &Arc<PeerConn>, header: &Header) -> anyhow::Result<()> {
-    let _one_at_a_time = membership.installing.lock().await;
+    let _turn = tokio::time::timeout(PATIENCE, membership.fetching.lock()).await;
     if matches!(order(header, Some(membership.held().snapshot.header())), Order::Same | Order::Older) {
         return Ok(());
     }
@@ -69,6 +78,7 @@ pub(crate) async fn fetch(membership: &Arc<Membership>, conn: &Arc<PeerConn>, he
     let signed: Signed = Frames::new(recv, MAX_SNAPSHOT).next(BODY).await?.expect(Kind::Snapshot, "Snapshot")?;
     let snapshot = signed.verify(&membership.cluster)?;
     let from = conn.peer.short();
+    let _one_at_a_time = membership.installing.lock().await;
     if membership.is_manager {
         foreign(membership, snapshot).await?
     } else {

@@ -17,8 +17,9 @@ use url::Url;
 
 /// Sessions on one connection; the next one is refused by name.
 pub(crate) const MAX_SESSIONS: u32 = 1024;
-/// Streams beyond the sessions: control, snapshots, pings, and those refused by name.
-const SPARE_STREAMS: u32 = 64;
+/// Streams beyond the sessions: control, snapshots, pings, and those refused by name. QUIC gives places back only when
+/// an eighth of all have become free: with fewer than that to spare, a session too many would wait and not be refused.
+const SPARE_STREAMS: u32 = 256;
 /// A connection on which nothing was heard for so long is dead. iroh's own keep-alive is 5 s.
 const IDLE: Duration = Duration::from_secs(30);
 /// How long the sockets of a closed endpoint may take to be free: longer than a busy machine needs.

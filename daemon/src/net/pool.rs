@@ -12,10 +12,14 @@ use iroh::TransportAddr;
 use iroh::endpoint::Connection;
 use malai_protocol::id::{Incarnation, MachineId};
 use malai_protocol::peer::Close;
+use malai_protocol::snapshot::Header;
 use tokio::sync::watch;
 
 use super::close;
 use crate::clock::now_ms;
+
+/// Connections from one machine at once. It needs one; some more are of its earlier lives, or on their way out.
+const MOST: usize = 16;
 
 /// One connection to a machine.
 #[derive(Debug)]
@@ -32,6 +36,14 @@ pub(crate) struct PeerConn {
     greeted: AtomicBool,
     caller_only: AtomicBool,
     sessions: AtomicU32,
+    offers: Mutex<Offers>,
+}
+
+/// The snapshot that the peer offers.
+#[derive(Debug, Default)]
+struct Offers {
+    newest: Option<Header>,
+    fetching: bool,
 }
 
 impl PeerConn {
@@ -46,7 +58,23 @@ impl PeerConn {
             greeted: AtomicBool::new(false),
             caller_only: AtomicBool::new(false),
             sessions: AtomicU32::new(0),
+            offers: Mutex::default(),
         })
+    }
+
+    /// The peer offers a snapshot. True when it has to be fetched by the caller: nobody fetches from this peer now.
+    pub(crate) fn offer(&self, header: Header) -> bool {
+        let mut offers = self.offers.lock().unwrap_or_else(PoisonError::into_inner);
+        offers.newest = Some(header);
+        !std::mem::replace(&mut offers.fetching, true)
+    }
+
+    /// What is to be fetched next. After `None` another has to fetch.
+    pub(crate) fn next_offer(&self) -> Option<Header> {
+        let mut offers = self.offers.lock().unwrap_or_else(PoisonError::into_inner);
+        let next = offers.newest.take();
+        offers.fetching = next.is_some();
+        next
     }
 
     /// Whether the peer may greet now: the side that dialled does, once.
@@ -146,11 +174,19 @@ impl Pool {
         self.changed.subscribe()
     }
 
-    /// Takes a connection in.
-    pub(crate) fn add(&self, conn: &Arc<PeerConn>) {
-        self.lock().entry(conn.peer).or_default().conns.push(Arc::clone(conn));
+    /// Takes a connection in. False when the machine has too many already.
+    #[must_use = "a connection that was not taken in has to be closed"]
+    pub(crate) fn add(&self, conn: &Arc<PeerConn>) -> bool {
+        let mut peers = self.lock();
+        let conns = &mut peers.entry(conn.peer).or_default().conns;
+        if !conn.dialed && conns.len() >= MOST {
+            return false;
+        }
+        conns.push(Arc::clone(conn));
+        drop(peers);
         self.heard(conn.peer);
         self.touch();
+        true
     }
 
     /// Takes a connection out.

@@ -174,3 +174,20 @@ async fn standard_error_is_not_held_up_by_a_silent_standard_output() {
     caller.finish().await;
     lab.close().await;
 }
+
+#[tokio::test]
+async fn a_daemon_that_does_not_read_is_told_later_and_obeyed_meanwhile() {
+    let mut lab = Lab::new().await;
+    let mut told = Vec::new();
+    // Each end is told in half a mebibyte: the connection holds an eighth of one.
+    for _ in 0..4 {
+        let mut plan = plan(&["true"]);
+        plan.request.words = vec![serde_bytes::ByteBuf::from(vec![0; 512 * 1024])];
+        told.push(plan.session);
+        lab.run(plan).await;
+    }
+    for session in told {
+        assert_eq!(lab.control.ended().await.session, session);
+    }
+    lab.close().await;
+}

@@ -23,6 +23,7 @@ use malai_protocol::session::{Ack, ExecSpec, ExitRecord, Started};
 use serde_bytes::ByteBuf;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::UnixStream;
+use tokio::sync::OnceCell;
 use tokio::task::JoinHandle;
 use tokio_util::codec::Framed;
 use tokio_util::sync::CancellationToken;
@@ -37,6 +38,7 @@ pub(crate) const SOON: Duration = Duration::from_secs(20);
 pub(crate) struct Machine {
     /// Its home.
     pub(crate) home: Home,
+    address: OnceCell<EndpointAddr>,
     stop: CancellationToken,
     task: JoinHandle<Result<(), Failure>>,
     _dir: tempfile::TempDir,
@@ -72,7 +74,7 @@ impl Machine {
             daemon.shutdown().await;
             result
         });
-        Ok(Self { home, stop, task, _dir: dir })
+        Ok(Self { home, address: OnceCell::new(), stop, task, _dir: dir })
     }
 
     /// Stops the daemon in good order.
@@ -127,10 +129,13 @@ impl Machine {
         self.status().await?.clusters.into_iter().find(|cluster| cluster.alias == "c").context("no cluster c")
     }
 
-    /// Where its machine key is reached on this host.
+    /// Where its machine key is reached on this host. Asked once: a status waits for peers that do not answer.
     pub(crate) async fn address(&self) -> Result<EndpointAddr> {
-        let cluster = self.cluster().await?;
-        peer::loopback(*cluster.machine_id.context("no machine key")?.as_bytes(), &cluster.addresses)
+        let ask = || async {
+            let cluster = self.cluster().await?;
+            peer::loopback(*cluster.machine_id.context("no machine key")?.as_bytes(), &cluster.addresses)
+        };
+        self.address.get_or_try_init(ask).await.cloned()
     }
 
     /// Where the cluster manager's desk is reached on this host.

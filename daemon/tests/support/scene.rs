@@ -78,9 +78,12 @@ impl Scene {
         Ok(self.key.sign(generation, 1, text.to_owned())?)
     }
 
-    /// The generation that the daemon holds.
+    /// The generation that the daemon holds, as it greets.
     pub(crate) async fn held(&self) -> Result<u64> {
-        self.web01.cluster().await?.generation.context("no generation")
+        let conn = self.laptop.dial(&self.web01).await?;
+        let (_control, hello) = peer::greet(&conn, None).await?;
+        conn.close(0u32.into(), b"");
+        Ok(hello.header.context("no snapshot")?.verify(&self.key.id())?.generation)
     }
 
     /// Brings the daemon this text as the next generation, as the manager does.

@@ -63,10 +63,10 @@ fn not_started() -> Vec<Row> {
         argv("no_such_path", ["/no/such/program"]),
         argv("a_directory", ["/etc"]),
         argv("a_file_that_is_not_executable", ["/etc/passwd"]),
-        argv("a_file_in_a_directory_that_may_not_be_entered", ["/root/x"]).as_user(),
+        argv("a_file_in_a_directory_that_may_not_be_entered", ["/root/x"]).by_user(),
         argv("a_relative_path_to_nothing", ["./no-such-program"]),
         argv("a_name_with_spaces", ["no such program"]),
-        argv("a_program_of_another_user_that_is_not_there", ["no-such-program"]).as_user(),
+        argv("a_program_of_another_user_that_is_not_there", ["no-such-program"]).by_user(),
     ];
     let mut rows: Vec<Row> = rows.into_iter().map(Row::status_only).collect();
     rows.push(sh("a_shell_does_not_find_it", "no-such-program; echo $?; /etc; echo $?; /etc/passwd; echo $?"));

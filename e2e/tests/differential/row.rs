@@ -95,7 +95,7 @@ impl Row {
     }
 
     /// Runs it as the user of the target that is not root.
-    pub(crate) fn as_user(self) -> Self {
+    pub(crate) fn by_user(self) -> Self {
         Self { user: Some(USER), ..self }
     }
 

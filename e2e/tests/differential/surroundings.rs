@@ -23,7 +23,7 @@ fn environment() -> Vec<Row> {
         argv("an_addition_with_odd_characters", ["printenv", "LC_X"]).env("LC_X=a b$c'd\"e=f\\g\nh"),
         argv("an_empty_addition", ["sh", "-c", "echo ${LC_X+set} \"<$LC_X>\""]).env("LC_X="),
         sh("several_additions", "printenv LANG LC_A LC_B").env("LANG=C.UTF-8").env("LC_A=1").env("LC_B=2"),
-        argv("the_environment_of_another_user", ["sh", "-c", "env | grep -v ^MALAI_SESSION= | sort"]).as_user(),
+        argv("the_environment_of_another_user", ["sh", "-c", "env | grep -v ^MALAI_SESSION= | sort"]).by_user(),
         argv("env_dash_i", ["env", "-i", "A=b", "/usr/bin/env"]),
         argv("a_program_found_by_path", ["sh", "-c", "command -v ls"]),
         argv("a_login_shells_profile_is_not_read", ["sh", "-c", "set | grep -c PS1"]),
@@ -38,7 +38,7 @@ fn directory() -> Vec<Row> {
         argv("a_relative_path", ["ls", "-d", "hostname"]).cwd("/etc"),
         argv("a_relative_program", ["./true"]).cwd("/bin"),
         argv("a_directory_that_is_a_link", ["sh", "-c", "pwd -P"]).cwd("/bin"),
-        argv("the_directory_of_another_user", ["pwd"]).as_user(),
+        argv("the_directory_of_another_user", ["pwd"]).by_user(),
         sh("a_file_is_made_there", "cd /tmp; echo x >made-here; cat made-here; rm made-here; ls made-here"),
         sh("umask", "umask; umask -S"),
         sh(
@@ -54,15 +54,15 @@ fn user() -> Vec<Row> {
         argv("id", ["id"]),
         argv("whoami", ["whoami"]),
         argv("groups", ["groups"]),
-        argv("id_of_another_user", ["id"]).as_user(),
-        argv("what_another_user_may_not_read", ["cat", "/etc/shadow"]).as_user(),
-        argv("what_another_user_may_not_write", ["sh", "-c", "echo x >/etc/malai-was-here"]).as_user(),
+        argv("id_of_another_user", ["id"]).by_user(),
+        argv("what_another_user_may_not_read", ["cat", "/etc/shadow"]).by_user(),
+        argv("what_another_user_may_not_write", ["sh", "-c", "echo x >/etc/malai-was-here"]).by_user(),
         argv("capabilities", ["grep", "-E", "Cap|NoNewPrivs|Seccomp:|^Groups|^Uid|^Gid", "/proc/self/status"]),
         argv(
             "capabilities_of_another_user",
             ["grep", "-E", "Cap|NoNewPrivs|Seccomp:|^Groups|^Uid|^Gid", "/proc/self/status"],
         )
-        .as_user(),
+        .by_user(),
     ]
 }
 
@@ -76,10 +76,10 @@ fn process() -> Vec<Row> {
         sh("it_leads_its_group_and_session", leader),
         sh("descriptors", "cd /proc/self/fd; echo *"),
         sh("descriptors_are_pipes", "for n in 0 1 2; do readlink /proc/$$/fd/$n | sed 's/[0-9]*//g'; done"),
-        argv("signals", ["grep", "^Sig", "/proc/self/status"]),
+        argv("signals", ["grep", "-E", "^Sig(Pnd|Blk|Ign|Cgt)", "/proc/self/status"]),
         argv("limits", ["bash", "-c", "ulimit -a"]),
         argv("hard_limits", ["bash", "-c", "ulimit -H -a"]),
-        argv("limits_of_another_user", ["bash", "-c", "ulimit -a"]).as_user(),
+        argv("limits_of_another_user", ["bash", "-c", "ulimit -a"]).by_user(),
         argv("nice", ["nice"]),
         argv("memory_killer", ["cat", "/proc/self/oom_score_adj"]),
         argv("scheduling", ["grep", "-E", "^(policy|prio)", "/proc/self/sched"]),

@@ -142,7 +142,7 @@ fn by_the_users_shell() -> Vec<Row> {
         by_shell("a_syntax_error_of_the_shell", "echo 'a"),
         by_shell("a_command_that_the_shell_does_not_find", "no-such-command a"),
         by_shell("input_for_the_shells_command", "cat; echo after").stdin("before\n"),
-        by_shell("another_users_shell", "echo \"$0\" $HOME; pwd").as_user(),
+        by_shell("another_users_shell", "echo \"$0\" $HOME; pwd").by_user(),
     ]
 }
 
@@ -153,7 +153,7 @@ fn long() -> Vec<Row> {
     let with =
         |words: &[String]| ["sh", "-c", sum, "sh"].into_iter().map(str::to_owned).chain(words.to_vec()).collect();
     let rows: [(&str, Vec<String>); 4] = [
-        ("an_argument_of_100_kb", with(&[large.clone()])),
+        ("an_argument_of_100_kb", with(std::slice::from_ref(&large))),
         ("a_thousand_arguments", with(&many)),
         ("a_thousand_empty_arguments", with(&vec![String::new(); 1000])),
         ("900_kb_of_arguments", with(&vec![large.clone(); 9])),

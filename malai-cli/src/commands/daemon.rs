@@ -25,10 +25,6 @@ const SHUTDOWN: Duration = Duration::from_secs(5);
 const STOPPING: Duration = Duration::from_secs(15);
 /// Between two looks at the lock.
 const LOOK: Duration = Duration::from_millis(20);
-/// The variable that says what is logged, in the syntax of `tracing_subscriber::EnvFilter`.
-const LOG_VARIABLE: &str = "MALAI_LOG";
-/// What is logged otherwise.
-const LOG_DEFAULT: &str = "warn,malai=info,malai_daemon=info";
 
 /// Run the daemon of all clusters of this home
 ///
@@ -92,7 +88,7 @@ fn start(cx: &Context) -> Result<u8, Failure> {
 }
 
 fn serve_in_foreground(cx: &Context) -> Result<u8, Failure> {
-    log();
+    background::log(std::io::stderr);
     let out = cx.out;
     serve(&cx.home, false, |report| {
         match report {
@@ -113,7 +109,7 @@ pub(super) fn serve_in_background(home: &Home, agent: bool) -> Result<u8, Failur
     let mut is_ready = false;
     let outcome = prepared.and_then(|()| {
         if !agent {
-            log();
+            background::log(std::io::stderr);
         }
         serve(home, agent, |report| {
             background::tell(report)?;
@@ -129,12 +125,6 @@ pub(super) fn serve_in_background(home: &Home, agent: bool) -> Result<u8, Failur
         drop(background::tell(&Report::Failed(failure.clone())));
     }
     outcome
-}
-
-fn log() {
-    let filter = tracing_subscriber::EnvFilter::try_from_env(LOG_VARIABLE)
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(LOG_DEFAULT));
-    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).with_writer(std::io::stderr).init();
 }
 
 /// Binds, runs until it is stopped, and shuts down.

@@ -30,7 +30,12 @@ impl Executor {
     /// # Errors
     /// Why it could not do its work.
     pub(super) fn run(self, _: &Context) -> Result<u8, Failure> {
-        malai_daemon::executor::main(Home::new(self.home))
+        let home = Home::new(self.home);
+        // Its standard descriptors are /dev/null. A log that cannot be written must not keep sessions from running.
+        if let Ok(log) = background::open_log(&home) {
+            background::log(std::sync::Mutex::new(log));
+        }
+        malai_daemon::executor::main(home)
             .map(|()| 0)
             .map_err(|e| Failure::new(Kind::Internal, format!("the executor failed: {e:#}")))
     }

@@ -44,13 +44,8 @@ impl Base {
         let path = own.join(name);
         fs::create_dir(&path)?;
         let base = Self { path };
-        match base.usable() {
-            Ok(()) => Ok(base),
-            Err(error) => {
-                prune(&base.path);
-                Err(error)
-            }
-        }
+        base.usable()?;
+        Ok(base)
     }
 
     fn usable(&self) -> io::Result<()> {
@@ -78,6 +73,15 @@ impl Base {
                 prune(&group.path);
                 Err(error)
             }
+        }
+    }
+}
+
+impl Drop for Base {
+    /// What is empty goes with the executor; where processes were left behind, the next one looks again.
+    fn drop(&mut self) {
+        if !prune(&self.path) {
+            tracing::info!(path = %self.path.display(), "processes that commands left behind live on in their cgroup");
         }
     }
 }

@@ -1,0 +1,60 @@
+//! A command on a machine to which a connection is there already, over a long wire and over none.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use malai_e2e::lab::Wire;
+
+use crate::place::{Place, median, millis, timed};
+use crate::report::Report;
+use crate::ssh::Ssh;
+
+const TIMES: usize = 20;
+/// Before what is measured.
+const WARM_UP: usize = 3;
+/// Each way.
+const DELAY_MS: u64 = 50;
+/// Round trips that a command may take.
+const BAR: f64 = 1.3;
+const MALAI: [&str; 4] = ["malai", "web01.company", "--", "true"];
+
+pub(crate) fn measure(report: &mut Report) -> Result<()> {
+    report.section(
+        "A warm command",
+        format!(
+            "`true` on web01, typed on laptop, from the start of the client's process to its exit: median of {TIMES}, \
+             after {WARM_UP} that do not count. The daemons run and are connected; ssh goes through a ControlMaster. \
+             The long wire takes {DELAY_MS} ms each way, so that a round trip is {} ms.",
+            2 * DELAY_MS
+        ),
+    );
+    let round_trip = Duration::from_millis(2 * DELAY_MS);
+    let long = Place::open(Some(&Wire::delay_ms(DELAY_MS)))?;
+    let malai = typical(&long, &MALAI)?;
+    let trips = malai.as_secs_f64() / round_trip.as_secs_f64();
+    let bar = format!("at most {BAR} round trips");
+    report.barred("malai, long wire", format!("{}: {trips:.2} round trips", millis(malai)), bar, trips <= BAR);
+    compare(report, &long, "long wire")?;
+    drop(long);
+    let short = Place::open(None)?;
+    report.figure("malai, no delay", millis(typical(&short, &MALAI)?));
+    compare(report, &short, "no delay")?;
+    report.figure("`true` by itself", millis(typical(&short, &["true"])?));
+    report.figure("`malai --version`", millis(typical(&short, &["sh", "-c", "malai --version >/dev/null"])?));
+    Ok(())
+}
+
+fn compare(report: &mut Report, place: &Place, wire: &str) -> Result<()> {
+    let what = format!("ssh, {wire}");
+    let measured = match Ssh::open(place).context("ssh")? {
+        Some(ssh) => millis(typical(place, &ssh.with(&["true"]))?),
+        None => "not installed".to_owned(),
+    };
+    report.figure(what, measured);
+    Ok(())
+}
+
+fn typical(place: &Place, words: &[&str]) -> Result<Duration> {
+    timed(place.laptop(), words, WARM_UP)?;
+    median(timed(place.laptop(), words, TIMES)?)
+}
