@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use iroh::Endpoint;
 use iroh::endpoint::{Connection, Incoming, RecvStream, SendStream};
-use malai_protocol::codec::{Frame, Kind, MAX_HELLO};
+use malai_protocol::codec::{CodecError, Frame, Kind, MAX_HELLO};
 use malai_protocol::failure::{Failure, Kind as FailureKind};
 use malai_protocol::id::MachineId;
 use malai_protocol::peer::{Announce, Close, Knock, Redeem};
@@ -19,7 +19,7 @@ use crate::manager::Manager;
 use crate::manager::pending::Pending;
 use crate::membership::{Membership, sync};
 use crate::net::endpoint::address_text;
-use crate::net::{FIRST_FRAME, Frames, close, machine_id, send};
+use crate::net::{FIRST_FRAME, FrameError, Frames, close, is_protocol_error, machine_id, send};
 use crate::store::lock::Changes;
 
 /// Newcomers served at once, those that wait for an approval included.
@@ -96,16 +96,23 @@ impl Desk {
     async fn newcomer(&self, incoming: Incoming) -> anyhow::Result<()> {
         let conn = tokio::time::timeout(FIRST_FRAME, async { anyhow::Ok(incoming.accept()?.await?) }).await??;
         let Some(key) = machine_id(&conn.remote_id()) else { return Ok(()) };
-        let (mut send_half, recv) = tokio::time::timeout(FIRST_FRAME, conn.accept_bi()).await??;
+        let result = self.hear(&conn, key).await;
+        if let Err(error) = &result {
+            let why = if is_protocol_error(error) { Close::Protocol } else { Close::Done };
+            close(&conn, why, &error.to_string());
+        }
+        result
+    }
+
+    async fn hear(&self, conn: &Connection, key: MachineId) -> anyhow::Result<()> {
+        let opened = tokio::time::timeout(FIRST_FRAME, conn.accept_bi()).await;
+        let (mut send_half, recv) = opened.map_err(|_| FrameError::Late(FIRST_FRAME))??;
         let mut frames = Frames::new(recv, MAX_HELLO);
         let first = frames.next(FIRST_FRAME).await?;
         let answer = match first.kind {
             Kind::Redeem => self.redeem(key, &first.decode()?).await,
-            Kind::Knock => self.knock(&conn, key, &first.decode()?, &mut send_half, &mut frames).await,
-            other => {
-                close(&conn, Close::Protocol, "neither an invite nor a knock");
-                anyhow::bail!("a newcomer began with {other:?}");
-            }
+            Kind::Knock => self.knock(conn, key, &first.decode()?, &mut send_half, &mut frames).await,
+            got => return Err(CodecError::OutOfOrder { got, wanted: "an invite or a knock" }.into()),
         };
         let frame = match answer {
             Ok(Some(frame)) => frame,
@@ -170,8 +177,12 @@ impl Desk {
             tokio::select! {
                 changed = snapshots.changed() => if changed.is_err() { return Ok(None) },
                 _ = conn.closed() => return Ok(None),
-                // A newcomer that waits has nothing more to say.
-                _ = frames.next_unbounded() => return Ok(None),
+                more = frames.next_unbounded() => {
+                    if more.is_some() {
+                        close(conn, Close::Protocol, "a newcomer that waits has nothing more to say");
+                    }
+                    return Ok(None);
+                }
             }
         }
         self.pending().settle(&key);

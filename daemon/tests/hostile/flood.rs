@@ -176,7 +176,7 @@ async fn one_connection_too_many_of_a_machine_is_closed_as_busy() -> Result<()> 
         held.push(scene.guest.dial(&scene.web01).await?);
     }
     let mut closings = JoinSet::new();
-    for conn in held.iter().cloned() {
+    for conn in held.clone() {
         closings.spawn(async move { closed(&conn).await });
     }
     let first = closings.join_next().await.context("none was closed")??;

@@ -3,6 +3,8 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod desk;
 mod flood;
 mod member;
+mod socket;
 mod stranger;

@@ -70,7 +70,7 @@ impl Scene {
 
     /// Signs this text as the next generation.
     pub(crate) fn sign(&self, text: &str) -> Result<Snapshot> {
-        Ok(self.sign_as(self.generation.fetch_add(1, Ordering::Relaxed) + 1, text)?)
+        self.sign_as(self.generation.fetch_add(1, Ordering::Relaxed) + 1, text)
     }
 
     /// Signs this text as that generation.

@@ -1,0 +1,195 @@
+//! Newcomers at the cluster manager's desk, by the wire.
+
+use anyhow::{Context, Result, ensure};
+use malai_protocol::codec::{Frame, Kind, MAX_HELLO};
+use malai_protocol::failure::{Failure, Kind as FailureKind};
+use malai_protocol::local::{Request, Response};
+use malai_protocol::peer::{ALPN, Announce, Close, JOIN_ALPN, Knock, Open, Redeem, VERSION};
+use malai_protocol::snapshot::{Signed, Snapshot};
+use serde_bytes::ByteArray;
+use tokio::task::JoinSet;
+
+use crate::support::peer::{self, Got, Peer, Wire, closed, got, hello, open, raw, send};
+use crate::support::{Machine, next, spec};
+
+/// A cluster manager.
+async fn manager() -> Result<Machine> {
+    let laptop = Machine::start().await?;
+    laptop.init("laptop").await?;
+    Ok(laptop)
+}
+
+/// Shows an invite's secret over a new connection, and returns the answer.
+async fn redeem(laptop: &Machine, peer: &Peer, secret: ByteArray<32>) -> Result<Result<Snapshot, Failure>> {
+    let conn = peer.dial_desk(laptop).await?;
+    let mut wire = open(&conn).await?;
+    send(&mut wire, Kind::Redeem, &Redeem { version: VERSION, secret, hostname: "web01".into() }).await?;
+    let mut frame = next(&mut wire).await?;
+    if frame.kind == Kind::Refused {
+        return Ok(Err(frame.decode()?));
+    }
+    let _where: Announce = frame.expect(Kind::Announce, "Announce")?;
+    frame = next(&mut wire).await?;
+    let signed: Signed = frame.expect(Kind::Snapshot, "Snapshot")?;
+    let cluster = laptop.cluster().await?.cluster.context("a cluster")?;
+    Ok(Ok(signed.verify(&cluster)?))
+}
+
+/// Knocks over a new connection, which is returned with the answer.
+async fn knock(laptop: &Machine, peer: &Peer) -> Result<(Wire, iroh::endpoint::Connection, Frame)> {
+    let conn = peer.dial_desk(laptop).await?;
+    let mut wire = open(&conn).await?;
+    send(&mut wire, Kind::Knock, &Knock { version: VERSION, hostname: "\u{1b}[2Jhost".into() }).await?;
+    let frame = next(&mut wire).await?;
+    Ok((wire, conn, frame))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_newcomer_that_breaks_the_protocol_is_closed_as_such() -> Result<()> {
+    let laptop = manager().await?;
+    let cluster = laptop.cluster().await?.cluster.context("a cluster")?;
+    let bytes =
+        |kind, length: usize| [&[kind as u8][..], &u32::try_from(length).unwrap_or(u32::MAX).to_le_bytes()].concat();
+    let session = [
+        Frame::control(Kind::Open, &Open { cluster, generation: 0 })?.to_bytes(),
+        Frame::control(Kind::Exec, &spec(&["true"]))?.to_bytes(),
+    ];
+    let openings = [
+        ("nothing but the end", Vec::new()),
+        ("garbage", vec![0xff; 4096]),
+        ("an unknown kind", vec![0xfe, 0, 0, 0, 0]),
+        ("an invite over its cap", bytes(Kind::Redeem, MAX_HELLO + 1)),
+        ("an invite of 4 GiB", bytes(Kind::Redeem, usize::MAX)),
+        ("an invite that is no CBOR", [bytes(Kind::Redeem, 3), vec![0xff; 3]].concat()),
+        ("half an invite", [bytes(Kind::Redeem, 90), vec![0; 30]].concat()),
+        ("a greeting", Frame::control(Kind::PeerHello, &hello(None))?.to_bytes().to_vec()),
+        ("a session", session.concat()),
+        ("a ping", Frame::empty(Kind::Ping).to_bytes().to_vec()),
+    ];
+    for (what, bytes) in openings {
+        let newcomer = Peer::new().await?;
+        let conn = newcomer.dial_desk(&laptop).await?;
+        let mut wire = open(&conn).await?;
+        raw(&mut wire, &bytes).await?;
+        peer::finish(&mut wire)?;
+        let (code, words) = closed(&conn).await?;
+        ensure!(code == Some(Close::Protocol), "{what}: {code:?} {words}");
+    }
+    let (_newcomer, snapshot) = Peer::join(&laptop, "web01", &[]).await?;
+    ensure!(snapshot.text().contains("[machine.web01]"), "{}", snapshot.text());
+    laptop.stop().await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_newcomer_that_says_nothing_is_closed_after_ten_seconds() -> Result<()> {
+    let laptop = manager().await?;
+    let (silent, half) = (Peer::new().await?, Peer::new().await?);
+    let (one, other) = (silent.dial_desk(&laptop).await?, half.dial_desk(&laptop).await?);
+    let mut wire = open(&other).await?;
+    raw(&mut wire, &[Kind::Knock as u8, 9]).await?;
+    for conn in [&one, &other] {
+        let (code, words) = closed(conn).await?;
+        ensure!(code == Some(Close::Protocol), "{code:?} {words}");
+    }
+    laptop.stop().await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_cluster_key_speaks_to_newcomers_only_and_a_machine_key_never() -> Result<()> {
+    let laptop = manager().await?;
+    let stranger = Peer::new().await?;
+    let wrong = [(laptop.desk().await?, ALPN), (laptop.address().await?, JOIN_ALPN)];
+    for (address, alpn) in wrong {
+        let refused = stranger.endpoint.connect(address, alpn).await;
+        ensure!(refused.is_err(), "{} was taken", String::from_utf8_lossy(alpn));
+    }
+    laptop.stop().await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_invite_is_for_one_key_and_for_its_time_and_nobody_guesses_it() -> Result<()> {
+    let laptop = manager().await?;
+    let before = laptop.cluster().await?.generation;
+    let guessed = redeem(&laptop, &Peer::new().await?, ByteArray::new([1; 32])).await?.expect_err("guessed");
+    ensure!(guessed.kind == FailureKind::Denied && guessed.message.contains("not known"), "{guessed}");
+
+    let late = laptop.invite_into("late", &[]).await?;
+    let file = laptop.home.cluster("c").invites();
+    let expired = std::fs::read_to_string(&file)?.replace(&late.expires_ms.to_string(), "1700000000000");
+    let expired = expired.replace("1700000000000", &(late.expires_ms - 3_600_001).to_string());
+    std::fs::write(&file, expired)?;
+    let refused = redeem(&laptop, &Peer::new().await?, late.secret).await?.expect_err("expired");
+    ensure!(refused.kind == FailureKind::Denied && refused.message.contains("expired"), "{refused}");
+    ensure!(laptop.cluster().await?.generation == before, "a refused newcomer changed the config");
+
+    let invite = laptop.invite_into("web01", &[]).await?;
+    let (first, second) = (Peer::new().await?, Peer::new().await?);
+    let once = redeem(&laptop, &first, invite.secret).await??;
+    let refused = redeem(&laptop, &second, invite.secret).await?.expect_err("used");
+    ensure!(refused.kind == FailureKind::Denied && refused.message.contains("another machine"), "{refused}");
+    // A lost reply does not burn it: the same key gets the same answer again.
+    let again = redeem(&laptop, &first, invite.secret).await??;
+    ensure!(again == once, "another snapshot");
+    ensure!(!once.text().contains(&second.id.to_string()));
+    laptop.stop().await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sixty_four_knock_and_the_next_is_told_what_works_without() -> Result<()> {
+    let laptop = manager().await?;
+    let mut knocking = JoinSet::new();
+    let desk = laptop.desk().await?;
+    for _ in 0..64 {
+        let (peer, desk) = (Peer::new().await?, desk.clone());
+        knocking.spawn(async move {
+            let conn = peer.endpoint.connect(desk, JOIN_ALPN).await?;
+            let mut wire = open(&conn).await?;
+            send(&mut wire, Kind::Knock, &Knock { version: VERSION, hostname: "host".into() }).await?;
+            let answer = next(&mut wire).await?.kind;
+            anyhow::Ok((answer, wire, conn, peer))
+        });
+    }
+    let mut waiting = Vec::new();
+    while let Some(knocked) = knocking.join_next().await {
+        let (answer, wire, conn, peer) = knocked??;
+        ensure!(answer == Kind::Waiting, "{answer:?}");
+        waiting.push((wire, conn, peer));
+    }
+    let late = Peer::new().await?;
+    let (_wire, _conn, frame) = knock(&laptop, &late).await?;
+    let failure: Failure = frame.expect(Kind::Refused, "Refused")?;
+    ensure!(failure.kind == FailureKind::Busy, "{failure}");
+    ensure!(failure.hint.is_some_and(|hint| hint.contains(&late.id.to_string())));
+    // An invite works all the same.
+    let (_newcomer, _) = Peer::join(&laptop, "web01", &[]).await?;
+    laptop.stop().await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_that_knocks_too_often_is_refused_and_one_that_talks_on_is_forgotten() -> Result<()> {
+    let laptop = manager().await?;
+    let newcomer = Peer::new().await?;
+    let (_first, _conn, frame) = knock(&laptop, &newcomer).await?;
+    ensure!(frame.kind == Kind::Waiting);
+    let (_again, _conn, frame) = knock(&laptop, &newcomer).await?;
+    let failure: Failure = frame.expect(Kind::Refused, "Refused")?;
+    ensure!(failure.kind == FailureKind::Busy && failure.message.contains("too often"), "{failure}");
+    // What a newcomer calls itself is kept as it is; whoever shows it escapes it.
+    let pending = laptop.ask(Request::ClusterPending { cluster: "c".into() }).await?;
+    let Response::Pending(pending) = pending else { anyhow::bail!("{pending:?}") };
+    ensure!(pending.len() == 1 && pending[0].id == newcomer.id, "{pending:?}");
+    // One that waits has nothing more to say.
+    let talker = Peer::new().await?;
+    let (mut wire, _conn, frame) = knock(&laptop, &talker).await?;
+    ensure!(frame.kind == Kind::Waiting);
+    raw(&mut wire, &vec![0xff; 65536]).await?;
+    let answer = got(&mut wire).await?;
+    ensure!(matches!(answer, Got::Closed(Some(Close::Protocol))), "{answer:?}");
+    laptop.stop().await?;
+    Ok(())
+}
