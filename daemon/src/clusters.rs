@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use malai_protocol::config::Network;
-use malai_protocol::failure::Failure;
+use malai_protocol::failure::{Failure, Kind};
 use malai_protocol::id::ClusterId;
 use malai_protocol::local::Role;
 use malai_protocol::peer::{ALPN, JOIN_ALPN};
@@ -51,7 +51,8 @@ pub(crate) struct Clusters {
     map: Mutex<BTreeMap<String, Cluster>>,
     tasks: TaskTracker,
     refreshing: tokio::sync::Mutex<()>,
-    /// Held for writing while a cluster is between what was known of it and what is on the disk.
+    /// Held for writing while a cluster is between what was known of it and what is on the disk. One at a time: two that
+    /// took in the same one would both serve it.
     changing: tokio::sync::RwLock<()>,
 }
 
@@ -161,6 +162,18 @@ impl Clusters {
         stop(known).await;
     }
 
+    /// Does this to its end, whether or not the one that asked for it waits.
+    ///
+    /// # Errors
+    /// What the work says.
+    pub(crate) async fn finish<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = Result<T, Failure>> + Send + 'static,
+    ) -> Result<T, Failure> {
+        let cut_short = |error| Failure::new(Kind::Internal, format!("the work was cut short: {error}"));
+        self.tasks.spawn(work).await.map_err(cut_short)?
+    }
+
     async fn serve(self: &Arc<Self>, alias: &str, live: Option<Arc<LiveTable>>) -> Result<Cluster, Failure> {
         let stored = store::clusters::load(&self.shared.home, alias)?;
         let is_manager = stored.role() == Role::Manager;
@@ -221,9 +234,8 @@ impl Clusters {
         kept_port: Option<u16>,
     ) -> Result<Arc<Desk>, Failure> {
         let path = membership.dir.cluster_key();
-        let key = store::keys::ClusterKey::load(&path)?.ok_or_else(|| {
-            Failure::new(malai_protocol::failure::Kind::BadConfig, format!("{} is gone", path.display()))
-        })?;
+        let key = store::keys::ClusterKey::load(&path)?
+            .ok_or_else(|| Failure::new(Kind::BadConfig, format!("{} is gone", path.display())))?;
         let options = endpoint::Options {
             key: *key.secret_bytes(),
             alpns: vec![JOIN_ALPN.to_vec()],

@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use malai_protocol::failure::{Failure, Kind};
 use malai_protocol::local::{
-    Changed, ClusterApprove, ClusterInvite, Publication, Request, RescanOutcome, Rescanned, Response,
+    Changed, ClusterApprove, ClusterInvite, ClusterMade, MachineMade, Publication, Request, RescanOutcome, Rescanned,
+    Response,
 };
 use malai_protocol::snapshot::Snapshot;
 use tokio::sync::{mpsc, watch};
@@ -126,22 +127,32 @@ async fn carry_out(
             blocking(move || admin::cluster_list(&home)).await.map(Response::Clusters)
         }
         Request::ClusterInit(ask) => {
-            let made = change(context, move |changes| admin::cluster_init(changes, &ask, now_ms())).await?;
-            clusters.load(&made.alias).await;
+            let alias = |made: &ClusterMade| made.alias.clone();
+            let made =
+                change_and_load(context, alias, move |changes| admin::cluster_init(changes, &ask, now_ms())).await?;
             let join_addresses = desk_addresses(context, &made.alias).unwrap_or(made.join_addresses);
-            Ok(Response::Made(malai_protocol::local::ClusterMade { join_addresses, ..made }))
+            Ok(Response::Made(ClusterMade { join_addresses, ..made }))
         }
         Request::ClusterInvite(ask) => invite(context, ask).await,
         Request::ClusterPending { cluster } => pending(context, &cluster).await,
         Request::ClusterApprove(ask) => approve(context, ask).await,
         Request::ClusterRemove { cluster, machine } => {
             let alias = cluster.clone();
-            let removed = change(context, move |changes| admin::remove(changes, &alias, &machine, now_ms())).await?;
-            changed(context, &cluster, removed).await
+            let remove = move |changes: &Changes| admin::remove(changes, &alias, &machine, now_ms());
+            changed(context, &cluster, remove).await
         }
         Request::Rescan(ask) => {
-            let scanned = change(context, move |changes| admin::rescan(changes, &ask, now_ms())).await?;
-            Ok(Response::Rescanned(rescanned(context, scanned).await))
+            let (held, home) = (Arc::clone(context), clusters.shared().home.clone());
+            let scan = async move {
+                let scanned = blocking(move || admin::rescan(&Changes::begin(&home)?, &ask, now_ms())).await?;
+                for Scanned { alias, outcome } in &scanned {
+                    if let Ok(Rescan::Signed(snapshot)) = outcome {
+                        hold(&held, alias, snapshot)?;
+                    }
+                }
+                Ok(scanned)
+            };
+            Ok(Response::Rescanned(rescanned(context, clusters.finish(scan).await?).await))
         }
         Request::ConfigShow { cluster } => {
             let home = clusters.shared().home.clone();
@@ -152,14 +163,17 @@ async fn carry_out(
             blocking(move || admin::can(&home, &ask)).await.map(Response::Verdict)
         }
         Request::MachineInit(ask) => {
-            let made = change(context, move |changes| admin::machine_init(changes, &ask)).await?;
-            clusters.load(&made.alias).await;
+            let alias = |made: &MachineMade| made.alias.clone();
+            let made = change_and_load(context, alias, move |changes| admin::machine_init(changes, &ask)).await?;
             Ok(Response::Machine(made))
         }
         Request::MachineJoin { token, alias } => {
             // A CLI that is slow to read loses lines of progress, and nothing else.
-            let say = |line: String| drop(progress.try_send(line));
-            join::invite::join(clusters, &token, alias.as_deref(), say).await.map(Response::Joined)
+            let say = move |line: String| drop(progress.try_send(line));
+            let (joining, asked) = (Arc::clone(clusters), CancellationToken::new());
+            let (_leaves, left) = (asked.clone().drop_guard(), asked);
+            let work = async move { join::invite::join(&joining, &token, alias.as_deref(), left, say).await };
+            clusters.finish(work).await.map(Response::Joined)
         }
         Request::MachineLeave { cluster, force } => machine_leave(context, cluster, force).await,
     }
@@ -174,12 +188,40 @@ async fn change<T: Send + 'static>(
     blocking(move || work(&Changes::begin(&home)?)).await
 }
 
-async fn stop(context: &Context) -> Result<Response, Failure> {
-    if let Some(executor) = context.clusters.shared().executor.running().await {
-        executor.shutdown("the daemon on the target was stopped").await?;
+/// Changes files of a cluster and takes it in anew: both, once it was begun.
+async fn change_and_load<T: Send + 'static>(
+    context: &Context,
+    alias: impl FnOnce(&T) -> String + Send + 'static,
+    work: impl FnOnce(&Changes) -> Result<T, Failure> + Send + 'static,
+) -> Result<T, Failure> {
+    let clusters = Arc::clone(&context.clusters);
+    let both = async move {
+        let home = clusters.shared().home.clone();
+        let made = blocking(move || work(&Changes::begin(&home)?)).await?;
+        clusters.load(&alias(&made)).await;
+        Ok(made)
+    };
+    context.clusters.finish(both).await
+}
+
+/// Holds a snapshot that was signed and stored here, so that it spreads.
+fn hold(context: &Context, alias: &str, snapshot: &Snapshot) -> Result<(), Failure> {
+    match context.served(alias) {
+        Some(served) => sync::publish(&served.membership, snapshot.clone()),
+        None => Ok(()),
     }
-    context.stop.cancel();
-    Ok(Response::Done)
+}
+
+async fn stop(context: &Context) -> Result<Response, Failure> {
+    let (clusters, stop) = (Arc::clone(&context.clusters), context.stop.clone());
+    let both = async move {
+        if let Some(executor) = clusters.shared().executor.running().await {
+            executor.shutdown("the daemon on the target was stopped").await?;
+        }
+        stop.cancel();
+        Ok(Response::Done)
+    };
+    context.clusters.finish(both).await
 }
 
 fn leave(context: &Context) -> Result<Response, Failure> {
@@ -220,20 +262,33 @@ fn no_desk(context: &Context, alias: &str) -> Failure {
         .hint("`malai status` shows which machine is")
 }
 
-async fn approve(context: &Context, ask: ClusterApprove) -> Result<Response, Failure> {
+async fn approve(context: &Arc<Context>, ask: ClusterApprove) -> Result<Response, Failure> {
     let alias = ask.cluster.clone();
     let desk = context.served(&alias).and_then(|served| served.desk);
     let knocking = desk.as_ref().map_or_else(Vec::new, |desk| desk.pending().list(Instant::now()));
-    let approved = change(context, move |changes| admin::approve(changes, &ask, &knocking, now_ms())).await?;
-    if let Some(desk) = desk {
-        desk.pending().settle(&approved.id);
-    }
-    changed(context, &alias, approved).await
+    changed(context, &alias, move |changes| {
+        let approved = admin::approve(changes, &ask, &knocking, now_ms())?;
+        if let Some(desk) = desk {
+            desk.pending().settle(&approved.id);
+        }
+        Ok(approved)
+    })
+    .await
 }
 
-/// Publishes a change that was signed and stored.
-async fn changed(context: &Context, alias: &str, change: Change) -> Result<Response, Failure> {
-    let Change { machine, id, snapshot, warning } = change;
+/// Changes the config, and publishes what was signed and stored.
+async fn changed(
+    context: &Arc<Context>,
+    alias: &str,
+    work: impl FnOnce(&Changes) -> Result<Change, Failure> + Send + 'static,
+) -> Result<Response, Failure> {
+    let (held, name) = (Arc::clone(context), alias.to_owned());
+    let both = async move {
+        let change = change(&held, work).await?;
+        hold(&held, &name, &change.snapshot)?;
+        Ok(change)
+    };
+    let Change { machine, id, snapshot, warning } = context.clusters.finish(both).await?;
     let publication = publish(context, alias, snapshot).await?;
     Ok(Response::Changed(Changed { machine, id, publication, warning }))
 }
@@ -259,8 +314,12 @@ async fn rescanned(context: &Context, scanned: Vec<Scanned>) -> Vec<Rescanned> {
 }
 
 async fn machine_leave(context: &Context, alias: String, force: bool) -> Result<Response, Failure> {
-    let name = alias.clone();
-    change(context, move |changes| admin::machine_leave(changes, &name, force)).await?;
-    context.clusters.unload(&alias).await;
-    Ok(Response::Done)
+    let clusters = Arc::clone(&context.clusters);
+    let both = async move {
+        let (home, name) = (clusters.shared().home.clone(), alias.clone());
+        blocking(move || admin::machine_leave(&Changes::begin(&home)?, &name, force)).await?;
+        clusters.unload(&alias).await;
+        Ok(Response::Done)
+    };
+    context.clusters.finish(both).await
 }

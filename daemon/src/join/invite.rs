@@ -6,6 +6,7 @@ use std::time::Duration;
 use malai_protocol::failure::{Failure, Kind};
 use malai_protocol::invite::Invite;
 use malai_protocol::local::Joined;
+use tokio_util::sync::CancellationToken;
 
 use super::ask::{Answer, Ask, ask};
 use super::knock::network;
@@ -21,7 +22,7 @@ use crate::store::lock::Changes;
 const PAUSE: Duration = Duration::from_secs(2);
 
 /// Joins: makes the machine key, redeems the invite, stores the config. Waits for a manager that does not answer yet,
-/// and tells `progress` so.
+/// and tells `progress` so, until the one that asked has `left`; then the daemon goes on to knock.
 ///
 /// # Errors
 /// [`Failure`]: not a token, expired, an alias that is taken, or what the manager says.
@@ -29,6 +30,7 @@ pub(crate) async fn join(
     clusters: &Arc<Clusters>,
     token: &str,
     alias: Option<&str>,
+    left: CancellationToken,
     progress: impl Fn(String),
 ) -> Result<Joined, Failure> {
     let invite: Invite = token.parse().map_err(|e| {
@@ -40,7 +42,10 @@ pub(crate) async fn join(
     let alias = begun.alias.clone();
     // While it joins, nothing else here may use the machine key.
     clusters.unload(&alias).await;
-    let result = redeem(clusters, begun, &invite, progress).await;
+    let result = tokio::select! {
+        result = redeem(clusters, begun, &invite, progress) => result,
+        () = left.cancelled() => Err(Failure::new(Kind::Internal, "nobody waits for the answer any more")),
+    };
     clusters.load(&alias).await;
     result?;
     match clusters.get(&alias) {

@@ -153,3 +153,6 @@ impl LiveTable {
             .collect()
     }
 }
+
+#[cfg(test)]
+mod tests;

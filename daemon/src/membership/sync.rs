@@ -97,7 +97,14 @@ async fn install(membership: &Membership, snapshot: Snapshot, from: &str) -> Res
         }
         Order::Same | Order::Older => return Ok(()),
     }
-    let held = Held::new(snapshot)?;
+    let generation = snapshot.header().generation;
+    let held = Held::new(snapshot).inspect_err(|failure| {
+        // What it takes away stays granted here: nobody may overlook that.
+        let text = format!(
+            "the config of generation {generation} cannot be used here, and an earlier one still holds: {failure}"
+        );
+        membership.set_alarm(Some(text));
+    })?;
     let (path, stored) = (membership.dir.snapshot(), held.snapshot.clone());
     blocking(move || store::snapshot::save(&path, &stored)).await?;
     tracing::info!(cluster = %membership.alias, generation = held.generation(), from, "snapshot accepted");

@@ -184,29 +184,21 @@ async fn two_thousand_silent_connections_do_not_keep_others_out() -> Result<()> 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_cli_began_on_the_disk_takes_effect_although_it_leaves() -> Result<()> {
+async fn what_a_cli_began_is_finished_although_it_leaves() -> Result<()> {
     let laptop = Machine::start().await?;
     let username = nix::unistd::Uid::effective().is_root().then(|| "root".to_owned());
-    let make = ClusterInit { cluster: "c".into(), name: Some("laptop".into()), private: true, username };
-    let mut socket = laptop.connect().await?;
-    socket.send(Frame::control(Kind::Request, &Request::ClusterInit(make))?).await?;
-    drop(socket);
-    until("the cluster is served", || async { Ok(!laptop.status().await?.clusters.is_empty()) }).await?;
-    for round in 0..20 {
-        let config = std::fs::read_to_string(laptop.config())?;
-        std::fs::write(laptop.config(), format!("{config}# {round}\n"))?;
-        let before = laptop.cluster().await?.generation;
-        let rescan = malai_protocol::local::Rescan { cluster: None, check: false, yes: false, over: None };
+    for number in 0..5 {
+        let alias = format!("c{number}");
+        let name = Some("laptop".to_owned());
+        let make = ClusterInit { cluster: alias.clone(), name, private: true, username: username.clone() };
         let mut socket = laptop.connect().await?;
-        socket.send(Frame::control(Kind::Request, &Request::Rescan(rescan))?).await?;
+        socket.send(Frame::control(Kind::Request, &Request::ClusterInit(make))?).await?;
+        // It leaves when the files are there, and the daemon has not taken them in yet.
+        let made = laptop.home.cluster(&alias).config();
+        until("it is begun", || async { Ok(made.exists()) }).await?;
         drop(socket);
-        let on_disk = || {
-            std::fs::read(laptop.home.cluster("c").snapshot())
-                .map(|bytes| bytes.ends_with(format!("# {round}\n").as_bytes()))
-        };
-        // Whether the request was begun at all is the daemon's to say: it may see first that nobody asks any more.
-        until("what is signed is held", || async { Ok(!on_disk()? || laptop.cluster().await?.generation > before) })
-            .await?;
+        let served = || async { Ok(laptop.status().await?.clusters.iter().any(|cluster| cluster.alias == alias)) };
+        until("the cluster is served", served).await?;
     }
     laptop.stop().await?;
     Ok(())

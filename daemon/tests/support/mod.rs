@@ -146,8 +146,13 @@ impl Machine {
 
     /// Makes the cluster `c`, private, with this machine named so.
     pub(crate) async fn init(&self, name: &str) -> Result<()> {
+        self.init_as("c", name).await
+    }
+
+    /// Makes a private cluster, with this machine named so.
+    pub(crate) async fn init_as(&self, cluster: &str, name: &str) -> Result<()> {
         let username = nix::unistd::Uid::effective().is_root().then(|| "root".to_owned());
-        let ask = ClusterInit { cluster: "c".into(), name: Some(name.into()), private: true, username };
+        let ask = ClusterInit { cluster: cluster.into(), name: Some(name.into()), private: true, username };
         match self.ask(Request::ClusterInit(ask)).await? {
             Response::Made(_) => Ok(()),
             other => bail!("{other:?}"),
@@ -268,7 +273,7 @@ where
         if tokio::time::Instant::now() > deadline {
             bail!("not within {SOON:?}: {what}");
         }
-        tokio::time::sleep(Duration::from_millis(20)).await;
+        tokio::time::sleep(Duration::from_millis(2)).await;
     }
     Ok(())
 }

@@ -1,0 +1,9 @@
+//! Daemons of one cluster: who may do what, config sync, neighbouring versions, stalls.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod matrix;
+mod neighbours;
+mod stalls;
+mod sync;
