@@ -1,6 +1,7 @@
 //! All clusters of one home: which are served, which wait for their config, which are broken.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use malai_protocol::config::Network;
@@ -12,8 +13,9 @@ use tokio_util::task::TaskTracker;
 
 use crate::join::desk::Desk;
 use crate::join::knock::Waiting;
+use crate::machine::live::LiveTable;
 use crate::manager::Manager;
-use crate::membership::{Held, Membership, Parts};
+use crate::membership::{Held, Membership, Parts, sync};
 use crate::net::endpoint::{self, bound_port};
 use crate::net::pool::Pool;
 use crate::requests::blocking;
@@ -48,9 +50,10 @@ pub(crate) struct Clusters {
     settings: store::settings::Settings,
     map: Mutex<BTreeMap<String, Cluster>>,
     tasks: TaskTracker,
-    /// One cluster is taken in or given up at a time: two that took in the same one would both serve it.
-    loading: tokio::sync::Mutex<()>,
     refreshing: tokio::sync::Mutex<()>,
+    /// Held for writing while a cluster is between what was known of it and what is on the disk. One at a time: two that
+    /// took in the same one would both serve it.
+    changing: tokio::sync::RwLock<()>,
 }
 
 impl Clusters {
@@ -61,8 +64,8 @@ impl Clusters {
             settings,
             map: Mutex::default(),
             tasks: TaskTracker::new(),
-            loading: tokio::sync::Mutex::default(),
             refreshing: tokio::sync::Mutex::default(),
+            changing: tokio::sync::RwLock::default(),
         })
     }
 
@@ -86,11 +89,24 @@ impl Clusters {
         Ok(())
     }
 
-    /// Takes in one cluster from the disk, in place of what was known of it.
+    /// Waits until no cluster is being taken in: for a moment then there is nothing of it, and whoever looked would be
+    /// told that this machine is in no such cluster.
+    pub(crate) async fn settled(&self) {
+        drop(self.changing.read().await);
+    }
+
+    /// Takes in one cluster from the disk, in place of what was known of it. Sessions go on, and are decided anew.
     pub(crate) async fn load(self: &Arc<Self>, alias: &str) {
-        let _one_at_a_time = self.loading.lock().await;
-        self.give_up(alias).await;
-        let cluster = match self.serve(alias).await {
+        let _changing = self.changing.write().await;
+        let before = self.lock().remove(alias);
+        let live = match &before {
+            Some(Cluster::Ready(served)) => Some(Arc::clone(&served.membership.live)),
+            _ => None,
+        };
+        let sockets = bound(before.as_ref());
+        stop(before).await;
+        endpoint::released(&sockets).await;
+        let cluster = match self.serve(alias, live).await {
             Ok(cluster) => cluster,
             Err(failure) => {
                 tracing::error!(cluster = alias, "does not work: {failure}");
@@ -111,11 +127,18 @@ impl Clusters {
             self.unload(&alias).await;
         }
         for alias in found {
+            // A newer snapshot is held as if it was published here: sessions go on.
             let current = match self.get(&alias) {
                 Some(Cluster::Ready(served)) => {
                     let membership = served.membership;
                     let stored = store::snapshot::load(&membership.dir.snapshot(), &membership.cluster);
-                    matches!(stored, Ok(Some(stored)) if stored.header() == membership.held().snapshot.header())
+                    match stored {
+                        Ok(Some(stored)) => {
+                            let header = *stored.header();
+                            sync::publish(&membership, stored).is_ok() && header == *membership.held().snapshot.header()
+                        }
+                        _ => false,
+                    }
                 }
                 _ => false,
             };
@@ -134,8 +157,9 @@ impl Clusters {
 
     /// Stops serving a cluster.
     pub(crate) async fn unload(&self, alias: &str) {
-        let _one_at_a_time = self.loading.lock().await;
-        self.give_up(alias).await;
+        let _changing = self.changing.write().await;
+        let known = self.lock().remove(alias);
+        stop(known).await;
     }
 
     /// Does this to its end, whether or not the one that asked for it waits.
@@ -150,12 +174,7 @@ impl Clusters {
         self.tasks.spawn(work).await.map_err(cut_short)?
     }
 
-    async fn give_up(&self, alias: &str) {
-        let known = self.lock().remove(alias);
-        stop(known).await;
-    }
-
-    async fn serve(self: &Arc<Self>, alias: &str) -> Result<Cluster, Failure> {
+    async fn serve(self: &Arc<Self>, alias: &str, live: Option<Arc<LiveTable>>) -> Result<Cluster, Failure> {
         let stored = store::clusters::load(&self.shared.home, alias)?;
         let is_manager = stored.role() == Role::Manager;
         let Some(snapshot) = stored.snapshot else {
@@ -183,6 +202,7 @@ impl Clusters {
             is_manager,
             endpoint,
             held,
+            live,
             alarm,
         };
         let membership = Membership::new(parts, Arc::clone(&self.shared));
@@ -303,6 +323,13 @@ impl Clusters {
             }
         }
     }
+}
+
+/// The sockets of a cluster that is served.
+fn bound(cluster: Option<&Cluster>) -> Vec<SocketAddr> {
+    let Some(Cluster::Ready(Served { membership, desk })) = cluster else { return Vec::new() };
+    let desk = desk.iter().flat_map(|desk| desk.endpoint.bound_sockets());
+    membership.endpoint.bound_sockets().into_iter().chain(desk).collect()
 }
 
 async fn stop(cluster: Option<Cluster>) {

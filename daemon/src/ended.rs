@@ -11,7 +11,14 @@ use crate::supervisor::Executor;
 /// Writes the end line of a session, takes it out of the table, and lets the executor forget it.
 pub(crate) async fn ended(clusters: &Clusters, executor: Option<&Executor>, ended: Ended) {
     let name = ended.session;
-    if let Some(membership) = clusters.by_id(&ended.cluster) {
+    let membership = match clusters.by_id(&ended.cluster) {
+        Some(membership) => Some(membership),
+        None => {
+            clusters.settled().await;
+            clusters.by_id(&ended.cluster)
+        }
+    };
+    if let Some(membership) = membership {
         let mut line = entry(&membership, name, &ended.request, Event::End);
         line.user = line.user.or_else(|| Some(membership.shared.user.clone()));
         fill(&mut line, &ended.outcome);

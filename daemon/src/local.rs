@@ -128,6 +128,9 @@ async fn connection(stream: UnixStream, context: &Arc<Context>) -> anyhow::Resul
     {
         tracing::warn!("clusters cannot be read anew: {failure}");
     }
+    if !matches!(request, Request::DaemonStatus | Request::Stop | Request::Yield) {
+        context.clusters().settled().await;
+    }
     match request {
         Request::Session(target) => outbound::session(context.clusters(), &target, frames, writer).await,
         request => answer(context, request, frames, writer).await,

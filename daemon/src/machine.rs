@@ -49,7 +49,7 @@ pub(crate) fn peer_says_gone(end: &End) -> bool {
 /// # Errors
 /// What went wrong with the stream; refusals are answered, and are no errors.
 pub(crate) async fn session<R, W>(
-    membership: &Arc<Membership>,
+    membership: Arc<Membership>,
     caller: MachineId,
     generation: u64,
     is_gone: IsGone,
@@ -64,11 +64,14 @@ where
     let spec: ExecSpec = frames.next(FIRST_FRAME).await?.expect(Kind::Exec, "Exec")?;
     let name = SessionName { caller, id: spec.id };
     let attached = async {
-        let executor = admit::admit(membership, name, generation, spec).await?;
+        let executor = admit::admit(&membership, name, generation, spec).await?;
         let stream = executor.attach(name, FIRST_ATTACHMENT).await?.into_inner();
         Ok::<_, Failure>((executor, stream))
     };
-    match attached.await {
+    let attached = attached.await;
+    // A session outlasts the membership when the cluster is taken in anew; with it the old sockets would stay open.
+    drop(membership);
+    match attached {
         Ok((executor, stream)) => copy(&executor, name, stream, is_gone, frames, writer).await,
         Err(failure) => {
             writer.write_all(&Frame::control(Kind::Refused, &failure)?.to_bytes()).await?;

@@ -71,7 +71,7 @@ pub(crate) struct Membership {
     /// Connections to the other machines.
     pub(crate) pool: Pool,
     /// Sessions on this machine, of this cluster.
-    pub(crate) live: LiveTable,
+    pub(crate) live: Arc<LiveTable>,
     /// What all clusters of the daemon share.
     pub(crate) shared: Arc<Shared>,
     held: watch::Sender<Arc<Held>>,
@@ -99,6 +99,8 @@ pub(crate) struct Parts {
     pub(crate) endpoint: Endpoint,
     /// The stored snapshot.
     pub(crate) held: Held,
+    /// Sessions that go on from before the cluster was taken in anew.
+    pub(crate) live: Option<Arc<LiveTable>>,
     /// Something an administrator must look at, known from the disk.
     pub(crate) alarm: Option<String>,
 }
@@ -115,7 +117,7 @@ impl Membership {
             is_manager: parts.is_manager,
             endpoint: parts.endpoint,
             pool: Pool::new(parts.me),
-            live: LiveTable::new(cluster),
+            live: parts.live.filter(|live| live.cluster() == cluster).unwrap_or_else(|| LiveTable::new(cluster)),
             shared,
             held: watch::Sender::new(Arc::new(parts.held)),
             fetching: tokio::sync::Mutex::default(),

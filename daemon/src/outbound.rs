@@ -42,7 +42,7 @@ pub(crate) async fn session(
     };
     if id == membership.me {
         let generation = membership.held().generation();
-        return machine::session(&membership, id, generation, machine::cli_is_gone, frames, writer).await;
+        return machine::session(membership, id, generation, machine::cli_is_gone, frames, writer).await;
     }
     let deadline = Instant::now() + Duration::from_millis(target.connect_timeout_ms);
     match open(&membership, id, deadline).await {

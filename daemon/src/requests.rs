@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use malai_protocol::failure::{Failure, Kind};
 use malai_protocol::local::{
-    Changed, ClusterApprove, ClusterInvite, ClusterMade, MachineMade, Publication, Request, RescanOutcome, Rescanned,
-    Response,
+    Changed, ClusterApprove, ClusterInvite, ClusterMade, MachineMade, Publication, Request, Rescan, RescanOutcome,
+    Rescanned, Response,
 };
 use malai_protocol::snapshot::Snapshot;
 use tokio::sync::{mpsc, watch};
@@ -17,7 +17,7 @@ use crate::admin::{self, Change, Scanned};
 use crate::clock::now_ms;
 use crate::clusters::{Cluster, Clusters, Served};
 use crate::join;
-use crate::manager::Rescan;
+use crate::manager::Rescan as Outcome;
 use crate::membership::sync;
 use crate::net::endpoint::own_addresses;
 use crate::spread::spread;
@@ -142,17 +142,8 @@ async fn carry_out(
             changed(context, &cluster, remove).await
         }
         Request::Rescan(ask) => {
-            let (held, home) = (Arc::clone(context), clusters.shared().home.clone());
-            let scan = async move {
-                let scanned = blocking(move || admin::rescan(&Changes::begin(&home)?, &ask, now_ms())).await?;
-                for Scanned { alias, outcome } in &scanned {
-                    if let Ok(Rescan::Signed(snapshot)) = outcome {
-                        hold(&held, alias, snapshot)?;
-                    }
-                }
-                Ok(scanned)
-            };
-            Ok(Response::Rescanned(rescanned(context, clusters.finish(scan).await?).await))
+            let scanned = rescan(context, ask).await?;
+            Ok(Response::Rescanned(rescanned(context, scanned).await))
         }
         Request::ConfigShow { cluster } => {
             let home = clusters.shared().home.clone();
@@ -299,13 +290,28 @@ async fn publish(context: &Context, alias: &str, snapshot: Snapshot) -> Result<P
     Ok(spread(&served.membership).await)
 }
 
+/// Checks, signs and stores, and holds what was signed: all of it, once it was begun.
+async fn rescan(context: &Arc<Context>, ask: Rescan) -> Result<Vec<Scanned>, Failure> {
+    let (held, home) = (Arc::clone(context), context.clusters.shared().home.clone());
+    let scan = async move {
+        let scanned = blocking(move || admin::rescan(&Changes::begin(&home)?, &ask, now_ms())).await?;
+        for Scanned { alias, outcome } in &scanned {
+            if let Ok(Outcome::Signed(snapshot)) = outcome {
+                hold(&held, alias, snapshot)?;
+            }
+        }
+        Ok(scanned)
+    };
+    context.clusters.finish(scan).await
+}
+
 async fn rescanned(context: &Context, scanned: Vec<Scanned>) -> Vec<Rescanned> {
     let mut all = Vec::with_capacity(scanned.len());
     for Scanned { alias, outcome } in scanned {
         let outcome = match outcome {
-            Ok(Rescan::Checked { diff }) => Ok(RescanOutcome::Checked { diff }),
-            Ok(Rescan::Unchanged(snapshot)) => publish(context, &alias, snapshot).await.map(RescanOutcome::Unchanged),
-            Ok(Rescan::Signed(snapshot)) => publish(context, &alias, snapshot).await.map(RescanOutcome::Published),
+            Ok(Outcome::Checked { diff }) => Ok(RescanOutcome::Checked { diff }),
+            Ok(Outcome::Unchanged(snapshot)) => publish(context, &alias, snapshot).await.map(RescanOutcome::Unchanged),
+            Ok(Outcome::Signed(snapshot)) => publish(context, &alias, snapshot).await.map(RescanOutcome::Published),
             Err(failure) => Err(failure),
         };
         all.push(Rescanned { alias, outcome: outcome.unwrap_or_else(RescanOutcome::Failed) });

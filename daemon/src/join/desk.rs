@@ -147,11 +147,15 @@ impl Desk {
         let work = move || {
             let changes = Changes::begin(&home)?;
             let mut manager = Manager::load(&changes, &alias)?;
-            manager.redeem(&secret, key, &hostname, now_ms())?;
-            manager.signed().cloned()
+            let enrolled = manager.redeem(&secret, key, &hostname, now_ms())?;
+            Ok((manager.signed()?.clone(), enrolled))
         };
-        let snapshot = crate::requests::blocking(work).await?;
+        let (snapshot, enrolled) = crate::requests::blocking(work).await?;
         sync::publish(&self.membership, snapshot)?;
+        if let Some(warning) = enrolled.warning {
+            // Nobody types here: `status` is where the administrator reads it.
+            self.membership.set_alarm(Some(format!("{} joined by invite: {warning}", enrolled.name)));
+        }
         tracing::info!(peer = %key.short(), cluster = %self.membership.alias, "joined by invite");
         self.snapshot()
     }

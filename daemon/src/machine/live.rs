@@ -67,8 +67,13 @@ pub(crate) enum Sent {
 
 impl LiveTable {
     /// An empty table.
-    pub(crate) fn new(cluster: ClusterId) -> Self {
-        Self { cluster, entries: Arc::default(), barrier: tokio::sync::Mutex::default() }
+    pub(crate) fn new(cluster: ClusterId) -> Arc<Self> {
+        Arc::new(Self { cluster, entries: Arc::default(), barrier: tokio::sync::Mutex::default() })
+    }
+
+    /// The cluster whose sessions these are.
+    pub(crate) fn cluster(&self) -> ClusterId {
+        self.cluster
     }
 
     /// Registers a session before it is decided. `None` when the table is full, `Some(Err)` when the name is taken.

@@ -186,5 +186,6 @@ async fn session(
             Failure::new(FailureKind::Busy, format!("{MAX_SESSIONS} sessions run over this connection already"));
         return answer(send_half, Frame::control(Kind::Refused, &failure)?).await;
     };
-    machine::session(membership, conn.peer, open.generation, machine::peer_says_gone, frames, send_half).await
+    machine::session(Arc::clone(membership), conn.peer, open.generation, machine::peer_says_gone, frames, send_half)
+        .await
 }

@@ -142,16 +142,17 @@ pub(crate) fn publish(membership: &Membership, snapshot: Snapshot) -> Result<(),
     Ok(())
 }
 
-/// Decides the running sessions anew whenever another snapshot is held.
+/// Decides the running sessions anew, those that go on from before the cluster was taken in too, and again whenever
+/// another snapshot is held.
 pub(crate) async fn review(membership: Arc<Membership>) {
     let mut snapshots = membership.watch();
     loop {
+        let held = Arc::clone(&snapshots.borrow_and_update());
+        membership.live.review(&held, &membership.me, &membership.shared).await;
         tokio::select! {
             () = membership.cancel.cancelled() => return,
             changed = snapshots.changed() => if changed.is_err() { return },
         }
-        let held = membership.held();
-        membership.live.review(&held, &membership.me, &membership.shared).await;
     }
 }
 

@@ -22,6 +22,9 @@ pub(crate) const MAX_SESSIONS: u32 = 1024;
 const SPARE_STREAMS: u32 = 256;
 /// A connection on which nothing was heard for so long is dead. iroh's own keep-alive is 5 s.
 const IDLE: Duration = Duration::from_secs(30);
+/// How long the sockets of a closed endpoint may take to be free: longer than a busy machine needs.
+const RELEASE: Duration = Duration::from_secs(3);
+const RELEASE_POLL: Duration = Duration::from_millis(10);
 /// The mDNS service under which malai's machines announce themselves.
 const MDNS_SERVICE: &str = "malai";
 
@@ -64,6 +67,18 @@ pub(crate) async fn bind(options: &Options<'_>) -> Result<Endpoint, Failure> {
         }
     }
     attempt(options, None).await
+}
+
+/// Waits until the sockets of a closed endpoint are free to be bound again: its tasks let go of them a moment later.
+/// After [`RELEASE`] whoever binds says what is wrong.
+pub(crate) async fn released(sockets: &[SocketAddr]) {
+    let deadline = tokio::time::Instant::now() + RELEASE;
+    let is_taken = |socket: &SocketAddr| {
+        std::net::UdpSocket::bind(socket).is_err_and(|error| error.kind() == std::io::ErrorKind::AddrInUse)
+    };
+    while sockets.iter().any(is_taken) && tokio::time::Instant::now() < deadline {
+        tokio::time::sleep(RELEASE_POLL).await;
+    }
 }
 
 /// Binding with a port in use for one family only would leave the endpoint half bound, so it is tried first.

@@ -17,6 +17,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         a_daemon_takes_over_from_an_agent,
         a_rescan_with_only_an_agent_signs_and_does_not_publish,
         an_agent_that_nobody_needs_leaves,
+        an_agents_sessions_outlive_a_change_of_the_config,
         an_agent_is_not_shown_as_online_and_takes_no_command,
         an_agent_runs_what_is_aimed_at_this_very_machine,
         a_pipe_does_not_stay_open_because_of_an_agent,
@@ -105,6 +106,22 @@ fn an_agent_that_nobody_needs_leaves() -> Result<()> {
     wait_until(SOON, "the agent has left", || agents(laptop).is_ok_and(|found| found == 0))?;
     ensure!(!laptop.exists("/root/malai-home/malai.sock")?, "it left its socket");
     company.ran_remotely(laptop, web01)
+}
+
+fn an_agents_sessions_outlive_a_change_of_the_config() -> Result<()> {
+    let office = Office::open(["web01"])?;
+    let (company, [web01], laptop) = (&office.company, &office.machines, office.laptop());
+    stop(laptop)?;
+    let words = ["web01.company", "--", "sh", "-c", "hostname; read line; echo $line; exit 3"];
+    let mut session = laptop.spawn(malai(words).stdin_open())?;
+    session.wait_for_line("web01", SOON)?;
+    company.set("machine.web01", "accept_env = [\"A_*\"]")?;
+    company.rescan_with(&[])?.exited(1)?;
+    // The next request has the agent look at the disk.
+    company.ran_remotely(laptop, web01)?;
+    session.write(b"still there\n")?;
+    assert_eq!(session.output_within(SOON)?.exited(3)?.text(), "web01\nstill there");
+    Ok(())
 }
 
 fn an_agent_is_not_shown_as_online_and_takes_no_command() -> Result<()> {

@@ -110,12 +110,10 @@ fn an_approval_without_a_user_leaves_root_to_be_named() -> Result<()> {
     let (company, web01) = (&door.company, &door.web01);
     start(web01)?;
     let key = company.id52(web01)?;
-    let output = company.manager().run(malai(["cluster", "approve", "company", &key, "--name", "web01"]))?.success()?;
+    company.manager().run(malai(["cluster", "approve", "company", &key, "--name", "web01"]))?.success()?;
     company.linked(web01)?;
-    let config = company.config()?;
-    if config.contains("[machine.web01]\nid52") && !config.contains("username") {
-        told(company.run(company.manager(), web01, &["hostname"])?, 254, &["username = \"root\""])?;
-    }
-    drop(output);
-    Ok(())
+    let refused = company.run(company.manager(), web01, &["hostname"])?;
+    told(refused, 254, &["no `username`", "under [machine.web01]: username = \"root\""])?;
+    company.publish("machine.web01", "username = \"root\"")?;
+    company.ran_remotely(company.manager(), web01)
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use libtest_mimic::Trial;
 use malai_e2e::cluster::{SOON, start, stop};
-use malai_e2e::lab::{Child, wait_until};
+use malai_e2e::lab::{Child, Host, wait_for, wait_until};
 use malai_e2e::trials;
 
 use crate::{Office, told};
@@ -76,21 +76,38 @@ fn many_commands_at_once_each_have_their_own_output_and_code() -> Result<()> {
     company.ran_remotely(office.laptop(), web01)
 }
 
+/// Whether a host listens for multicast DNS.
+fn listens_to_mdns(host: &Host) -> Result<bool> {
+    let sockets = host.inside(|| Ok(std::fs::read_to_string("/proc/1/net/udp")?))?;
+    // Port 5353.
+    Ok(sockets.contains(":14E9 "))
+}
+
 fn a_change_of_the_network_settings_keeps_the_cluster_together() -> Result<()> {
     let office = Office::open(["web01"])?;
-    let (company, [web01]) = (&office.company, &office.machines);
-    let session = company.spawn(office.laptop(), web01, &["sh", "-c", "hostname; sleep 600"])?;
-    session.wait_for_line("web01", SOON)?;
-    company.publish("network", "discovery = []")?;
-    company.holds(web01, company.generation(office.laptop())?)?;
+    let (company, [web01], laptop) = (&office.company, &office.machines, office.laptop());
+    stop(web01)?;
+    web01.write("/root/malai-home/malai.toml", format!("listen = \"{}:4001\"\n", web01.ip()))?;
+    start(web01)?;
     company.linked(web01)?;
-    company.ran_remotely(office.laptop(), web01)?;
-    // The endpoints were bound anew. Until sessions resume, a running command may be lost by that, and is never called
-    // a success.
-    ensure!(
-        !session.has_ended() || session.output_within(SOON)?.code() == Some(253),
-        "a lost command has another code"
-    );
+    let distant = company.spawn(laptop, web01, &["sh", "-c", "hostname; sleep 600"])?;
+    let local = company.spawn(laptop, laptop, &["sh", "-c", "hostname; sleep 600"])?;
+    distant.wait_for_line("web01", SOON)?;
+    local.wait_for_line("laptop", SOON)?;
+    company.publish("network", "discovery = []")?;
+    company.holds(web01, company.generation(laptop)?)?;
+    // Endpoints are bound anew meanwhile. Whoever asks at such a moment waits, and is never told that there is no cluster.
+    wait_for(SOON, "nobody listens to multicast DNS any more", || {
+        company.run(laptop, laptop, &["true"])?.success()?;
+        Ok((!listens_to_mdns(laptop)? && !listens_to_mdns(web01)?).then_some(()))
+    })?;
+    company.linked(web01)?;
+    company.ran_remotely(laptop, web01)?;
+    // Until sessions resume, a command is lost with the connection that it was followed over.
+    told(distant.output_within(SOON)?, 253, &["malai: error:"])?;
+    ensure!(!local.has_ended(), "a command of this very machine was lost with the network");
+    company.allow(laptop, &["web01"])?;
+    told(local.output_within(Duration::from_secs(1))?, 253, &["access was withdrawn"])?;
     Ok(())
 }
 

@@ -43,7 +43,7 @@ impl Scene {
         };
         let key = ClusterKey::generate().expect("a key");
         let id = || MachineKey::generate().expect("a key").id();
-        let table = Arc::new(LiveTable::new(key.id()));
+        let table = LiveTable::new(key.id());
         Self { shared: Arc::new(shared), table, me: id(), caller: id(), key, events, _dir: dir }
     }
 

@@ -47,8 +47,8 @@ pub(crate) fn measure(report: &mut Report) -> Result<()> {
     let before = all_waits(&watched)?;
     thread::sleep(WATCHED);
     let waits: Vec<u64> = all_waits(&watched)?.iter().zip(&before).map(|(after, before)| after - before).collect();
-    drop(bare);
     memory(report, &watched)?;
+    drop(bare);
     switches(report, &watched, &waits)
 }
 

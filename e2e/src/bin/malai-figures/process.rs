@@ -38,7 +38,7 @@ impl<'h> Process<'h> {
 
     /// Resident memory, in KiB.
     pub(crate) fn resident(&self) -> Result<u64> {
-        Ok(self.memory()?.with_context(|| format!("{self:?} is gone"))?.0)
+        Ok(self.memory()?.with_context(|| format!("process {} is gone", self.pid))?.0)
     }
 
     /// From now on the peak counts anew.
