@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
 use futures_util::SinkExt;
 use malai_protocol::codec::{Frame, Kind, MAX_DATA};
-use malai_protocol::session::{Ack, EndedBy, ExecSpec, STDIN_CREDIT, Signal, Started, Status, StdinAck};
+use malai_protocol::session::{EndedBy, ExecSpec, STDIN_CREDIT, Signal, Started, Status, StdinAck};
 use nix::sys::signal::{kill, killpg};
 use nix::unistd::Pid;
 use tokio::time::timeout;
@@ -161,16 +161,22 @@ async fn a_cli_that_vanishes_under_stalled_output_ends_the_whole_tree() -> Resul
 #[tokio::test(flavor = "multi_thread")]
 async fn input_goes_on_while_the_caller_reads_no_output() -> Result<()> {
     let (laptop, web01) = pair().await?;
-    let trace = web01.home.root().join("trace");
-    // Its output is not acknowledged, beyond the window; what it is sent arrives all the same.
-    let script = format!("yes | head -c 1048576; cat > {}; echo done", trace.display());
+    let (trace, writer) = (web01.home.root().join("trace"), web01.home.root().join("writer"));
+    let script = format!(
+        "head -c {MUCH} /dev/zero & echo $! > {}; cat > {}; wait; echo done",
+        writer.display(),
+        trace.display()
+    );
     let mut session = laptop.begin("web01", &shell(&script)).await?;
     started(&mut session).await?;
+    let stalled = || {
+        std::fs::read_to_string(&writer).is_ok_and(|pid| pid.trim().parse().is_ok_and(|pid| sleeps(Pid::from_raw(pid))))
+    };
+    until("the output is stalled", || async { Ok(stalled()) }).await?;
     session.send(Frame::data(Kind::Stdin, Bytes::from_static(b"a line\n"))).await?;
     session.send(Frame::empty(Kind::StdinEof)).await?;
     until("the input arrives", || async { Ok(std::fs::read(&trace).is_ok_and(|text| text == b"a line\n")) }).await?;
-    session.send(Frame::control(Kind::Ack, &Ack { out_offset: 0 })?).await?;
     let ran = follow(session).await?;
-    ensure!(ran.stdout.ends_with(b"done\n") && ran.stdout.len() == 1_048_576 + 5, "{} bytes", ran.stdout.len());
+    ensure!(ran.stdout.ends_with(b"done\n") && ran.stdout.len() as u64 == MUCH + 5, "{} bytes", ran.stdout.len());
     stop(laptop, web01).await
 }

@@ -1,9 +1,10 @@
 //! The executor as a process of its own, under the daemon's handle of it. This program is both: with the argument
-//! `executor` and a home it is the executor, else the tests.
+//! `executor` and a home it is the executor, with `greet` and a socket a process that tries it, else the tests.
 
 use std::ffi::OsString;
 use std::future::Future;
-use std::path::PathBuf;
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -14,11 +15,11 @@ use nix::unistd::Pid;
 use tokio::sync::mpsc;
 
 use malai_daemon::supervisor::{Event, Executor, Mode, StartOptions};
-use malai_protocol::codec::Kind;
+use malai_protocol::codec::{Frame, Kind};
 use malai_protocol::failure;
 use malai_protocol::home::Home;
 use malai_protocol::id::{ClusterId, MachineId, SessionId};
-use malai_protocol::plan::{Decided, Ended, Outcome, Plan, SessionName};
+use malai_protocol::plan::{Decided, Ended, Hello, Outcome, Plan, SessionName, VERSION};
 use malai_protocol::session::{EndedBy, ExitRecord, Started};
 
 /// The public key of RFC 8032's first test: a caller, and a cluster.
@@ -35,6 +36,11 @@ fn main() -> ExitCode {
         let ended = malai_daemon::executor::main(Home::new(PathBuf::from(home)));
         return if ended.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
     }
+    if let [_, greet, socket] = &args[..]
+        && greet == "greet"
+    {
+        return try_socket(socket.as_ref());
+    }
     macro_rules! trials {
         ($($name:ident)*) => { vec![$(Trial::test(stringify!($name), || block_on($name()))),*] };
     }
@@ -47,6 +53,7 @@ fn main() -> ExitCode {
         an_in_process_executor_does_the_same
         a_program_that_is_no_executor_is_a_failure_with_a_hint
         a_terminated_executor_ends_its_sessions_first
+        another_user_is_turned_away_although_the_directory_lets_it_in
     };
     libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
 }
@@ -327,4 +334,46 @@ async fn a_terminated_executor_ends_its_sessions_first() {
     daemon.executor.audited(session).await.expect("sent");
     assert!(matches!(daemon.event().await, Event::Lost));
     assert!(!home.executor_socket().exists());
+}
+
+/// Answered by the executor.
+const ANSWERED: u8 = 10;
+/// Let in by the directory and the socket, and closed without an answer.
+const CLOSED: u8 = 11;
+
+/// Greets as a daemon does, and tells by its exit code what came of it.
+fn try_socket(socket: &Path) -> ExitCode {
+    let Ok(mut stream) = std::os::unix::net::UnixStream::connect(socket) else { return ExitCode::FAILURE };
+    let hello = Frame::control(Kind::ExecutorHello, &Hello::Control { version: VERSION }).expect("fits");
+    drop(stream.write_all(&hello.to_bytes()));
+    let mut byte = [0];
+    match stream.read(&mut byte) {
+        Ok(1) => ANSWERED.into(),
+        _ => CLOSED.into(),
+    }
+}
+
+#[allow(clippy::print_stderr, reason = "says why it proves nothing")]
+async fn another_user_is_turned_away_although_the_directory_lets_it_in() {
+    if !nix::unistd::Uid::effective().is_root() {
+        assert!(std::env::var_os("CI").is_none_or(|ci| ci != "true"), "only root can play another user");
+        return eprintln!("not shown: only root can play another user");
+    }
+    let (dir, home) = home();
+    let daemon = Daemon::start(&home).await;
+    for (path, mode) in [(dir.path(), 0o755), (home.executor_socket().as_path(), 0o666)] {
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(mode);
+        std::fs::set_permissions(path, mode).expect("its mode changes");
+    }
+    let greet = |uid: u32| {
+        // By this name nobody's permissions on the way to the program matter.
+        let mut command = tokio::process::Command::new("/proc/self/exe");
+        command.arg("greet").arg(home.executor_socket()).current_dir("/").uid(uid).status()
+    };
+    let nobody = within("it is turned away", greet(65534)).await.expect("it ran");
+    assert_eq!(nobody.code(), Some(CLOSED.into()));
+    // The daemon's own user is answered, by the same program.
+    let own = within("it is answered", greet(0)).await.expect("it ran");
+    assert_eq!(own.code(), Some(ANSWERED.into()));
+    drop(daemon);
 }
