@@ -98,7 +98,7 @@ async fn what_is_no_request_closes_the_socket_and_nothing_is_carried_out() -> Re
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_second_request_ends_the_first_ones_answer_and_not_the_daemon() -> Result<()> {
+async fn a_second_request_is_not_carried_out() -> Result<()> {
     let laptop = laptop().await?;
     let rescan = malai_protocol::local::Rescan { cluster: None, check: false, yes: false, over: None };
     let twice = [greeting()?, frame(Kind::Request, &Request::Rescan(rescan))?, frame(Kind::Request, &Request::Stop)?];
