@@ -137,7 +137,8 @@ fn signals_go_to_the_command_and_the_cli_waits_for_its_end() {
 #[allow(unsafe_code, reason = "the system's call for it is unsafe for handlers, and this sets none")]
 fn heed(signal: Number) {
     // SAFETY: the default disposition runs no code of this process.
-    unsafe { nix::sys::signal::signal(signal, nix::sys::signal::SigHandler::SigDfl) }.unwrap();
+    unsafe { nix::sys::signal::signal(signal, nix::sys::signal::SigHandler::SigDfl) }
+        .expect("a signal that can be set");
 }
 
 #[test]
