@@ -1,6 +1,6 @@
 //! What is asked of a home by its administrator, as far as it needs only the disk: one plain function for each request.
 //!
-//! A running daemon calls them and then publishes; without a daemon [`crate::offline`] calls them, and nothing is
+//! A running daemon calls them and then publishes; without a daemon [`mod@crate::offline`] calls them, and nothing is
 //! published. They block on the disk, for milliseconds. Whoever changes something holds [`Changes`].
 //!
 //! [`Changes`]: crate::store::lock::Changes

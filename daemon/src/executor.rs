@@ -2,10 +2,10 @@
 //! decided sends plans, and it runs them.
 //!
 //! # Layout
-//! [`serve`] the socket and first frames; [`control`] the daemon's own connection; [`presence`] whether there is one;
-//! [`table`] the sessions; [`journal`] what outlives this process; [`session`] one session; [`link`] its attachment;
-//! [`log`] how much output may be on its way; [`command`], [`user`] and [`env`] what runs, as whom, with what around it;
-//! [`spawn`] fork and exec; [`reap`] statuses; [`tree`] all processes of a session.
+//! `serve` the socket and first frames; `control` the daemon's own connection; `presence` whether there is one;
+//! `table` the sessions; `journal` what outlives this process; `session` one session; `link` its attachment;
+//! `log` how much output may be on its way; `command`, `user` and `env` what runs, as whom, with what around it;
+//! `spawn` fork and exec; `reap` statuses; `tree` all processes of a session.
 //!
 //! # When its daemon goes
 //! In this version no session outlives its daemon: when the control connection closes, all are ended (TERM, 3 s, KILL),

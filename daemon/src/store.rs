@@ -37,10 +37,10 @@ pub fn write(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
     replace(path, bytes, FILE_MODE).map_err(|e| disk_failure("write", path, &e))
 }
 
-/// As [`write`], for a file that people edit: keeps its mode, and writes through a symbolic link.
+/// As [`write()`], for a file that people edit: keeps its mode, and writes through a symbolic link.
 ///
 /// # Errors
-/// As [`write`].
+/// As [`write()`].
 pub fn write_edited(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
     let fail = |e: io::Error| disk_failure("write", path, &e);
     let real = match fs::canonicalize(path) {
@@ -54,7 +54,7 @@ pub fn write_edited(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
 /// Makes a file that must not be there yet, with mode 0600.
 ///
 /// # Errors
-/// [`Kind::Conflict`] when it is there, else as [`write`].
+/// [`Kind::Conflict`] when it is there, else as [`write()`].
 pub fn create(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
     let made = Temp::with(path, bytes, FILE_MODE).and_then(|temp| {
         // A link fails where a rename would replace, and the name never stands for half a file.

@@ -119,6 +119,7 @@ fn signals_go_to_the_command_and_the_cli_waits_for_its_end() {
     for (signal, number) in numbers {
         let home = Home::new();
         let daemon = Daemon::bind(&home);
+        heed(signal);
         let child = home.malai(&["web01.company", "sleep", "600"]).stdin(Stdio::null()).spawn().unwrap();
         let mut peer = daemon.accept();
         peer.start();
@@ -130,6 +131,14 @@ fn signals_go_to_the_command_and_the_cli_waits_for_its_end() {
         peer.exit(&ExitRecord { status: Status::Signalled { signal: number, core: false }, ..record(0, 1, 0) });
         assert_eq!(wait(child).code, 128 + i32::from(number));
     }
+}
+
+/// A signal that was ignored where the tests were started (`nohup`) would be ignored by the CLI, too, and rightly so.
+#[allow(unsafe_code, reason = "the system's call for it is unsafe for handlers, and this sets none")]
+fn heed(signal: Number) {
+    // SAFETY: the default disposition runs no code of this process.
+    unsafe { nix::sys::signal::signal(signal, nix::sys::signal::SigHandler::SigDfl) }
+        .expect("a signal that can be set");
 }
 
 #[test]
