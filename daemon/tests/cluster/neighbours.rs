@@ -115,6 +115,7 @@ async fn a_config_that_this_version_cannot_read_at_all_is_not_taken_and_an_alarm
     let unreadable = scene.sign("this is no TOML")?;
     let _control = offer(&conn, &unreadable).await?;
     until("the alarm", || async { Ok(scene.web01.cluster().await?.alarm.is_some()) }).await?;
+    conn.close(0u32.into(), b"");
     let alarm = scene.web01.cluster().await?.alarm.context("an alarm")?;
     ensure!(alarm.contains(&unreadable.header().generation.to_string()), "{alarm}");
     ensure!(scene.held().await? == 1);

@@ -81,8 +81,8 @@ async fn a_newcomer_that_breaks_the_protocol_is_closed_as_such() -> Result<()> {
     Ok(())
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_newcomer_that_says_nothing_is_closed_after_ten_seconds() -> Result<()> {
+/// A newcomer that says nothing, or half of something, is closed.
+pub(crate) async fn late() -> Result<()> {
     let laptop = manager().await?;
     let (silent, half) = (Peer::new().await?, Peer::new().await?);
     let (one, other) = (silent.dial_desk(&laptop).await?, half.dial_desk(&laptop).await?);

@@ -8,3 +8,10 @@ mod flood;
 mod member;
 mod socket;
 mod stranger;
+
+/// One wait for all of them.
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_says_half_of_something_and_stops_is_ended_after_ten_seconds() -> anyhow::Result<()> {
+    tokio::try_join!(member::late(), desk::late(), socket::late())?;
+    Ok(())
+}

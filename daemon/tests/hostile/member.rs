@@ -3,16 +3,20 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
+use futures_util::future::try_join_all;
 use iroh::endpoint::Connection;
 use malai_daemon::store::keys::ClusterKey;
 use malai_protocol::codec::{Frame, Kind, MAX_CONTROL, MAX_DATA, MAX_EXEC, MAX_HELLO};
 use malai_protocol::failure::Kind as FailureKind;
 use malai_protocol::peer::{Announce, Close, Hello, Open, RESET_PROTOCOL};
 use malai_protocol::session::ExecSpec;
+use nix::errno::Errno;
+use nix::sys::signal::killpg;
+use nix::unistd::Pid;
 
 use crate::support::peer::{self, Got, Peer, Wire, closed, exec, forge, got, hello, open, ping, raw};
 use crate::support::scene::Scene;
-use crate::support::{follow, next, spec};
+use crate::support::{follow, next, spec, until};
 
 fn bytes<T: serde::Serialize>(kind: Kind, value: &T) -> Result<Vec<u8>> {
     Ok(Frame::control(kind, value)?.to_bytes().to_vec())
@@ -75,8 +79,8 @@ async fn a_stream_that_breaks_the_protocol_is_reset_and_the_connection_goes_on()
     Ok(())
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_stream_without_a_first_frame_or_a_command_is_reset_after_ten_seconds() -> Result<()> {
+/// A stream without a first frame, or without a command, is reset.
+pub(crate) async fn late() -> Result<()> {
     let scene = Scene::new().await?;
     let conn = scene.friend.dial(&scene.web01).await?;
     let request = bytes(Kind::Open, &Open { cluster: scene.key.id(), generation: 0 })?;
@@ -240,33 +244,33 @@ async fn a_running_session_that_breaks_the_protocol_ends_with_its_whole_tree() -
             bytes(Kind::Ack, &malai_protocol::session::Ack { out_offset: 1 << 40 })?,
         ),
     ];
-    for (what, bytes) in wrong {
-        let request = ExecSpec { stdin: true, ..spec(&["sh", "-c", "echo $$; sleep 600 & wait"]) };
-        let mut wire = exec(&conn, scene.key.id(), &request).await?;
-        let pid = loop {
-            let frame = next(&mut wire).await?;
-            if frame.kind == Kind::Stdout {
-                break String::from_utf8(frame.payload.to_vec())?;
-            }
-        };
-        raw(&mut wire, &bytes).await?;
-        let answer = loop {
-            match got(&mut wire).await? {
-                Got::Frame(frame) if frame.kind != Kind::Exit => {}
-                last => break last,
-            }
-        };
-        ensure!(matches!(answer, Got::Reset(_)), "{what}: {answer:?}");
-        let group = nix::unistd::Pid::from_raw(pid.trim().parse()?);
-        crate::support::until(&format!("{what}: the tree ends"), || async {
-            Ok(nix::sys::signal::killpg(group, None) == Err(nix::errno::Errno::ESRCH))
-        })
-        .await?;
-    }
+    try_join_all(wrong.iter().map(|(what, bytes)| breaks(&scene, &conn, what, bytes))).await?;
     ping(&conn).await?;
     scene.serves().await?;
     scene.web01.stop().await?;
     Ok(())
+}
+
+/// Sends these bytes in a running session, which is given up for it, and its processes ended.
+async fn breaks(scene: &Scene, conn: &Connection, what: &str, bytes: &[u8]) -> Result<()> {
+    let request = ExecSpec { stdin: true, ..spec(&["sh", "-c", "echo $$; sleep 600 & wait"]) };
+    let mut wire = exec(conn, scene.key.id(), &request).await?;
+    let pid = loop {
+        let frame = next(&mut wire).await?;
+        if frame.kind == Kind::Stdout {
+            break String::from_utf8(frame.payload.to_vec())?;
+        }
+    };
+    raw(&mut wire, bytes).await?;
+    let answer = loop {
+        match got(&mut wire).await? {
+            Got::Frame(frame) if frame.kind != Kind::Exit => {}
+            last => break last,
+        }
+    };
+    ensure!(matches!(answer, Got::Reset(_)), "{what}: {answer:?}");
+    let group = Pid::from_raw(pid.trim().parse()?);
+    until(&format!("{what}: the tree ends"), || async { Ok(killpg(group, None) == Err(Errno::ESRCH)) }).await
 }
 
 #[tokio::test(flavor = "multi_thread")]

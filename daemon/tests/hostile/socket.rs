@@ -111,8 +111,8 @@ async fn a_second_request_is_not_carried_out() -> Result<()> {
     Ok(())
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_socket_that_says_half_of_something_is_closed_after_ten_seconds() -> Result<()> {
+/// A socket on which half of something was said is closed.
+pub(crate) async fn late() -> Result<()> {
     let laptop = laptop().await?;
     let hello = greeting()?;
     let halves = [hello[..7].to_vec(), hello.clone(), [hello.clone(), session()?].concat()];
