@@ -4,6 +4,8 @@
 //! The child leads a session of its own (setsid), so that it is its own process group and has no controlling terminal:
 //! it can reach neither the terminal of whoever started the daemon nor the daemon's group.
 
+mod born;
+
 use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
@@ -36,7 +38,7 @@ pub(crate) struct Prepared {
     pub(crate) directories: Vec<CString>,
     /// Whom to become; absent = stay.
     pub(crate) identity: Option<Identity>,
-    /// An open `cgroup.procs` to enter.
+    /// The open directory of the cgroup to be in.
     pub(crate) cgroup: Option<OwnedFd>,
     /// Descriptors 0, 1 and 2.
     pub(crate) stdio: [OwnedFd; 3],
@@ -124,17 +126,13 @@ pub(crate) fn fork_exec(prepared: &Prepared) -> io::Result<Forked> {
     let mut before = SigSet::empty();
     pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), Some(&mut before))?;
     // SAFETY: the child only uses `raw`, which was made before, and never returns from `child`.
-    let pid = unsafe { libc::fork() };
-    let failed = io::Error::last_os_error();
-    if pid == 0 {
+    let (pid, inside) = unsafe { born::fork(prepared.cgroup.as_ref()) };
+    if let Ok(0) = pid {
         // SAFETY: this is the child, with all signals blocked; `raw` points into memory that the fork copied.
-        unsafe { child(&raw) }
+        unsafe { child(&raw, inside) }
     }
     pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&before), None)?;
-    if pid < 0 {
-        return Err(failed);
-    }
-    Ok(Forked { pid: Pid::from_raw(pid), exec: read })
+    Ok(Forked { pid: Pid::from_raw(pid?), exec: read })
 }
 
 /// Tells the parent what failed, and ends the child.
@@ -155,7 +153,7 @@ fn errno() -> i32 {
 }
 
 #[allow(unsafe_code, reason = "runs between fork and exec")]
-unsafe fn child(raw: &Raw<'_>) -> ! {
+unsafe fn child(raw: &Raw<'_>, inside: bool) -> ! {
     // SAFETY: plain system calls on memory and descriptors that live until exec; no allocation, no lock.
     unsafe {
         libc::setsid();
@@ -165,8 +163,8 @@ unsafe fn child(raw: &Raw<'_>) -> ! {
                 give_up(raw.report, Stage::Stdio, errno());
             }
         }
-        if let Some(procs) = &raw.prepared.cgroup
-            && libc::write(procs.as_raw_fd(), c"0".as_ptr().cast(), 1) < 0
+        if let Some(cgroup) = raw.prepared.cgroup.as_ref().filter(|_| !inside)
+            && !born::enter(cgroup)
         {
             give_up(raw.report, Stage::Cgroup, errno());
         }
@@ -224,9 +222,22 @@ unsafe fn close_on_exec_from_3() {
     }
 }
 
+/// By plain system calls: the C library would first look for other threads, of which this process has a list but none.
+#[cfg(all(target_os = "linux", target_pointer_width = "64"))]
 #[allow(unsafe_code, reason = "runs between fork and exec")]
 unsafe fn become_user(identity: &Identity, groups: &[libc::gid_t]) -> bool {
     // SAFETY: `groups` is a slice of this length; the order is the only one that works: uid last.
+    unsafe {
+        libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()) == 0
+            && libc::syscall(libc::SYS_setgid, identity.gid.as_raw()) == 0
+            && libc::syscall(libc::SYS_setuid, identity.uid.as_raw()) == 0
+    }
+}
+
+#[cfg(not(all(target_os = "linux", target_pointer_width = "64")))]
+#[allow(unsafe_code, reason = "runs between fork and exec")]
+unsafe fn become_user(identity: &Identity, groups: &[libc::gid_t]) -> bool {
+    // SAFETY: as above.
     unsafe {
         libc::setgroups(groups.len() as _, groups.as_ptr()) == 0
             && libc::setgid(identity.gid.as_raw()) == 0

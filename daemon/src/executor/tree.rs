@@ -76,7 +76,7 @@ impl Trees {
         }
     }
 
-    /// Room for one session, and the file through which its first process enters it.
+    /// Room for one session, and its open directory, in which its first process is born.
     pub(crate) fn plant(&self, mark: &str) -> io::Result<Option<(cgroup::Group, File)>> {
         match self {
             Self::Cgroup(base) => base.group(mark).map(Some),

@@ -8,12 +8,13 @@ use iroh::dns::DnsResolver;
 use iroh::endpoint::{Builder, PortmapperConfig, QuicTransportConfig, VarInt, presets};
 use iroh::tls::CaTlsConfig;
 use iroh::{Endpoint, RelayMode, RelayUrl, SecretKey, TransportAddr};
-use iroh_mdns_address_lookup::MdnsAddressLookup;
 use malai_protocol::config::Network;
 use malai_protocol::failure::{Failure, Kind};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use url::Url;
+
+use super::mdns::Mdns;
 
 /// Sessions on one connection; the next one is refused by name.
 pub(crate) const MAX_SESSIONS: u32 = 1024;
@@ -25,8 +26,6 @@ const IDLE: Duration = Duration::from_secs(30);
 /// How long the sockets of a closed endpoint may take to be free: longer than a busy machine needs.
 const RELEASE: Duration = Duration::from_secs(3);
 const RELEASE_POLL: Duration = Duration::from_millis(10);
-/// The mDNS service under which malai's machines announce themselves.
-const MDNS_SERVICE: &str = "malai";
 
 /// What an endpoint is bound with.
 #[derive(Debug)]
@@ -161,9 +160,7 @@ fn add_discovery(mut builder: Builder, network: &Network, publish: bool) -> Resu
     let ways = network.discovery.as_deref().unwrap_or(&default);
     for way in ways {
         builder = match way.as_str() {
-            "mdns" => {
-                builder.address_lookup(MdnsAddressLookup::builder().service_name(MDNS_SERVICE).advertise(publish))
-            }
+            "mdns" => builder.address_lookup(Mdns { advertise: publish }),
             "dns" => {
                 let builder =
                     builder.address_lookup(PkarrResolver::n0_dns()).address_lookup(DnsAddressLookup::n0_dns());

@@ -93,10 +93,10 @@ struct Begun {
 async fn begin(shared: &Arc<Shared>, plan: &Plan, registration: &mut Registration) -> Result<Begun, Failure> {
     let mark = tree::mark(&plan.session);
     let planted = shared.trees.plant(&mark).map_err(|error| internal("make the session's cgroup", &error))?;
-    let (group, procs) = planted.unzip();
+    let (group, directory) = planted.unzip();
     let prepared = {
         let (plan, mark, open_files) = (plan.clone(), mark.clone(), shared.open_files);
-        let prepare = move || command::prepare(&plan, &mark, procs, open_files);
+        let prepare = move || command::prepare(&plan, &mark, directory, open_files);
         tokio::task::spawn_blocking(prepare).await
     };
     let result = match prepared {

@@ -62,13 +62,13 @@ impl Base {
         &self.path
     }
 
-    /// Makes the cgroup of a session, and opens the file through which its first process enters.
+    /// Makes the cgroup of a session, and opens it for its first process.
     pub(crate) fn group(&self, name: &str) -> io::Result<(Group, File)> {
         let path = self.path.join(name);
         fs::create_dir(&path)?;
         let group = Group { path };
-        match OpenOptions::new().write(true).open(group.path.join("cgroup.procs")) {
-            Ok(procs) => Ok((group, procs)),
+        match File::open(&group.path) {
+            Ok(directory) => Ok((group, directory)),
             Err(error) => {
                 prune(&group.path);
                 Err(error)

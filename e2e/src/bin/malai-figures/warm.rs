@@ -30,6 +30,7 @@ pub(crate) fn measure(report: &mut Report) -> Result<()> {
     );
     let round_trip = Duration::from_millis(2 * DELAY_MS);
     let long = Place::open(Some(&Wire::delay_ms(DELAY_MS)))?;
+    report.figure("ping, long wire", ping(&long)?);
     let malai = typical(&long, &MALAI)?;
     let trips = malai.as_secs_f64() / round_trip.as_secs_f64();
     let bar = format!("at most {BAR} round trips");
@@ -42,6 +43,15 @@ pub(crate) fn measure(report: &mut Report) -> Result<()> {
     report.figure("`true` by itself", millis(typical(&short, &["true"])?));
     report.figure("`malai --version`", millis(typical(&short, &["sh", "-c", "malai --version >/dev/null"])?));
     Ok(())
+}
+
+/// The round trip as the kernels see it: the lab's wires are threads, which a busy machine delays.
+fn ping(place: &Place) -> Result<String> {
+    let web01 = place.web01().ip().to_string();
+    let output = place.laptop().run(["ping", "-q", "-c", "10", "-i", "0.2", &web01])?.success()?.text();
+    let line = output.lines().find_map(|line| line.strip_prefix("rtt min/avg/max/mdev = ")).context("no summary")?;
+    let average = line.split('/').nth(1).context("no average")?;
+    Ok(format!("{average} ms on average"))
 }
 
 fn compare(report: &mut Report, place: &Place, wire: &str) -> Result<()> {
