@@ -12,8 +12,9 @@ use std::sync::Arc;
 use bytes::BytesMut;
 use malai_protocol::codec::{Frame, Kind, MAX_EXEC};
 use malai_protocol::failure::{Failure, Kind as FailureKind};
+use malai_protocol::id::FollowerId;
 use malai_protocol::id::MachineId;
-use malai_protocol::plan::{CallerGone, SessionName};
+use malai_protocol::plan::{Attachment, CallerGone, SessionName};
 use malai_protocol::scan::Direction;
 use malai_protocol::session::ExecSpec;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
@@ -63,16 +64,17 @@ where
     frames.set_cap(MAX_EXEC);
     let spec: ExecSpec = frames.next(FIRST_FRAME).await?.expect(Kind::Exec, "Exec")?;
     let name = SessionName { caller, id: spec.id };
+    let follower = spec.follower;
     let attached = async {
         let executor = admit::admit(&membership, name, generation, spec).await?;
-        let stream = executor.attach(name, FIRST_ATTACHMENT).await?.into_inner();
+        let stream = executor.attach(first(name, follower)).await?.into_inner();
         Ok::<_, Failure>((executor, stream))
     };
     let attached = attached.await;
     // A session outlasts the membership when the cluster is taken in anew; with it the old sockets would stay open.
     drop(membership);
     match attached {
-        Ok((executor, stream)) => copy(&executor, name, stream, is_gone, frames, writer).await,
+        Ok((executor, stream)) => copy(&executor, first(name, follower), stream, is_gone, frames, writer).await,
         Err(failure) => {
             writer.write_all(&Frame::control(Kind::Refused, &failure)?.to_bytes()).await?;
             writer.shutdown().await?;
@@ -81,10 +83,15 @@ where
     }
 }
 
+/// The attachment that a plan comes with.
+fn first(session: SessionName, follower: Option<FollowerId>) -> Attachment {
+    Attachment { session, by: session.caller, follower, number: FIRST_ATTACHMENT, binding: true }
+}
+
 /// Copies between the caller and the executor until one of them is done.
 async fn copy<S, R, W>(
     executor: &Executor,
-    name: SessionName,
+    attachment: Attachment,
     stream: S,
     is_gone: IsGone,
     frames: Frames<R>,
@@ -104,7 +111,8 @@ where
         (end, writer) = &mut down => finish(end, writer).await,
         (end, _to_executor) = &mut up => match end {
             end if is_gone(&end) => {
-                executor.caller_gone(CallerGone { session: name, attachment: FIRST_ATTACHMENT }).await?;
+                let Attachment { session, follower, number, .. } = attachment;
+                executor.caller_gone(CallerGone { session, follower, number }).await?;
                 Ok(())
             }
             // The caller has what it wanted; what the executor still sends goes the same way.

@@ -176,6 +176,7 @@ impl Membership {
             addresses: if self.shared.agent { Vec::new() } else { self.addresses() },
             caller_only: self.shared.agent,
             boot: Some(self.shared.boot),
+            executor: None,
             malai: crate::VERSION.to_owned(),
         }
     }

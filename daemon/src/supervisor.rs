@@ -24,7 +24,9 @@ use malai_protocol::codec::{CodecError, Frame, FrameCodec, Kind};
 use malai_protocol::failure::{self, Failure};
 use malai_protocol::home::Home;
 use malai_protocol::id::Incarnation;
-use malai_protocol::plan::{Audited, CallerGone, End, Ended, Hello, Plan, SessionName, Sessions, Shutdown, Tree};
+use malai_protocol::plan::{
+    Attachment, Audited, CallerGone, End, Ended, Hello, Plan, SessionName, Sessions, Shutdown, Tree,
+};
 
 use crate::executor::Connection;
 
@@ -200,13 +202,9 @@ impl Executor {
     ///
     /// # Errors
     /// When the executor is gone.
-    pub async fn attach(
-        &self,
-        session: SessionName,
-        attachment: u32,
-    ) -> Result<Framed<Connection, FrameCodec>, Failure> {
+    pub async fn attach(&self, attachment: Attachment) -> Result<Framed<Connection, FrameCodec>, Failure> {
         let mut framed = Framed::new(self.inner.dial.connect().await?, FrameCodec::new());
-        let hello = Frame::control(Kind::ExecutorHello, &Hello::Attach { session, attachment }).map_err(broken)?;
+        let hello = Frame::control(Kind::ExecutorHello, &Hello::Attach(attachment)).map_err(broken)?;
         framed.send(hello).await.map_err(broken)?;
         Ok(framed)
     }

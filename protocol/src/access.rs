@@ -29,6 +29,11 @@ pub struct Me<'a> {
 pub enum Request<'a> {
     /// Run a command.
     Exec(Exec<'a>),
+    /// Follow, list or end a session of this owner. The grant's `argv` is empty.
+    Attend {
+        /// Whose session it is.
+        owner: &'a MachineId,
+    },
 }
 
 /// A command to run, as the caller sent it.
@@ -87,7 +92,7 @@ pub enum Decision {
 pub fn decide(config: &Config, me: &Me<'_>, caller: &MachineId, request: &Request<'_>) -> Decision {
     let account = Account { user: me.daemon_user, root: me.root };
     match judge(config, me.id, Some(account), caller, request).outcome {
-        Ok(grant) if grant.argv.is_empty() => Decision::Refused(
+        Ok(grant) if grant.argv.is_empty() && matches!(request, Request::Exec(_)) => Decision::Refused(
             Failure::new(Kind::Usage, "there is no command to run").hint("name a program after the target"),
         ),
         Ok(grant) => Decision::Allowed(grant),
@@ -187,6 +192,7 @@ fn rule(
     let case = Case { config, name, machine, who, account };
     match request {
         Request::Exec(exec) => case.exec(exec, steps),
+        Request::Attend { owner } => case.attend(caller, owner, steps),
     }
 }
 

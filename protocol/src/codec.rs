@@ -53,6 +53,8 @@ kinds! {
     Open = 0x01, MAX_CONTROL;
     /// Start a command: [`crate::session::ExecSpec`].
     Exec = 0x02, MAX_EXEC;
+    /// Follow a session that exists: [`crate::session::Attach`].
+    Attach = 0x03, MAX_CONTROL;
     /// Raw bytes for the command's standard input.
     Stdin = 0x04, MAX_DATA;
     /// Standard input has ended; empty payload.
@@ -81,6 +83,13 @@ kinds! {
     /// How it ended; nothing follows: [`crate::session::ExitRecord`].
     Exit = 0x28, MAX_CONTROL;
 
+    /// The session is followed from here on: [`crate::session::Attached`].
+    Attached = 0x22, MAX_CONTROL;
+    /// Another attachment follows now; nothing follows: [`crate::session::Superseded`].
+    Superseded = 0x23, MAX_CONTROL;
+    /// Daemon to its CLI: the request is on its way: [`crate::session::Sent`].
+    Sent = 0x29, MAX_CONTROL;
+
     /// First on a connection's control stream, both ways: [`crate::peer::Hello`].
     PeerHello = 0x40, MAX_HELLO;
     /// The sender's snapshot header changed: [`crate::peer::Announce`].
@@ -91,8 +100,10 @@ kinds! {
     Snapshot = 0x43, MAX_SNAPSHOT;
     /// First on a stream of its own: are you there? Empty payload.
     Ping = 0x44, 0;
-    /// The answer to `Ping`; empty payload.
+    /// The answer to `Ping` and `Gone`; empty payload.
     Pong = 0x45, 0;
+    /// First on a stream of its own: a caller went away for good: [`crate::peer::Gone`].
+    Gone = 0x46, MAX_HELLO;
     /// A newcomer shows its invite: [`crate::peer::Redeem`].
     Redeem = 0x48, MAX_HELLO;
     /// A newcomer without an invite asks to be approved: [`crate::peer::Knock`].
@@ -123,6 +134,8 @@ kinds! {
     Audited = 0x86, MAX_CONTROL;
     /// End all sessions and then the executor: [`crate::plan::Shutdown`].
     Shutdown = 0x87, MAX_CONTROL;
+    /// The answer to an attachment that brings no plan: no such session is known, and it may be run; empty payload.
+    Missing = 0x88, 0;
 }
 
 /// One frame: its kind and its payload, not interpreted.

@@ -29,6 +29,7 @@ pub use names::{MAX_NAME, Name, NameError, is_user};
 pub use problem::{MAX_PROBLEMS, Problem};
 
 use crate::id::{ClusterId, MachineId};
+use crate::session::DEFAULT_GRACE_MS;
 use walk::{Mode, Scope};
 
 /// A cluster's config.
@@ -183,6 +184,11 @@ impl Config {
         let own = self.unsupported.get(&Scope::Machine(me.to_string()));
         let key = own.or_else(|| self.unsupported.get(&Scope::Shared))?;
         Some(format!("the config has `{key}`, which this version of malai does not understand and so cannot obey"))
+    }
+
+    /// How long the sessions of this machine wait for their callers to come back.
+    pub fn grace(&self, machine: &Machine) -> Duration {
+        machine.grace.or(self.defaults.grace).unwrap_or(Duration::from_millis(DEFAULT_GRACE_MS))
     }
 
     /// The machine with this key.

@@ -196,6 +196,11 @@ random_id! {
     Incarnation
 }
 
+random_id! {
+    /// The random name of one process that follows sessions: a CLI. Its attachments to a session are numbered.
+    FollowerId
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,13 +1,14 @@
 //! CLI to daemon, over the Unix socket.
 //!
 //! The CLI sends `LocalHello`, then one `Request`. For [`Request::Session`] the frames of the session follow at once,
-//! `Exec` first, and the target's frames come back. Every other request is answered by any number of
+//! `Exec` or `Attach` first, and the target's frames come back, after `Sent` where there is a connection to it. Every other request is answered by any number of
 //! [`Response::Progress`] and one last [`Response`].
 
 use serde::{Deserialize, Serialize};
 
 use crate::failure::Failure;
 use crate::id::{ClusterId, MachineId};
+use crate::peer::Gone;
 
 /// The version that [`Hello`] tells.
 pub const VERSION: u32 = 1;
@@ -31,7 +32,7 @@ pub struct Hello {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Request {
-    /// Run a command; `Exec` follows.
+    /// Run a command, or follow one; `Exec` or `Attach` follows.
     Session(SessionTarget),
     /// [`Status`] of all clusters.
     Status,
@@ -98,6 +99,9 @@ pub struct SessionTarget {
     pub cluster: Option<String>,
     /// How long dialling may take, in milliseconds.
     pub connect_timeout_ms: u64,
+    /// Which attachment the CLI makes: what the daemon tells the target when the CLI is gone and the stream is, too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attachment: Option<Gone>,
 }
 
 /// `malai cluster init`.

@@ -2,13 +2,13 @@
 //!
 //! On a `malai/1` connection the dialling side opens the control stream first and sends `PeerHello`; the accepting side
 //! answers with its own. Both send `Announce` there whenever their snapshot changes. Every other bidirectional stream
-//! begins with `Open` (a session), `Pull` (asks for the snapshot) or `Ping`, and either side may open them. No message names
-//! its sender: the connection does.
+//! begins with `Open` (a session), `Gone` (a caller went away), `Pull` (asks for the snapshot) or `Ping`, and either side may
+//! open them. No message names its sender: the connection does.
 
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteArray;
 
-use crate::id::{ClusterId, Incarnation};
+use crate::id::{ClusterId, FollowerId, Incarnation, MachineId, SessionId};
 use crate::snapshot::SignedHeader;
 
 /// Between the machines of a cluster, by their machine keys.
@@ -47,6 +47,9 @@ pub struct Hello {
     /// The random name of this life of the sender's daemon: a connection of an earlier life is dead.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub boot: Option<Incarnation>,
+    /// The life of the sender's executor: what a request over this connection meets. Absent = none runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub executor: Option<Incarnation>,
     /// The sender's malai version, for people.
     #[serde(default)]
     pub malai: String,
@@ -76,6 +79,21 @@ pub struct Open {
     pub cluster: ClusterId,
     /// The generation that the caller holds: a target that holds an older one waits for it before it refuses.
     pub generation: u64,
+}
+
+/// First frame of a stream: the caller of an attachment went away for good, and the attachment's own stream could not tell.
+/// Counts only where that attachment is, or was last, the current one and binding. Answered by `Pong` once it was passed on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Gone {
+    /// Whose session; absent = the key's own that the connection is authenticated by.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<MachineId>,
+    /// Its id.
+    pub id: SessionId,
+    /// The process that followed.
+    pub follower: FollowerId,
+    /// The attachment's number.
+    pub number: u32,
 }
 
 /// A newcomer with an invite, on `malai-join/1`. Answered by `Refused`, or by `Announce` with the addresses of the
@@ -162,6 +180,7 @@ mod tests {
             addresses: vec!["[2001:db8:ffff:ffff:ffff:ffff:ffff:ffff]:65535".into(); MAX_ADDRESSES],
             caller_only: true,
             boot: Some(Incarnation::from_bytes([255; 16])),
+            executor: Some(Incarnation::from_bytes([255; 16])),
             malai: "100.100.100".into(),
         };
         crate::codec::Frame::control(crate::codec::Kind::PeerHello, &hello).expect("fits");

@@ -7,8 +7,8 @@
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
-use crate::id::{ClusterId, Incarnation, MachineId, SessionId};
-use crate::session::{EndedBy, ExitRecord};
+use crate::id::{ClusterId, FollowerId, Incarnation, MachineId, SessionId};
+use crate::session::{EndedBy, ExitRecord, Resend};
 
 /// A session's full name: ids are chosen by callers, so only the pair is unique.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -28,13 +28,37 @@ pub enum Hello {
         /// The version of this protocol that the daemon speaks.
         version: u32,
     },
-    /// One attachment to a session. The plan may arrive after it.
-    Attach {
-        /// Which session.
-        session: SessionName,
-        /// The attachment's number; the first is 1.
-        attachment: u32,
+    /// The attachment that a plan comes with; the plan may arrive after it.
+    Attach(Attachment),
+    /// An attachment to a session that is there already. Answered by `Attached`, `Refused`, or `Missing`.
+    Resume {
+        /// Which session, and as whom.
+        attachment: Attachment,
+        /// Output up to here was written out by the follower.
+        out_offset: u64,
+        /// It may take the place of another follower.
+        #[serde(default)]
+        take_over: bool,
+        /// For a request that was sent again: whether this executor may answer `Missing`, so that it is run.
+        #[serde(default)]
+        resend: Option<Resend>,
     },
+}
+
+/// Who follows a session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attachment {
+    /// Which session.
+    pub session: SessionName,
+    /// The key of the machine whence it is followed.
+    pub by: MachineId,
+    /// The process that follows; absent = one that never attaches again.
+    #[serde(default)]
+    pub follower: Option<FollowerId>,
+    /// Counts this follower's attachments to this session, from 1.
+    pub number: u32,
+    /// The follower's going away ends the session.
+    pub binding: bool,
 }
 
 /// What runs: all of it decided.
@@ -67,6 +91,14 @@ pub struct Plan {
     /// Wait for every holder of the output pipes.
     #[serde(default)]
     pub wait_output: bool,
+    /// The request was sent before: the executor decides by it whether it may run, in one step with taking the id.
+    #[serde(default)]
+    pub resend: Option<Resend>,
+    /// How long the session waits for its caller to come back, in milliseconds.
+    pub grace_ms: u64,
+    /// It does not wait at all.
+    #[serde(default)]
+    pub kill_on_lost: bool,
     /// The request as it was decided, kept for deciding it anew and for the audit.
     pub request: Decided,
 }
@@ -99,8 +131,11 @@ pub struct Decided {
 pub struct CallerGone {
     /// Which session.
     pub session: SessionName,
-    /// Which attachment; it counts only if it is the current one.
-    pub attachment: u32,
+    /// Whose attachment.
+    #[serde(default)]
+    pub follower: Option<FollowerId>,
+    /// Its number; it counts only if that is, or was last, the current one and binding.
+    pub number: u32,
 }
 
 /// End a session: its whole tree.

@@ -23,6 +23,8 @@ impl Direction {
                 kind,
                 Kind::Refused
                     | Kind::Started
+                    | Kind::Attached
+                    | Kind::Superseded
                     | Kind::Stdout
                     | Kind::Stderr
                     | Kind::StdinAck

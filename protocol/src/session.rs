@@ -1,14 +1,16 @@
 //! What all hops of a session share: the request, its input, its output, its record.
 //!
-//! The caller sends `Exec`, then `Stdin`, `StdinEof`, `Signal`, `Ack`, `StopOutput`, `Goodbye` in any order. The target
-//! answers `Refused` and nothing else, or `Started`, then `Stdout`, `Stderr`, `StdinAck`, `StdinClosed`, and last
-//! `Exit`; nothing follows it. The end of the stream without `Exit` or `Refused` means that the outcome is unknown.
+//! The caller sends `Exec` or `Attach`, then `Stdin`, `StdinEof`, `Signal`, `Ack`, `StopOutput`, `Goodbye` in any order.
+//! The target answers `Exec` by `Refused` and nothing else, or by `Started`; and `Attach`, or an `Exec` that was sent again,
+//! by `Refused` or `Attached`. Then come `Stdout`, `Stderr`, `StdinAck`, `StdinClosed`, and last `Exit`; nothing follows it.
+//! `Superseded` may come at any time, and nothing follows it either. The end of the stream without `Exit`, `Refused` or
+//! `Superseded` means that the attachment is lost: the command goes on, and the caller may attach to it again.
 
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
 use crate::failure::{EXIT_NOT_BY_ITSELF, EXIT_TIMEOUT};
-use crate::id::{Incarnation, SessionId};
+use crate::id::{FollowerId, Incarnation, MachineId, SessionId};
 
 /// How many bytes of standard input may be sent before the first [`StdinAck`].
 pub const STDIN_CREDIT: u64 = 256 * 1024;
@@ -17,6 +19,12 @@ pub const STDIN_CREDIT: u64 = 256 * 1024;
 pub const OUTPUT_WINDOW: u64 = 1024 * 1024;
 /// The most to which the window grows on a path whose round trip leaves it empty-handed.
 pub const OUTPUT_WINDOW_MAX: u64 = 8 * 1024 * 1024;
+
+/// How long a session waits for its caller to come back where the config does not say, in milliseconds.
+pub const DEFAULT_GRACE_MS: u64 = 600_000;
+/// How much longer than the time since a first send an executor must have lived to be sure that it would know of it, in
+/// milliseconds.
+pub const RESEND_MARGIN_MS: u64 = 5_000;
 
 /// A command to run: what the caller typed, not interpreted.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -52,9 +60,101 @@ pub struct ExecSpec {
     /// Why, in the caller's words: goes to the audit.
     #[serde(default)]
     pub reason: Option<String>,
+    /// The process that follows; absent = one that never attaches again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub follower: Option<FollowerId>,
+    /// The request was sent before, and what became of it is not known. Absent = this is the first time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resend: Option<Resend>,
+    /// End the command as soon as its attachment is lost, instead of waiting for the caller to come back.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub kill_on_lost: bool,
     /// Features that must not be ignored; an unknown one is refused by name.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub needs: Vec<String>,
+}
+
+/// A request that is sent again: it runs only where it certainly did not run before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resend {
+    /// The number of the attachment that this sending makes: the first sending made 1.
+    pub number: u32,
+    /// The life of the executor that the first sending met, as the target's greeting told it; absent = not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub met: Option<Incarnation>,
+    /// Milliseconds since the first sending, by a clock that goes on while the machine sleeps.
+    pub since_ms: u64,
+}
+
+impl Resend {
+    /// Whether an executor of this life, which has lived for `alive_ms`, may run the request when it does not know its id:
+    /// the first sending met this very life, or could only have met it.
+    pub fn may_run(&self, incarnation: Incarnation, alive_ms: u64) -> bool {
+        match self.met {
+            Some(met) => met == incarnation,
+            None => alive_ms > self.since_ms.saturating_add(RESEND_MARGIN_MS),
+        }
+    }
+}
+
+/// Follows a session that exists: first frame of its stream instead of `Exec`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attach {
+    /// Whose session; absent = the key's own that the connection is authenticated by.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<MachineId>,
+    /// Its id.
+    pub id: SessionId,
+    /// The process that follows.
+    pub follower: FollowerId,
+    /// Counts the attachments of this follower to this session, `Exec` included, from 1. One with a number that is not
+    /// higher than the last one's changes nothing.
+    pub number: u32,
+    /// Output up to here was written out: the rest is wanted.
+    #[serde(default)]
+    pub out_offset: u64,
+    /// The caller's going away ends the command.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub binding: bool,
+    /// Take the place of another follower.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub take_over: bool,
+}
+
+/// The session is followed from here on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attached {
+    /// The life of the executor that has it.
+    pub incarnation: Incarnation,
+    /// What `Started` said; absent = the command does not run yet, and `Started` or `Refused` follows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub started: Option<Started>,
+    /// Where the output that follows begins; later than asked for where it is not kept any more.
+    pub out_offset: u64,
+    /// So many bytes of standard input arrived: the sender goes on there.
+    pub stdin_offset: u64,
+    /// Bytes of standard input that may have been sent in all, from the start of the session.
+    pub credit: u64,
+    /// No more standard input is taken: it has ended, or the command closed it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub stdin_closed: bool,
+}
+
+/// Another attachment follows the session now; nothing follows this on the old one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Superseded {
+    /// The key of the machine whence it is followed now.
+    pub by: MachineId,
+    /// The process that follows now.
+    pub follower: FollowerId,
+}
+
+/// From the caller's daemon to its own CLI, before the target's answer: the request is on its way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sent {
+    /// The life of the target's executor, as the target's daemon told in its greeting.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub met: Option<Incarnation>,
 }
 
 /// Sends a signal to the command's process group.
@@ -99,6 +199,9 @@ pub struct Started {
     pub pid: u32,
     /// The user it runs as.
     pub user: String,
+    /// How long the target waits for the caller to come back when the attachment is lost, in milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub grace_ms: Option<u64>,
 }
 
 /// Standard input was taken.
@@ -196,6 +299,18 @@ mod tests {
             output_open: false,
             reason: None,
         }
+    }
+
+    #[test]
+    fn a_resend_runs_only_where_the_first_sending_would_be_known() {
+        let [this, other] = [1, 2].map(|byte| Incarnation::from_bytes([byte; 16]));
+        let resend = |met| Resend { number: 2, met, since_ms: 1000 };
+        assert!(resend(Some(this)).may_run(this, 0));
+        assert!(!resend(Some(other)).may_run(this, u64::MAX));
+        assert!(resend(None).may_run(this, 6001));
+        assert!(!resend(None).may_run(this, 6000));
+        let forever = Resend { since_ms: u64::MAX, ..resend(None) };
+        assert!(!forever.may_run(this, u64::MAX));
     }
 
     #[test]

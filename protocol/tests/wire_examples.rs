@@ -150,6 +150,9 @@ fn exec() -> ExecSpec {
         timeout_ms: None,
         wait_output: false,
         reason: None,
+        follower: None,
+        resend: None,
+        kill_on_lost: false,
         needs: Vec::new(),
     }
 }
@@ -157,7 +160,12 @@ fn exec() -> ExecSpec {
 fn local_socket(examples: &mut Examples) {
     let hello = local::Hello { version: local::VERSION, malai: "0.1.0".into(), pid: 4242, agent: false };
     examples.control("local-hello", Kind::LocalHello, &hello);
-    let target = SessionTarget { machine: "web01".into(), cluster: Some("company".into()), connect_timeout_ms: 10_000 };
+    let target = SessionTarget {
+        machine: "web01".into(),
+        cluster: Some("company".into()),
+        connect_timeout_ms: 10_000,
+        attachment: None,
+    };
     examples.control("request-session", Kind::Request, &Request::Session(target));
     examples.control("request-status", Kind::Request, &Request::Status);
     let pending = Request::ClusterPending { cluster: "company".into() };
@@ -200,6 +208,7 @@ fn session_from_the_target(examples: &mut Examples) {
         hostname: "web01".into(),
         pid: 1234,
         user: "deploy".into(),
+        grace_ms: None,
     };
     examples.control("started", Kind::Started, &started);
     examples.data("stdout", Kind::Stdout, b"hi\n");
@@ -234,6 +243,7 @@ fn between_machines(examples: &mut Examples) {
         addresses: vec!["192.0.2.7:4001".into()],
         caller_only: false,
         boot: Some(Incarnation::from_bytes([0xbb; 16])),
+        executor: None,
         malai: "0.1.0".into(),
     };
     examples.control("peer-hello", Kind::PeerHello, &hello);

@@ -81,8 +81,8 @@ fn order(shared: &Arc<Shared>, frame: &Frame, out: &mut BytesMut) -> Result<(), 
             }
         }
         Kind::CallerGone => {
-            let CallerGone { session, attachment } = frame.decode()?;
-            shared.table.tell(session, Command::CallerGone(attachment));
+            let CallerGone { session, number, .. } = frame.decode()?;
+            shared.table.tell(session, Command::CallerGone(number));
         }
         Kind::End => {
             let End { session, cause: by, reason } = frame.decode()?;

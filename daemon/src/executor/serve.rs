@@ -96,9 +96,10 @@ fn serve(shared: &Arc<Shared>, connection: Connection, waiting: &Arc<Semaphore>)
                 tracing::info!(version, "a daemon is here");
                 control::serve(task, reader, writer).await;
             }
-            Ok(Hello::Attach { session, attachment }) => {
-                attach(&task, session, Attachment::new(attachment, reader, writer)).await;
+            Ok(Hello::Attach(with)) => {
+                attach(&task, with.session, Attachment::new(with.number, reader, writer)).await;
             }
+            Ok(Hello::Resume { .. }) => tracing::info!("sessions are not resumed yet"),
             Err(error) => tracing::info!(%error, "connection closed"),
         }
     });

@@ -220,6 +220,7 @@ impl Session {
                     hostname: self.shared.hostname.clone(),
                     pid: self.child.pid().as_raw().unsigned_abs(),
                     user: self.user.clone(),
+                    grace_ms: None,
                 };
                 self.link.control(Kind::Started, &started);
             }

@@ -8,7 +8,7 @@ use malai_protocol::audit::{Entry, Event, printable};
 use malai_protocol::failure::{Failure, Kind};
 use malai_protocol::peer::unknown_need;
 use malai_protocol::plan::{Decided, Plan, SessionName};
-use malai_protocol::session::ExecSpec;
+use malai_protocol::session::{DEFAULT_GRACE_MS, ExecSpec};
 use tokio::time::Instant;
 
 use super::live::Sent;
@@ -165,6 +165,13 @@ fn asked(spec: &ExecSpec) -> Decided {
     }
 }
 
+/// How long this machine's sessions wait for their callers.
+fn grace_ms(membership: &Membership) -> u64 {
+    let held = membership.held();
+    let grace = held.config.machine_by_id(&membership.me).map(|(_, machine)| held.config.grace(machine));
+    grace.map_or(DEFAULT_GRACE_MS, |grace| u64::try_from(grace.as_millis()).unwrap_or(u64::MAX))
+}
+
 fn plan(membership: &Membership, name: SessionName, spec: &ExecSpec, asked: &Decided, grant: &Grant) -> Plan {
     Plan {
         session: name,
@@ -177,6 +184,9 @@ fn plan(membership: &Membership, name: SessionName, spec: &ExecSpec, asked: &Dec
         stdin: spec.stdin,
         timeout_ms: spec.timeout_ms,
         wait_output: spec.wait_output,
+        resend: spec.resend,
+        grace_ms: grace_ms(membership),
+        kill_on_lost: spec.kill_on_lost,
         request: Decided { named: grant.named.clone(), run_as: grant.run_as.clone(), ..asked.clone() },
     }
 }

@@ -71,6 +71,7 @@ fn on_the_wire(request: &Request<'_>) -> (ExecSpec, Vec<Need>) {
             };
             (spec, needs)
         }
+        Request::Attend { .. } => unreachable!("no session is attended to here"),
     }
 }
 

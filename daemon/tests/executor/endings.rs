@@ -59,7 +59,7 @@ async fn caller_goes(lab: &mut Lab, escape: &str) -> u32 {
     let mut caller = lab.start(hidden).await;
     let main = caller.started().await.pid;
     let grandchild = pid_in(file.as_ref()).await;
-    lab.control.send(Kind::CallerGone, &CallerGone { session, attachment: 1 }).await;
+    lab.control.send(Kind::CallerGone, &CallerGone { session, follower: None, number: 1 }).await;
     assert_eq!(record(lab).await.ended_by, EndedBy::CallerGone);
     assert!(!lives(main));
     grandchild
@@ -119,7 +119,7 @@ async fn the_going_of_another_attachments_caller_changes_nothing() {
     let session = sleeper.session;
     let mut caller = lab.start(sleeper).await;
     caller.started().await;
-    lab.control.send(Kind::CallerGone, &CallerGone { session, attachment: 2 }).await;
+    lab.control.send(Kind::CallerGone, &CallerGone { session, follower: None, number: 2 }).await;
     lab.control.send(Kind::End, &End { session, cause: EndedBy::Killed, reason: None }).await;
     // Had the first one counted, it would stand in the record.
     assert_eq!(caller.finish().await.record().ended_by, EndedBy::Killed);

@@ -17,7 +17,7 @@ use malai_protocol::codec::{Frame, FrameCodec, Kind};
 use malai_protocol::failure::Failure;
 use malai_protocol::home::Home;
 use malai_protocol::id::{ClusterId, MachineId, SessionId};
-use malai_protocol::plan::{Decided, Ended, Hello, Plan, SessionName, Sessions, Tree, VERSION};
+use malai_protocol::plan::{Attachment, Decided, Ended, Hello, Plan, SessionName, Sessions, Tree, VERSION};
 use malai_protocol::session::{Ack, ExitRecord, Signal, Started, Status, StdinAck};
 
 /// The public key of RFC 8032's first test: a caller, and a cluster.
@@ -73,6 +73,9 @@ pub(crate) fn plan(argv: &[&str]) -> Plan {
         stdin: false,
         timeout_ms: None,
         wait_output: false,
+        resend: None,
+        grace_ms: 0,
+        kill_on_lost: true,
         request: Decided {
             words: words(argv),
             literal: true,
@@ -135,7 +138,8 @@ impl Lab {
 
     pub(crate) async fn attach(&self, session: SessionName) -> Caller {
         let mut framed = self.dial().await;
-        let hello = Hello::Attach { session, attachment: 1 };
+        let by = session.caller;
+        let hello = Hello::Attach(Attachment { session, by, follower: None, number: 1, binding: true });
         framed.send(Frame::control(Kind::ExecutorHello, &hello).expect("fits")).await.expect("sent");
         Caller { framed, received: 0, acks: true }
     }

@@ -19,7 +19,7 @@ use malai_protocol::codec::{Frame, Kind};
 use malai_protocol::failure;
 use malai_protocol::home::Home;
 use malai_protocol::id::{ClusterId, MachineId, SessionId};
-use malai_protocol::plan::{Decided, Ended, Hello, Outcome, Plan, SessionName, VERSION};
+use malai_protocol::plan::{Attachment, Decided, Ended, Hello, Outcome, Plan, SessionName, VERSION};
 use malai_protocol::session::{EndedBy, ExitRecord, Started};
 
 /// The public key of RFC 8032's first test: a caller, and a cluster.
@@ -87,6 +87,10 @@ fn send(pid: u32, signal: Signal) {
     kill(Pid::from_raw(i32::try_from(pid).expect("a pid")), signal).expect("it is there");
 }
 
+fn first(session: SessionName) -> Attachment {
+    Attachment { session, by: session.caller, follower: None, number: 1, binding: true }
+}
+
 fn plan(argv: &[&str]) -> Plan {
     let mut id = [0; 16];
     getrandom::fill(&mut id).expect("random");
@@ -102,6 +106,9 @@ fn plan(argv: &[&str]) -> Plan {
         stdin: false,
         timeout_ms: None,
         wait_output: false,
+        resend: None,
+        grace_ms: 0,
+        kill_on_lost: true,
         request: Decided {
             words,
             literal: true,
@@ -144,7 +151,7 @@ impl Daemon {
         let plan = plan(&["sleep", "1000"]);
         let session = plan.session;
         self.executor.plan(plan).await.expect("sent");
-        let mut attached = self.executor.attach(session, 1).await.expect("attached");
+        let mut attached = self.executor.attach(first(session)).await.expect("attached");
         let frame = within("it starts", attached.next()).await.expect("open").expect("a frame");
         let Started { pid, .. } = frame.expect(Kind::Started, "started").expect("decodes");
         (session, pid, attached)
@@ -153,7 +160,7 @@ impl Daemon {
     /// Runs a command; returns its output.
     async fn run(&self, argv: &[&str]) -> (String, ExitRecord) {
         let plan = plan(argv);
-        let mut attached = self.executor.attach(plan.session, 1).await.expect("attached");
+        let mut attached = self.executor.attach(first(plan.session)).await.expect("attached");
         self.executor.plan(plan).await.expect("sent");
         let mut out = Vec::new();
         loop {

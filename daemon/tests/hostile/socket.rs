@@ -29,7 +29,12 @@ fn greeting() -> Result<Vec<u8>> {
 }
 
 fn session() -> Result<Vec<u8>> {
-    let target = SessionTarget { machine: "laptop".into(), cluster: Some("c".into()), connect_timeout_ms: 10_000 };
+    let target = SessionTarget {
+        machine: "laptop".into(),
+        cluster: Some("c".into()),
+        connect_timeout_ms: 10_000,
+        attachment: None,
+    };
     frame(Kind::Request, &Request::Session(target))
 }
 

@@ -191,7 +191,12 @@ impl Machine {
     /// Begins a session; the frames that follow are the caller's business.
     pub(crate) async fn begin(&self, machine: &str, spec: &ExecSpec) -> Result<Socket> {
         let mut socket = self.connect().await?;
-        let target = SessionTarget { machine: machine.into(), cluster: Some("c".into()), connect_timeout_ms: 10_000 };
+        let target = SessionTarget {
+            machine: machine.into(),
+            cluster: Some("c".into()),
+            connect_timeout_ms: 10_000,
+            attachment: None,
+        };
         socket.send(Frame::control(Kind::Request, &Request::Session(target))?).await?;
         socket.send(Frame::control(Kind::Exec, spec)?).await?;
         Ok(socket)
@@ -225,6 +230,9 @@ pub(crate) fn spec(words: &[&str]) -> ExecSpec {
         timeout_ms: None,
         wait_output: false,
         reason: None,
+        follower: None,
+        resend: None,
+        kill_on_lost: false,
         needs: Vec::new(),
     }
 }

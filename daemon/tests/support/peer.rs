@@ -164,6 +164,7 @@ pub(crate) fn hello(header: Option<SignedHeader>) -> Hello {
         addresses: Vec::new(),
         caller_only: false,
         boot: None,
+        executor: None,
         malai: String::new(),
     }
 }

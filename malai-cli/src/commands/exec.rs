@@ -149,6 +149,9 @@ impl Exec {
             timeout_ms: self.timeout.map(duration::millis),
             wait_output: self.wait_output,
             reason: self.reason.clone(),
+            follower: None,
+            resend: None,
+            kill_on_lost: false,
             needs: Vec::new(),
         };
         Ok((target, spec))
@@ -207,6 +210,7 @@ fn first_flight(target: &Target, connect_timeout: Duration, spec: &ExecSpec) -> 
         machine: target.machine.clone(),
         cluster: target.cluster.clone(),
         connect_timeout_ms: duration::millis(connect_timeout),
+        attachment: None,
     };
     let too_long = |e| {
         Failure::new(Kind::Usage, format!("the command is too long: {e}"))

@@ -86,6 +86,7 @@ mod tests {
             hostname: "web01".into(),
             pid: 7,
             user: "u".into(),
+            grace_ms: None,
         };
         let record = ExitRecord {
             status: Status::Exited { code: 3 },

@@ -115,7 +115,11 @@ impl Lab {
         let mut lab = Self::new(wish);
         lab.send(Kind::LocalHello, &client::hello()).await;
         let incarnation = Incarnation::from_bytes([1; 16]);
-        lab.send(Kind::Started, &Started { incarnation, hostname: "web01".into(), pid: 7, user: "u".into() }).await;
+        lab.send(
+            Kind::Started,
+            &Started { incarnation, hostname: "web01".into(), pid: 7, user: "u".into(), grace_ms: None },
+        )
+        .await;
         assert_eq!(lab.next().await.kind, Kind::LocalHello);
         lab
     }
@@ -388,8 +392,13 @@ async fn an_interrupt_before_the_start_leaves_at_once() {
 
 #[tokio::test]
 async fn frames_out_of_order_end_the_session_as_unknown() {
-    let started =
-        Started { incarnation: Incarnation::from_bytes([1; 16]), hostname: "h".into(), pid: 7, user: "u".into() };
+    let started = Started {
+        incarnation: Incarnation::from_bytes([1; 16]),
+        hostname: "h".into(),
+        pid: 7,
+        user: "u".into(),
+        grace_ms: None,
+    };
     let early = [
         Frame::control(Kind::Started, &started).unwrap(),
         Frame::control(Kind::Exit, &record(0, 0, 0)).unwrap(),

@@ -198,7 +198,10 @@ impl Peer {
     pub(crate) fn start(&mut self) {
         self.greet();
         let incarnation = Incarnation::from_bytes([1; 16]);
-        self.send(Kind::Started, &Started { incarnation, hostname: "web01".into(), pid: 7, user: "u".into() });
+        self.send(
+            Kind::Started,
+            &Started { incarnation, hostname: "web01".into(), pid: 7, user: "u".into(), grace_ms: None },
+        );
     }
 
     pub(crate) fn output(&mut self, kind: Kind, bytes: &'static [u8]) {

@@ -67,17 +67,22 @@ pub fn control(data: &[u8]) -> bool {
     match kind {
         Kind::Open => same::<peer::Open>(&frame),
         Kind::Exec => same::<session::ExecSpec>(&frame),
+        Kind::Attach => same::<session::Attach>(&frame),
         Kind::Signal => same::<session::Signal>(&frame),
         Kind::Ack => same::<session::Ack>(&frame),
         Kind::StopOutput => same::<session::StopOutput>(&frame),
         Kind::Refused => same::<failure::Failure>(&frame),
         Kind::Started => same::<session::Started>(&frame),
+        Kind::Attached => same::<session::Attached>(&frame),
+        Kind::Superseded => same::<session::Superseded>(&frame),
+        Kind::Sent => same::<session::Sent>(&frame),
         Kind::StdinAck => same::<session::StdinAck>(&frame),
         Kind::Exit => same::<session::ExitRecord>(&frame),
         Kind::PeerHello => same::<peer::Hello>(&frame),
         Kind::Announce => same::<peer::Announce>(&frame),
         Kind::Pull => same::<peer::Pull>(&frame),
         Kind::Snapshot => same::<Signed>(&frame),
+        Kind::Gone => same::<peer::Gone>(&frame),
         Kind::Redeem => same::<peer::Redeem>(&frame),
         Kind::Knock => same::<peer::Knock>(&frame),
         Kind::LocalHello => same::<local::Hello>(&frame),
@@ -92,7 +97,13 @@ pub fn control(data: &[u8]) -> bool {
         Kind::Audited => same::<plan::Audited>(&frame),
         Kind::Shutdown => same::<plan::Shutdown>(&frame),
         Kind::Stdin | Kind::Stdout | Kind::Stderr => false,
-        Kind::StdinEof | Kind::Goodbye | Kind::StdinClosed | Kind::Waiting | Kind::Ping | Kind::Pong => false,
+        Kind::StdinEof
+        | Kind::Goodbye
+        | Kind::StdinClosed
+        | Kind::Waiting
+        | Kind::Ping
+        | Kind::Pong
+        | Kind::Missing => false,
     }
 }
 

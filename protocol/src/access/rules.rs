@@ -1,4 +1,4 @@
-//! The rules for commands: which list, which user, which environment.
+//! The rules for commands: which list, which user, which environment; and for sessions: whose, or which list.
 
 use serde_bytes::ByteBuf;
 
@@ -6,6 +6,7 @@ use super::{Case, Exec, Grant};
 use crate::config::environment::{self, Standing};
 use crate::config::{Allow, Command, Name, Via, is_user, shown};
 use crate::failure::{Failure, Kind};
+use crate::id::MachineId;
 
 /// Longer lists are not repeated in a hint.
 const MAX_SHOWN: usize = 12;
@@ -29,6 +30,30 @@ impl Case<'_> {
         Ok(Grant { argv, shell: exec.shell, run_as, named, who: self.who.to_string() })
     }
 
+    /// Whether the caller may follow, list or end the sessions of this owner.
+    pub(super) fn attend(
+        &self,
+        caller: &MachineId,
+        owner: &MachineId,
+        steps: &mut Vec<String>,
+    ) -> Result<Grant, Failure> {
+        if caller == owner {
+            steps.push("the session is its own".to_owned());
+        } else {
+            let list = self.machine.allow_sessions.as_ref();
+            let Some(via) = list.and_then(|list| self.config.via(list, self.who)) else {
+                let why = format!(
+                    "the session is another machine's, and `{}` is not in `allow_sessions` of [{}]",
+                    self.who,
+                    self.section()
+                );
+                return Err(self.denied(why, &self.section(), &self.allow_line("allow_sessions", list)));
+            };
+            steps.push(format!("`allow_sessions` of [{}] has {}", self.section(), described(&via, self.who)));
+        }
+        Ok(Grant { argv: Vec::new(), shell: false, run_as: None, named: None, who: self.who.to_string() })
+    }
+
     /// The named command that the first word names.
     fn named(&self, exec: &Exec<'_>) -> Option<(&Name, &Command)> {
         if exec.literal || exec.shell {
@@ -47,7 +72,7 @@ impl Case<'_> {
             .or_else(|| Some(("defaults".to_owned(), defaults.as_ref()?)));
         let Some((section, list)) = found else {
             let why = format!("nobody may run commands on `{}`: neither it nor [defaults] has `allow_from`", self.name);
-            return Err(self.denied(why, &self.section(), &self.allow_line(None)));
+            return Err(self.denied(why, &self.section(), &self.allow_line("allow_from", None)));
         };
         match self.config.via(list, self.who) {
             Some(via) => {
@@ -58,19 +83,19 @@ impl Case<'_> {
                 let why = format!("`{}` is not in `allow_from` of [{section}]", self.who);
                 // The line allows this on this machine only, even where the defaults decided.
                 let place = if section == "defaults" { self.section() } else { section };
-                Err(self.denied(why, &place, &self.allow_line(Some(list))))
+                Err(self.denied(why, &place, &self.allow_line("allow_from", Some(list))))
             }
         }
     }
 
     /// The line that adds the caller to a list.
-    fn allow_line(&self, list: Option<&Allow>) -> String {
+    fn allow_line(&self, key: &str, list: Option<&Allow>) -> String {
         let names: Vec<&Name> = list.into_iter().flat_map(|list| &list.names).collect();
         if names.len() > MAX_SHOWN {
-            return format!("add \"{}\" to allow_from", self.who);
+            return format!("add \"{}\" to {key}", self.who);
         }
         let quoted: Vec<String> = names.into_iter().chain([self.who]).map(|name| format!("\"{name}\"")).collect();
-        format!("allow_from = [{}]", quoted.join(", "))
+        format!("{key} = [{}]", quoted.join(", "))
     }
 
     fn well_formed(&self, exec: &Exec<'_>, command: Option<(&Name, &Command)>) -> Result<(), Failure> {

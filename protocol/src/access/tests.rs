@@ -14,6 +14,7 @@ fn text() -> String {
          [machine.caller]\nid52 = \"{}\"\n\
          [machine.web01]\nid52 = \"{}\"\n\
          allow_from = [\"outer\"]\nusername = \"deploy\"\nusers = [\"postgres\"]\naccept_env = [\"GIT_*\"]\n\
+         allow_sessions = [\"outer\"]\n\
          [machine.web01.command.restart]\n\
          command = [\"systemctl\", \"restart\", \"nginx\"]\nallow_from = [\"on-call\"]\nusername = \"root\"\n\
          [group.outer]\nmembers = [\"inner\"]\n\
@@ -38,6 +39,8 @@ struct Sent {
     shell: bool,
     user: Option<&'static str>,
     env: Vec<String>,
+    /// Not a command: to attend to a session of this owner.
+    owner: Option<MachineId>,
 }
 
 impl Sent {
@@ -49,12 +52,19 @@ impl Sent {
         Self { env: names.iter().map(|n| (*n).to_owned()).collect(), ..Self::words(&["id"]) }
     }
 
+    fn attend(owner: u8) -> Self {
+        Self { owner: Some(machine_id(owner)), ..Self::default() }
+    }
+
     fn user(user: &'static str) -> Self {
         Self { user: Some(user), ..Self::words(&["id"]) }
     }
 
     fn request(&self) -> Request<'_> {
-        let Self { words, literal, shell, user, env } = self;
+        let Self { words, literal, shell, user, env, owner } = self;
+        if let Some(owner) = owner {
+            return Request::Attend { owner };
+        }
         Request::Exec(Exec { words, literal: *literal, shell: *shell, user: *user, env_names: env })
     }
 }
@@ -93,6 +103,7 @@ enum Need {
     Username,
     User,
     Variable,
+    Sessions,
 }
 
 /// All that a request needs. A new kind of request does not compile without an answer here.
@@ -110,6 +121,8 @@ fn needs(request: &Request<'_>) -> Vec<Need> {
                 needs.push(Need::Variable);
             }
         }
+        Request::Attend { owner } if **owner == machine_id(CALLER) => {}
+        Request::Attend { .. } => needs.extend([Need::Sessions, Need::Group, Need::NestedGroup]),
     }
     needs
 }
@@ -123,6 +136,8 @@ fn requests() -> Vec<Sent> {
         Sent { shell: true, literal: true, ..Sent::words(&["id; id"]) },
         Sent::user("postgres"),
         Sent::env(&["GIT_DIR", "LANG"]),
+        Sent::attend(CALLER),
+        Sent::attend(1),
     ]
 }
 
@@ -144,6 +159,7 @@ fn without(need: Need) -> String {
         Need::Username => line("username"),
         Need::User => line("users"),
         Need::Variable => line("accept_env"),
+        Need::Sessions => line("allow_sessions"),
     }
 }
 

@@ -84,6 +84,9 @@ impl Scene {
             stdin: false,
             timeout_ms: None,
             wait_output: false,
+            resend: None,
+            grace_ms: 0,
+            kill_on_lost: true,
             request,
         }
     }
