@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use futures_util::SinkExt;
+use futures_util::{SinkExt, StreamExt};
 use nix::errno::Errno;
 use nix::sys::signal::kill;
 use nix::unistd::Pid;
@@ -27,6 +27,7 @@ use malai_protocol::id::Incarnation;
 use malai_protocol::plan::{
     Attachment, Audited, CallerGone, End, Ended, Hello, Plan, SessionName, Sessions, Shutdown, Tree,
 };
+use malai_protocol::session::Resend;
 
 use crate::executor::Connection;
 
@@ -34,6 +35,8 @@ use crate::executor::Connection;
 const SHUTDOWN: Duration = Duration::from_secs(10);
 /// How long the process may take to go after it closed the connection.
 const GONE: Duration = Duration::from_secs(3);
+/// How long it may take to say whether it has a session.
+const ANSWER: Duration = Duration::from_secs(5);
 /// Orders that wait to be written.
 const ORDERS: usize = 64;
 /// What an in-memory connection holds in each direction.
@@ -94,6 +97,34 @@ struct Inner {
     task: Mutex<Option<JoinHandle<anyhow::Result<()>>>>,
     /// Ends the tasks of the control connection, and with them the connection.
     _guard: DropGuard,
+}
+
+/// An attachment to a session that is there already.
+#[derive(Debug, Clone, Copy)]
+pub struct Resume {
+    /// To which session, and as whom.
+    pub attachment: Attachment,
+    /// Output up to here was written out by the follower.
+    pub out_offset: u64,
+    /// It may take the place of another follower.
+    pub take_over: bool,
+    /// For a request that was sent again.
+    pub resend: Option<Resend>,
+}
+
+/// What came of a [`Resume`].
+#[derive(Debug)]
+#[allow(clippy::large_enum_variant, reason = "almost every answer is the large one")]
+pub enum Resumed {
+    /// The session answers: `Attached`, `Superseded` or `Refused`, and then its other frames.
+    Attached {
+        /// The answer.
+        first: Frame,
+        /// What follows, both ways.
+        stream: Framed<Connection, FrameCodec>,
+    },
+    /// No such session is known; a request that was sent again may be run.
+    Missing,
 }
 
 /// How another connection is made.
@@ -207,6 +238,24 @@ impl Executor {
         let hello = Frame::control(Kind::ExecutorHello, &Hello::Attach(attachment)).map_err(broken)?;
         framed.send(hello).await.map_err(broken)?;
         Ok(framed)
+    }
+
+    /// Opens an attachment to a session that is there already.
+    ///
+    /// # Errors
+    /// When the executor is gone, or does not answer in time.
+    pub async fn resume(&self, resume: Resume) -> Result<Resumed, Failure> {
+        let Resume { attachment, out_offset, take_over, resend } = resume;
+        let mut framed = Framed::new(self.inner.dial.connect().await?, FrameCodec::new());
+        let hello = Hello::Resume { attachment, out_offset, take_over, resend };
+        framed.send(Frame::control(Kind::ExecutorHello, &hello).map_err(broken)?).await.map_err(broken)?;
+        match timeout(ANSWER, framed.next()).await {
+            Ok(Some(Ok(frame))) if frame.kind == Kind::Missing => Ok(Resumed::Missing),
+            Ok(Some(Ok(first))) => Ok(Resumed::Attached { first, stream: framed }),
+            Ok(Some(Err(error))) => Err(broken(error)),
+            Ok(None) => Err(lost()),
+            Err(_) => Err(Failure::new(failure::Kind::Internal, "the executor does not answer in time")),
+        }
     }
 
     /// Ends all sessions, which are told `reason`, and then the executor. Meanwhile events go on, and are to be
