@@ -121,6 +121,10 @@ async fn carry_out(
         Request::Status => Ok(Response::Status(status::status(clusters).await)),
         Request::DaemonStatus => Ok(Response::Daemon(status::daemon(clusters).await)),
         Request::Stop => stop(context).await,
+        Request::Leave => {
+            context.stop.cancel();
+            Ok(Response::Done)
+        }
         Request::Yield => leave(context),
         Request::ClusterList => {
             let home = clusters.shared().home.clone();
