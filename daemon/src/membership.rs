@@ -4,6 +4,7 @@ pub(crate) mod accept;
 pub(crate) mod dial;
 pub(crate) mod greet;
 pub(crate) mod link;
+pub(crate) mod pulse;
 pub(crate) mod serve;
 pub(crate) mod sync;
 

@@ -10,7 +10,7 @@ use malai_protocol::failure::{Failure, Kind as FailureKind};
 use malai_protocol::peer::{Close, Hello, Open, Pull, RESET_LOST, RESET_PROTOCOL};
 use tokio_util::task::TaskTracker;
 
-use super::{Membership, greet};
+use super::{Membership, greet, pulse};
 use crate::machine;
 use crate::net::endpoint::MAX_SESSIONS;
 use crate::net::pool::PeerConn;
@@ -181,7 +181,7 @@ async fn session(
     if let Some(failure) = refusal {
         return answer(send_half, Frame::control(Kind::Refused, &failure)?).await;
     }
-    let Some(_counted) = conn.enter(MAX_SESSIONS) else {
+    let Some(_counted) = pulse::enter(membership, conn, MAX_SESSIONS) else {
         let failure =
             Failure::new(FailureKind::Busy, format!("{MAX_SESSIONS} sessions run over this connection already"));
         return answer(send_half, Frame::control(Kind::Refused, &failure)?).await;

@@ -13,7 +13,7 @@ use iroh::endpoint::Connection;
 use malai_protocol::id::{Incarnation, MachineId};
 use malai_protocol::peer::Close;
 use malai_protocol::snapshot::Header;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use super::close;
 use crate::clock::now_ms;
@@ -36,6 +36,9 @@ pub(crate) struct PeerConn {
     greeted: AtomicBool,
     caller_only: AtomicBool,
     sessions: AtomicU32,
+    pulsing: AtomicBool,
+    stalled: AtomicBool,
+    given_up: Notify,
     offers: Mutex<Offers>,
 }
 
@@ -58,6 +61,9 @@ impl PeerConn {
             greeted: AtomicBool::new(false),
             caller_only: AtomicBool::new(false),
             sessions: AtomicU32::new(0),
+            pulsing: AtomicBool::new(false),
+            stalled: AtomicBool::new(false),
+            given_up: Notify::new(),
             offers: Mutex::default(),
         })
     }
@@ -87,21 +93,62 @@ impl PeerConn {
         self.caller_only.store(true, Ordering::Relaxed);
     }
 
+    /// Whether the peer is an agent.
+    pub(crate) fn is_caller_only(&self) -> bool {
+        self.caller_only.load(Ordering::Relaxed)
+    }
+
     /// Whether streams may be opened towards the peer.
     pub(crate) fn callable(&self) -> bool {
-        !self.caller_only.load(Ordering::Relaxed) && self.conn.close_reason().is_none()
+        !self.is_caller_only() && self.conn.close_reason().is_none()
+    }
+
+    /// Packets that came from the peer.
+    pub(crate) fn packets(&self) -> u64 {
+        self.conn.stats().udp_rx.datagrams
+    }
+
+    /// True for the one that has to start the heartbeat.
+    pub(crate) fn begin_pulse(&self) -> bool {
+        !self.pulsing.swap(true, Ordering::SeqCst)
+    }
+
+    /// The heartbeat ends. False when a session came meanwhile, for which it has to go on.
+    pub(crate) fn end_pulse(&self) -> bool {
+        self.pulsing.store(false, Ordering::SeqCst);
+        self.sessions() == 0 || !self.begin_pulse()
+    }
+
+    /// Nothing comes from the peer: new sessions take another connection.
+    pub(crate) fn set_stalled(&self, stalled: bool) {
+        self.stalled.store(stalled, Ordering::SeqCst);
+    }
+
+    /// Whether nothing comes from the peer.
+    pub(crate) fn is_stalled(&self) -> bool {
+        self.stalled.load(Ordering::SeqCst)
+    }
+
+    /// The callers whose sessions run over it are to attach anew.
+    pub(crate) fn give_up(&self) {
+        self.given_up.notify_waiters();
+    }
+
+    /// Waits until callers have to attach anew.
+    pub(crate) async fn given_up(&self) {
+        self.given_up.notified().await;
     }
 
     /// Counts a session on this connection for as long as the guard lives. `None` when there are `most` already.
     pub(crate) fn enter(self: &Arc<Self>, most: u32) -> Option<SessionGuard> {
-        let before = self.sessions.fetch_add(1, Ordering::Relaxed);
+        let before = self.sessions.fetch_add(1, Ordering::SeqCst);
         let guard = SessionGuard(Arc::clone(self));
         (before < most).then_some(guard)
     }
 
     /// How many sessions run over it.
     pub(crate) fn sessions(&self) -> u32 {
-        self.sessions.load(Ordering::Relaxed)
+        self.sessions.load(Ordering::SeqCst)
     }
 
     /// The path in use, for people, and its round-trip time in microseconds.
@@ -124,7 +171,7 @@ pub(crate) struct SessionGuard(Arc<PeerConn>);
 
 impl Drop for SessionGuard {
     fn drop(&mut self) {
-        self.0.sessions.fetch_sub(1, Ordering::Relaxed);
+        self.0.sessions.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
@@ -165,7 +212,8 @@ impl Pool {
         self.peers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn touch(&self) {
+    /// Wakes whoever watches.
+    pub(crate) fn touch(&self) {
         self.changed.send_modify(|n| *n = n.wrapping_add(1));
     }
 
@@ -266,7 +314,7 @@ impl Pool {
     pub(crate) fn live(&self, id: MachineId) -> Option<Arc<PeerConn>> {
         let peers = self.lock();
         let preferred_side = self.me < id;
-        let callable = peers.get(&id)?.conns.iter().filter(|c| c.callable());
+        let callable = peers.get(&id)?.conns.iter().filter(|c| c.callable() && !c.is_stalled());
         callable.max_by_key(|c| (c.dialed == preferred_side, c.since_ms)).cloned()
     }
 
