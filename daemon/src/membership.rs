@@ -5,6 +5,7 @@ pub(crate) mod dial;
 pub(crate) mod greet;
 pub(crate) mod link;
 pub(crate) mod pulse;
+pub(crate) mod recover;
 pub(crate) mod serve;
 pub(crate) mod sync;
 
@@ -207,6 +208,7 @@ impl Membership {
         }
         self.tasks.spawn(sync::review(Arc::clone(self)));
         self.tasks.spawn(sync::rebind(Arc::clone(self)));
+        self.tasks.spawn(recover::run(Arc::clone(self)));
     }
 
     /// Closes every connection, so that attachments are lost at once.

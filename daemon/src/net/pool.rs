@@ -200,12 +200,25 @@ pub(crate) struct Pool {
     me: MachineId,
     peers: Mutex<HashMap<MachineId, Peer>>,
     changed: watch::Sender<u64>,
+    /// Sessions that wait for a connection.
+    waiting: AtomicU32,
+}
+
+/// A session that waits for a connection; no more when dropped.
+#[derive(Debug)]
+#[must_use = "dropping it ends the waiting"]
+pub(crate) struct WaitingSession<'a>(&'a Pool);
+
+impl Drop for WaitingSession<'_> {
+    fn drop(&mut self) {
+        self.0.waiting.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 impl Pool {
     /// An empty pool of this machine.
     pub(crate) fn new(me: MachineId) -> Self {
-        Self { me, peers: Mutex::default(), changed: watch::Sender::new(0) }
+        Self { me, peers: Mutex::default(), changed: watch::Sender::new(0), waiting: AtomicU32::new(0) }
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<MachineId, Peer>> {
@@ -220,6 +233,23 @@ impl Pool {
     /// Wakes whenever a connection comes or goes, or a machine tells a generation.
     pub(crate) fn watch(&self) -> watch::Receiver<u64> {
         self.changed.subscribe()
+    }
+
+    /// A session waits for a connection, for as long as the guard lives.
+    pub(crate) fn wait(&self) -> WaitingSession<'_> {
+        self.waiting.fetch_add(1, Ordering::SeqCst);
+        self.touch();
+        WaitingSession(self)
+    }
+
+    /// Whether a session needs the network and does not have it.
+    pub(crate) fn wants_recovery(&self) -> bool {
+        self.waiting.load(Ordering::SeqCst) > 0 || self.all().iter().any(|c| c.is_stalled() && c.sessions() > 0)
+    }
+
+    /// Packets that came from any peer over the connections that there are.
+    pub(crate) fn packets(&self) -> u64 {
+        self.all().iter().map(|conn| conn.packets()).fold(0, u64::wrapping_add)
     }
 
     /// Takes a connection in. False when the machine has too many already.
