@@ -1,15 +1,14 @@
 //! The table of live sessions of one cluster on this machine: what is decided anew when the config changes.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use malai_protocol::access::decide_anew;
-use malai_protocol::failure::Failure;
+use malai_protocol::failure::{Failure, Kind};
 use malai_protocol::id::{ClusterId, MachineId};
-use malai_protocol::plan::{Decided, End, Plan, SessionName};
+use malai_protocol::plan::{Decided, End, Live, Plan, SessionName};
 use malai_protocol::session::EndedBy;
-
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use crate::membership::Held;
 use crate::shared::Shared;
@@ -17,6 +16,8 @@ use crate::supervisor::Executor;
 
 /// Sessions of one cluster at once on this machine.
 const MOST: usize = 4096;
+/// Requests that were sent again and refused, whose first sending may still be on its way: the oldest is forgotten.
+const MOST_SPENT: usize = 4096;
 
 /// One session in the table.
 #[derive(Debug, Clone)]
@@ -34,6 +35,9 @@ struct Entry {
 pub(crate) struct LiveTable {
     cluster: ClusterId,
     entries: Arc<Mutex<HashMap<SessionName, Entry>>>,
+    spent: Mutex<VecDeque<SessionName>>,
+    /// Sessions of an earlier daemon came in.
+    adopted: Notify,
     /// Held while a plan is sent and while the table is reviewed, so that either the plan is decided by the new
     /// snapshot, or its session is in the table and its `End` follows it.
     barrier: tokio::sync::Mutex<()>,
@@ -88,29 +92,66 @@ pub(crate) enum Sent {
 }
 
 impl LiveTable {
-    /// An empty table.
-    pub(crate) fn new(cluster: ClusterId) -> Arc<Self> {
-        Arc::new(Self {
-            cluster,
-            entries: Arc::default(),
-            barrier: tokio::sync::Mutex::default(),
-            changed: watch::Sender::new(()),
-        })
-    }
-
     /// The cluster whose sessions these are.
     pub(crate) fn cluster(&self) -> ClusterId {
         self.cluster
     }
 
+    /// An empty table.
+    pub(crate) fn new(cluster: ClusterId) -> Arc<Self> {
+        Arc::new(Self {
+            cluster,
+            entries: Arc::default(),
+            spent: Mutex::default(),
+            adopted: Notify::new(),
+            barrier: tokio::sync::Mutex::default(),
+            changed: watch::Sender::new(()),
+        })
+    }
+
+    /// Takes in a session that an earlier daemon planned. It has to be decided anew.
+    pub(crate) fn adopt(&self, live: &Live) {
+        let entry = Entry { request: live.request.clone(), planned: true, followers: 0 };
+        lock(&self.entries).entry(live.session).or_insert(entry);
+        self.changed.send_replace(());
+        self.adopted.notify_one();
+    }
+
+    /// Returns when sessions were taken in since the last call.
+    pub(crate) async fn adopted(&self) {
+        self.adopted.notified().await;
+    }
+
+    /// Whether this session is a live one of this cluster.
+    pub(crate) fn has(&self, name: &SessionName) -> bool {
+        lock(&self.entries).get(name).is_some_and(|entry| entry.planned)
+    }
+
+    /// This id was sent again, and its caller is told that it never ran: so it never shall, although the first sending
+    /// may still arrive.
+    pub(crate) fn spend(&self, name: SessionName) {
+        let mut spent = self.spent.lock().unwrap_or_else(PoisonError::into_inner);
+        if spent.len() >= MOST_SPENT {
+            spent.pop_front();
+        }
+        spent.push_back(name);
+    }
+
+    fn is_spent(&self, name: &SessionName) -> bool {
+        self.spent.lock().unwrap_or_else(PoisonError::into_inner).contains(name)
+    }
+
     /// Registers a session before it is decided. `None` when the table is full, `Some(Err)` when the name is taken.
     pub(crate) fn register(&self, name: SessionName, request: Decided) -> Option<Result<Registered, ()>> {
-        let mut entries = lock(&self.entries);
-        if entries.len() >= MOST {
-            return None;
+        if self.is_spent(&name) {
+            return Some(Err(()));
         }
+        let mut entries = lock(&self.entries);
         if entries.contains_key(&name) {
             return Some(Err(()));
+        }
+        if entries.len() >= MOST {
+            return None;
         }
         entries.insert(name, Entry { request, planned: false, followers: 0 });
         Some(Ok(Registered { entries: Arc::clone(&self.entries), name }))
@@ -176,6 +217,21 @@ impl LiveTable {
             let _barrier = self.barrier.lock().await;
             self.refused(held, me, shared)
         };
+        self.revoke(refused, shared).await;
+    }
+
+    /// Ends every planned session: there is no config any more that could allow them.
+    pub(crate) async fn revoke_all(&self, shared: &Shared) {
+        let gone = || Failure::new(Kind::Denied, "the target left the cluster");
+        let planned = {
+            let _barrier = self.barrier.lock().await;
+            let entries = lock(&self.entries);
+            entries.iter().filter(|(_, entry)| entry.planned).map(|(name, _)| (*name, gone())).collect()
+        };
+        self.revoke(planned, shared).await;
+    }
+
+    async fn revoke(&self, refused: Vec<(SessionName, Failure)>, shared: &Shared) {
         if refused.is_empty() {
             return;
         }
@@ -198,6 +254,24 @@ impl LiveTable {
                 decide_anew(&held.config, &me, &name.caller, &entry.request).map(|failure| (*name, failure))
             })
             .collect()
+    }
+}
+
+/// The tables of all clusters. They outlive what is served of a cluster: it may be taken in anew under its sessions, and
+/// an executor tells of its sessions before their cluster is taken in.
+#[derive(Debug, Default)]
+pub(crate) struct Tables(Mutex<HashMap<ClusterId, Arc<LiveTable>>>);
+
+impl Tables {
+    /// The table of this cluster.
+    pub(crate) fn of(&self, cluster: ClusterId) -> Arc<LiveTable> {
+        let mut tables = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(tables.entry(cluster).or_insert_with(|| LiveTable::new(cluster)))
+    }
+
+    /// All that there are.
+    pub(crate) fn all(&self) -> Vec<Arc<LiveTable>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
     }
 }
 

@@ -33,6 +33,7 @@ pub(crate) struct PeerConn {
     /// Since when, milliseconds since the epoch.
     pub(crate) since_ms: u64,
     boot: OnceLock<Incarnation>,
+    executor: OnceLock<Incarnation>,
     greeted: AtomicBool,
     caller_only: AtomicBool,
     sessions: AtomicU32,
@@ -58,6 +59,7 @@ impl PeerConn {
             dialed,
             since_ms: now_ms(),
             boot: OnceLock::new(),
+            executor: OnceLock::new(),
             greeted: AtomicBool::new(false),
             caller_only: AtomicBool::new(false),
             sessions: AtomicU32::new(0),
@@ -96,6 +98,17 @@ impl PeerConn {
     /// Whether the peer is an agent.
     pub(crate) fn is_caller_only(&self) -> bool {
         self.caller_only.load(Ordering::Relaxed)
+    }
+
+    /// The peer told which life of its executor requests meet.
+    pub(crate) fn set_executor(&self, executor: Incarnation) {
+        // It greets once: what it said first stands.
+        self.executor.get_or_init(|| executor);
+    }
+
+    /// The life of the peer's executor. Absent when it did not greet yet, or when none ran then.
+    pub(crate) fn executor(&self) -> Option<Incarnation> {
+        self.executor.get().copied()
     }
 
     /// Whether streams may be opened towards the peer.
