@@ -137,11 +137,7 @@ pub(crate) async fn refuse(writer: &mut OwnedWriteHalf, failure: &Failure) -> an
 
 type Opened = (Arc<PeerConn>, SessionGuard, SendStream, RecvStream);
 
-async fn open(
-    membership: &Arc<Membership>,
-    id: MachineId,
-    deadline: Instant,
-) -> Result<Opened, Failure> {
+async fn open(membership: &Arc<Membership>, id: MachineId, deadline: Instant) -> Result<Opened, Failure> {
     let conn = dial::connect(membership, id, deadline).await?;
     let busy = || Failure::new(FailureKind::Busy, format!("{MOST} sessions run over this connection already"));
     let counted = conn.enter(MOST).ok_or_else(busy)?;

@@ -152,7 +152,9 @@ async fn say_all(clusters: &Clusters, membership: &Arc<Membership>, to: To, all:
     while let Some((due, said)) = saying.next().await {
         match said {
             Ok(None) => tracing::info!(session = %due.gone.id.short(), "the target knows that the caller is gone"),
-            Ok(Some(why)) => tracing::info!(session = %due.gone.id.short(), "the target does not hear of callers: {why}"),
+            Ok(Some(why)) => {
+                tracing::info!(session = %due.gone.id.short(), "the target does not hear of callers: {why}")
+            }
             Err(error) if conn.conn.close_reason().as_ref().and_then(closed_with) == Some(Close::NotAMember) => {
                 tracing::info!(session = %due.gone.id.short(), "the target does not know this machine: {error:#}");
             }
