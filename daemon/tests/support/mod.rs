@@ -231,7 +231,8 @@ impl Machine {
             connect_timeout_ms: 10_000,
             attachment,
         };
-        socket.send(Frame::control(Kind::Request, &Request::Session(target))?).await?;
+        // In one piece, as the CLI does: a daemon that refuses closes without waiting for the rest.
+        socket.feed(Frame::control(Kind::Request, &Request::Session(target))?).await?;
         socket.send(first).await?;
         Ok(socket)
     }
