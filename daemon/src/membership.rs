@@ -7,7 +7,8 @@ pub(crate) mod link;
 pub(crate) mod serve;
 pub(crate) mod sync;
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
 
 use iroh::Endpoint;
 use malai_protocol::config::{Config, Machine, Name, Problem};
@@ -21,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::machine::live::LiveTable;
-use crate::net::endpoint::own_addresses;
+use crate::net::endpoint::{self, own_addresses};
 use crate::net::pool::Pool;
 use crate::shared::Shared;
 
@@ -80,6 +81,8 @@ pub(crate) struct Membership {
     /// One snapshot is installed at a time.
     installing: tokio::sync::Mutex<()>,
     alarm: Mutex<Option<String>>,
+    /// To a machine that was connected when the connections were closed.
+    longest_rtt: OnceLock<Duration>,
     pub(crate) tasks: TaskTracker,
     pub(crate) cancel: CancellationToken,
 }
@@ -123,6 +126,7 @@ impl Membership {
             fetching: tokio::sync::Mutex::default(),
             installing: tokio::sync::Mutex::default(),
             alarm: Mutex::new(parts.alarm),
+            longest_rtt: OnceLock::new(),
             tasks: TaskTracker::new(),
             cancel: CancellationToken::new(),
         })
@@ -209,6 +213,7 @@ impl Membership {
 
     /// Closes every connection, so that attachments are lost at once.
     pub(crate) fn close_connections(&self) {
+        self.longest_rtt.get_or_init(|| self.pool.longest_rtt());
         self.cancel.cancel();
         for conn in self.pool.all() {
             crate::net::close(&conn.conn, Close::Shutdown, "the daemon shuts down");
@@ -220,6 +225,6 @@ impl Membership {
         self.close_connections();
         self.tasks.close();
         self.tasks.wait().await;
-        self.endpoint.close().await;
+        endpoint::close(&self.endpoint, self.longest_rtt.get().copied().unwrap_or_default()).await;
     }
 }

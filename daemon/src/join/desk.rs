@@ -18,7 +18,7 @@ use crate::clock::now_ms;
 use crate::manager::Manager;
 use crate::manager::pending::Pending;
 use crate::membership::{Membership, sync};
-use crate::net::endpoint::address_text;
+use crate::net::endpoint::{self, address_text};
 use crate::net::{FIRST_FRAME, FrameError, Frames, close, is_protocol_error, machine_id, send};
 use crate::store::lock::Changes;
 
@@ -65,7 +65,7 @@ impl Desk {
         self.cancel.cancel();
         self.tasks.close();
         self.tasks.wait().await;
-        self.endpoint.close().await;
+        endpoint::close(&self.endpoint, Duration::ZERO).await;
     }
 
     async fn run(self: Arc<Self>) {

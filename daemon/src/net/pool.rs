@@ -7,6 +7,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
 
 use iroh::TransportAddr;
 use iroh::endpoint::Connection;
@@ -278,6 +279,12 @@ impl Pool {
     /// Held while a machine is dialled, so that it is dialled once at a time.
     pub(crate) fn dial_lock(&self, id: MachineId) -> Arc<tokio::sync::Mutex<()>> {
         Arc::clone(&self.lock().entry(id).or_default().dial)
+    }
+
+    /// The longest round trip to a machine that is connected.
+    pub(crate) fn longest_rtt(&self) -> Duration {
+        let rtts = self.all().into_iter().map(|conn| Duration::from_micros(conn.path().1));
+        rtts.max().unwrap_or_default()
     }
 
     /// Every connection, for the shutdown.

@@ -1,4 +1,4 @@
-//! Daemons of one cluster: who may do what, config sync, neighbouring versions, stalls.
+//! Daemons of one cluster: who may do what, config sync, neighbouring versions, stalls, machines that do not answer.
 
 #[path = "../support/mod.rs"]
 mod support;
@@ -7,3 +7,4 @@ mod matrix;
 mod neighbours;
 mod stalls;
 mod sync;
+mod unanswered;
