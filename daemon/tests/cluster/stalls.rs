@@ -63,7 +63,11 @@ async fn fill(session: &mut Socket, pid: Pid) -> Result<u64> {
 /// The pipe at this descriptor of a process, for writing.
 fn pipe(pid: Pid, descriptor: u32) -> Result<File> {
     let path = format!("/proc/{pid}/fd/{descriptor}");
-    OpenOptions::new().write(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(&path).context(path)
+    OpenOptions::new()
+        .write(true)
+        .custom_flags(OFlag::O_NONBLOCK.bits())
+        .open(&path)
+        .with_context(|| format!("{path} is gone: the command has ended"))
 }
 
 /// Whether a process's standard output takes nothing more.
