@@ -6,6 +6,7 @@
 
 pub(crate) mod admit;
 pub(crate) mod live;
+pub(crate) mod refusals;
 
 use std::sync::Arc;
 

@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::machine::live::LiveTable;
+use crate::machine::refusals::Refusals;
 use crate::net::endpoint::own_addresses;
 use crate::net::pool::Pool;
 use crate::shared::Shared;
@@ -72,6 +73,8 @@ pub(crate) struct Membership {
     pub(crate) pool: Pool,
     /// Sessions on this machine, of this cluster.
     pub(crate) live: Arc<LiveTable>,
+    /// What was refused lately.
+    pub(crate) refusals: Refusals,
     /// What all clusters of the daemon share.
     pub(crate) shared: Arc<Shared>,
     held: watch::Sender<Arc<Held>>,
@@ -118,6 +121,7 @@ impl Membership {
             endpoint: parts.endpoint,
             pool: Pool::new(parts.me),
             live: parts.live.filter(|live| live.cluster() == cluster).unwrap_or_else(|| LiveTable::new(cluster)),
+            refusals: Refusals::default(),
             shared,
             held: watch::Sender::new(Arc::new(parts.held)),
             fetching: tokio::sync::Mutex::default(),

@@ -6,6 +6,7 @@ mod support;
 mod desk;
 mod flood;
 mod member;
+mod refused;
 mod socket;
 mod stranger;
 
