@@ -35,6 +35,11 @@ pub(crate) async fn admit(
     result.map_err(|refused| write_down(membership, name, &asked, refused))
 }
 
+/// Refuses a request without looking at it further; returns what the caller is told.
+pub(crate) fn turn_away(membership: &Arc<Membership>, name: SessionName, spec: &ExecSpec, failure: Failure) -> Failure {
+    write_down(membership, name, &asked(spec), failure.into())
+}
+
 /// Writes a refusal down, and returns what the caller is told.
 fn write_down(membership: &Arc<Membership>, name: SessionName, asked: &Decided, refused: Refused) -> Failure {
     let Refused { failure, audited } = refused;
