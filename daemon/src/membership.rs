@@ -190,7 +190,11 @@ impl Membership {
 
     /// Something an administrator must look at.
     pub(crate) fn alarm(&self) -> Option<String> {
-        self.alarm_slot().clone()
+        let raised = self.alarm_slot().clone();
+        raised.or_else(|| {
+            let why = self.held().config.unheeded()?;
+            Some(format!("{why}: install a newer malai on this machine, or take that out of cluster.toml"))
+        })
     }
 
     /// Raises the alarm, or clears it.
