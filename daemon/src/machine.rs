@@ -6,6 +6,7 @@
 
 pub(crate) mod admit;
 pub(crate) mod live;
+pub(crate) mod refusals;
 
 use std::sync::Arc;
 
@@ -20,7 +21,8 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 
 use crate::copy::{End, pump};
 use crate::membership::Membership;
-use crate::net::{FIRST_FRAME, Frames, is_caller_gone};
+use crate::net::budget::weight;
+use crate::net::{FIRST_FRAME, FrameError, Frames, is_caller_gone};
 use crate::supervisor::Executor;
 
 /// The first attachment of a session; there is no other yet.
@@ -54,16 +56,24 @@ pub(crate) async fn session<R, W>(
     generation: u64,
     is_gone: IsGone,
     mut frames: Frames<R>,
-    mut writer: W,
+    writer: W,
 ) -> anyhow::Result<()>
 where
     R: AsyncRead + Unpin,
     W: AsyncWrite + Unpin,
 {
     frames.set_cap(MAX_EXEC);
-    let spec: ExecSpec = frames.next(FIRST_FRAME).await?.expect(Kind::Exec, "Exec")?;
+    let spec: ExecSpec = match frames.next(FIRST_FRAME).await {
+        Err(FrameError::Exceeded(exceeded)) => {
+            drop(frames);
+            return refuse(writer, &exceeded.into()).await;
+        }
+        first => first?.expect(Kind::Exec, "Exec")?,
+    };
     let name = SessionName { caller, id: spec.id };
+    let weighed = frames.raise(weight(&spec));
     let attached = async {
+        weighed.map_err(|exceeded| admit::turn_away(&membership, name, &spec, exceeded.into()))?;
         let executor = admit::admit(&membership, name, generation, spec).await?;
         let stream = executor.attach(name, FIRST_ATTACHMENT).await?.into_inner();
         Ok::<_, Failure>((executor, stream))
@@ -74,11 +84,16 @@ where
     match attached {
         Ok((executor, stream)) => copy(&executor, name, stream, is_gone, frames, writer).await,
         Err(failure) => {
-            writer.write_all(&Frame::control(Kind::Refused, &failure)?.to_bytes()).await?;
-            writer.shutdown().await?;
-            Ok(())
+            drop(frames);
+            refuse(writer, &failure).await
         }
     }
+}
+
+async fn refuse<W: AsyncWrite + Unpin>(mut writer: W, failure: &Failure) -> anyhow::Result<()> {
+    writer.write_all(&Frame::control(Kind::Refused, failure)?.to_bytes()).await?;
+    writer.shutdown().await?;
+    Ok(())
 }
 
 /// Copies between the caller and the executor until one of them is done.

@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::machine::live::LiveTable;
+use crate::machine::refusals::Refusals;
 use crate::net::endpoint::{self, own_addresses};
 use crate::net::pool::Pool;
 use crate::shared::Shared;
@@ -73,6 +74,8 @@ pub(crate) struct Membership {
     pub(crate) pool: Pool,
     /// Sessions on this machine, of this cluster.
     pub(crate) live: Arc<LiveTable>,
+    /// What was refused lately.
+    pub(crate) refusals: Refusals,
     /// What all clusters of the daemon share.
     pub(crate) shared: Arc<Shared>,
     held: watch::Sender<Arc<Held>>,
@@ -121,6 +124,7 @@ impl Membership {
             endpoint: parts.endpoint,
             pool: Pool::new(parts.me),
             live: parts.live.filter(|live| live.cluster() == cluster).unwrap_or_else(|| LiveTable::new(cluster)),
+            refusals: Refusals::default(),
             shared,
             held: watch::Sender::new(Arc::new(parts.held)),
             fetching: tokio::sync::Mutex::default(),
@@ -190,7 +194,11 @@ impl Membership {
 
     /// Something an administrator must look at.
     pub(crate) fn alarm(&self) -> Option<String> {
-        self.alarm_slot().clone()
+        let raised = self.alarm_slot().clone();
+        raised.or_else(|| {
+            let why = self.held().config.unheeded()?;
+            Some(format!("{why}: install a newer malai on this machine, or take that out of cluster.toml"))
+        })
     }
 
     /// Raises the alarm, or clears it.

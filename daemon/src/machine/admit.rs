@@ -12,6 +12,7 @@ use malai_protocol::session::ExecSpec;
 use tokio::time::Instant;
 
 use super::live::Sent;
+use super::refusals::{self, Verdict};
 use crate::clock::now_ms;
 use crate::membership::{Held, Membership};
 use crate::supervisor::Executor;
@@ -31,20 +32,38 @@ pub(crate) async fn admit(
 ) -> Result<Executor, Failure> {
     let asked = asked(&spec);
     let result = register_and_decide(membership, name, generation, spec, &asked).await;
-    if let Err(refused) = &result {
-        tracing::info!(
-            session = %name.id.short(), peer = %name.caller.short(), cluster = %membership.alias,
-            "refused: {}", refused.failure
-        );
-        let mut line = entry(membership, name, &asked, if refused.audited { Event::End } else { Event::Refused });
-        line.code = Some(refused.failure.kind.exit_code());
-        line.outcome = Some(format!("{}: {}", refused.failure.kind.name(), refused.failure.message));
-        // The refusal stands whether or not it could be written down; a full disk must not turn it into silence.
-        if let Err(failure) = membership.shared.audit.append(&line) {
-            tracing::error!("the audit cannot be written: {failure}");
+    result.map_err(|refused| write_down(membership, name, &asked, refused))
+}
+
+/// Refuses a request without looking at it further; returns what the caller is told.
+pub(crate) fn turn_away(membership: &Arc<Membership>, name: SessionName, spec: &ExecSpec, failure: Failure) -> Failure {
+    write_down(membership, name, &asked(spec), failure.into())
+}
+
+/// Writes a refusal down, and returns what the caller is told.
+fn write_down(membership: &Arc<Membership>, name: SessionName, asked: &Decided, refused: Refused) -> Failure {
+    let Refused { failure, audited } = refused;
+    // What has a line of its start gets one of its end, always: it was granted.
+    if !audited && let Verdict::LeaveOut(at) = membership.refusals.ask(name.caller, Instant::now()) {
+        if let Some(at) = at {
+            refusals::tell(membership, name.caller, at);
         }
+        return refusals::too_many(failure);
     }
-    result.map_err(|refused| refused.failure)
+    tracing::info!(
+        session = %name.id.short(), peer = %name.caller.short(), cluster = %membership.alias,
+        "refused: {failure}"
+    );
+    let mut line = entry(membership, name, asked, if audited { Event::End } else { Event::Refused });
+    line.code = Some(failure.kind.exit_code());
+    line.outcome = Some(format!("{}: {}", failure.kind.name(), failure.message));
+    // The refusal stands whether or not it could be written down; a full disk must not turn it into silence.
+    match membership.shared.audit.append(&line) {
+        Ok(bytes) if !audited => membership.refusals.wrote(name.caller, bytes),
+        Ok(_) => {}
+        Err(failure) => tracing::error!("the audit cannot be written: {failure}"),
+    }
+    failure
 }
 
 /// A refusal, and whether a `start` line was written before it.
@@ -198,6 +217,7 @@ pub(crate) fn entry(membership: &Membership, name: SessionName, request: &Decide
         reason: request.reason.clone(),
         code: None,
         outcome: None,
+        count: None,
         stdout_bytes: None,
         stderr_bytes: None,
         duration_ms: None,
