@@ -7,6 +7,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
 
 use iroh::TransportAddr;
 use iroh::endpoint::Connection;
@@ -15,11 +16,15 @@ use malai_protocol::peer::Close;
 use malai_protocol::snapshot::Header;
 use tokio::sync::{Notify, watch};
 
+use super::budget::Budget;
 use super::close;
 use crate::clock::now_ms;
 
 /// Connections from one machine at once. It needs one; some more are of its earlier lives, or on their way out.
 const MOST: usize = 16;
+/// Snapshots that one machine may be in the middle of fetching from here. It needs one; some more are of connections on
+/// their way out.
+const PULLS: usize = 4;
 
 /// One connection to a machine.
 #[derive(Debug)]
@@ -196,7 +201,13 @@ struct Peer {
     addresses: BTreeSet<TransportAddr>,
     last_seen_ms: Option<u64>,
     dial: Arc<tokio::sync::Mutex<()>>,
+    undecided: Arc<Budget>,
+    pulls: Arc<Pulls>,
 }
+
+/// Counts the snapshots that a machine fetches: each holds one of these.
+#[derive(Debug, Default)]
+pub(crate) struct Pulls;
 
 /// What the pool tells of one machine.
 #[derive(Debug, Default)]
@@ -369,6 +380,25 @@ impl Pool {
     /// Held while a machine is dialled, so that it is dialled once at a time.
     pub(crate) fn dial_lock(&self, id: MachineId) -> Arc<tokio::sync::Mutex<()>> {
         Arc::clone(&self.lock().entry(id).or_default().dial)
+    }
+
+    /// The longest round trip to a machine that is connected.
+    pub(crate) fn longest_rtt(&self) -> Duration {
+        let rtts = self.all().into_iter().map(|conn| Duration::from_micros(conn.path().1));
+        rtts.max().unwrap_or_default()
+    }
+
+    /// What requests of this machine take here until they are decided.
+    pub(crate) fn undecided(&self, id: MachineId) -> Arc<Budget> {
+        Arc::clone(&self.lock().entry(id).or_default().undecided)
+    }
+
+    /// A place for one more snapshot that this machine fetches; dropping it gives the place back.
+    pub(crate) fn pull(&self, id: MachineId) -> Option<Arc<Pulls>> {
+        let mut peers = self.lock();
+        let pulls = &peers.entry(id).or_default().pulls;
+        // One is the pool's own. No other place is taken while the pool is locked.
+        (Arc::strong_count(pulls) <= PULLS).then(|| Arc::clone(pulls))
     }
 
     /// Every connection, for the shutdown.
