@@ -224,6 +224,8 @@ pub(crate) struct Pool {
     me: MachineId,
     peers: Mutex<HashMap<MachineId, Peer>>,
     changed: watch::Sender<u64>,
+    /// Addresses were told that are not in the cache.
+    learnt: Notify,
     /// Sessions that wait for a connection.
     waiting: AtomicU32,
 }
@@ -242,7 +244,13 @@ impl Drop for WaitingSession<'_> {
 impl Pool {
     /// An empty pool of this machine.
     pub(crate) fn new(me: MachineId) -> Self {
-        Self { me, peers: Mutex::default(), changed: watch::Sender::new(0), waiting: AtomicU32::new(0) }
+        Self {
+            me,
+            peers: Mutex::default(),
+            changed: watch::Sender::new(0),
+            learnt: Notify::new(),
+            waiting: AtomicU32::new(0),
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<MachineId, Peer>> {
@@ -325,12 +333,22 @@ impl Pool {
         if generation.is_some() {
             peer.generation = generation;
         }
-        if !addresses.is_empty() {
-            peer.addresses = addresses.iter().cloned().collect();
+        let addresses: BTreeSet<_> = addresses.iter().cloned().collect();
+        let learnt = !addresses.is_empty() && addresses != peer.addresses;
+        if learnt {
+            peer.addresses = addresses;
         }
         peer.last_seen_ms = Some(now_ms());
         drop(peers);
+        if learnt {
+            self.learnt.notify_one();
+        }
         self.touch();
+    }
+
+    /// Returns when addresses were learnt since the last call.
+    pub(crate) async fn learnt(&self) {
+        self.learnt.notified().await;
     }
 
     /// Takes over what the cache remembers, without overwriting what was heard since.
