@@ -2,6 +2,7 @@
 
 mod harness;
 
+mod attach;
 mod commands;
 mod endings;
 mod hostile;
