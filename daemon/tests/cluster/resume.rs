@@ -151,8 +151,8 @@ async fn a_caller_that_is_gone_ends_its_session_over_any_connection_but_only_by_
             ensure!(peer::gone(&other, &gone_of(&spec, 2)).await?.kind == Kind::Pong);
         } else {
             ensure!(peer::gone(&other, &gone_of(&spec, 2)).await?.kind == Kind::Pong);
-            let record = follow(wire).await?.end.expect("a record");
-            ensure!(record.ended_by == EndedBy::CallerGone, "{record:?}");
+            // Nobody is there to be told.
+            ensure!(follow(wire).await?.end.is_err());
         }
         until("the end is in the audit", || async { ended_by(&scene, &spec, "caller-gone") }).await?;
     }
@@ -172,8 +172,8 @@ async fn the_reset_of_an_attachment_that_was_superseded_ends_nothing() -> Result
     let conn = scene.friend.dial(&scene.web01).await?;
     let (spec, mut first) = cat(&scene, &conn).await?;
     let mut second = attach(&conn, scene.key.id(), &again(&spec, 2, 4)).await?;
-    peer::reset(&mut first, RESET_CALLER_GONE)?;
     attached(&mut second).await?;
+    peer::reset(&mut first, RESET_CALLER_GONE)?;
     echo(&mut second, "two\n").await?;
     end(second, 8).await?;
     scene.web01.stop().await?;
