@@ -364,10 +364,12 @@ fn bound(cluster: Option<&Cluster>) -> Vec<SocketAddr> {
 async fn stop(cluster: Option<Cluster>) {
     match cluster {
         Some(Cluster::Ready(served)) => {
-            if let Some(desk) = &served.desk {
-                desk.shutdown().await;
-            }
-            served.membership.shutdown().await;
+            let desk = async {
+                if let Some(desk) = &served.desk {
+                    desk.shutdown().await;
+                }
+            };
+            tokio::join!(desk, served.membership.shutdown());
             if let Err(failure) = remember(&served.membership) {
                 tracing::warn!("last known addresses were not kept: {failure}");
             }

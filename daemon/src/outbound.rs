@@ -21,7 +21,7 @@ use tokio::time::{Instant, timeout};
 use crate::clusters::Clusters;
 use crate::copy::{End, pump};
 use crate::machine;
-use crate::membership::{Membership, dial};
+use crate::membership::{Membership, dial, pulse};
 use crate::net::pool::{PeerConn, SessionGuard};
 use crate::net::{FIRST_FRAME, Frames, closed_with, code, send};
 
@@ -138,9 +138,11 @@ pub(crate) async fn refuse(writer: &mut OwnedWriteHalf, failure: &Failure) -> an
 type Opened = (Arc<PeerConn>, SessionGuard, SendStream, RecvStream);
 
 async fn open(membership: &Arc<Membership>, id: MachineId, deadline: Instant) -> Result<Opened, Failure> {
+    let waiting = membership.pool.wait();
     let conn = dial::connect(membership, id, deadline).await?;
+    drop(waiting);
     let busy = || Failure::new(FailureKind::Busy, format!("{MOST} sessions run over this connection already"));
-    let counted = conn.enter(MOST).ok_or_else(busy)?;
+    let counted = pulse::enter(membership, &conn, MOST).ok_or_else(busy)?;
     let opened = async {
         let (mut send_half, recv) = conn.conn.open_bi().await?;
         let open = Open { cluster: membership.cluster, generation: membership.held().generation() };
@@ -199,16 +201,18 @@ impl Attached {
         if let Err(error) = tell_sent(target.attachment, conn.executor(), &mut self.writer).await {
             tracing::debug!("the CLI was not told that its request is sent: {error:#}");
         }
-        self.copy(cluster).await
+        self.copy(conn, cluster).await
     }
 
-    async fn copy(self, cluster: &str) -> anyhow::Result<Left> {
+    async fn copy(self, conn: &PeerConn, cluster: &str) -> anyhow::Result<Left> {
         let Self { reader, head, writer, mut send_half, mut recv } = self;
         let up_end = {
             let up = pump(Direction::ToTarget, head, reader, &mut send_half);
             let down = pump(Direction::ToCaller, BytesMut::new(), &mut recv, writer);
             tokio::pin!(up, down);
             tokio::select! {
+                // The CLI attaches again, over another connection.
+                () = conn.given_up() => anyhow::bail!("the connection is stalled"),
                 (end, writer) = &mut down => {
                     // A CLI that takes nothing is gone; and one may be gone when its stream is lost. Whether it left in
                     // good order, its own frames tell.

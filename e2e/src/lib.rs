@@ -5,6 +5,7 @@
 //! * [`lab`] builds a topology: segments, wires, routers, hosts. A test reads as prose.
 //! * [`cluster`] uses malai on such hosts: a cluster, its config, its machines.
 //! * [`harness`] runs a list of trials, or says why this machine cannot run them.
+//! * [`program`] is the frame of the programs that serve on such hosts.
 //!
 //! # Goals
 //!
@@ -19,4 +20,5 @@
 pub mod cluster;
 pub mod harness;
 pub mod lab;
+pub mod program;
 mod toml;

@@ -1,6 +1,6 @@
 //! The table of live sessions of one cluster on this machine: what is decided anew when the config changes.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use malai_protocol::access::decide_anew;
@@ -8,7 +8,7 @@ use malai_protocol::failure::{Failure, Kind};
 use malai_protocol::id::{ClusterId, MachineId};
 use malai_protocol::plan::{Decided, End, Live, Plan, SessionName};
 use malai_protocol::session::EndedBy;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 use crate::membership::Held;
 use crate::shared::Shared;
@@ -26,6 +26,8 @@ struct Entry {
     /// Its plan was sent: from here on a change of the config has to end it. Before, the comparison of generations
     /// under the table's lock sees the change.
     planned: bool,
+    /// Attachments that are there.
+    followers: usize,
 }
 
 /// Live sessions, and those on their way to be.
@@ -39,6 +41,24 @@ pub(crate) struct LiveTable {
     /// Held while a plan is sent and while the table is reviewed, so that either the plan is decided by the new
     /// snapshot, or its session is in the table and its `End` follows it.
     barrier: tokio::sync::Mutex<()>,
+    changed: watch::Sender<()>,
+}
+
+/// One attachment to a session; it is lost when this is dropped.
+#[derive(Debug)]
+#[must_use = "dropping it ends the following"]
+pub(crate) struct Following {
+    live: Arc<LiveTable>,
+    name: SessionName,
+}
+
+impl Drop for Following {
+    fn drop(&mut self) {
+        if let Some(entry) = lock(&self.live.entries).get_mut(&self.name) {
+            entry.followers = entry.followers.saturating_sub(1);
+        }
+        self.live.changed.send_replace(());
+    }
 }
 
 /// Takes a session out of the table again, unless its plan was sent: then its end does.
@@ -85,13 +105,15 @@ impl LiveTable {
             spent: Mutex::default(),
             adopted: Notify::new(),
             barrier: tokio::sync::Mutex::default(),
+            changed: watch::Sender::new(()),
         })
     }
 
     /// Takes in a session that an earlier daemon planned. It has to be decided anew.
     pub(crate) fn adopt(&self, live: &Live) {
-        let entry = Entry { request: live.request.clone(), planned: true };
+        let entry = Entry { request: live.request.clone(), planned: true, followers: 0 };
         lock(&self.entries).entry(live.session).or_insert(entry);
+        self.changed.send_replace(());
         self.adopted.notify_one();
     }
 
@@ -131,7 +153,7 @@ impl LiveTable {
         if entries.len() >= MOST {
             return None;
         }
-        entries.insert(name, Entry { request, planned: false });
+        entries.insert(name, Entry { request, planned: false, followers: 0 });
         Some(Ok(Registered { entries: Arc::clone(&self.entries), name }))
     }
 
@@ -151,7 +173,7 @@ impl LiveTable {
             return Ok(Sent::Outdated);
         }
         let name = plan.session;
-        lock(&self.entries).insert(name, Entry { request: plan.request.clone(), planned: true });
+        lock(&self.entries).insert(name, Entry { request: plan.request.clone(), planned: true, followers: 0 });
         let sent = executor.plan(plan).await;
         if sent.is_err() {
             lock(&self.entries).remove(&name);
@@ -162,6 +184,26 @@ impl LiveTable {
     /// The session ended.
     pub(crate) fn remove(&self, name: &SessionName) {
         lock(&self.entries).remove(name);
+    }
+
+    /// An attachment follows this session, for as long as the guard lives.
+    pub(crate) fn follow(self: &Arc<Self>, name: SessionName) -> Following {
+        if let Some(entry) = lock(&self.entries).get_mut(&name) {
+            entry.followers += 1;
+        }
+        Following { live: Arc::clone(self), name }
+    }
+
+    /// Wakes whenever an attachment is lost.
+    pub(crate) fn watch(&self) -> watch::Receiver<()> {
+        self.changed.subscribe()
+    }
+
+    /// The callers of running sessions that nobody follows.
+    pub(crate) fn unfollowed(&self) -> BTreeSet<MachineId> {
+        let entries = lock(&self.entries);
+        let alone = entries.iter().filter(|(_, entry)| entry.planned && entry.followers == 0);
+        alone.map(|(name, _)| name.caller).collect()
     }
 
     /// How many sessions there are.

@@ -7,19 +7,24 @@
 use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
 
 use iroh::TransportAddr;
 use iroh::endpoint::Connection;
 use malai_protocol::id::{Incarnation, MachineId};
 use malai_protocol::peer::Close;
 use malai_protocol::snapshot::Header;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
+use super::budget::Budget;
 use super::close;
 use crate::clock::now_ms;
 
 /// Connections from one machine at once. It needs one; some more are of its earlier lives, or on their way out.
 const MOST: usize = 16;
+/// Snapshots that one machine may be in the middle of fetching from here. It needs one; some more are of connections on
+/// their way out.
+const PULLS: usize = 4;
 
 /// One connection to a machine.
 #[derive(Debug)]
@@ -37,6 +42,9 @@ pub(crate) struct PeerConn {
     greeted: AtomicBool,
     caller_only: AtomicBool,
     sessions: AtomicU32,
+    pulsing: AtomicBool,
+    stalled: AtomicBool,
+    given_up: Notify,
     offers: Mutex<Offers>,
 }
 
@@ -60,6 +68,9 @@ impl PeerConn {
             greeted: AtomicBool::new(false),
             caller_only: AtomicBool::new(false),
             sessions: AtomicU32::new(0),
+            pulsing: AtomicBool::new(false),
+            stalled: AtomicBool::new(false),
+            given_up: Notify::new(),
             offers: Mutex::default(),
         })
     }
@@ -89,6 +100,11 @@ impl PeerConn {
         self.caller_only.store(true, Ordering::Relaxed);
     }
 
+    /// Whether the peer is an agent.
+    pub(crate) fn is_caller_only(&self) -> bool {
+        self.caller_only.load(Ordering::Relaxed)
+    }
+
     /// The peer told which life of its executor requests meet.
     pub(crate) fn set_executor(&self, executor: Incarnation) {
         // It greets once: what it said first stands.
@@ -102,19 +118,55 @@ impl PeerConn {
 
     /// Whether streams may be opened towards the peer.
     pub(crate) fn callable(&self) -> bool {
-        !self.caller_only.load(Ordering::Relaxed) && self.conn.close_reason().is_none()
+        !self.is_caller_only() && self.conn.close_reason().is_none()
+    }
+
+    /// Packets that came from the peer.
+    pub(crate) fn packets(&self) -> u64 {
+        self.conn.stats().udp_rx.datagrams
+    }
+
+    /// True for the one that has to start the heartbeat.
+    pub(crate) fn begin_pulse(&self) -> bool {
+        !self.pulsing.swap(true, Ordering::SeqCst)
+    }
+
+    /// The heartbeat ends. False when a session came meanwhile, for which it has to go on.
+    pub(crate) fn end_pulse(&self) -> bool {
+        self.pulsing.store(false, Ordering::SeqCst);
+        self.sessions() == 0 || !self.begin_pulse()
+    }
+
+    /// Nothing comes from the peer: new sessions take another connection.
+    pub(crate) fn set_stalled(&self, stalled: bool) {
+        self.stalled.store(stalled, Ordering::SeqCst);
+    }
+
+    /// Whether nothing comes from the peer.
+    pub(crate) fn is_stalled(&self) -> bool {
+        self.stalled.load(Ordering::SeqCst)
+    }
+
+    /// The callers whose sessions run over it are to attach anew.
+    pub(crate) fn give_up(&self) {
+        self.given_up.notify_waiters();
+    }
+
+    /// Waits until callers have to attach anew.
+    pub(crate) async fn given_up(&self) {
+        self.given_up.notified().await;
     }
 
     /// Counts a session on this connection for as long as the guard lives. `None` when there are `most` already.
     pub(crate) fn enter(self: &Arc<Self>, most: u32) -> Option<SessionGuard> {
-        let before = self.sessions.fetch_add(1, Ordering::Relaxed);
+        let before = self.sessions.fetch_add(1, Ordering::SeqCst);
         let guard = SessionGuard(Arc::clone(self));
         (before < most).then_some(guard)
     }
 
     /// How many sessions run over it.
     pub(crate) fn sessions(&self) -> u32 {
-        self.sessions.load(Ordering::Relaxed)
+        self.sessions.load(Ordering::SeqCst)
     }
 
     /// The path in use, for people, and its round-trip time in microseconds.
@@ -137,7 +189,7 @@ pub(crate) struct SessionGuard(Arc<PeerConn>);
 
 impl Drop for SessionGuard {
     fn drop(&mut self) {
-        self.0.sessions.fetch_sub(1, Ordering::Relaxed);
+        self.0.sessions.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
@@ -149,7 +201,13 @@ struct Peer {
     addresses: BTreeSet<TransportAddr>,
     last_seen_ms: Option<u64>,
     dial: Arc<tokio::sync::Mutex<()>>,
+    undecided: Arc<Budget>,
+    pulls: Arc<Pulls>,
 }
+
+/// Counts the snapshots that a machine fetches: each holds one of these.
+#[derive(Debug, Default)]
+pub(crate) struct Pulls;
 
 /// What the pool tells of one machine.
 #[derive(Debug, Default)]
@@ -166,25 +224,56 @@ pub(crate) struct Pool {
     me: MachineId,
     peers: Mutex<HashMap<MachineId, Peer>>,
     changed: watch::Sender<u64>,
+    /// Sessions that wait for a connection.
+    waiting: AtomicU32,
+}
+
+/// A session that waits for a connection; no more when dropped.
+#[derive(Debug)]
+#[must_use = "dropping it ends the waiting"]
+pub(crate) struct WaitingSession<'a>(&'a Pool);
+
+impl Drop for WaitingSession<'_> {
+    fn drop(&mut self) {
+        self.0.waiting.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 impl Pool {
     /// An empty pool of this machine.
     pub(crate) fn new(me: MachineId) -> Self {
-        Self { me, peers: Mutex::default(), changed: watch::Sender::new(0) }
+        Self { me, peers: Mutex::default(), changed: watch::Sender::new(0), waiting: AtomicU32::new(0) }
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<MachineId, Peer>> {
         self.peers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn touch(&self) {
+    /// Wakes whoever watches.
+    pub(crate) fn touch(&self) {
         self.changed.send_modify(|n| *n = n.wrapping_add(1));
     }
 
     /// Wakes whenever a connection comes or goes, or a machine tells a generation.
     pub(crate) fn watch(&self) -> watch::Receiver<u64> {
         self.changed.subscribe()
+    }
+
+    /// A session waits for a connection, for as long as the guard lives.
+    pub(crate) fn wait(&self) -> WaitingSession<'_> {
+        self.waiting.fetch_add(1, Ordering::SeqCst);
+        self.touch();
+        WaitingSession(self)
+    }
+
+    /// Whether a session needs the network and does not have it.
+    pub(crate) fn wants_recovery(&self) -> bool {
+        self.waiting.load(Ordering::SeqCst) > 0 || self.all().iter().any(|c| c.is_stalled() && c.sessions() > 0)
+    }
+
+    /// Packets that came from any peer over the connections that there are.
+    pub(crate) fn packets(&self) -> u64 {
+        self.all().iter().map(|conn| conn.packets()).fold(0, u64::wrapping_add)
     }
 
     /// Takes a connection in. False when the machine has too many already.
@@ -279,7 +368,7 @@ impl Pool {
     pub(crate) fn live(&self, id: MachineId) -> Option<Arc<PeerConn>> {
         let peers = self.lock();
         let preferred_side = self.me < id;
-        let callable = peers.get(&id)?.conns.iter().filter(|c| c.callable());
+        let callable = peers.get(&id)?.conns.iter().filter(|c| c.callable() && !c.is_stalled());
         callable.max_by_key(|c| (c.dialed == preferred_side, c.since_ms)).cloned()
     }
 
@@ -291,6 +380,25 @@ impl Pool {
     /// Held while a machine is dialled, so that it is dialled once at a time.
     pub(crate) fn dial_lock(&self, id: MachineId) -> Arc<tokio::sync::Mutex<()>> {
         Arc::clone(&self.lock().entry(id).or_default().dial)
+    }
+
+    /// The longest round trip to a machine that is connected.
+    pub(crate) fn longest_rtt(&self) -> Duration {
+        let rtts = self.all().into_iter().map(|conn| Duration::from_micros(conn.path().1));
+        rtts.max().unwrap_or_default()
+    }
+
+    /// What requests of this machine take here until they are decided.
+    pub(crate) fn undecided(&self, id: MachineId) -> Arc<Budget> {
+        Arc::clone(&self.lock().entry(id).or_default().undecided)
+    }
+
+    /// A place for one more snapshot that this machine fetches; dropping it gives the place back.
+    pub(crate) fn pull(&self, id: MachineId) -> Option<Arc<Pulls>> {
+        let mut peers = self.lock();
+        let pulls = &peers.entry(id).or_default().pulls;
+        // One is the pool's own. No other place is taken while the pool is locked.
+        (Arc::strong_count(pulls) <= PULLS).then(|| Arc::clone(pulls))
     }
 
     /// Every connection, for the shutdown.

@@ -1,34 +1,8 @@
 //! The life of a daemon, as the one who types sees it.
 
-use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::time::{Duration, Instant};
 
-use crate::harness::Home;
-
-/// Stops the daemon of a home, however the test ends.
-struct Stopped<'a>(&'a Home);
-
-impl Drop for Stopped<'_> {
-    fn drop(&mut self) {
-        // Of several agents that start at once a late one may get the lock when the first has gone.
-        let deadline = Instant::now() + Duration::from_secs(20);
-        loop {
-            self.0.run(&["daemon", "stop"]);
-            if !is_lived_in(self.0) || Instant::now() >= deadline {
-                return;
-            }
-        }
-    }
-}
-
-/// Whether a process has this home in its environment; not known but on Linux.
-fn is_lived_in(home: &Home) -> bool {
-    let wanted = [b"MALAI_HOME=", home.path().as_os_str().as_bytes()].concat();
-    let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
-    let environments = processes.filter_map(|process| std::fs::read(process.path().join("environ")).ok());
-    environments.into_iter().any(|all| all.split(|byte| *byte == 0).any(|one| one == wanted))
-}
+use crate::harness::{Home, Stopped};
 
 fn pid(home: &Home) -> u64 {
     let status = home.run(&["daemon", "status", "--json"]).stdout;
@@ -110,4 +84,52 @@ fn several_at_once_share_one_agent() {
         assert_eq!(ended.code, 255, "{ended}");
         assert!(!ended.stderr.contains("socket"), "{ended}");
     }
+}
+
+#[test]
+fn a_restart_replaces_the_daemon_and_is_refused_where_none_runs() {
+    let home = Home::new();
+    let _stopped = Stopped(&home);
+    let refused = home.run(&["daemon", "restart"]);
+    assert_eq!(refused.code, 255);
+    assert!(refused.stderr.contains("hint: start one: malai daemon\n"), "{refused}");
+
+    assert_eq!(home.run(&["daemon"]).code, 0);
+    let old = pid(&home);
+    let restarted = home.run(&["daemon", "restart", "--json"]);
+    assert_eq!(restarted.code, 0, "{restarted}");
+    let new = pid(&home);
+    assert_ne!(new, old);
+    assert_eq!(restarted.stdout, format!("{{\"pid\":{new},\"ready\":true}}\n"));
+
+    let stopped = home.run(&["daemon", "stop", "--keep-sessions"]);
+    assert_eq!(stopped.code, 0, "{stopped}");
+    assert!(stopped.stderr.contains("daemon stopped; its sessions go on"), "{stopped}");
+    assert_eq!(home.run(&["daemon", "status"]).code, 1);
+
+    // An agent is no daemon.
+    assert_eq!(home.run(&["-n", "web01.company", "true"]).code, 255);
+    assert_eq!(home.run(&["daemon", "restart"]).code, 255);
+}
+
+#[test]
+fn a_restart_succeeds_though_commands_start_agents_in_between() {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    let home = Home::new();
+    let _stopped = Stopped(&home);
+    assert_eq!(home.run(&["daemon"]).code, 0);
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                home.run(&["-n", "web01.company", "true"]);
+            }
+        });
+        let restarts: Vec<_> = (0..4).map(|_| home.run(&["daemon", "restart"])).collect();
+        done.store(true, Ordering::Relaxed);
+        for ended in restarts {
+            assert_eq!(ended.code, 0, "{ended}");
+        }
+    });
+    assert_eq!(home.run(&["daemon", "status"]).code, 0);
 }
