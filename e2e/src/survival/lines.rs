@@ -173,12 +173,12 @@ mod tests {
         let (stdout, stderr) = streams();
         for at in 0..stdout.len() {
             let (head, tail) = stdout.split_at(at);
+            let missing = format!("{head}{}", &tail[1..]);
             let doubled = format!("{head}{}{tail}", &tail[..1]);
-            assert!(
-                check(format!("{head}{}", &tail[1..]).as_bytes(), stderr.as_bytes()).is_ok_and(|all| all.whole)
-                    == false
-            );
-            assert!(check(doubled.as_bytes(), stderr.as_bytes()).is_ok_and(|all| all.whole) == false);
+            for wrong in [missing, doubled] {
+                let checked = check(wrong.as_bytes(), stderr.as_bytes());
+                assert!(checked.is_err() || checked.is_ok_and(|all| !all.whole), "{wrong}");
+            }
         }
     }
 

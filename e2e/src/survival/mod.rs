@@ -6,6 +6,7 @@
 //! * [`lines`] is what the driver on the target writes, and the check of what arrives; [`traffic`] is a session with it.
 //! * [`stage`] is a caller, a target, and the network between them.
 //! * The rows: partitions, roaming, relays, weather, daemons, machines, leaving, requests. [`rows`] lists them.
+//! * [`soak`] goes on for hours.
 //!
 //! # Goals
 //!
@@ -20,6 +21,7 @@ mod partitions;
 mod relays;
 mod requests;
 mod roaming;
+pub mod soak;
 pub mod stage;
 pub mod traffic;
 mod tree;
@@ -68,6 +70,33 @@ pub struct Evidence {
     pub bytes: u64,
     /// Requests that were cut: those that ran, those reported not run, those reported unknown.
     pub requests: [u64; 3],
+    /// Messages that went there and came back.
+    pub messages: u64,
+    /// Connections that were made.
+    pub handshakes: u64,
+}
+
+impl Evidence {
+    /// Adds what another row, or round, showed.
+    pub fn add(&mut self, other: &Self) {
+        self.recoveries.extend(&other.recoveries);
+        self.losses += other.losses;
+        self.bytes += other.bytes;
+        self.messages += other.messages;
+        self.handshakes += other.handshakes;
+        for (all, more) in self.requests.iter_mut().zip(other.requests) {
+            *all += more;
+        }
+    }
+
+    /// The recovery that this share of all recoveries, in percent, does not exceed; `None` when there was none.
+    #[must_use]
+    pub fn percentile(&self, percent: usize) -> Option<Duration> {
+        let mut sorted = self.recoveries.clone();
+        sorted.sort();
+        let place = (sorted.len() * percent).div_ceil(100).max(1) - 1;
+        sorted.get(place).copied()
+    }
 }
 
 impl Row {

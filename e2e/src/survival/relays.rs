@@ -20,7 +20,7 @@ pub(super) fn rows(scale: Scale) -> Vec<Row> {
 
 /// Two symmetric NATs: there is no way but by the relay.
 fn restarted(away: Duration) -> Result<Evidence> {
-    let mut stage = Stage::internet(Nat::Symmetric)?;
+    let stage = Stage::internet(Nat::Symmetric)?;
     stage.wait_for_path("relay ")?;
     let mut traffic = Traffic::start(&stage)?;
     let begun = Instant::now();
@@ -32,7 +32,7 @@ fn restarted(away: Duration) -> Result<Evidence> {
 }
 
 fn gone(away: Duration) -> Result<Evidence> {
-    let mut stage = Stage::internet(Nat::PortRestricted)?;
+    let stage = Stage::internet(Nat::PortRestricted)?;
     stage.wait_for_path("direct ")?;
     let mut traffic = Traffic::start(&stage)?;
     stage.stop_services()?;

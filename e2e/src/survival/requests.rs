@@ -11,7 +11,7 @@ use super::stage::Stage;
 use super::traffic::{CODE, GIVEN_UP};
 use super::{Evidence, Problems, Row, Scale};
 use crate::cluster::{daemon_status, malai, start};
-use crate::lab::{Child, Host};
+use crate::lab::{Child, Host, wait_for};
 
 /// Requests that are under way when one fault happens.
 const AT_ONCE: u64 = 5;
@@ -57,9 +57,9 @@ fn cut_requests(count: u64) -> Result<Evidence> {
             let output = request.output_within(GIVEN_UP)?;
             ended.push((file, *fault, output));
         }
-        // The next round meets a whole cluster.
-        let whole = stage.company.ran_remotely(&stage.laptop, &stage.web01);
-        whole.with_context(|| format!("after {fault:?}"))?;
+        wait_for(GIVEN_UP, &format!("commands run again after {fault:?}"), || {
+            Ok(stage.company.ran_remotely(&stage.laptop, &stage.web01).ok())
+        })?;
     }
     let mut evidence = Evidence::default();
     for (file, fault, output) in ended {

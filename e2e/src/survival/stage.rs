@@ -1,5 +1,6 @@
 //! Where the rows of the fault table take place: a caller and a target, neither of them the cluster's manager.
 
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
@@ -34,7 +35,7 @@ pub struct Net {
     /// The target's router.
     pub site: Router,
     /// Relay and DNS server, until they are stopped.
-    pub services: Option<Services>,
+    pub services: Mutex<Option<Services>>,
     /// The host that they run on.
     pub server: Host,
 }
@@ -70,7 +71,7 @@ impl Stage {
         let laptop = lab.host("laptop").on(&home).boot()?;
         let web01 = lab.host("web01").on(&site).boot()?;
         let company = Cluster::init_at("company", lab.host("ops").on(&internet).boot()?, &services)?;
-        let net = Net { home: home_router, site: site_router, services: Some(services), server };
+        let net = Net { home: home_router, site: site_router, services: Mutex::new(Some(services)), server };
         Self { company, laptop, web01, wire, net: Some(net), lan: internet, lab }.open()
     }
 
@@ -101,13 +102,13 @@ impl Stage {
         self.net.as_ref().context("there is no internet on this stage")
     }
 
-    /// A further network with a router to the internet, to be moved to.
+    /// A further network with a router to the internet, to be moved to; the same wire lies before it.
     ///
     /// # Errors
     /// When it cannot be made.
     pub fn elsewhere(&self, name: &str) -> Result<(Segment, Router)> {
         let segment = self.lab.segment(name)?;
-        let router = self.lab.router(name).between(&segment, &self.lan).start()?;
+        let router = self.lab.router(name).between(&segment, &self.lan).via(&self.wire).start()?;
         Ok((segment, router))
     }
 
@@ -115,9 +116,9 @@ impl Stage {
     ///
     /// # Errors
     /// When there are none.
-    pub fn stop_services(&mut self) -> Result<()> {
-        let net = self.net.as_mut().context("there is no internet on this stage")?;
-        ensure!(net.services.take().is_some(), "the services are stopped already");
+    pub fn stop_services(&self) -> Result<()> {
+        let stopped = self.net()?.services.lock().unwrap_or_else(PoisonError::into_inner).take();
+        ensure!(stopped.is_some(), "the services are stopped already");
         Ok(())
     }
 
@@ -125,9 +126,10 @@ impl Stage {
     ///
     /// # Errors
     /// When they do not start.
-    pub fn start_services(&mut self) -> Result<()> {
-        let net = self.net.as_mut().context("there is no internet on this stage")?;
-        net.services = Some(Services::start(&net.server)?);
+    pub fn start_services(&self) -> Result<()> {
+        let net = self.net()?;
+        let started = Services::start(&net.server)?;
+        *net.services.lock().unwrap_or_else(PoisonError::into_inner) = Some(started);
         Ok(())
     }
 

@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 
 use anyhow::{Result, ensure};
 use libtest_mimic::Trial;
-use malai_e2e::cluster::{Cluster, SOON, malai, start, stop, text};
+use malai_e2e::cluster::{Cluster, malai, start, stop, text};
 use malai_e2e::lab::{Host, Lab, Nat, Prefix, Router, Segment, Services};
 use malai_e2e::trials;
 
