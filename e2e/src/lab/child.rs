@@ -153,10 +153,11 @@ impl Child {
             let longer = stream.arrivals.iter().rev().take_while(|arrival| arrival.length > length).last();
             longer.map(|arrival| Some(arrival.at)).or(stream.ended.then_some(None))
         });
-        longer.flatten().with_context(|| {
-            let ended = if self.has_ended() { "it ended" } else { "it runs" };
-            format!("{} printed nothing more within {deadline:?}; {ended}", self.what)
-        })
+        match longer {
+            Some(Some(at)) => Ok(at),
+            Some(None) => bail!("the output of {} ended", self.what),
+            None => bail!("{} printed nothing more within {deadline:?}", self.what),
+        }
     }
 
     /// Waits until its output has ended, whatever becomes of it.

@@ -96,7 +96,7 @@ impl fmt::Display for Report {
         }
         if let Some(Soak { hours, rounds, evidence, failure }) = &self.soak {
             let held = if failure.is_none() { "held" } else { "FAILED" };
-            writeln!(f, "\n## Soak\n\n{held}: {hours} h, {rounds} rounds.\n")?;
+            writeln!(f, "\n## Soak\n\n{held}: {hours} h, {rounds} rounds.\n\n| | |\n|---|---|")?;
             sums(f, evidence)?;
         }
         for (name, failure) in self.failures() {
