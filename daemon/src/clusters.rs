@@ -13,11 +13,11 @@ use tokio_util::task::TaskTracker;
 
 use crate::join::desk::Desk;
 use crate::join::knock::Waiting;
-use crate::machine::live::LiveTable;
 use crate::manager::Manager;
 use crate::membership::{Held, Membership, Parts, sync};
 use crate::net::endpoint::{self, bound_port};
 use crate::net::pool::Pool;
+use crate::outbound::farewell::Farewells;
 use crate::requests::blocking;
 use crate::shared::Shared;
 use crate::store;
@@ -50,6 +50,7 @@ pub(crate) struct Clusters {
     settings: store::settings::Settings,
     map: Mutex<BTreeMap<String, Cluster>>,
     tasks: TaskTracker,
+    farewells: Farewells,
     refreshing: tokio::sync::Mutex<()>,
     /// Held for writing while a cluster is between what was known of it and what is on the disk. One at a time: two that
     /// took in the same one would both serve it.
@@ -64,6 +65,7 @@ impl Clusters {
             settings,
             map: Mutex::default(),
             tasks: TaskTracker::new(),
+            farewells: Farewells::default(),
             refreshing: tokio::sync::Mutex::default(),
             changing: tokio::sync::RwLock::default(),
         })
@@ -76,6 +78,16 @@ impl Clusters {
     /// What all of them share.
     pub(crate) fn shared(&self) -> &Arc<Shared> {
         &self.shared
+    }
+
+    /// Callers that are gone, where the target does not know yet.
+    pub(crate) fn farewells(&self) -> &Farewells {
+        &self.farewells
+    }
+
+    /// Runs a task that ends when [`Clusters::farewells`] are stopped.
+    pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.tasks.spawn(task);
     }
 
     /// Takes in every cluster of the home. What is broken is kept as broken.
@@ -99,14 +111,10 @@ impl Clusters {
     pub(crate) async fn load(self: &Arc<Self>, alias: &str) {
         let _changing = self.changing.write().await;
         let before = self.lock().remove(alias);
-        let live = match &before {
-            Some(Cluster::Ready(served)) => Some(Arc::clone(&served.membership.live)),
-            _ => None,
-        };
         let sockets = bound(before.as_ref());
         stop(before).await;
         endpoint::released(&sockets).await;
-        let cluster = match self.serve(alias, live).await {
+        let cluster = match self.serve(alias).await {
             Ok(cluster) => cluster,
             Err(failure) => {
                 tracing::error!(cluster = alias, "does not work: {failure}");
@@ -155,11 +163,32 @@ impl Clusters {
         self.tasks.spawn(async move { clusters.load(&alias).await });
     }
 
-    /// Stops serving a cluster.
+    /// Stops serving a cluster that is not on the disk any more, and ends its sessions.
     pub(crate) async fn unload(&self, alias: &str) {
         let _changing = self.changing.write().await;
         let known = self.lock().remove(alias);
+        if let Some(Cluster::Ready(served)) = &known {
+            served.membership.live.revoke_all(&self.shared).await;
+        }
         stop(known).await;
+    }
+
+    /// For a daemon that starts: decides the sessions anew that an earlier one left, all of them, and ends those that
+    /// no config allows. A cluster that does not work may still be mended: its sessions wait for that, as for their
+    /// callers.
+    pub(crate) async fn take_over(&self) {
+        let served = self.ready();
+        for membership in &served {
+            membership.live.review(&membership.held(), &membership.me, &self.shared).await;
+        }
+        if self.all().iter().any(|(_, cluster)| matches!(cluster, Cluster::Broken(_))) {
+            return;
+        }
+        for table in self.shared.executor.tables().all() {
+            if !served.iter().any(|membership| membership.cluster == table.cluster()) {
+                table.revoke_all(&self.shared).await;
+            }
+        }
     }
 
     /// Does this to its end, whether or not the one that asked for it waits.
@@ -174,7 +203,7 @@ impl Clusters {
         self.tasks.spawn(work).await.map_err(cut_short)?
     }
 
-    async fn serve(self: &Arc<Self>, alias: &str, live: Option<Arc<LiveTable>>) -> Result<Cluster, Failure> {
+    async fn serve(self: &Arc<Self>, alias: &str) -> Result<Cluster, Failure> {
         let stored = store::clusters::load(&self.shared.home, alias)?;
         let is_manager = stored.role() == Role::Manager;
         let Some(snapshot) = stored.snapshot else {
@@ -202,7 +231,6 @@ impl Clusters {
             is_manager,
             endpoint,
             held,
-            live,
             alarm,
         };
         let membership = Membership::new(parts, Arc::clone(&self.shared));
@@ -313,6 +341,7 @@ impl Clusters {
 
     /// Stops serving all clusters, side by side.
     pub(crate) async fn shutdown(&self) {
+        self.farewells.stop();
         self.tasks.close();
         self.tasks.wait().await;
         let all = std::mem::take(&mut *self.lock());

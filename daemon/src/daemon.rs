@@ -18,18 +18,19 @@ use crate::audit::Audit;
 use crate::clusters::{self, Clusters};
 use crate::ended;
 use crate::local;
+use crate::machine::live::Tables;
 use crate::requests::Context;
 use crate::shared::{ExecutorSlot, Shared};
 use crate::store::lock::{Lock, Part};
 use crate::store::settings::Settings;
-use crate::supervisor::Event;
+use crate::supervisor::{Event, Executor};
 use crate::takeover;
 
 /// Ends of sessions that wait to be written down; beyond it the executor waits.
 const EVENTS: usize = 256;
 /// How often the cache of last known addresses is written.
 const REMEMBER: Duration = Duration::from_secs(300);
-/// How long sessions may take to end when the daemon stops; then the executor ends them without it.
+/// How long sessions of an executor inside this process may take to end.
 const SESSIONS: Duration = Duration::from_secs(4);
 
 /// What a daemon is started with.
@@ -72,27 +73,32 @@ impl Daemon {
         let (sender, events) = mpsc::channel(EVENTS);
         let (leftover, mut leftovers) = mpsc::unbounded_channel();
         let (reload, reloads) = mpsc::unbounded_channel();
+        let tables = Arc::<Tables>::default();
         let shared = Arc::new(Shared {
+            open: CancellationToken::new(),
             reload,
             agent: options.agent,
             boot: incarnation()?,
             user: user_name()?,
             root: Uid::effective().is_root(),
             audit: Audit::open(&options.home)?,
-            executor: ExecutorSlot::new(options.home.clone(), options.executor, sender, leftover),
+            executor: ExecutorSlot::new(options.home.clone(), options.executor, sender, leftover, tables),
             home: options.home,
         });
         let clusters = Clusters::new(Arc::clone(&shared), settings);
+        // The executor first: what it still runs is decided anew, and what ended without a daemon is written down,
+        // before a session is accepted.
+        let executor = if shared.agent { None } else { Some(shared.executor.get().await?) };
         clusters.load_all().await?;
-        let stop = CancellationToken::new();
-        let context = Context::new(Arc::clone(&clusters), stop.clone());
-        if !shared.agent {
-            // What an earlier daemon left is written down before a session is accepted.
-            let executor = shared.executor.get().await?;
+        if let Some(executor) = executor {
+            clusters.take_over().await;
             while let Ok(end) = leftovers.try_recv() {
                 ended::ended(&clusters, Some(&executor), end).await;
             }
         }
+        shared.open.cancel();
+        let stop = CancellationToken::new();
+        let context = Context::new(Arc::clone(&clusters), stop.clone());
         let listener = Some(local::bind(&shared.home.socket())?);
         Ok(Self { context, shared, clusters, listener, events, leftovers, reloads, idle, stop, lock })
     }
@@ -159,44 +165,51 @@ impl Daemon {
         }
     }
 
-    /// Stops, in this order: no new request is taken (the end of [`Daemon::run`]); sessions end, and their records go
-    /// out; connections close; the audit gets its last lines; endpoints close; the socket is removed; the lock is
-    /// released.
+    /// Stops, in this order: no new request is taken and the sockets of CLIs are closed (the end of [`Daemon::run`]);
+    /// connections close, so that attachments are lost; endpoints close; the socket is removed; the lock is released.
+    ///
+    /// The executor and its sessions are left to the next daemon, unless it runs inside this process. What ended
+    /// meanwhile and is not in the audit yet, the next daemon writes down.
     pub async fn shutdown(mut self) {
         self.stop.cancel();
-        if let Some(executor) = self.shared.executor.running().await {
-            let end = executor.shutdown("the daemon on the target was stopped");
-            tokio::pin!(end);
-            let deadline = tokio::time::sleep(SESSIONS);
-            tokio::pin!(deadline);
-            loop {
-                tokio::select! {
-                    result = &mut end => {
-                        if let Err(failure) = result {
-                            tracing::warn!("the executor did not end in good order: {failure}");
-                        }
-                        break;
-                    }
-                    Some(event) = self.events.recv() => if let Event::Ended(end) = event {
-                        ended::ended(&self.clusters, Some(&executor), end).await;
-                    },
-                    () = &mut deadline => {
-                        tracing::error!("sessions are still ending; the executor goes on without the daemon");
-                        break;
-                    }
-                }
-            }
+        if let Some(executor) = self.shared.executor.running().await.filter(|executor| executor.pid().is_none()) {
+            self.end_sessions(&executor).await;
         }
         self.clusters.close_connections();
-        while let Ok(Event::Ended(end)) = self.events.try_recv() {
-            ended::ended(&self.clusters, None, end).await;
-        }
         self.clusters.shutdown().await;
         let socket = self.shared.home.socket();
         if let Err(error) = std::fs::remove_file(&socket) {
             tracing::warn!("cannot remove {}: {error}", socket.display());
         }
         drop(self.lock);
+    }
+
+    /// Ends an executor that cannot outlive this process; its ends are written down.
+    async fn end_sessions(&mut self, executor: &Executor) {
+        let end = executor.shutdown("the daemon on the target was stopped");
+        tokio::pin!(end);
+        let deadline = tokio::time::sleep(SESSIONS);
+        tokio::pin!(deadline);
+        loop {
+            tokio::select! {
+                result = &mut end => {
+                    if let Err(failure) = result {
+                        tracing::warn!("the executor did not end in good order: {failure}");
+                    }
+                    break;
+                }
+                Some(event) = self.events.recv() => if let Event::Ended(end) = event {
+                    ended::ended(&self.clusters, Some(executor), end).await;
+                },
+                () = &mut deadline => {
+                    tracing::error!("sessions are still ending; the executor goes on without the daemon");
+                    break;
+                }
+            }
+        }
+        while let Ok(Event::Ended(end)) = self.events.try_recv() {
+            ended::ended(&self.clusters, None, end).await;
+        }
     }
 }
 

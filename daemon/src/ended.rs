@@ -11,6 +11,7 @@ use crate::supervisor::Executor;
 /// Writes the end line of a session, takes it out of the table, and lets the executor forget it.
 pub(crate) async fn ended(clusters: &Clusters, executor: Option<&Executor>, ended: Ended) {
     let name = ended.session;
+    clusters.shared().executor.tables().of(ended.cluster).remove(&name);
     let membership = match clusters.by_id(&ended.cluster) {
         Some(membership) => Some(membership),
         None => {
@@ -22,7 +23,6 @@ pub(crate) async fn ended(clusters: &Clusters, executor: Option<&Executor>, ende
         let mut line = entry(&membership, name, &ended.request, Event::End);
         line.user = line.user.or_else(|| Some(membership.shared.user.clone()));
         fill(&mut line, &ended.outcome);
-        membership.live.remove(&name);
         tracing::info!(session = %name.id.short(), cluster = %membership.alias, code = line.code, "ended");
         if let Err(failure) = membership.shared.audit.append(&line) {
             // Not confirmed: the executor keeps it, and the next daemon writes the line.

@@ -128,7 +128,7 @@ async fn connection(stream: UnixStream, context: &Arc<Context>) -> anyhow::Resul
     {
         tracing::warn!("clusters cannot be read anew: {failure}");
     }
-    if !matches!(request, Request::DaemonStatus | Request::Stop | Request::Yield) {
+    if !matches!(request, Request::DaemonStatus | Request::Stop | Request::Leave | Request::Yield) {
         context.clusters().settled().await;
     }
     match request {

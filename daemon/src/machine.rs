@@ -2,30 +2,35 @@
 //!
 //! There is no other way to execution. The order is fixed: register in the table of live sessions, decide, write the
 //! audit, compare generations, and only then send the plan; a snapshot that arrives later finds the session in the
-//! table.
+//! table. An attachment to a session that runs already, and a request that was sent again, come by [`attach`].
 
 pub(crate) mod admit;
+pub(crate) mod attach;
 pub(crate) mod live;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::BytesMut;
-use malai_protocol::codec::{Frame, Kind, MAX_EXEC};
+use malai_protocol::codec::{Frame, FrameCodec, Kind, MAX_EXEC};
 use malai_protocol::failure::{Failure, Kind as FailureKind};
-use malai_protocol::id::FollowerId;
 use malai_protocol::id::MachineId;
 use malai_protocol::plan::{Attachment, CallerGone, SessionName};
 use malai_protocol::scan::Direction;
 use malai_protocol::session::ExecSpec;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio_util::codec::Framed;
 
 use crate::copy::{End, pump};
+use crate::executor::Connection;
 use crate::membership::Membership;
 use crate::net::{FIRST_FRAME, Frames, is_caller_gone};
 use crate::supervisor::Executor;
 
-/// The first attachment of a session; there is no other yet.
+/// The attachment that a request makes which is sent for the first time.
 const FIRST_ATTACHMENT: u32 = 1;
+/// How long a caller that takes nothing any more may take to say why.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// Whether the way in which the caller's frames ended means that the caller is gone for good: otherwise its attachment is
 /// lost.
@@ -62,19 +67,22 @@ where
     W: AsyncWrite + Unpin,
 {
     frames.set_cap(MAX_EXEC);
-    let spec: ExecSpec = frames.next(FIRST_FRAME).await?.expect(Kind::Exec, "Exec")?;
-    let name = SessionName { caller, id: spec.id };
-    let follower = spec.follower;
-    let attached = async {
-        let executor = admit::admit(&membership, name, generation, spec).await?;
-        let stream = executor.attach(first(name, follower)).await?.into_inner();
-        Ok::<_, Failure>((executor, stream))
+    let first = frames.next(FIRST_FRAME).await?;
+    let opened = if first.kind == Kind::Attach {
+        attach::attach(&membership, caller, generation, &first.decode()?).await
+    } else {
+        let spec: ExecSpec = first.expect(Kind::Exec, "Exec or Attach")?;
+        let name = SessionName { caller, id: spec.id };
+        match spec.resend {
+            Some(resend) => attach::resend(&membership, name, generation, spec, resend).await,
+            None => begin(&membership, name, generation, spec).await.map_err(|refused| refused.failure),
+        }
     };
-    let attached = attached.await;
+    let _following = opened.as_ref().ok().map(|opened| membership.live.follow(opened.attachment.session));
     // A session outlasts the membership when the cluster is taken in anew; with it the old sockets would stay open.
     drop(membership);
-    match attached {
-        Ok((executor, stream)) => copy(&executor, first(name, follower), stream, is_gone, frames, writer).await,
+    match opened {
+        Ok(opened) => copy(opened, is_gone, frames, writer).await,
         Err(failure) => {
             writer.write_all(&Frame::control(Kind::Refused, &failure)?.to_bytes()).await?;
             writer.shutdown().await?;
@@ -83,56 +91,85 @@ where
     }
 }
 
-/// The attachment that a plan comes with.
-fn first(session: SessionName, follower: Option<FollowerId>) -> Attachment {
-    Attachment { session, by: session.caller, follower, number: FIRST_ATTACHMENT, binding: true }
+/// An attachment at the executor.
+#[derive(Debug)]
+struct Opened {
+    executor: Executor,
+    attachment: Attachment,
+    /// What the executor answered already.
+    first: Option<Frame>,
+    stream: Framed<Connection, FrameCodec>,
+}
+
+/// Admits a command, and attaches to it.
+async fn begin(
+    membership: &Arc<Membership>,
+    name: SessionName,
+    generation: u64,
+    spec: ExecSpec,
+) -> Result<Opened, admit::Refused> {
+    let number = spec.resend.map_or(FIRST_ATTACHMENT, |resend| resend.number);
+    let attachment = Attachment { session: name, by: name.caller, follower: spec.follower, number, binding: true };
+    let executor = admit::admit(membership, name, generation, spec).await?;
+    // The plan is on its way: whatever goes wrong from here on, the command may have run.
+    let stream = executor.attach(attachment).await.map_err(attach::uncertain)?;
+    Ok(Opened { executor, attachment, first: None, stream })
 }
 
 /// Copies between the caller and the executor until one of them is done.
-async fn copy<S, R, W>(
-    executor: &Executor,
-    attachment: Attachment,
-    stream: S,
-    is_gone: IsGone,
-    frames: Frames<R>,
-    writer: W,
-) -> anyhow::Result<()>
+async fn copy<R, W>(opened: Opened, is_gone: IsGone, frames: Frames<R>, writer: W) -> anyhow::Result<()>
 where
-    S: AsyncRead + AsyncWrite,
     R: AsyncRead + Unpin,
     W: AsyncWrite + Unpin,
 {
-    let (from_executor, to_executor) = tokio::io::split(stream);
+    let Opened { executor, attachment, first, stream } = opened;
+    let parts = stream.into_parts();
+    let mut ahead = BytesMut::new();
+    if let Some(first) = first {
+        first.write_to(&mut ahead);
+    }
+    ahead.extend_from_slice(&parts.read_buf);
+    let (from_executor, to_executor) = tokio::io::split(parts.io);
     let (reader, head) = frames.into_parts();
     let up = pump(Direction::ToTarget, head, reader, to_executor);
-    let down = pump(Direction::ToCaller, BytesMut::new(), from_executor, writer);
+    let down = pump(Direction::ToCaller, ahead, from_executor, writer);
     tokio::pin!(up, down);
-    tokio::select! {
-        (end, writer) = &mut down => finish(end, writer).await,
+    let end = tokio::select! {
+        (end, writer) = &mut down => match end {
+            // A caller that is gone takes nothing any more, and only its own frames tell that it is.
+            End::Write(error) => match tokio::time::timeout(LAST_WORDS, up).await {
+                Ok((end, _)) if is_gone(&end) => end,
+                _ => anyhow::bail!("the attachment is lost: {error}"),
+            },
+            end => return finish(end, writer).await,
+        },
         (end, _to_executor) = &mut up => match end {
-            end if is_gone(&end) => {
-                let Attachment { session, follower, number, .. } = attachment;
-                executor.caller_gone(CallerGone { session, follower, number }).await?;
-                Ok(())
-            }
-            // The caller has what it wanted; what the executor still sends goes the same way.
-            End::Eof { last: Some(Kind::Goodbye) } => Ok(()),
-            End::Eof { .. } => anyhow::bail!("the caller's stream ended without a goodbye: the attachment is lost"),
-            End::Read(error) => anyhow::bail!("the attachment is lost: {error}"),
             // The executor closed first; what it said last is still on its way to the caller.
             End::Write(_) => {
                 let (end, writer) = down.await;
-                finish(end, writer).await
+                return finish(end, writer).await;
             }
-            End::Protocol(error) => Err(error.into()),
+            end => end,
         },
+    };
+    match end {
+        end if is_gone(&end) => {
+            let Attachment { session, follower, number, .. } = attachment;
+            executor.caller_gone(CallerGone { session, follower, number }).await?;
+            Ok(())
+        }
+        // The caller has what it wanted; what the executor still sends goes the same way.
+        End::Eof { last: Some(Kind::Goodbye) } => Ok(()),
+        End::Eof { .. } => anyhow::bail!("the caller's stream ended without a goodbye: the attachment is lost"),
+        End::Read(error) | End::Write(error) => anyhow::bail!("the attachment is lost: {error}"),
+        End::Protocol(error) => Err(error.into()),
     }
 }
 
 /// The executor has said its last word: it is passed on, and then the stream's end.
 async fn finish<W: AsyncWrite + Unpin>(end: End, mut writer: W) -> anyhow::Result<()> {
     match end {
-        End::Eof { last: Some(Kind::Exit | Kind::Refused) } => Ok(writer.shutdown().await?),
+        End::Eof { last: Some(Kind::Exit | Kind::Refused | Kind::Superseded) } => Ok(writer.shutdown().await?),
         End::Eof { .. } => anyhow::bail!("the executor gave the attachment up"),
         End::Read(error) => anyhow::bail!("the executor is lost: {error}"),
         End::Write(error) => anyhow::bail!("the attachment is lost: {error}"),

@@ -4,6 +4,8 @@ pub(crate) mod accept;
 pub(crate) mod dial;
 pub(crate) mod greet;
 pub(crate) mod link;
+pub(crate) mod pulse;
+pub(crate) mod recover;
 pub(crate) mod serve;
 pub(crate) mod sync;
 
@@ -99,8 +101,6 @@ pub(crate) struct Parts {
     pub(crate) endpoint: Endpoint,
     /// The stored snapshot.
     pub(crate) held: Held,
-    /// Sessions that go on from before the cluster was taken in anew.
-    pub(crate) live: Option<Arc<LiveTable>>,
     /// Something an administrator must look at, known from the disk.
     pub(crate) alarm: Option<String>,
 }
@@ -117,7 +117,7 @@ impl Membership {
             is_manager: parts.is_manager,
             endpoint: parts.endpoint,
             pool: Pool::new(parts.me),
-            live: parts.live.filter(|live| live.cluster() == cluster).unwrap_or_else(|| LiveTable::new(cluster)),
+            live: shared.executor.tables().of(cluster),
             shared,
             held: watch::Sender::new(Arc::new(parts.held)),
             fetching: tokio::sync::Mutex::default(),
@@ -176,7 +176,7 @@ impl Membership {
             addresses: if self.shared.agent { Vec::new() } else { self.addresses() },
             caller_only: self.shared.agent,
             boot: Some(self.shared.boot),
-            executor: None,
+            executor: self.shared.executor.incarnation(),
             malai: crate::VERSION.to_owned(),
         }
     }
@@ -206,6 +206,7 @@ impl Membership {
         }
         self.tasks.spawn(sync::review(Arc::clone(self)));
         self.tasks.spawn(sync::rebind(Arc::clone(self)));
+        self.tasks.spawn(recover::run(Arc::clone(self)));
     }
 
     /// Closes every connection, so that attachments are lost at once.

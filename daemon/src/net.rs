@@ -7,7 +7,7 @@ pub(crate) mod pool;
 use bytes::BytesMut;
 use futures_util::StreamExt;
 use iroh::endpoint::{ConnectionError, ReadError, RecvStream, SendStream, VarInt};
-use malai_protocol::codec::{CodecError, Frame, FrameCodec};
+use malai_protocol::codec::{CodecError, Frame, FrameCodec, Kind};
 use malai_protocol::id::MachineId;
 use malai_protocol::peer::{Close, RESET_CALLER_GONE};
 use malai_protocol::snapshot::SnapshotError;
@@ -125,4 +125,15 @@ pub(crate) fn abandon(send: &mut SendStream, recv: &mut RecvStream, number: u32)
     // Both fail only when the half is finished or reset already, which is as good.
     let _closed = send.reset(code(number));
     let _closed = recv.stop(code(number));
+}
+
+/// Whether the peer answers now.
+pub(crate) async fn ping(conn: &iroh::endpoint::Connection, within: Duration) -> bool {
+    let asked = async {
+        let (mut send_half, recv) = conn.open_bi().await?;
+        send(&mut send_half, Frame::empty(Kind::Ping)).await?;
+        let frame = Frames::new(recv, 0).next(within).await?;
+        anyhow::Ok(frame.kind == Kind::Pong)
+    };
+    matches!(tokio::time::timeout(within, asked).await, Ok(Ok(true)))
 }

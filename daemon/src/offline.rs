@@ -53,6 +53,7 @@ fn answer(home: &Home, request: &Request) -> Result<Response, Failure> {
         | Request::Status
         | Request::DaemonStatus
         | Request::Stop
+        | Request::Leave
         | Request::Yield
         | Request::ClusterPending { .. }
         | Request::MachineJoin { .. } => {

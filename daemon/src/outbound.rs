@@ -1,5 +1,7 @@
 //! The caller's side of a session: resolve the name, find a connection, write one header, and copy.
 
+pub(crate) mod farewell;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -7,31 +9,37 @@ use bytes::BytesMut;
 use iroh::endpoint::{ConnectionError, ReadError, RecvStream, SendStream};
 use malai_protocol::codec::{Frame, Kind, MAX_EXEC};
 use malai_protocol::failure::{Failure, Kind as FailureKind};
+use malai_protocol::id::{Incarnation, MachineId};
 use malai_protocol::local::SessionTarget;
-use malai_protocol::peer::{Close, Open, RESET_CALLER_GONE, RESET_PROTOCOL};
-use malai_protocol::scan::Direction;
-use tokio::io::AsyncWriteExt;
+use malai_protocol::peer::{Close, Gone, Open, RESET_CALLER_GONE, RESET_PROTOCOL};
+use malai_protocol::scan::{Direction, Scanner};
+use malai_protocol::session::Sent;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use crate::clusters::Clusters;
 use crate::copy::{End, pump};
 use crate::machine;
-use crate::membership::{Membership, dial};
+use crate::membership::{Membership, dial, pulse};
 use crate::net::pool::{PeerConn, SessionGuard};
 use crate::net::{FIRST_FRAME, Frames, closed_with, code, send};
 
 /// Sessions that this side opens on one connection; the target allows as many.
 const MOST: u32 = crate::net::endpoint::MAX_SESSIONS;
-/// How long the news that the caller is gone may take to arrive.
-const DELIVERY: Duration = Duration::from_secs(10);
+/// How long the target may take to close a stream whose caller is gone; then it is told over another one.
+const DELIVERY: Duration = Duration::from_secs(2);
+/// So much of what a CLI sends is read while its target is still dialled.
+const AHEAD: usize = 64 * 1024;
+/// How long a CLI that takes nothing any more may take to say goodbye.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// One session for a CLI: `frames` and `writer` are the two halves of its socket, from which the request was read.
 ///
 /// # Errors
 /// What went wrong with the CLI's socket or the stream; refusals are answered, and are no errors.
 pub(crate) async fn session(
-    clusters: &Clusters,
+    clusters: &Arc<Clusters>,
     target: &SessionTarget,
     frames: Frames<OwnedReadHalf>,
     mut writer: OwnedWriteHalf,
@@ -41,18 +49,83 @@ pub(crate) async fn session(
         Err(failure) => return refuse(&mut writer, &failure).await,
     };
     if id == membership.me {
-        let generation = membership.held().generation();
-        return machine::session(membership, id, generation, machine::cli_is_gone, frames, writer).await;
+        return here(membership, target, frames, writer).await;
     }
+    let mut frames = frames;
+    frames.set_cap(MAX_EXEC);
+    let first = frames.next(FIRST_FRAME).await?;
+    if !matches!(first.kind, Kind::Exec | Kind::Attach) {
+        anyhow::bail!("a session began with {:?}", first.kind);
+    }
+    let (mut reader, mut head) = frames.into_parts();
     let deadline = Instant::now() + Duration::from_millis(target.connect_timeout_ms);
-    match open(&membership, id, deadline).await {
-        Ok((conn, counted, send_half, recv)) => {
-            let result = copy(frames, writer, send_half, recv, &membership.alias).await;
-            drop((conn, counted));
-            result
+    let opened = tokio::select! {
+        opened = open(&membership, id, deadline) => Some(opened),
+        () = closed(&mut reader, &mut head) => None,
+    };
+    let left = match opened {
+        Some(Ok((conn, _counted, send_half, recv))) => {
+            let attached = Attached { reader, head, writer, send_half, recv };
+            attached.follow(first, target, &conn, &membership.alias).await?
         }
-        Err(failure) => refuse(&mut writer, &failure).await,
+        Some(Err(failure)) => match refuse(&mut writer, &failure).await {
+            Ok(()) => Left::InGoodOrder,
+            Err(_) => unsent(target, &head),
+        },
+        None => unsent(target, &head),
+    };
+    if let (Left::Untold, Some(gone)) = (left, target.attachment) {
+        farewell::keep(clusters, membership.cluster, id, gone);
     }
+    Ok(())
+}
+
+/// Returns when the CLI has closed its socket. What it sends meanwhile is kept, up to a bound.
+async fn closed(reader: &mut OwnedReadHalf, head: &mut BytesMut) {
+    while head.len() < AHEAD {
+        head.reserve(AHEAD / 16);
+        match reader.read_buf(head).await {
+            Ok(0) | Err(_) => return,
+            Ok(_) => {}
+        }
+    }
+    std::future::pending().await
+}
+
+/// The CLI closed before its request was sent. Earlier attachments of it may have a command that runs.
+fn unsent(target: &SessionTarget, head: &BytesMut) -> Left {
+    let mut scanner = Scanner::new(Direction::ToTarget);
+    let in_good_order = scanner.feed(head).is_ok() && scanner.last() == Some(Kind::Goodbye);
+    let earlier = target.attachment.is_some_and(|attachment| attachment.number > 1);
+    if earlier && !in_good_order { Left::Untold } else { Left::InGoodOrder }
+}
+
+/// A session on this very machine.
+async fn here(
+    membership: Arc<Membership>,
+    target: &SessionTarget,
+    frames: Frames<OwnedReadHalf>,
+    mut writer: OwnedWriteHalf,
+) -> anyhow::Result<()> {
+    match membership.shared.executor.get().await {
+        Ok(executor) => tell_sent(target.attachment, Some(executor.incarnation()), &mut writer).await?,
+        Err(failure) => return refuse(&mut writer, &failure).await,
+    }
+    let (me, generation) = (membership.me, membership.held().generation());
+    machine::session(membership, me, generation, machine::cli_is_gone, frames, writer).await
+}
+
+/// Tells the CLI that its request is on its way, and what it meets. One that did not say which attachment it makes
+/// never comes back, and does not know this frame.
+async fn tell_sent(
+    attachment: Option<Gone>,
+    met: Option<Incarnation>,
+    writer: &mut OwnedWriteHalf,
+) -> anyhow::Result<()> {
+    if attachment.is_some() {
+        writer.write_all(&Frame::control(Kind::Sent, &Sent { met })?.to_bytes()).await?;
+    }
+    Ok(())
 }
 
 /// Tells the CLI why nothing was started.
@@ -64,14 +137,12 @@ pub(crate) async fn refuse(writer: &mut OwnedWriteHalf, failure: &Failure) -> an
 
 type Opened = (Arc<PeerConn>, SessionGuard, SendStream, RecvStream);
 
-async fn open(
-    membership: &Arc<Membership>,
-    id: malai_protocol::id::MachineId,
-    deadline: Instant,
-) -> Result<Opened, Failure> {
+async fn open(membership: &Arc<Membership>, id: MachineId, deadline: Instant) -> Result<Opened, Failure> {
+    let waiting = membership.pool.wait();
     let conn = dial::connect(membership, id, deadline).await?;
+    drop(waiting);
     let busy = || Failure::new(FailureKind::Busy, format!("{MOST} sessions run over this connection already"));
-    let counted = conn.enter(MOST).ok_or_else(busy)?;
+    let counted = pulse::enter(membership, &conn, MOST).ok_or_else(busy)?;
     let opened = async {
         let (mut send_half, recv) = conn.conn.open_bi().await?;
         let open = Open { cluster: membership.cluster, generation: membership.held().generation() };
@@ -94,57 +165,102 @@ fn not_a_member(cluster: &str) -> Failure {
     )
 }
 
-/// Copies between the CLI and the target until one of them is done.
-async fn copy(
-    frames: Frames<OwnedReadHalf>,
+/// A CLI, and the stream that its session has.
+struct Attached {
+    reader: OwnedReadHalf,
+    /// What was read of it already.
+    head: BytesMut,
     writer: OwnedWriteHalf,
     send_half: SendStream,
     recv: RecvStream,
-    cluster: &str,
-) -> anyhow::Result<()> {
-    let up = exec_then_pump(frames, send_half);
-    let down = pump(Direction::ToCaller, BytesMut::new(), recv, writer);
-    tokio::pin!(up, down);
-    let (up_end, mut send_half) = tokio::select! {
-        (end, writer) = &mut down => return finish(end, writer, cluster).await,
-        ended = &mut up => ended?,
-    };
-    match up_end {
-        End::Eof { last: Some(Kind::Goodbye) } => Ok(send_half.finish()?),
-        End::Eof { .. } | End::Read(_) => {
-            // The CLI is gone. The reset overtakes whatever is still under way.
-            let _closed = send_half.reset(code(RESET_CALLER_GONE));
-            // The stream has to outlive the reset's delivery, or its drop would say something else.
-            let _stopped = tokio::time::timeout(DELIVERY, send_half.stopped()).await;
-            Ok(())
+}
+
+/// How an attachment ended on this side.
+enum Left {
+    /// The CLI knows how, or the target knows that the CLI is gone.
+    InGoodOrder,
+    /// The CLI is gone for good, and it is not certain that the target knows.
+    Untold,
+}
+
+impl Attached {
+    /// Passes the first frame on, and then copies until one of both is done.
+    async fn follow(
+        mut self,
+        first: Frame,
+        target: &SessionTarget,
+        conn: &PeerConn,
+        cluster: &str,
+    ) -> anyhow::Result<Left> {
+        if send(&mut self.send_half, first).await.is_err() {
+            // It never had all of the request. What it said last is still on its way.
+            let (end, writer) = pump(Direction::ToCaller, BytesMut::new(), self.recv, self.writer).await;
+            return finish(end, writer, cluster).await.map(|()| Left::InGoodOrder);
         }
-        // The target stopped reading: what it said last is still on its way.
-        End::Write(_) => {
-            let (end, writer) = down.await;
-            finish(end, writer, cluster).await
+        // When the CLI is gone already, its own end of the socket tells so below.
+        if let Err(error) = tell_sent(target.attachment, conn.executor(), &mut self.writer).await {
+            tracing::debug!("the CLI was not told that its request is sent: {error:#}");
         }
-        End::Protocol(error) => {
-            let _closed = send_half.reset(code(RESET_PROTOCOL));
-            Err(error.into())
+        self.copy(conn, cluster).await
+    }
+
+    async fn copy(self, conn: &PeerConn, cluster: &str) -> anyhow::Result<Left> {
+        let Self { reader, head, writer, mut send_half, mut recv } = self;
+        let up_end = {
+            let up = pump(Direction::ToTarget, head, reader, &mut send_half);
+            let down = pump(Direction::ToCaller, BytesMut::new(), &mut recv, writer);
+            tokio::pin!(up, down);
+            tokio::select! {
+                // The CLI attaches again, over another connection.
+                () = conn.given_up() => anyhow::bail!("the connection is stalled"),
+                (end, writer) = &mut down => {
+                    // A CLI that takes nothing is gone; and one may be gone when its stream is lost. Whether it left in
+                    // good order, its own frames tell.
+                    let patience = if matches!(end, End::Write(_)) { LAST_WORDS } else { Duration::ZERO };
+                    match (end, timeout(patience, up).await) {
+                        (End::Write(_) | End::Read(_), Ok((End::Eof { last }, _))) => End::Eof { last },
+                        (End::Write(error), _) => End::Read(error),
+                        (end, _) => return finish(end, writer, cluster).await.map(|()| Left::InGoodOrder),
+                    }
+                }
+                (end, _) = &mut up => match end {
+                    // The target stopped reading: what it said last is still on its way.
+                    End::Write(_) => {
+                        let (end, writer) = down.await;
+                        return finish(end, writer, cluster).await.map(|()| Left::InGoodOrder);
+                    }
+                    end => end,
+                },
+            }
+        };
+        match up_end {
+            End::Eof { last: Some(Kind::Goodbye) } => {
+                send_half.finish()?;
+                Ok(Left::InGoodOrder)
+            }
+            End::Eof { .. } | End::Read(_) | End::Write(_) => Ok(gone(send_half, recv).await),
+            End::Protocol(error) => {
+                let _closed = send_half.reset(code(RESET_PROTOCOL));
+                Err(error.into())
+            }
         }
     }
 }
 
-/// The first frame is `Exec`, which may be large and comes only once; then the rest is copied.
-async fn exec_then_pump(
-    mut frames: Frames<OwnedReadHalf>,
-    mut send_half: SendStream,
-) -> anyhow::Result<(End, SendStream)> {
-    frames.set_cap(MAX_EXEC);
-    let exec = frames.next(FIRST_FRAME).await?;
-    if exec.kind != Kind::Exec {
-        anyhow::bail!("a session began with {:?}", exec.kind);
-    }
-    if let Err(error) = send(&mut send_half, exec).await {
-        return Ok((End::Write(std::io::Error::other(error)), send_half));
-    }
-    let (reader, head) = frames.into_parts();
-    Ok(pump(Direction::ToTarget, head, reader, send_half).await)
+/// The CLI is gone: the reset overtakes whatever is still under way. The target ends its side of the stream in good order
+/// when it has passed that on, and in no other way.
+async fn gone(mut send_half: SendStream, mut recv: RecvStream) -> Left {
+    let _closed = send_half.reset(code(RESET_CALLER_GONE));
+    let ended = async {
+        loop {
+            match recv.read_chunk(usize::MAX).await {
+                Ok(Some(_)) => {}
+                Ok(None) => return Left::InGoodOrder,
+                Err(_) => return Left::Untold,
+            }
+        }
+    };
+    timeout(DELIVERY, ended).await.unwrap_or(Left::Untold)
 }
 
 /// The target has said its last word, or is lost: then the CLI's socket is closed, and it draws the conclusion itself.

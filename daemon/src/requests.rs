@@ -77,7 +77,8 @@ impl Context {
                 () = tokio::time::sleep_until(deadline.into()) => {}
             }
             let running = self.clusters.ready().iter().any(|membership| membership.live.len() > 0);
-            if self.connections.load(Ordering::Relaxed) == 0 && !running {
+            let told = self.clusters.farewells().is_empty();
+            if self.connections.load(Ordering::Relaxed) == 0 && !running && told {
                 return;
             }
             self.last.send_replace(Instant::now());
@@ -121,7 +122,11 @@ async fn carry_out(
         Request::Status => Ok(Response::Status(status::status(clusters).await)),
         Request::DaemonStatus => Ok(Response::Daemon(status::daemon(clusters).await)),
         Request::Stop => stop(context).await,
-        Request::Yield => leave(context),
+        Request::Leave => {
+            context.stop.cancel();
+            Ok(Response::Done)
+        }
+        Request::Yield => give_way(context),
         Request::ClusterList => {
             let home = clusters.shared().home.clone();
             blocking(move || admin::cluster_list(&home)).await.map(Response::Clusters)
@@ -215,7 +220,7 @@ async fn stop(context: &Context) -> Result<Response, Failure> {
     context.clusters.finish(both).await
 }
 
-fn leave(context: &Context) -> Result<Response, Failure> {
+fn give_way(context: &Context) -> Result<Response, Failure> {
     if !context.agent() {
         return Err(Failure::new(Kind::Conflict, "this is a daemon, which leaves only for `malai daemon stop`"));
     }

@@ -2,16 +2,18 @@
 
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::sync::{Arc, Mutex as SyncMutex, PoisonError};
 
 use malai_protocol::access::Me;
 use malai_protocol::failure::Failure;
 use malai_protocol::home::Home;
 use malai_protocol::id::{Incarnation, MachineId};
-use malai_protocol::plan::{End, Ended};
-use malai_protocol::session::EndedBy;
+use malai_protocol::plan::Ended;
 use tokio::sync::{Mutex, mpsc};
+use tokio_util::sync::CancellationToken;
 
 use crate::audit::Audit;
+use crate::machine::live::Tables;
 use crate::supervisor::{Event, Executor, Mode, StartOptions};
 
 /// What all clusters of one daemon share.
@@ -31,6 +33,8 @@ pub(crate) struct Shared {
     pub(crate) audit: Audit,
     /// The executor.
     pub(crate) executor: ExecutorSlot,
+    /// Cancelled when sessions of an earlier daemon were taken over: before, no stream of a session is served.
+    pub(crate) open: CancellationToken,
     /// Aliases of clusters that have to be taken in anew from the disk.
     pub(crate) reload: mpsc::UnboundedSender<String>,
 }
@@ -58,7 +62,9 @@ pub(crate) struct ExecutorSlot {
     /// Sessions of an earlier daemon, or of an executor that died, whose ends are not written down yet. As many as that
     /// executor's table held.
     leftovers: mpsc::UnboundedSender<Ended>,
+    tables: Arc<Tables>,
     running: Mutex<Option<Executor>>,
+    incarnation: SyncMutex<Option<Incarnation>>,
 }
 
 impl ExecutorSlot {
@@ -68,8 +74,9 @@ impl ExecutorSlot {
         program: Option<(PathBuf, Vec<OsString>)>,
         events: mpsc::Sender<Event>,
         leftovers: mpsc::UnboundedSender<Ended>,
+        tables: Arc<Tables>,
     ) -> Self {
-        Self { home, program, events, leftovers, running: Mutex::default() }
+        Self { home, program, events, leftovers, tables, running: Mutex::default(), incarnation: SyncMutex::default() }
     }
 
     /// The executor, started if none runs.
@@ -87,14 +94,15 @@ impl ExecutorSlot {
         };
         let options = StartOptions { home: self.home.clone(), mode, events: self.events.clone() };
         let executor = Executor::start(options).await?;
-        self.adopt(&executor).await;
+        self.adopt(&executor);
+        self.note(Some(executor.incarnation()));
         *running = Some(executor.clone());
         Ok(executor)
     }
 
-    /// Takes over what the executor has from before: ends that are to be written down, and sessions that still run,
-    /// whose callers were lost with the daemon that they came through.
-    async fn adopt(&self, executor: &Executor) {
+    /// Takes over what the executor has from before: ends that are to be written down, and sessions that still run.
+    /// Their callers were lost with the daemon that they came through, and come back to this one.
+    fn adopt(&self, executor: &Executor) {
         let sessions = executor.sessions();
         for ended in sessions.ended.iter().cloned() {
             if self.leftovers.send(ended).is_err() {
@@ -102,12 +110,14 @@ impl ExecutorSlot {
             }
         }
         for live in &sessions.live {
-            let reason = Some("the daemon on the target was restarted".to_owned());
-            let end = End { session: live.session, cause: EndedBy::Shutdown, reason };
-            if let Err(failure) = executor.end(end).await {
-                tracing::error!(session = %live.session.id.short(), "cannot end the session: {failure}");
-            }
+            tracing::info!(session = %live.session.id.short(), cluster = %live.cluster.short(), "goes on");
+            self.tables.of(live.cluster).adopt(live);
         }
+    }
+
+    /// The tables of live sessions.
+    pub(crate) fn tables(&self) -> &Tables {
+        &self.tables
     }
 
     /// The executor, if one runs.
@@ -115,8 +125,19 @@ impl ExecutorSlot {
         self.running.lock().await.clone()
     }
 
+    /// The life of the executor, if one runs.
+    pub(crate) fn incarnation(&self) -> Option<Incarnation> {
+        *self.incarnation.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn note(&self, incarnation: Option<Incarnation>) {
+        *self.incarnation.lock().unwrap_or_else(PoisonError::into_inner) = incarnation;
+    }
+
     /// It died: the next [`ExecutorSlot::get`] starts another.
     pub(crate) async fn lost(&self) {
-        *self.running.lock().await = None;
+        let mut running = self.running.lock().await;
+        self.note(None);
+        *running = None;
     }
 }

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use malai_protocol::codec::{Frame, Kind};
 use malai_protocol::id::MachineId;
 use malai_protocol::local::{ClusterState, ClusterStatus, Connection, DaemonStatus, MachineStatus, Role, Status};
 use tokio::task::JoinSet;
@@ -12,8 +11,8 @@ use crate::clusters::{Cluster, Clusters, Served};
 use crate::join::knock::Waiting;
 use crate::membership::Membership;
 use crate::net::endpoint::own_addresses;
+use crate::net::ping;
 use crate::net::pool::PeerConn;
-use crate::net::{Frames, send};
 
 /// A machine that does not answer within this time is not shown as connected.
 const PING: Duration = Duration::from_secs(2);
@@ -100,7 +99,7 @@ async fn machines(membership: &Arc<Membership>) -> Vec<MachineStatus> {
     let mut pings = JoinSet::new();
     for machine in held.config.machines.values() {
         if let Some(conn) = membership.pool.live(machine.id) {
-            pings.spawn(async move { (conn.peer, ping(&conn).await.then_some(conn)) });
+            pings.spawn(async move { (conn.peer, ping(&conn.conn, PING).await.then_some(conn)) });
         }
     }
     let mut there: Vec<(MachineId, Option<Arc<PeerConn>>)> = Vec::new();
@@ -132,15 +131,4 @@ async fn machines(membership: &Arc<Membership>) -> Vec<MachineStatus> {
 fn connection(conn: &PeerConn) -> Connection {
     let (path, rtt_us) = conn.path();
     Connection { since_ms: conn.since_ms, path, rtt_us }
-}
-
-/// Whether the machine at the other end answers now.
-async fn ping(conn: &PeerConn) -> bool {
-    let asked = async {
-        let (mut send_half, recv) = conn.conn.open_bi().await?;
-        send(&mut send_half, Frame::empty(Kind::Ping)).await?;
-        let frame = Frames::new(recv, 0).next(PING).await?;
-        anyhow::Ok(frame.kind == Kind::Pong)
-    };
-    matches!(tokio::time::timeout(PING, asked).await, Ok(Ok(true)))
 }

@@ -36,6 +36,16 @@ pub(crate) fn millis(span: Duration) -> u64 {
     u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
 }
 
+/// A span for people, in the largest unit that needs no fraction.
+pub(crate) fn words(span: Duration) -> String {
+    match millis(span) {
+        ms if ms % 3_600_000 == 0 && ms > 0 => format!("{} h", ms / 3_600_000),
+        ms if ms % 60_000 == 0 && ms > 0 => format!("{} min", ms / 60_000),
+        ms if ms % 1000 == 0 => format!("{} s", ms / 1000),
+        ms => format!("{ms} ms"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -52,6 +62,14 @@ mod tests {
     fn nonsense_and_zero_are_refused() {
         for text in ["", "s", "-1", "+1", "inf", "1e3", "1 s", "1w", "0", "0.1ms", "1.2.3", "9999999999h"] {
             assert!(parse(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_span_in_words_has_no_fraction() {
+        let cases = [(0, "0 s"), (1500, "1500 ms"), (90_000, "90 s"), (600_000, "10 min"), (7_200_000, "2 h")];
+        for (ms, text) in cases {
+            assert_eq!(words(Duration::from_millis(ms)), text);
         }
     }
 }

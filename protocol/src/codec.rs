@@ -72,6 +72,10 @@ kinds! {
     Refused = 0x20, MAX_CONTROL;
     /// It runs: [`crate::session::Started`].
     Started = 0x21, MAX_CONTROL;
+    /// The session is followed from here on: [`crate::session::Attached`].
+    Attached = 0x22, MAX_CONTROL;
+    /// Another attachment follows now; nothing follows: [`crate::session::Superseded`].
+    Superseded = 0x23, MAX_CONTROL;
     /// Raw bytes of the command's standard output.
     Stdout = 0x24, MAX_DATA;
     /// Raw bytes of the command's standard error.
@@ -82,11 +86,6 @@ kinds! {
     StdinClosed = 0x27, 0;
     /// How it ended; nothing follows: [`crate::session::ExitRecord`].
     Exit = 0x28, MAX_CONTROL;
-
-    /// The session is followed from here on: [`crate::session::Attached`].
-    Attached = 0x22, MAX_CONTROL;
-    /// Another attachment follows now; nothing follows: [`crate::session::Superseded`].
-    Superseded = 0x23, MAX_CONTROL;
     /// Daemon to its CLI: the request is on its way: [`crate::session::Sent`].
     Sent = 0x29, MAX_CONTROL;
 

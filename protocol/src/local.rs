@@ -40,6 +40,8 @@ pub enum Request {
     DaemonStatus,
     /// End all sessions, then the executor, then the daemon. Answered when the sessions have ended.
     Stop,
+    /// End the daemon, and leave the executor and its sessions to the next one. Answered by `Done`.
+    Leave,
     /// To an agent, from a daemon that starts: leave.
     Yield,
     /// The clusters of this home as the disk has them.

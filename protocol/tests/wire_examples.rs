@@ -8,12 +8,13 @@ use bytes::{Bytes, BytesMut};
 use ed25519_dalek::SigningKey;
 use malai_protocol::codec::{Frame, FrameCodec, Kind};
 use malai_protocol::failure::{Failure, Kind as FailureKind};
-use malai_protocol::id::{ClusterId, Incarnation, MachineId, SessionId};
+use malai_protocol::id::{ClusterId, FollowerId, Incarnation, MachineId, SessionId};
 use malai_protocol::invite::Invite;
 use malai_protocol::local::{self, Request, Response, SessionTarget};
-use malai_protocol::peer::{self, Announce, Close, Hello, Knock, Open, Pull, Redeem};
+use malai_protocol::peer::{self, Announce, Close, Gone, Hello, Knock, Open, Pull, Redeem};
 use malai_protocol::session::{
-    Ack, EndedBy, ExecSpec, ExitRecord, Output, Signal, Started, Status, StdinAck, StopOutput,
+    Ack, Attach, Attached, EndedBy, ExecSpec, ExitRecord, Output, Resend, Sent, Signal, Started, Status, StdinAck,
+    StopOutput, Superseded,
 };
 use malai_protocol::snapshot::{HEADER_LEN, Signed, Snapshot};
 use serde::Serialize;
@@ -157,6 +158,10 @@ fn exec() -> ExecSpec {
     }
 }
 
+fn follower() -> FollowerId {
+    FollowerId::from_bytes([0xcc; 16])
+}
+
 fn local_socket(examples: &mut Examples) {
     let hello = local::Hello { version: local::VERSION, malai: "0.1.0".into(), pid: 4242, agent: false };
     examples.control("local-hello", Kind::LocalHello, &hello);
@@ -191,6 +196,18 @@ fn session_from_the_caller(examples: &mut Examples) {
     };
     examples.control("exec-full", Kind::Exec, &full);
     examples.reads_as("exec-minimal", Kind::Exec, &ExecSpec { literal: false, ..exec() });
+    let again = Resend { number: 2, met: Some(Incarnation::from_bytes([0xaa; 16])), since_ms: 1500 };
+    examples.control("exec-again", Kind::Exec, &ExecSpec { follower: Some(follower()), resend: Some(again), ..exec() });
+    let attach = Attach {
+        owner: None,
+        id: exec().id,
+        follower: follower(),
+        number: 3,
+        out_offset: 65_536,
+        binding: true,
+        take_over: false,
+    };
+    examples.control("attach", Kind::Attach, &attach);
     examples.data("stdin", Kind::Stdin, b"hi\n");
     examples.empty("stdin-eof", Kind::StdinEof);
     examples.control("signal", Kind::Signal, &Signal { number: 15 });
@@ -211,6 +228,18 @@ fn session_from_the_target(examples: &mut Examples) {
         grace_ms: None,
     };
     examples.control("started", Kind::Started, &started);
+    let attached = Attached {
+        incarnation: started.incarnation,
+        started: Some(started),
+        out_offset: 65_536,
+        stdin_offset: 3,
+        credit: 262_147,
+        stdin_closed: false,
+    };
+    examples.control("attached", Kind::Attached, &attached);
+    let web01 = MachineId::from_bytes(key(2).verifying_key().to_bytes()).expect("a key");
+    examples.control("superseded", Kind::Superseded, &Superseded { by: web01, follower: follower() });
+    examples.control("sent", Kind::Sent, &Sent { met: Some(attached.incarnation) });
     examples.data("stdout", Kind::Stdout, b"hi\n");
     examples.data("stderr", Kind::Stderr, b"oh\n");
     examples.control("stdin-ack", Kind::StdinAck, &StdinAck { offset: 65_536, credit: 327_680 });
@@ -253,6 +282,8 @@ fn between_machines(examples: &mut Examples) {
     examples.control("pull", Kind::Pull, &Pull { generation: 1_767_225_600_000 });
     examples.control("snapshot", Kind::Snapshot, &snapshot().to_signed());
     examples.empty("ping", Kind::Ping);
+    let gone = Gone { owner: None, id: exec().id, follower: follower(), number: 3 };
+    examples.control("gone", Kind::Gone, &gone);
     examples.empty("pong", Kind::Pong);
 }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 use malai_protocol::access::{Decision, Grant, Request, decide};
 use malai_protocol::audit::{Entry, Event, printable};
 use malai_protocol::failure::{Failure, Kind};
+use malai_protocol::id::MachineId;
 use malai_protocol::peer::unknown_need;
 use malai_protocol::plan::{Decided, Plan, SessionName};
 use malai_protocol::session::{DEFAULT_GRACE_MS, ExecSpec};
@@ -17,46 +18,57 @@ use crate::membership::{Held, Membership};
 use crate::supervisor::Executor;
 
 /// A target that would refuse under an older snapshot than the caller's waits so long for the newer one.
-const SYNC_WAIT: Duration = Duration::from_secs(2);
+pub(super) const SYNC_WAIT: Duration = Duration::from_secs(2);
 
 /// Registers, decides, audits, and sends the plan.
 ///
 /// # Errors
-/// The refusal, to be sent to the caller.
+/// The refusal. It is in the audit, unless another request with this id is being worked on.
 pub(crate) async fn admit(
     membership: &Arc<Membership>,
     name: SessionName,
     generation: u64,
     spec: ExecSpec,
-) -> Result<Executor, Failure> {
+) -> Result<Executor, Refused> {
     let asked = asked(&spec);
+    let again = spec.resend.is_some();
     let result = register_and_decide(membership, name, generation, spec, &asked).await;
-    if let Err(refused) = &result {
+    if let Err(refused) = &result
+        && !(refused.taken && again)
+    {
         tracing::info!(
             session = %name.id.short(), peer = %name.caller.short(), cluster = %membership.alias,
             "refused: {}", refused.failure
         );
-        let mut line = entry(membership, name, &asked, if refused.audited { Event::End } else { Event::Refused });
-        line.code = Some(refused.failure.kind.exit_code());
-        line.outcome = Some(format!("{}: {}", refused.failure.kind.name(), refused.failure.message));
-        // The refusal stands whether or not it could be written down; a full disk must not turn it into silence.
-        if let Err(failure) = membership.shared.audit.append(&line) {
-            tracing::error!("the audit cannot be written: {failure}");
-        }
+        let line = entry(membership, name, &asked, if refused.audited { Event::End } else { Event::Refused });
+        write_refusal(membership, line, &refused.failure, "");
     }
-    result.map_err(|refused| refused.failure)
+    result
 }
 
-/// A refusal, and whether a `start` line was written before it.
+/// Writes a refusal down. It stands whether or not that succeeds; a full disk must not turn it into silence.
+pub(super) fn write_refusal(membership: &Membership, mut line: Entry, failure: &Failure, doing: &str) {
+    line.code = Some(failure.kind.exit_code());
+    line.outcome = Some(format!("{}: {doing}{}", failure.kind.name(), failure.message));
+    if let Err(failure) = membership.shared.audit.append(&line) {
+        tracing::error!("the audit cannot be written: {failure}");
+    }
+}
+
+/// A refusal.
 #[derive(Debug)]
-struct Refused {
-    failure: Failure,
+pub(crate) struct Refused {
+    /// What the caller is told.
+    pub(crate) failure: Failure,
+    /// The name is taken: another request with this id is being worked on, or was.
+    pub(crate) taken: bool,
+    /// A `start` line was written before it.
     audited: bool,
 }
 
 impl From<Failure> for Refused {
     fn from(failure: Failure) -> Self {
-        Self { failure, audited: false }
+        Self { failure, taken: false, audited: false }
     }
 }
 
@@ -67,24 +79,44 @@ async fn register_and_decide(
     spec: ExecSpec,
     asked: &Decided,
 ) -> Result<Executor, Refused> {
+    let registered = membership.live.register(name, asked.clone());
+    if let Some(Err(())) = &registered {
+        let failure = Failure::new(Kind::Conflict, "a session with this id exists already");
+        return Err(Refused { failure, taken: true, audited: false });
+    }
+    let result = match &registered {
+        Some(_) => decide_and_send(membership, name, generation, &spec, asked).await,
+        None => Err(super::full().into()),
+    };
+    // While it is still registered: what was sent first must not come in between.
+    if result.is_err() && spec.resend.is_some() {
+        membership.live.spend(name);
+    }
+    result
+}
+
+async fn decide_and_send(
+    membership: &Arc<Membership>,
+    name: SessionName,
+    generation: u64,
+    spec: &ExecSpec,
+    asked: &Decided,
+) -> Result<Executor, Refused> {
     if let Some(need) = unknown_need(&spec.needs) {
         let text = format!("the request needs `{need}`, which malai {} on the target does not have", crate::VERSION);
         return Err(Failure::new(Kind::Unsupported, text).hint("update malai on the target").into());
     }
-    let _registered = match membership.live.register(name, asked.clone()) {
-        None => return Err(super::full().into()),
-        Some(Err(())) => return Err(Failure::new(Kind::Conflict, "a session with this id exists already").into()),
-        Some(Ok(registered)) => registered,
-    };
     let executor = membership.shared.executor.get().await?;
     let deadline = Instant::now() + SYNC_WAIT;
     let mut audited = false;
+    let refused = |failure, audited| Refused { failure, taken: false, audited };
     loop {
-        let (held, grant) = decided(membership, name, generation, asked, deadline)
+        let request = Request::from(asked);
+        let (held, grant) = decided(membership, &name.caller, generation, &request, deadline)
             .await
-            .map_err(|failure| Refused { failure, audited })?;
-        refuse_directory(&spec, &grant).map_err(|failure| Refused { failure, audited })?;
-        let plan = plan(membership, name, &spec, asked, &grant);
+            .map_err(|failure| refused(failure, audited))?;
+        refuse_directory(spec, &grant).map_err(|failure| refused(failure, audited))?;
+        let plan = plan(membership, name, spec, asked, &grant);
         if !audited {
             let mut line = entry(membership, name, &plan.request, Event::Start);
             line.who = Some(grant.who.clone());
@@ -102,7 +134,7 @@ async fn register_and_decide(
                 return Ok(executor);
             }
             Ok(Sent::Outdated) => {}
-            Err(failure) => return Err(Refused { failure, audited }),
+            Err(failure) => return Err(refused(failure, audited)),
         }
     }
 }
@@ -125,19 +157,20 @@ fn unaudited(failure: Failure) -> Refused {
     refusal.into()
 }
 
-/// Decides by the snapshot that is held; a refusal under an older one than the caller's waits for the newer.
-async fn decided(
+/// Decides by the snapshot that is held; a refusal under an older one than the caller's waits for the newer. Whatever a
+/// peer asks for is decided here.
+pub(super) async fn decided(
     membership: &Membership,
-    name: SessionName,
+    caller: &MachineId,
     generation: u64,
-    asked: &Decided,
+    request: &Request<'_>,
     deadline: Instant,
 ) -> Result<(Arc<Held>, Grant), Failure> {
     let mut snapshots = membership.watch();
     loop {
         let held = Arc::clone(&snapshots.borrow_and_update());
         let me = membership.shared.me(&membership.me);
-        match decide(&held.config, &me, &name.caller, &Request::from(asked)) {
+        match decide(&held.config, &me, caller, request) {
             Decision::Allowed(grant) => return Ok((held, grant)),
             Decision::Refused(failure) if generation <= held.generation() => return Err(failure),
             Decision::Refused(failure) => {

@@ -1,13 +1,14 @@
 //! The table of live sessions of one cluster on this machine: what is decided anew when the config changes.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use malai_protocol::access::decide_anew;
-use malai_protocol::failure::Failure;
+use malai_protocol::failure::{Failure, Kind};
 use malai_protocol::id::{ClusterId, MachineId};
-use malai_protocol::plan::{Decided, End, Plan, SessionName};
+use malai_protocol::plan::{Decided, End, Live, Plan, SessionName};
 use malai_protocol::session::EndedBy;
+use tokio::sync::{Notify, watch};
 
 use crate::membership::Held;
 use crate::shared::Shared;
@@ -15,6 +16,8 @@ use crate::supervisor::Executor;
 
 /// Sessions of one cluster at once on this machine.
 const MOST: usize = 4096;
+/// Requests that were sent again and refused, whose first sending may still be on its way: the oldest is forgotten.
+const MOST_SPENT: usize = 4096;
 
 /// One session in the table.
 #[derive(Debug, Clone)]
@@ -23,6 +26,8 @@ struct Entry {
     /// Its plan was sent: from here on a change of the config has to end it. Before, the comparison of generations
     /// under the table's lock sees the change.
     planned: bool,
+    /// Attachments that are there.
+    followers: usize,
 }
 
 /// Live sessions, and those on their way to be.
@@ -30,9 +35,30 @@ struct Entry {
 pub(crate) struct LiveTable {
     cluster: ClusterId,
     entries: Arc<Mutex<HashMap<SessionName, Entry>>>,
+    spent: Mutex<VecDeque<SessionName>>,
+    /// Sessions of an earlier daemon came in.
+    adopted: Notify,
     /// Held while a plan is sent and while the table is reviewed, so that either the plan is decided by the new
     /// snapshot, or its session is in the table and its `End` follows it.
     barrier: tokio::sync::Mutex<()>,
+    changed: watch::Sender<()>,
+}
+
+/// One attachment to a session; it is lost when this is dropped.
+#[derive(Debug)]
+#[must_use = "dropping it ends the following"]
+pub(crate) struct Following {
+    live: Arc<LiveTable>,
+    name: SessionName,
+}
+
+impl Drop for Following {
+    fn drop(&mut self) {
+        if let Some(entry) = lock(&self.live.entries).get_mut(&self.name) {
+            entry.followers = entry.followers.saturating_sub(1);
+        }
+        self.live.changed.send_replace(());
+    }
 }
 
 /// Takes a session out of the table again, unless its plan was sent: then its end does.
@@ -66,26 +92,68 @@ pub(crate) enum Sent {
 }
 
 impl LiveTable {
-    /// An empty table.
-    pub(crate) fn new(cluster: ClusterId) -> Arc<Self> {
-        Arc::new(Self { cluster, entries: Arc::default(), barrier: tokio::sync::Mutex::default() })
-    }
-
     /// The cluster whose sessions these are.
     pub(crate) fn cluster(&self) -> ClusterId {
         self.cluster
     }
 
+    /// An empty table.
+    pub(crate) fn new(cluster: ClusterId) -> Arc<Self> {
+        Arc::new(Self {
+            cluster,
+            entries: Arc::default(),
+            spent: Mutex::default(),
+            adopted: Notify::new(),
+            barrier: tokio::sync::Mutex::default(),
+            changed: watch::Sender::new(()),
+        })
+    }
+
+    /// Takes in a session that an earlier daemon planned. It has to be decided anew.
+    pub(crate) fn adopt(&self, live: &Live) {
+        let entry = Entry { request: live.request.clone(), planned: true, followers: 0 };
+        lock(&self.entries).entry(live.session).or_insert(entry);
+        self.changed.send_replace(());
+        self.adopted.notify_one();
+    }
+
+    /// Returns when sessions were taken in since the last call.
+    pub(crate) async fn adopted(&self) {
+        self.adopted.notified().await;
+    }
+
+    /// Whether this session is a live one of this cluster.
+    pub(crate) fn has(&self, name: &SessionName) -> bool {
+        lock(&self.entries).get(name).is_some_and(|entry| entry.planned)
+    }
+
+    /// This id was sent again, and its caller is told that it never ran: so it never shall, although the first sending
+    /// may still arrive.
+    pub(crate) fn spend(&self, name: SessionName) {
+        let mut spent = self.spent.lock().unwrap_or_else(PoisonError::into_inner);
+        if spent.len() >= MOST_SPENT {
+            spent.pop_front();
+        }
+        spent.push_back(name);
+    }
+
+    fn is_spent(&self, name: &SessionName) -> bool {
+        self.spent.lock().unwrap_or_else(PoisonError::into_inner).contains(name)
+    }
+
     /// Registers a session before it is decided. `None` when the table is full, `Some(Err)` when the name is taken.
     pub(crate) fn register(&self, name: SessionName, request: Decided) -> Option<Result<Registered, ()>> {
-        let mut entries = lock(&self.entries);
-        if entries.len() >= MOST {
-            return None;
+        if self.is_spent(&name) {
+            return Some(Err(()));
         }
+        let mut entries = lock(&self.entries);
         if entries.contains_key(&name) {
             return Some(Err(()));
         }
-        entries.insert(name, Entry { request, planned: false });
+        if entries.len() >= MOST {
+            return None;
+        }
+        entries.insert(name, Entry { request, planned: false, followers: 0 });
         Some(Ok(Registered { entries: Arc::clone(&self.entries), name }))
     }
 
@@ -105,7 +173,7 @@ impl LiveTable {
             return Ok(Sent::Outdated);
         }
         let name = plan.session;
-        lock(&self.entries).insert(name, Entry { request: plan.request.clone(), planned: true });
+        lock(&self.entries).insert(name, Entry { request: plan.request.clone(), planned: true, followers: 0 });
         let sent = executor.plan(plan).await;
         if sent.is_err() {
             lock(&self.entries).remove(&name);
@@ -116,6 +184,26 @@ impl LiveTable {
     /// The session ended.
     pub(crate) fn remove(&self, name: &SessionName) {
         lock(&self.entries).remove(name);
+    }
+
+    /// An attachment follows this session, for as long as the guard lives.
+    pub(crate) fn follow(self: &Arc<Self>, name: SessionName) -> Following {
+        if let Some(entry) = lock(&self.entries).get_mut(&name) {
+            entry.followers += 1;
+        }
+        Following { live: Arc::clone(self), name }
+    }
+
+    /// Wakes whenever an attachment is lost.
+    pub(crate) fn watch(&self) -> watch::Receiver<()> {
+        self.changed.subscribe()
+    }
+
+    /// The callers of running sessions that nobody follows.
+    pub(crate) fn unfollowed(&self) -> BTreeSet<MachineId> {
+        let entries = lock(&self.entries);
+        let alone = entries.iter().filter(|(_, entry)| entry.planned && entry.followers == 0);
+        alone.map(|(name, _)| name.caller).collect()
     }
 
     /// How many sessions there are.
@@ -129,6 +217,21 @@ impl LiveTable {
             let _barrier = self.barrier.lock().await;
             self.refused(held, me, shared)
         };
+        self.revoke(refused, shared).await;
+    }
+
+    /// Ends every planned session: there is no config any more that could allow them.
+    pub(crate) async fn revoke_all(&self, shared: &Shared) {
+        let gone = || Failure::new(Kind::Denied, "the target left the cluster");
+        let planned = {
+            let _barrier = self.barrier.lock().await;
+            let entries = lock(&self.entries);
+            entries.iter().filter(|(_, entry)| entry.planned).map(|(name, _)| (*name, gone())).collect()
+        };
+        self.revoke(planned, shared).await;
+    }
+
+    async fn revoke(&self, refused: Vec<(SessionName, Failure)>, shared: &Shared) {
         if refused.is_empty() {
             return;
         }
@@ -151,6 +254,24 @@ impl LiveTable {
                 decide_anew(&held.config, &me, &name.caller, &entry.request).map(|failure| (*name, failure))
             })
             .collect()
+    }
+}
+
+/// The tables of all clusters. They outlive what is served of a cluster: it may be taken in anew under its sessions, and
+/// an executor tells of its sessions before their cluster is taken in.
+#[derive(Debug, Default)]
+pub(crate) struct Tables(Mutex<HashMap<ClusterId, Arc<LiveTable>>>);
+
+impl Tables {
+    /// The table of this cluster.
+    pub(crate) fn of(&self, cluster: ClusterId) -> Arc<LiveTable> {
+        let mut tables = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(tables.entry(cluster).or_insert_with(|| LiveTable::new(cluster)))
+    }
+
+    /// All that there are.
+    pub(crate) fn all(&self) -> Vec<Arc<LiveTable>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
     }
 }
 

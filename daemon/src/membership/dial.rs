@@ -1,8 +1,13 @@
 //! Finds a connection to a machine: a live one in either direction, or a new one by all known ways at once.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::StreamExt;
+use futures_util::future::{Aborted, abortable};
+use futures_util::stream::FuturesUnordered;
+use iroh::endpoint::{Connection, RecvStream, SendStream};
 use iroh::{EndpointAddr, TransportAddr};
 use malai_protocol::failure::{Failure, Kind};
 use malai_protocol::id::MachineId;
@@ -13,6 +18,11 @@ use super::{Membership, serve};
 use crate::clock::now_ms;
 use crate::net::endpoint_id;
 use crate::net::pool::PeerConn;
+
+/// While an attempt has not failed, another begins after so long.
+const NEXT_ATTEMPT: Duration = Duration::from_secs(2);
+/// Attempts at once.
+const ATTEMPTS: usize = 4;
 
 /// A connection to this machine: the live one, or a new one before `deadline`.
 ///
@@ -56,31 +66,56 @@ async fn arrival(membership: &Membership, id: MachineId) -> Arc<PeerConn> {
     }
 }
 
-/// Keeps dialling until it succeeds; the caller bounds it. A peer that starts a moment later is found.
+/// Keeps dialling until it succeeds; the caller bounds it. A peer that starts a moment later is found, and so is one that
+/// comes back: the handshake's own repetitions become ever rarer, so that a new attempt begins every 2 s beside the older
+/// ones, the oldest of which is given up.
 async fn dial(membership: &Arc<Membership>, id: MachineId) -> Result<Arc<PeerConn>, String> {
     let key = endpoint_id(id.as_bytes()).ok_or("its id52 is not a key that can be dialled")?;
+    let mut attempts = FuturesUnordered::new();
+    let mut begun = VecDeque::new();
     let mut pause = Duration::from_millis(200);
     loop {
-        let addr = EndpointAddr::from_parts(key, addresses(membership, id));
-        let opened = async {
-            let conn = membership.endpoint.connect(addr, ALPN).await?;
-            let control = conn.open_bi().await?;
-            anyhow::Ok((conn, control))
-        };
-        match opened.await {
-            Ok((conn, control)) => {
-                let conn = PeerConn::new(conn, id, true);
-                serve::spawn_dialed(membership, &conn, control);
-                return Ok(conn);
-            }
-            Err(error) => tracing::debug!(peer = %id.short(), "dialling failed: {error:#}"),
-        }
         if membership.endpoint.is_closed() {
             return Err("the daemon shuts down".to_owned());
         }
-        tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(Duration::from_secs(2));
+        let (attempt, stop) = abortable(attempt(membership, EndpointAddr::from_parts(key, addresses(membership, id))));
+        attempts.push(attempt);
+        begun.push_back(stop);
+        if begun.len() > ATTEMPTS
+            && let Some(oldest) = begun.pop_front()
+        {
+            oldest.abort();
+        }
+        let next = tokio::time::sleep(NEXT_ATTEMPT);
+        tokio::pin!(next);
+        loop {
+            tokio::select! {
+                () = &mut next => break,
+                Some(ended) = attempts.next() => match ended {
+                    Ok(Ok((conn, control))) => {
+                        let conn = PeerConn::new(conn, id, true);
+                        serve::spawn_dialed(membership, &conn, control);
+                        return Ok(conn);
+                    }
+                    Ok(Err(error)) => {
+                        tracing::debug!(peer = %id.short(), "dialling failed: {error:#}");
+                        next.as_mut().reset(Instant::now() + pause);
+                        pause = (pause * 2).min(NEXT_ATTEMPT);
+                    }
+                    Err(Aborted) => {}
+                },
+            }
+        }
     }
+}
+
+async fn attempt(
+    membership: &Membership,
+    addr: EndpointAddr,
+) -> anyhow::Result<(Connection, (SendStream, RecvStream))> {
+    let conn = membership.endpoint.connect(addr, ALPN).await?;
+    let control = conn.open_bi().await?;
+    Ok((conn, control))
 }
 
 /// Fixed addresses from the config and last known ones; discovery adds its own.

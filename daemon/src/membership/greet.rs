@@ -91,6 +91,9 @@ fn meet(membership: &Arc<Membership>, conn: &Arc<PeerConn>, hello: &Hello) -> an
     if hello.caller_only {
         conn.set_caller_only();
     }
+    if let Some(executor) = hello.executor {
+        conn.set_executor(executor);
+    }
     if let Some(boot) = hello.boot {
         membership.pool.booted(conn, boot);
     }

@@ -7,10 +7,10 @@ use std::time::Duration;
 use iroh::endpoint::{RecvStream, SendStream};
 use malai_protocol::codec::{CodecError, Frame, Kind, MAX_CONTROL};
 use malai_protocol::failure::{Failure, Kind as FailureKind};
-use malai_protocol::peer::{Close, Hello, Open, Pull, RESET_LOST, RESET_PROTOCOL};
+use malai_protocol::peer::{Close, Gone, Hello, Open, Pull, RESET_LOST, RESET_PROTOCOL};
 use tokio_util::task::TaskTracker;
 
-use super::{Membership, greet};
+use super::{Membership, greet, pulse};
 use crate::machine;
 use crate::net::endpoint::MAX_SESSIONS;
 use crate::net::pool::PeerConn;
@@ -136,6 +136,7 @@ async fn stream(membership: Arc<Membership>, conn: Arc<PeerConn>, mut send_half:
         }
         Kind::PeerHello => return close(&conn.conn, Close::Protocol, "one greeting, by the side that dialled"),
         Kind::Open => session(&membership, &conn, &first, &mut send_half, frames).await,
+        Kind::Gone => gone(&membership, &conn, &first, &mut send_half).await,
         Kind::Pull => pull(&membership, &first, &mut send_half).await,
         Kind::Ping => answer(&mut send_half, Frame::empty(Kind::Pong)).await,
         got => Err(CodecError::OutOfOrder { got, wanted: "the beginning of a stream" }.into()),
@@ -160,6 +161,30 @@ async fn pull(membership: &Membership, first: &Frame, send_half: &mut SendStream
     answer(send_half, Frame::control(Kind::Snapshot, &held.snapshot.to_signed())?).await
 }
 
+/// Waits until sessions of an earlier daemon were taken over, so that none is met before it is decided anew.
+async fn opened(membership: &Membership) -> anyhow::Result<()> {
+    tokio::select! {
+        () = membership.shared.open.cancelled() => Ok(()),
+        () = membership.cancel.cancelled() => anyhow::bail!("the daemon shuts down"),
+    }
+}
+
+async fn gone(
+    membership: &Arc<Membership>,
+    conn: &Arc<PeerConn>,
+    first: &Frame,
+    send_half: &mut SendStream,
+) -> anyhow::Result<()> {
+    let gone: Gone = first.decode()?;
+    opened(membership).await?;
+    match machine::attach::gone(membership, conn.peer, &gone).await {
+        Ok(()) => answer(send_half, Frame::empty(Kind::Pong)).await,
+        // It is to be said again.
+        Err(failure) if failure.kind == FailureKind::Internal => Err(failure.into()),
+        Err(failure) => answer(send_half, Frame::control(Kind::Refused, &failure)?).await,
+    }
+}
+
 async fn session(
     membership: &Arc<Membership>,
     conn: &Arc<PeerConn>,
@@ -168,6 +193,7 @@ async fn session(
     frames: Frames<RecvStream>,
 ) -> anyhow::Result<()> {
     let open: Open = first.decode()?;
+    opened(membership).await?;
     let refusal = if membership.shared.agent {
         Some(
             Failure::new(FailureKind::Denied, "only an agent runs there, which takes no commands")
@@ -181,7 +207,7 @@ async fn session(
     if let Some(failure) = refusal {
         return answer(send_half, Frame::control(Kind::Refused, &failure)?).await;
     }
-    let Some(_counted) = conn.enter(MAX_SESSIONS) else {
+    let Some(_counted) = pulse::enter(membership, conn, MAX_SESSIONS) else {
         let failure =
             Failure::new(FailureKind::Busy, format!("{MAX_SESSIONS} sessions run over this connection already"));
         return answer(send_half, Frame::control(Kind::Refused, &failure)?).await;

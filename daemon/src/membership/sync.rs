@@ -143,7 +143,7 @@ pub(crate) fn publish(membership: &Membership, snapshot: Snapshot) -> Result<(),
 }
 
 /// Decides the running sessions anew, those that go on from before the cluster was taken in too, and again whenever
-/// another snapshot is held.
+/// another snapshot is held or sessions of an earlier daemon come in.
 pub(crate) async fn review(membership: Arc<Membership>) {
     let mut snapshots = membership.watch();
     loop {
@@ -152,6 +152,7 @@ pub(crate) async fn review(membership: Arc<Membership>) {
         tokio::select! {
             () = membership.cancel.cancelled() => return,
             changed = snapshots.changed() => if changed.is_err() { return },
+            () = membership.live.adopted() => {}
         }
     }
 }

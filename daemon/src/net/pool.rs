@@ -13,7 +13,7 @@ use iroh::endpoint::Connection;
 use malai_protocol::id::{Incarnation, MachineId};
 use malai_protocol::peer::Close;
 use malai_protocol::snapshot::Header;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use super::close;
 use crate::clock::now_ms;
@@ -33,9 +33,13 @@ pub(crate) struct PeerConn {
     /// Since when, milliseconds since the epoch.
     pub(crate) since_ms: u64,
     boot: OnceLock<Incarnation>,
+    executor: OnceLock<Incarnation>,
     greeted: AtomicBool,
     caller_only: AtomicBool,
     sessions: AtomicU32,
+    pulsing: AtomicBool,
+    stalled: AtomicBool,
+    given_up: Notify,
     offers: Mutex<Offers>,
 }
 
@@ -55,9 +59,13 @@ impl PeerConn {
             dialed,
             since_ms: now_ms(),
             boot: OnceLock::new(),
+            executor: OnceLock::new(),
             greeted: AtomicBool::new(false),
             caller_only: AtomicBool::new(false),
             sessions: AtomicU32::new(0),
+            pulsing: AtomicBool::new(false),
+            stalled: AtomicBool::new(false),
+            given_up: Notify::new(),
             offers: Mutex::default(),
         })
     }
@@ -87,21 +95,73 @@ impl PeerConn {
         self.caller_only.store(true, Ordering::Relaxed);
     }
 
+    /// Whether the peer is an agent.
+    pub(crate) fn is_caller_only(&self) -> bool {
+        self.caller_only.load(Ordering::Relaxed)
+    }
+
+    /// The peer told which life of its executor requests meet.
+    pub(crate) fn set_executor(&self, executor: Incarnation) {
+        // It greets once: what it said first stands.
+        self.executor.get_or_init(|| executor);
+    }
+
+    /// The life of the peer's executor. Absent when it did not greet yet, or when none ran then.
+    pub(crate) fn executor(&self) -> Option<Incarnation> {
+        self.executor.get().copied()
+    }
+
     /// Whether streams may be opened towards the peer.
     pub(crate) fn callable(&self) -> bool {
-        !self.caller_only.load(Ordering::Relaxed) && self.conn.close_reason().is_none()
+        !self.is_caller_only() && self.conn.close_reason().is_none()
+    }
+
+    /// Packets that came from the peer.
+    pub(crate) fn packets(&self) -> u64 {
+        self.conn.stats().udp_rx.datagrams
+    }
+
+    /// True for the one that has to start the heartbeat.
+    pub(crate) fn begin_pulse(&self) -> bool {
+        !self.pulsing.swap(true, Ordering::SeqCst)
+    }
+
+    /// The heartbeat ends. False when a session came meanwhile, for which it has to go on.
+    pub(crate) fn end_pulse(&self) -> bool {
+        self.pulsing.store(false, Ordering::SeqCst);
+        self.sessions() == 0 || !self.begin_pulse()
+    }
+
+    /// Nothing comes from the peer: new sessions take another connection.
+    pub(crate) fn set_stalled(&self, stalled: bool) {
+        self.stalled.store(stalled, Ordering::SeqCst);
+    }
+
+    /// Whether nothing comes from the peer.
+    pub(crate) fn is_stalled(&self) -> bool {
+        self.stalled.load(Ordering::SeqCst)
+    }
+
+    /// The callers whose sessions run over it are to attach anew.
+    pub(crate) fn give_up(&self) {
+        self.given_up.notify_waiters();
+    }
+
+    /// Waits until callers have to attach anew.
+    pub(crate) async fn given_up(&self) {
+        self.given_up.notified().await;
     }
 
     /// Counts a session on this connection for as long as the guard lives. `None` when there are `most` already.
     pub(crate) fn enter(self: &Arc<Self>, most: u32) -> Option<SessionGuard> {
-        let before = self.sessions.fetch_add(1, Ordering::Relaxed);
+        let before = self.sessions.fetch_add(1, Ordering::SeqCst);
         let guard = SessionGuard(Arc::clone(self));
         (before < most).then_some(guard)
     }
 
     /// How many sessions run over it.
     pub(crate) fn sessions(&self) -> u32 {
-        self.sessions.load(Ordering::Relaxed)
+        self.sessions.load(Ordering::SeqCst)
     }
 
     /// The path in use, for people, and its round-trip time in microseconds.
@@ -124,7 +184,7 @@ pub(crate) struct SessionGuard(Arc<PeerConn>);
 
 impl Drop for SessionGuard {
     fn drop(&mut self) {
-        self.0.sessions.fetch_sub(1, Ordering::Relaxed);
+        self.0.sessions.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
@@ -153,25 +213,56 @@ pub(crate) struct Pool {
     me: MachineId,
     peers: Mutex<HashMap<MachineId, Peer>>,
     changed: watch::Sender<u64>,
+    /// Sessions that wait for a connection.
+    waiting: AtomicU32,
+}
+
+/// A session that waits for a connection; no more when dropped.
+#[derive(Debug)]
+#[must_use = "dropping it ends the waiting"]
+pub(crate) struct WaitingSession<'a>(&'a Pool);
+
+impl Drop for WaitingSession<'_> {
+    fn drop(&mut self) {
+        self.0.waiting.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 impl Pool {
     /// An empty pool of this machine.
     pub(crate) fn new(me: MachineId) -> Self {
-        Self { me, peers: Mutex::default(), changed: watch::Sender::new(0) }
+        Self { me, peers: Mutex::default(), changed: watch::Sender::new(0), waiting: AtomicU32::new(0) }
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<MachineId, Peer>> {
         self.peers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn touch(&self) {
+    /// Wakes whoever watches.
+    pub(crate) fn touch(&self) {
         self.changed.send_modify(|n| *n = n.wrapping_add(1));
     }
 
     /// Wakes whenever a connection comes or goes, or a machine tells a generation.
     pub(crate) fn watch(&self) -> watch::Receiver<u64> {
         self.changed.subscribe()
+    }
+
+    /// A session waits for a connection, for as long as the guard lives.
+    pub(crate) fn wait(&self) -> WaitingSession<'_> {
+        self.waiting.fetch_add(1, Ordering::SeqCst);
+        self.touch();
+        WaitingSession(self)
+    }
+
+    /// Whether a session needs the network and does not have it.
+    pub(crate) fn wants_recovery(&self) -> bool {
+        self.waiting.load(Ordering::SeqCst) > 0 || self.all().iter().any(|c| c.is_stalled() && c.sessions() > 0)
+    }
+
+    /// Packets that came from any peer over the connections that there are.
+    pub(crate) fn packets(&self) -> u64 {
+        self.all().iter().map(|conn| conn.packets()).fold(0, u64::wrapping_add)
     }
 
     /// Takes a connection in. False when the machine has too many already.
@@ -266,7 +357,7 @@ impl Pool {
     pub(crate) fn live(&self, id: MachineId) -> Option<Arc<PeerConn>> {
         let peers = self.lock();
         let preferred_side = self.me < id;
-        let callable = peers.get(&id)?.conns.iter().filter(|c| c.callable());
+        let callable = peers.get(&id)?.conns.iter().filter(|c| c.callable() && !c.is_stalled());
         callable.max_by_key(|c| (c.dialed == preferred_side, c.since_ms)).cloned()
     }
 

@@ -4,19 +4,18 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::time::Duration;
 
-use bytes::BytesMut;
-use malai_protocol::codec::{Frame, Kind as FrameKind};
 use malai_protocol::failure::{Failure, Kind};
-use malai_protocol::id::SessionId;
-use malai_protocol::local::{Request, SessionTarget};
+use malai_protocol::home::Home;
+use malai_protocol::id::{FollowerId, SessionId};
 use malai_protocol::session::{EndedBy, ExecSpec, ExitRecord};
 use malai_protocol::target::Target;
 use serde_bytes::ByteBuf;
+use tokio::net::UnixStream;
 use tokio::time::Instant;
 
 use super::Context;
 use crate::output::Output;
-use crate::session::{Line, Manner, Parts, Patience, Signals, Sink, Source, follow};
+use crate::session::{Connect, Dial, Line, Manner, Parts, Patience, Request, Signals, Sink, Source, follow};
 use crate::stdio::Descriptor;
 use crate::{client, duration};
 
@@ -27,6 +26,10 @@ const SECOND_INT: Duration = Duration::from_secs(2);
 /// The daemon gives up on an unreachable machine by `--connect-timeout`, and so much later the CLI gives up on the
 /// daemon: of two answers the one that knows why has to win.
 const ANSWER_MARGIN: Duration = Duration::from_millis(500);
+/// Between two tries to follow a command again.
+const RETRY: Duration = Duration::from_secs(1);
+/// A loss is told when it lasts longer.
+const SAY_AFTER: Duration = Duration::from_secs(1);
 
 /// Run a command on a machine
 ///
@@ -62,6 +65,12 @@ pub(crate) struct Exec {
     /// How long to wait until the machine answers
     #[arg(long, value_name = "DURATION", value_parser = duration::parse, default_value = "10s")]
     connect_timeout: Duration,
+    /// How long to try to follow the command again when the connection is lost; default: as long as the machine waits
+    #[arg(long, value_name = "DURATION", value_parser = duration::parse)]
+    lost_after: Option<Duration>,
+    /// End the command when the connection is lost
+    #[arg(long)]
+    kill_on_lost: bool,
     /// Why, for the audit of the machine
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     reason: Option<String>,
@@ -86,22 +95,15 @@ impl Exec {
         };
         let name = target.to_string();
         let outcome = client::block_on(async {
-            let stream = client::dial_or_start(&cx.home, self.connect_timeout).await?;
-            let left = self.connect_timeout.saturating_sub(started.elapsed());
             let source = if spec.stdin { Some(source()?) } else { None };
             let parts = Parts {
-                stream,
-                first: first_flight(&target, left, &spec)?,
+                connect: connect(&cx.home),
+                request: Request { target, spec, follower: FollowerId::from_bytes(random()?) },
                 signals: Signals::listen().map_err(|e| local(&e))?,
                 source,
                 sink: sink()?,
-                target: name.clone(),
                 manner,
-                patience: Patience {
-                    answer_by: started + self.connect_timeout + ANSWER_MARGIN,
-                    ending: ENDING,
-                    second_int: SECOND_INT,
-                },
+                patience: self.patience(started),
             };
             Ok(follow(parts).await)
         });
@@ -115,6 +117,20 @@ impl Exec {
                 explain(cx.out, &name, &record, self.timeout, self.verbose);
                 Ok(record.exit_code())
             }
+        }
+    }
+
+    fn patience(&self, started: Instant) -> Patience {
+        let connect_by = started + self.connect_timeout;
+        Patience {
+            connect_by,
+            answer_by: connect_by + ANSWER_MARGIN,
+            reconnect: self.connect_timeout,
+            retry: RETRY,
+            say_after: SAY_AFTER,
+            lost_after: self.lost_after,
+            ending: ENDING,
+            second_int: SECOND_INT,
         }
     }
 
@@ -138,7 +154,7 @@ impl Exec {
         };
         let bytes = |word: OsString| ByteBuf::from(word.into_vec());
         let spec = ExecSpec {
-            id: random_id()?,
+            id: SessionId::from_bytes(random()?),
             words: words.into_iter().map(bytes).collect(),
             literal: literal || self.shell.is_some(),
             shell: self.shell.is_some(),
@@ -151,7 +167,7 @@ impl Exec {
             reason: self.reason.clone(),
             follower: None,
             resend: None,
-            kill_on_lost: false,
+            kill_on_lost: self.kill_on_lost,
             needs: Vec::new(),
         };
         Ok((target, spec))
@@ -178,10 +194,10 @@ fn no_command(target: &Target) -> Failure {
     }
 }
 
-fn random_id() -> Result<SessionId, Failure> {
+fn random() -> Result<[u8; 16], Failure> {
     let mut bytes = [0; 16];
     getrandom::fill(&mut bytes).map_err(|e| Failure::new(Kind::Internal, format!("no random numbers: {e}")))?;
-    Ok(SessionId::from_bytes(bytes))
+    Ok(bytes)
 }
 
 /// `NAME=VALUE`, or `NAME` with the value that it has here.
@@ -204,28 +220,18 @@ fn addition(typed: &OsStr) -> Result<(ByteBuf, ByteBuf), Failure> {
     Ok((ByteBuf::from(name), ByteBuf::from(value)))
 }
 
-/// Everything that the daemon has to know, in one piece.
-fn first_flight(target: &Target, connect_timeout: Duration, spec: &ExecSpec) -> Result<BytesMut, Failure> {
-    let to = SessionTarget {
-        machine: target.machine.clone(),
-        cluster: target.cluster.clone(),
-        connect_timeout_ms: duration::millis(connect_timeout),
-        attachment: None,
-    };
-    let too_long = |e| {
-        Failure::new(Kind::Usage, format!("the command is too long: {e}"))
-            .hint("send what is long through standard input")
-    };
-    let frames = [
-        Frame::control(FrameKind::LocalHello, &client::hello()),
-        Frame::control(FrameKind::Request, &Request::Session(to)),
-        Frame::control(FrameKind::Exec, spec),
-    ];
-    let mut out = BytesMut::new();
-    for frame in frames {
-        frame.map_err(too_long)?.write_to(&mut out);
-    }
-    Ok(out)
+/// Connections to the daemon, or to an agent.
+fn connect(home: &Home) -> Connect<UnixStream> {
+    let home = home.clone();
+    Box::new(move |Dial { within, agent }| {
+        let home = home.clone();
+        Box::pin(async move {
+            if agent {
+                return client::dial_or_start(&home, within).await;
+            }
+            client::dial(&home).await?.ok_or_else(|| Failure::new(Kind::Internal, "no daemon runs here"))
+        })
+    })
 }
 
 fn local(e: &std::io::Error) -> Failure {

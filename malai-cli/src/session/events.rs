@@ -19,6 +19,14 @@ pub(crate) enum Event<'a> {
     Stdout(Chunk<'a>),
     /// Error output, cut anywhere.
     Stderr(Chunk<'a>),
+    /// The connection is lost, and the command goes on.
+    Lost { target: &'a str },
+    /// The command is followed again.
+    Back {
+        target: &'a str,
+        /// How long it was not.
+        after_ms: u64,
+    },
     /// The command ended; last.
     Exit {
         target: &'a str,
@@ -102,6 +110,8 @@ mod tests {
             line(&Event::Started { target: "web01.c", started: &started }),
             line(&Event::output(Output::Stdout, b"hi\n\x1b")),
             line(&Event::output(Output::Stderr, b"\xff")),
+            line(&Event::Lost { target: "web01.c" }),
+            line(&Event::Back { target: "web01.c", after_ms: 12_345 }),
             line(&Event::Exit { target: "web01.c", code: 3, record: &record }),
             line(&Event::Error { target: "web01.c", code: 254, error: &failure }),
         ];
@@ -109,6 +119,8 @@ mod tests {
         {"event":"started","target":"web01.c","incarnation":"01010101010101010101010101010101","hostname":"web01","pid":7,"user":"u"}
         {"event":"stdout","text":"hi\n\u001b"}
         {"event":"stderr","base64":"/w=="}
+        {"event":"lost","target":"web01.c"}
+        {"event":"back","target":"web01.c","after_ms":12345}
         {"event":"exit","target":"web01.c","code":3,"status":{"exited":{"code":3}},"ended_by":"self","stdout_bytes":1,"stderr_bytes":2,"duration_ms":4,"output_open":false}
         {"event":"error","target":"web01.c","code":254,"error":{"kind":"denied","message":"no","hint":"ask"}}
         "#);

@@ -1,18 +1,30 @@
 //! The CLI's end of a session: one loop over the daemon's frames, standard input, what was written out, and signals.
 //!
+//! The session outlives its connections to the daemon. What it has received, and the input that the target has not
+//! confirmed, is here, so that a new connection goes on at the exact byte in both directions.
+//!
 //! Nothing in the loop blocks. Standard input and output have threads of their own ([`source`], [`sink`]), and at most
 //! one frame of input waits for the socket, so that a signal or an ack never stands behind more than that.
 
+mod answers;
+mod clock;
+mod connection;
+mod end;
 mod events;
-mod pump;
+mod follow;
+mod input;
+mod loss;
+mod request;
 mod signals;
 mod sink;
 mod source;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use connection::{Connect, Dial};
 pub(crate) use events::Event as Line;
-pub(crate) use pump::{Manner, Parts, Patience, follow};
+pub(crate) use follow::{Manner, Parts, Patience, follow};
+pub(crate) use request::Request;
 pub(crate) use signals::Signals;
 pub(crate) use sink::Sink;
 pub(crate) use source::Source;

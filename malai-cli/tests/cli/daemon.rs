@@ -1,34 +1,8 @@
 //! The life of a daemon, as the one who types sees it.
 
-use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::time::{Duration, Instant};
 
-use crate::harness::Home;
-
-/// Stops the daemon of a home, however the test ends.
-struct Stopped<'a>(&'a Home);
-
-impl Drop for Stopped<'_> {
-    fn drop(&mut self) {
-        // Of several agents that start at once a late one may get the lock when the first has gone.
-        let deadline = Instant::now() + Duration::from_secs(20);
-        loop {
-            self.0.run(&["daemon", "stop"]);
-            if !is_lived_in(self.0) || Instant::now() >= deadline {
-                return;
-            }
-        }
-    }
-}
-
-/// Whether a process has this home in its environment; not known but on Linux.
-fn is_lived_in(home: &Home) -> bool {
-    let wanted = [b"MALAI_HOME=", home.path().as_os_str().as_bytes()].concat();
-    let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
-    let environments = processes.filter_map(|process| std::fs::read(process.path().join("environ")).ok());
-    environments.into_iter().any(|all| all.split(|byte| *byte == 0).any(|one| one == wanted))
-}
+use crate::harness::{Home, Stopped};
 
 fn pid(home: &Home) -> u64 {
     let status = home.run(&["daemon", "status", "--json"]).stdout;

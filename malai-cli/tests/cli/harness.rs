@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test's scaffolding ends the test when it breaks")]
 
 use std::io::{Read, Write};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
@@ -13,7 +14,7 @@ use bytes::BytesMut;
 use malai_protocol::codec::{Frame, FrameCodec, Kind};
 use malai_protocol::id::Incarnation;
 use malai_protocol::local::{Hello, Request, Response, VERSION};
-use malai_protocol::session::{EndedBy, ExitRecord, Started, Status};
+use malai_protocol::session::{Attach, Attached, EndedBy, ExitRecord, STDIN_CREDIT, Started, Status};
 use tokio_util::codec::Decoder;
 
 /// How long a test waits for anything.
@@ -49,6 +50,30 @@ impl Home {
     pub(crate) fn run(&self, args: &[&str]) -> Ended {
         wait(self.malai(args).spawn().unwrap())
     }
+}
+
+/// Stops the daemon of a home, however the test ends.
+pub(crate) struct Stopped<'a>(pub(crate) &'a Home);
+
+impl Drop for Stopped<'_> {
+    fn drop(&mut self) {
+        // Of several agents that start at once a late one may get the lock when the first has gone.
+        let deadline = Instant::now() + Duration::from_secs(20);
+        loop {
+            self.0.run(&["daemon", "stop"]);
+            if !is_lived_in(self.0) || Instant::now() >= deadline {
+                return;
+            }
+        }
+    }
+}
+
+/// Whether a process has this home in its environment; not known but on Linux.
+fn is_lived_in(home: &Home) -> bool {
+    let wanted = [b"MALAI_HOME=", home.path().as_os_str().as_bytes()].concat();
+    let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let environments = processes.filter_map(|process| std::fs::read(process.path().join("environ")).ok());
+    environments.into_iter().any(|all| all.split(|byte| *byte == 0).any(|one| one == wanted))
 }
 
 /// How a process ended, and what it wrote to pipes.
@@ -103,6 +128,11 @@ pub(crate) fn record(code: u8, stdout_bytes: u64, stderr_bytes: u64) -> ExitReco
         output_open: false,
         reason: None,
     }
+}
+
+fn started() -> Started {
+    let incarnation = Incarnation::from_bytes([1; 16]);
+    Started { incarnation, hostname: "web01".into(), pid: 7, user: "u".into(), grace_ms: None }
 }
 
 /// Listens where the daemon would.
@@ -197,11 +227,22 @@ impl Peer {
     /// Tells that the command runs.
     pub(crate) fn start(&mut self) {
         self.greet();
-        let incarnation = Incarnation::from_bytes([1; 16]);
-        self.send(
-            Kind::Started,
-            &Started { incarnation, hostname: "web01".into(), pid: 7, user: "u".into(), grace_ms: None },
-        );
+        self.send(Kind::Started, &started());
+    }
+
+    /// What is asked for by one that comes back.
+    pub(crate) fn attach(&mut self) -> Attach {
+        self.request();
+        self.next().expect(Kind::Attach, "to follow").unwrap()
+    }
+
+    /// Tells that the session is followed from here on.
+    pub(crate) fn attached(&mut self, out_offset: u64, stdin_offset: u64) {
+        self.greet();
+        let (incarnation, credit) = (started().incarnation, stdin_offset + STDIN_CREDIT);
+        let started = Some(started());
+        let attached = Attached { incarnation, started, out_offset, stdin_offset, credit, stdin_closed: false };
+        self.send(Kind::Attached, &attached);
     }
 
     pub(crate) fn output(&mut self, kind: Kind, bytes: &'static [u8]) {

@@ -87,6 +87,13 @@ fn help_of_exec_shows_its_options() {
               
               [default: 10s]
 
+          --lost-after <DURATION>
+              How long to try to follow the command again when the connection is lost; default: as long
+              as the machine waits
+
+          --kill-on-lost
+              End the command when the connection is lost
+
           --reason <TEXT>
               Why, for the audit of the machine
 

@@ -10,7 +10,7 @@ use malai_protocol::session::{EndedBy, ExecSpec, ExitRecord, Output, Signal, Sta
 use nix::sys::signal::{Signal as Number, kill};
 use nix::unistd::Pid;
 
-use crate::harness::{Daemon, Home, record, wait};
+use crate::harness::{Daemon, Home, Stopped, record, wait};
 
 #[allow(clippy::unwrap_used, reason = "a test's scaffolding ends the test when it breaks")]
 fn send_signal(child: &std::process::Child, number: Number) {
@@ -97,20 +97,71 @@ fn a_refusal_is_told_with_its_hint_and_nothing_of_it_drives_the_terminal() {
 }
 
 #[test]
-fn a_daemon_that_dies_leaves_the_outcome_unknown() {
+fn a_daemon_that_dies_and_comes_back_costs_nothing() {
     let home = Home::new();
     let daemon = Daemon::bind(&home);
-    let child = home.malai(&["--json", "web01.company", "true"]).spawn().unwrap();
+    let mut child = home.malai(&["web01.company", "cat"]).stdin(Stdio::piped()).spawn().unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    let mut peer = daemon.accept();
+    peer.start();
+    stdin.write_all(b"typed").unwrap();
+    drop(stdin);
+    peer.await_kind(Kind::StdinEof);
+    peer.output(Kind::Stdout, b"one ");
+    peer.await_kind(Kind::Ack);
+    drop(peer);
+    drop(daemon);
+    std::fs::remove_file(home.path().join("malai.sock")).unwrap();
+    let daemon = Daemon::bind(&home);
+    let mut peer = daemon.accept();
+    let attach = peer.attach();
+    assert_eq!((attach.number, attach.out_offset), (2, 4));
+    peer.attached(4, 2);
+    assert_eq!(peer.await_kind(Kind::Stdin).payload, &b"ped"[..]);
+    peer.await_kind(Kind::StdinEof);
+    peer.output(Kind::Stdout, b"two");
+    peer.exit(&record(0, 7, 0));
+    let ended = wait(child);
+    assert_eq!((ended.code, ended.stdout.as_str()), (0, "one two"), "{ended}");
+}
+
+#[test]
+fn a_connection_that_stays_lost_is_told_and_its_outcome_is_unknown() {
+    let home = Home::new();
+    let daemon = Daemon::bind(&home);
+    let child = home.malai(&["--json", "--lost-after", "1500ms", "web01.company", "true"]).spawn().unwrap();
     let mut peer = daemon.accept();
     peer.start();
     drop(peer);
+    let mut peer = daemon.accept();
+    peer.attach();
     let ended = wait(child);
-    assert_eq!(ended.code, 253);
-    assert_eq!(
-        ended.stderr,
-        "malai: error: connection to web01.company lost; whether the command ended is not known\n"
-    );
-    assert!(ended.stdout.ends_with("whether the command ended is not known\"}}\n"), "{}", ended.stdout);
+    assert_eq!(ended.code, 253, "{ended}");
+    assert_eq!(peer.rest(), []);
+    insta::assert_snapshot!(ended.stderr, @r"
+    malai: connection to web01.company lost, the command goes on; retrying…
+    malai: error: connection to web01.company lost for 1500 ms; whether the command ended is not known, and it may still run there until 10 min after the loss
+    malai: hint: wait longer: --lost-after 1h; whether the machine is there: malai status
+    ");
+    let last = ended.stdout.lines().last().unwrap();
+    assert!(last.starts_with(r#"{"event":"error","target":"web01.company","code":253,"#), "{last}");
+}
+
+#[test]
+fn an_agent_takes_over_from_a_daemon_that_is_gone() {
+    let home = Home::new();
+    let _stopped = Stopped(&home);
+    let daemon = Daemon::bind(&home);
+    let child = home.malai(&["-n", "--lost-after", "5s", "web01.company", "true"]).spawn().unwrap();
+    let mut peer = daemon.accept();
+    peer.start();
+    drop(daemon);
+    drop(peer);
+    // The agent of this home cannot follow either, and says why.
+    let ended = wait(child);
+    assert_eq!(ended.code, 253, "{ended}");
+    assert!(ended.stderr.contains("after the loss (this machine is in no cluster)\n"), "{ended}");
+    assert_eq!(home.run(&["daemon", "status"]).code, 1, "an agent is no daemon");
 }
 
 #[test]

@@ -7,6 +7,7 @@ use malai_protocol::plan::{Ended, Outcome};
 use nix::unistd::{Uid, User};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 
 use super::*;
 use crate::audit::Audit;
@@ -31,19 +32,21 @@ impl Scene {
         let home = Home::new(dir.path());
         let (sender, events) = mpsc::channel(16);
         let user = User::from_uid(Uid::effective()).expect("a user").map_or_else(String::new, |user| user.name);
+        let tables = Arc::<Tables>::default();
         let shared = Shared {
             agent: false,
             boot: Incarnation::from_bytes([1; 16]),
             user,
             root: Uid::effective().is_root(),
             audit: Audit::open(&home).expect("an audit"),
-            executor: ExecutorSlot::new(home.clone(), None, sender, mpsc::unbounded_channel().0),
+            executor: ExecutorSlot::new(home.clone(), None, sender, mpsc::unbounded_channel().0, Arc::clone(&tables)),
+            open: CancellationToken::new(),
             reload: mpsc::unbounded_channel().0,
             home,
         };
         let key = ClusterKey::generate().expect("a key");
         let id = || MachineKey::generate().expect("a key").id();
-        let table = LiveTable::new(key.id());
+        let table = tables.of(key.id());
         Self { shared: Arc::new(shared), table, me: id(), caller: id(), key, events, _dir: dir }
     }
 

@@ -1,0 +1,87 @@
+//! The end of a session: what is left is written, and the record is checked against it.
+
+use std::io;
+use std::time::Duration;
+
+use futures_util::{Stream, StreamExt};
+use malai_protocol::failure::{Failure, Kind};
+use malai_protocol::session::{ExitRecord, Output};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::Instant;
+
+use super::connection::Link;
+use super::events::Event as Line;
+use super::follow::{Session, until};
+use super::sink::Event as Written;
+
+/// How long what was received is still written when the caller gives up.
+const GIVING_UP: Duration = Duration::from_millis(200);
+
+impl<S, G> Session<S, G>
+where
+    S: AsyncRead + AsyncWrite,
+    G: Stream<Item = u8> + Unpin,
+{
+    /// Says farewell, writes out what is left, and gives the final word.
+    pub(super) async fn finish(mut self, outcome: Result<ExitRecord, Failure>) -> Result<ExitRecord, Failure> {
+        let ended = outcome.is_ok();
+        let outcome = outcome.and_then(|record| self.check(record));
+        if self.manner.json {
+            let line = match &outcome {
+                Ok(record) => Line::Exit { target: &self.target, code: record.exit_code(), record }.line()?,
+                Err(error) => Line::Error { target: &self.target, code: error.kind.exit_code(), error }.line()?,
+            };
+            self.sink.push(Output::Stdout, line, 0);
+        }
+        self.sink.close();
+        let Self { link, mut signals, mut sink, gave_up, target, mut cut, .. } = self;
+        // Only an exit record ends a session in good order; otherwise it is over with the socket, at once.
+        match link {
+            Link::Up(connection) if ended => connection.farewell().await,
+            link => drop(link),
+        }
+        let give_up_at = gave_up.then(|| Instant::now() + GIVING_UP);
+        loop {
+            tokio::select! {
+                event = sink.next() => match event {
+                    Some(Written::Broken(stream, error)) => note_broken(&mut cut, stream, &error),
+                    Some(Written::Written { .. }) => {}
+                    None => break,
+                },
+                Some(_) = signals.next() => {
+                    cut.get_or_insert("interrupted before all output was written".into());
+                    break;
+                }
+                () = until(give_up_at) => break,
+            }
+        }
+        outcome.and_then(|record| whole(&target, record, cut.as_deref()))
+    }
+
+    /// Checks that nothing of the output was lost.
+    fn check(&self, record: ExitRecord) -> Result<ExitRecord, Failure> {
+        let told = [record.stdout_bytes, record.stderr_bytes];
+        let lost = ["output", "error"].into_iter().zip(told.into_iter().zip(self.received));
+        let lost = lost
+            .filter(|(_, (told, received))| told != received)
+            .map(|(name, (told, received))| format!("{received} of {told} bytes of its standard {name} arrived"));
+        let lost: Vec<String> = lost.chain(self.cut.clone()).collect();
+        whole(&self.target, record, (!lost.is_empty()).then(|| lost.join(", and ")).as_deref())
+    }
+}
+
+/// A reader that left has what it wanted; any other error means that output was lost here.
+pub(super) fn note_broken(cut: &mut Option<String>, stream: Output, error: &io::Error) {
+    if error.kind() != io::ErrorKind::BrokenPipe {
+        let name = if stream == Output::Stdout { "output" } else { "error" };
+        cut.get_or_insert(format!("standard {name} could not be written: {error}"));
+    }
+}
+
+/// The record, unless something of the session was lost on the way.
+fn whole(target: &str, record: ExitRecord, lost: Option<&str>) -> Result<ExitRecord, Failure> {
+    let Some(lost) = lost else { return Ok(record) };
+    let code = record.exit_code();
+    let message = format!("the command on {target} ended with {code}, but not everything got through: {lost}");
+    Err(Failure::new(Kind::Unknown, message))
+}

@@ -1,0 +1,328 @@
+//! The loop of one session, and what signals, input and written output do to it.
+
+use std::io;
+use std::time::Duration;
+
+use futures_util::{Stream, StreamExt};
+use malai_protocol::codec::{Frame, Kind as FrameKind, MAX_DATA};
+use malai_protocol::failure::{Failure, Kind};
+use malai_protocol::id::Incarnation;
+use malai_protocol::session::{Ack, ExitRecord, Output, Signal, StopOutput};
+use serde::Serialize;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::{Instant, sleep_until};
+
+use super::connection::{Connect, Link, Moment};
+use super::end::note_broken;
+use super::input::Input;
+use super::loss::{Loss, Sending};
+use super::request::Request;
+use super::signals::{HUP, INT, TERM};
+use super::sink::{Event as Written, Sink};
+use super::source::Source;
+
+/// Written output is acknowledged after so many bytes, or when nothing waits to be written.
+const ACK_EVERY: u64 = 32 * 1024;
+/// How many signals are kept for a command that cannot be told of them now.
+const MAX_PENDING: usize = 16;
+
+/// How long what may take.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Patience {
+    /// Until when the daemon has to have reached the target.
+    pub(crate) connect_by: Instant,
+    /// Until when the target has to answer.
+    pub(crate) answer_by: Instant,
+    /// How long one try to reach the target again may take.
+    pub(crate) reconnect: Duration,
+    /// Between the beginnings of two such tries.
+    pub(crate) retry: Duration,
+    /// A loss that lasts longer is told.
+    pub(crate) say_after: Duration,
+    /// How long a loss may last; absent = as long as the target waits.
+    pub(crate) lost_after: Option<Duration>,
+    /// What HUP or TERM may take to end the command, and what the loss of a command may that ends with its connection.
+    pub(crate) ending: Duration,
+    /// Between two INT that mean it.
+    pub(crate) second_int: Duration,
+}
+
+/// How a session shows itself.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Manner {
+    /// Objects, one a line, instead of the streams.
+    pub(crate) json: bool,
+    /// Say where it runs.
+    pub(crate) verbose: bool,
+}
+
+/// What a session is made of.
+pub(crate) struct Parts<S, G> {
+    /// Makes connections to the daemon.
+    pub(crate) connect: Connect<S>,
+    /// What is asked for on them.
+    pub(crate) request: Request,
+    /// Numbers of signals for the command.
+    pub(crate) signals: G,
+    /// Standard input; absent when none is sent.
+    pub(crate) source: Option<Source>,
+    /// Standard output and error.
+    pub(crate) sink: Sink,
+    /// How it shows itself.
+    pub(crate) manner: Manner,
+    /// How long it waits.
+    pub(crate) patience: Patience,
+}
+
+/// Follows a session to its end, over as many connections as it takes, and returns its record, all of whose output has
+/// been written.
+///
+/// # Errors
+/// Why there is no result: refused, lost, given up, or with output missing.
+pub(crate) async fn follow<S, G>(parts: Parts<S, G>) -> Result<ExitRecord, Failure>
+where
+    S: AsyncRead + AsyncWrite,
+    G: Stream<Item = u8> + Unpin,
+{
+    let mut session = Session {
+        link: Link::Down(Instant::now()),
+        connect: parts.connect,
+        target: parts.request.target.to_string(),
+        request: parts.request,
+        number: 0,
+        sending: Sending::default(),
+        life: None,
+        loss: None,
+        retried: None,
+        signals: parts.signals,
+        pending: Vec::new(),
+        input: Input::new(parts.source),
+        sink: parts.sink,
+        manner: parts.manner,
+        patience: parts.patience,
+        received: [0; 2],
+        skipped: 0,
+        acked: 0,
+        stopped: [false; 2],
+        last_int: None,
+        give_up_at: None,
+        gave_up: false,
+        cut: None,
+    };
+    let outcome = session.run().await;
+    session.finish(outcome).await
+}
+
+/// The command that was started.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Life {
+    /// The life of the executor that has it.
+    pub(super) incarnation: Incarnation,
+    /// How long the target waits for its caller.
+    pub(super) grace: Duration,
+}
+
+/// All that outlives a connection.
+pub(super) struct Session<S, G> {
+    pub(super) link: Link<S>,
+    pub(super) connect: Connect<S>,
+    pub(super) request: Request,
+    /// The target, for people.
+    pub(super) target: String,
+    /// Attachments that were asked for.
+    pub(super) number: u32,
+    /// What is known of the request until it is answered.
+    pub(super) sending: Sending,
+    /// The command that runs; absent until the target says so.
+    pub(super) life: Option<Life>,
+    /// The attachment is lost.
+    pub(super) loss: Option<Loss>,
+    /// When an attachment was last tried again.
+    pub(super) retried: Option<Instant>,
+    pub(super) signals: G,
+    /// Signals for the command that came while it could not be told.
+    pub(super) pending: Vec<u8>,
+    pub(super) input: Input,
+    pub(super) sink: Sink,
+    pub(super) manner: Manner,
+    pub(super) patience: Patience,
+    /// Bytes of standard output and of standard error.
+    pub(super) received: [u64; 2],
+    /// Bytes of output that the target did not keep.
+    pub(super) skipped: u64,
+    /// The target knows that output up to here arrived.
+    pub(super) acked: u64,
+    /// Output streams whose reader is gone.
+    pub(super) stopped: [bool; 2],
+    pub(super) last_int: Option<Instant>,
+    pub(super) give_up_at: Option<Instant>,
+    pub(super) gave_up: bool,
+    /// What was lost of the session, in words.
+    pub(super) cut: Option<String>,
+}
+
+enum Event<S> {
+    Signal(u8),
+    Written(Option<Written>),
+    Link(Moment<S>),
+    Input(io::Result<bytes::Bytes>),
+    Say,
+    Deadline,
+}
+
+impl<S, G> Session<S, G>
+where
+    S: AsyncRead + AsyncWrite,
+    G: Stream<Item = u8> + Unpin,
+{
+    /// Until the exit record, or the reason why none will come.
+    async fn run(&mut self) -> Result<ExitRecord, Failure> {
+        loop {
+            self.feed();
+            self.acknowledge()?;
+            let record = match self.next().await {
+                Event::Signal(number) => self.signal(number).map(|()| None),
+                Event::Written(event) => self.written(event).map(|()| None),
+                Event::Input(chunk) => {
+                    if let Err(e) = self.input.take(chunk) {
+                        let why = format!("standard input could not be read, and the command saw it end early: {e}");
+                        self.cut = Some(why);
+                    }
+                    Ok(None)
+                }
+                Event::Link(moment) => self.linked(moment),
+                Event::Say => self.say().map(|()| None),
+                Event::Deadline => Err(self.late()),
+            };
+            if let Some(record) = record? {
+                return Ok(record);
+            }
+        }
+    }
+
+    /// In no fixed order: a command that never stops writing must not keep its own input waiting.
+    async fn next(&mut self) -> Event<S> {
+        let (deadline, say_at, has_room) = (self.deadline(), self.say_at(), self.sink.has_room());
+        tokio::select! {
+            Some(number) = self.signals.next() => Event::Signal(number),
+            event = self.sink.next() => Event::Written(event),
+            moment = self.link.next(has_room) => Event::Link(moment),
+            chunk = self.input.read() => Event::Input(chunk),
+            () = until(say_at) => Event::Say,
+            () = until(deadline) => Event::Deadline,
+        }
+    }
+
+    fn linked(&mut self, moment: Moment<S>) -> Result<Option<ExitRecord>, Failure> {
+        match moment {
+            Moment::Due => self.dial(),
+            Moment::Dialled(Ok(stream)) => self.ask(stream)?,
+            Moment::Dialled(Err(failure)) => self.not_dialled(failure)?,
+            Moment::Sent(sent) => self.link.connection().into_iter().for_each(|link| link.sent(&sent)),
+            Moment::Frame(Some(Ok(frame))) => return self.frame(&frame),
+            Moment::Frame(None) => self.lose(None),
+            Moment::Frame(Some(Err(e))) if super::connection::is_loss(&e) => self.lose(None),
+            Moment::Frame(Some(Err(e))) => return Err(self.broken(&e.to_string())),
+        }
+        Ok(None)
+    }
+
+    /// At most one frame of input waits for the socket: a signal never stands behind more.
+    fn feed(&mut self) {
+        let Some(connection) = self.link.connection().filter(|connection| connection.takes_input()) else { return };
+        while connection.waiting() < MAX_DATA {
+            match self.input.frame() {
+                Some(frame) => connection.queue(&frame),
+                None => return self.input.ask(),
+            }
+        }
+    }
+
+    fn acknowledge(&mut self) -> Result<(), Failure> {
+        let written = self.sink.written().saturating_add(self.skipped);
+        let due = written.saturating_sub(self.acked);
+        if self.is_followed() && (due >= ACK_EVERY || (due > 0 && self.sink.is_idle())) {
+            self.acked = written;
+            self.tell(FrameKind::Ack, &Ack { out_offset: written })?;
+        }
+        Ok(())
+    }
+
+    /// Whether frames reach the target now.
+    pub(super) fn is_followed(&mut self) -> bool {
+        self.link.connection().is_some_and(|connection| connection.is_answered())
+    }
+
+    pub(super) fn tell<T: Serialize>(&mut self, kind: FrameKind, value: &T) -> Result<(), Failure> {
+        let frame = Frame::control(kind, value).map_err(|e| self.broken(&e.to_string()))?;
+        self.link.connection().into_iter().for_each(|connection| connection.queue(&frame));
+        Ok(())
+    }
+
+    /// INT, TERM, HUP and QUIT go to the command, later if it cannot be told now. Before it runs there is nobody to send
+    /// them to, and when it does not heed them the caller leaves: the daemon sees the socket close without `Goodbye` and
+    /// has the command's tree ended.
+    fn signal(&mut self, number: u8) -> Result<(), Failure> {
+        if self.life.is_none() {
+            return Err(self.interrupted_early());
+        }
+        let now = Instant::now();
+        if number == INT {
+            let recent = |last: Instant| now.duration_since(last) <= self.patience.second_int;
+            if self.last_int.replace(now).is_some_and(recent) {
+                return Err(self.left("interrupted twice"));
+            }
+        }
+        if number == HUP || number == TERM {
+            self.give_up_at.get_or_insert(now + self.patience.ending);
+        }
+        if self.is_followed() {
+            return self.tell(FrameKind::Signal, &Signal { number });
+        }
+        if self.pending.len() < MAX_PENDING {
+            self.pending.push(number);
+        }
+        Ok(())
+    }
+
+    /// Tells a target that follows again what it could not be told before.
+    pub(super) fn catch_up(&mut self) -> Result<(), Failure> {
+        for number in std::mem::take(&mut self.pending) {
+            self.tell(FrameKind::Signal, &Signal { number })?;
+        }
+        let stopped = self.stopped;
+        let mut gone = [Output::Stdout, Output::Stderr].into_iter().filter(|stream| stopped[*stream as usize]);
+        gone.try_for_each(|stream| self.tell(FrameKind::StopOutput, &StopOutput { stream }))
+    }
+
+    fn written(&mut self, event: Option<Written>) -> Result<(), Failure> {
+        match event {
+            Some(Written::Written { .. }) => Ok(()),
+            Some(Written::Broken(stream, error)) => {
+                note_broken(&mut self.cut, stream, &error);
+                // In objects, both streams of the command went to the one that broke.
+                let both = [Output::Stdout, Output::Stderr];
+                let gone: &[Output] = if self.manner.json { &both } else { std::slice::from_ref(&stream) };
+                gone.iter().for_each(|&stream| self.stopped[stream as usize] = true);
+                if !self.is_followed() {
+                    return Ok(());
+                }
+                gone.iter().try_for_each(|&stream| self.tell(FrameKind::StopOutput, &StopOutput { stream }))
+            }
+            None => Err(self.give_up("the thread that writes the output is gone".into())),
+        }
+    }
+
+    /// Ends the session because the caller wants it.
+    pub(super) fn give_up(&mut self, message: String) -> Failure {
+        self.gave_up = true;
+        Failure::new(Kind::Unknown, message)
+    }
+}
+
+pub(super) async fn until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,8 @@
+//! The loop against a daemon that speaks frames by hand.
+
+mod cuts;
+mod frames;
+mod hostile;
+mod lab;
+mod resume;
+mod target;
