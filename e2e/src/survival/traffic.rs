@@ -1,7 +1,7 @@
 //! A command that writes, reads and answers all the time, and what became of it under a fault.
 
 use std::io::Write as _;
-use std::process::ChildStdin;
+use std::process::{ChildStdin, ExitStatus};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
@@ -147,6 +147,14 @@ impl Traffic {
         }
     }
 
+    /// Waits for the end, and tells without all the lines when it does not come.
+    fn wait(&self, deadline: Duration) -> Result<ExitStatus> {
+        let Ok(status) = self.child.wait(deadline) else {
+            bail!("the session did not end within {deadline:?}; malai says: {:?}", self.words());
+        };
+        Ok(status)
+    }
+
     /// Notes what is not as it must be; the end of the row tells it, with all else.
     pub fn note(&mut self, found: Result<()>) {
         self.problems.note(found);
@@ -159,7 +167,7 @@ impl Traffic {
     pub fn finish(mut self, stage: &Stage) -> Result<Evidence> {
         self.feeder.stop = None;
         let closed = Instant::now();
-        self.child.wait(SOON).context("the end of the input did not end the command")?;
+        self.wait(SOON).context("after the end of the input")?;
         self.judge(stage, closed, true)
     }
 
@@ -169,7 +177,7 @@ impl Traffic {
     /// With everything that is not as it must be.
     pub fn finish_by_itself(mut self, stage: &Stage) -> Result<Evidence> {
         let repaired = Instant::now();
-        self.child.wait(GIVEN_UP)?;
+        self.wait(GIVEN_UP)?;
         let ended = Instant::now();
         self.windows.push((repaired, ended));
         self.judge(stage, ended, false)
@@ -180,7 +188,7 @@ impl Traffic {
     /// # Errors
     /// When it does not end in time, or something is missing in what arrived before.
     pub fn end_within(self, deadline: Duration) -> Result<Ended> {
-        let status = self.child.wait(deadline)?;
+        let status = self.wait(deadline)?;
         let at = Instant::now();
         self.child.wait_for_end_of_output(SOON)?;
         let (stdout, stderr) = (self.child.stdout(), self.child.stderr());
@@ -193,7 +201,7 @@ impl Traffic {
 
     fn judge(mut self, stage: &Stage, closed: Instant, all_input: bool) -> Result<Evidence> {
         self.child.wait_for_end_of_output(SOON)?;
-        let status = self.child.wait(SOON)?;
+        let status = self.wait(SOON)?;
         let (stdout, stderr) = (self.child.stdout(), self.child.stderr());
         let words = lines::own(&stderr);
         let mut problems = self.problems;
