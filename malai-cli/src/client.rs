@@ -33,7 +33,8 @@ pub(crate) enum Otherwise {
     Disk,
 }
 
-type Frames = Framed<UnixStream, FrameCodec>;
+/// A greeted connection to the daemon.
+pub(crate) type Frames = Framed<UnixStream, FrameCodec>;
 
 /// This side's greeting.
 pub(crate) fn hello() -> Hello {
@@ -86,7 +87,7 @@ pub(crate) fn unexpected() -> Failure {
 }
 
 /// What to type when the daemon is of another version.
-const RESTART: &str = "the daemon may be of another version; restart it: malai daemon stop; malai daemon";
+pub(crate) const RESTART: &str = "the daemon may be of another version; restart it: malai daemon stop; malai daemon";
 
 /// Connects to the socket, starting an agent when nobody listens.
 ///
@@ -171,7 +172,10 @@ pub(crate) async fn ask(stream: UnixStream, request: Request, out: Output) -> Re
 }
 
 /// Greets, and returns who answers.
-async fn greet(stream: UnixStream) -> Result<(Frames, Hello), Failure> {
+///
+/// # Errors
+/// When it does not greet, or speaks another version: nothing was asked.
+pub(crate) async fn greet(stream: UnixStream) -> Result<(Frames, Hello), Failure> {
     let mut frames = Framed::new(stream, FrameCodec::new());
     let ours = Frame::control(FrameKind::LocalHello, &hello()).map_err(|e| not_understood(&e))?;
     let none = || Failure::new(Kind::Internal, "the daemon here does not answer").hint("see: malai daemon status");
@@ -182,7 +186,11 @@ async fn greet(stream: UnixStream) -> Result<(Frames, Hello), Failure> {
     Ok((frames, theirs))
 }
 
-async fn answer(mut frames: Frames, request: Request, out: Output) -> Result<Response, Failure> {
+/// Asks, tells progress, and returns the last answer.
+///
+/// # Errors
+/// When no answer comes, or none that can be understood.
+pub(crate) async fn answer(mut frames: Frames, request: Request, out: Output) -> Result<Response, Failure> {
     let asked = Frame::control(FrameKind::Request, &request)
         .map_err(|e| Failure::new(Kind::Usage, format!("the request is too long: {e}")))?;
     frames.send(asked).await.map_err(|e| lost(&e))?;

@@ -23,6 +23,8 @@ use crate::output::Output;
 const SHUTDOWN: Duration = Duration::from_secs(5);
 /// How long `daemon stop` waits for the lock: ending sessions takes up to 5 s, and the shutdown as long.
 const STOPPING: Duration = Duration::from_secs(15);
+/// How long a look may wait for a greeting.
+const GREETING: Duration = Duration::from_secs(1);
 /// Between two looks at the lock.
 const LOOK: Duration = Duration::from_millis(20);
 
@@ -42,7 +44,15 @@ pub(crate) struct Daemon {
 #[derive(Debug, clap::Subcommand)]
 enum What {
     /// End its sessions, then the daemon, and wait until it is gone
-    Stop,
+    Stop {
+        /// Let the sessions go on: the next daemon takes them over
+        #[arg(long)]
+        keep_sessions: bool,
+    },
+    /// Replace the daemon by a new one in the background; the sessions go on
+    ///
+    /// One that a service manager started is restarted by that: systemctl restart malai.
+    Restart,
     /// Tell whether a daemon is ready: 0 when it is, 1 when not
     Status,
     /// What `malai daemon` starts
@@ -57,7 +67,8 @@ impl Daemon {
         match self.what {
             None if self.foreground => serve_in_foreground(cx),
             None => start(cx),
-            Some(What::Stop) => stop(cx),
+            Some(What::Stop { keep_sessions }) => stop(cx, keep_sessions),
+            Some(What::Restart) => restart(cx),
             Some(What::Status) => status(cx),
             Some(What::Detached) => {
                 background::detach()?;
@@ -188,33 +199,58 @@ impl Stops {
     }
 }
 
-fn stop(cx: &Context) -> Result<u8, Failure> {
-    client::block_on(async {
-        let Some(stream) = client::dial(&cx.home).await? else {
-            cx.out.note("no daemon runs here");
-            return tell_stopped(cx.out, false);
-        };
-        match client::ask(stream, Request::Stop, cx.out).await {
-            Ok(Response::Failed(failure)) => return Err(failure),
-            // A daemon may be gone before its answer is read; whether it is, the lock tells.
-            Ok(_) => {}
-            Err(failure) if failure.kind == Kind::Unknown => {}
-            Err(failure) => return Err(failure),
+/// Ends a daemon by `request`, and unless told otherwise an agent too; `false` when none runs.
+async fn end(cx: &Context, request: Request, agents: bool) -> Result<bool, Failure> {
+    let Some(stream) = client::dial(&cx.home).await? else { return Ok(false) };
+    let (frames, old) = client::greet(stream).await?;
+    if old.agent && !agents {
+        return Ok(false);
+    }
+    match client::answer(frames, request, cx.out).await {
+        Ok(Response::Failed(failure)) => return Err(failure),
+        // A daemon may be gone before its answer is read; whether it is, the lock tells.
+        Ok(_) => {}
+        Err(failure) if failure.kind == Kind::Unknown => {}
+        Err(failure) => return Err(failure),
+    }
+    let deadline = Instant::now() + STOPPING;
+    while is_locked(&cx.home)? && !is_replaced(&cx.home, old.pid).await {
+        if Instant::now() >= deadline {
+            return Err(Failure::new(
+                Kind::Internal,
+                format!("the daemon still holds {} after {} s", cx.home.lock().display(), STOPPING.as_secs()),
+            )
+            .hint("see which process it is: malai daemon status"));
         }
-        let deadline = Instant::now() + STOPPING;
-        while is_locked(&cx.home)? {
-            if Instant::now() >= deadline {
-                return Err(Failure::new(
-                    Kind::Internal,
-                    format!("the daemon still holds {} after {} s", cx.home.lock().display(), STOPPING.as_secs()),
-                )
-                .hint("see which process it is: malai daemon status"));
-            }
-            sleep(LOOK).await;
-        }
-        cx.out.note("daemon stopped");
-        tell_stopped(cx.out, true)
-    })
+        sleep(LOOK).await;
+    }
+    Ok(true)
+}
+
+/// Whether another process than this one answers by now: a session that goes on starts an agent as soon as it can.
+async fn is_replaced(home: &Home, pid: u32) -> bool {
+    // One that does not greet is on its way in or out, and the next look tells.
+    let look = async { client::greet(client::dial(home).await.ok()??).await.ok() };
+    matches!(timeout(GREETING, look).await, Ok(Some((_, theirs))) if theirs.pid != pid)
+}
+
+fn stop(cx: &Context, keep_sessions: bool) -> Result<u8, Failure> {
+    let request = if keep_sessions { Request::Leave } else { Request::Stop };
+    let stopped = client::block_on(end(cx, request, true))?;
+    cx.out.note(match (stopped, keep_sessions) {
+        (false, _) => "no daemon runs here",
+        (true, false) => "daemon stopped",
+        (true, true) => "daemon stopped; its sessions go on, and wait for the next daemon",
+    });
+    tell_stopped(cx.out, stopped)
+}
+
+fn restart(cx: &Context) -> Result<u8, Failure> {
+    if !client::block_on(end(cx, Request::Leave, false))? {
+        return Err(Failure::new(Kind::Conflict, "no daemon runs here, so that there is none to restart")
+            .hint("start one: malai daemon"));
+    }
+    start(cx)
 }
 
 fn tell_stopped(out: Output, stopped: bool) -> Result<u8, Failure> {

@@ -12,8 +12,8 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::codec::FramedRead;
 
-/// How long the last frame to the daemon may take.
-const FAREWELL: Duration = Duration::from_secs(1);
+/// How long the last words to the daemon may take.
+pub(super) const FAREWELL: Duration = Duration::from_secs(1);
 
 /// A connection that is being made.
 pub(crate) type Dialling<S> = Pin<Box<dyn Future<Output = Result<S, Failure>> + Send>>;

@@ -3,13 +3,14 @@
 use std::io;
 use std::time::Duration;
 
+use bytes::BytesMut;
 use futures_util::{Stream, StreamExt};
 use malai_protocol::failure::{Failure, Kind};
 use malai_protocol::session::{ExitRecord, Output};
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::time::Instant;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::time::{Instant, timeout};
 
-use super::connection::Link;
+use super::connection::{Connect, Dial, FAREWELL, Link};
 use super::events::Event as Line;
 use super::follow::{Session, until};
 use super::sink::Event as Written;
@@ -34,11 +35,15 @@ where
             self.sink.push(Output::Stdout, line, 0);
         }
         self.sink.close();
-        let Self { link, mut signals, mut sink, gave_up, target, mut cut, .. } = self;
+        let word = if self.gave_up { self.parting_word() } else { None };
+        let Self { mut connect, link, mut signals, mut sink, gave_up, target, mut cut, .. } = self;
         // Only an exit record ends a session in good order; otherwise it is over with the socket, at once.
         match link {
             Link::Up(connection) if ended => connection.farewell().await,
             link => drop(link),
+        }
+        if let Some(first) = word {
+            leave_word(&mut connect, first).await;
         }
         let give_up_at = gave_up.then(|| Instant::now() + GIVING_UP);
         loop {
@@ -58,6 +63,15 @@ where
         outcome.and_then(|record| whole(&target, record, cut.as_deref()))
     }
 
+    /// What the daemon has to be given so that it tells the target that the caller is gone: while the attachment is
+    /// lost, no socket is there whose end would say so.
+    fn parting_word(&mut self) -> Option<BytesMut> {
+        if self.life.is_none() || matches!(self.link, Link::Up(_)) {
+            return None;
+        }
+        self.request.attach(self.number + 1, self.out_offset(), FAREWELL).ok()
+    }
+
     /// Checks that nothing of the output was lost.
     fn check(&self, record: ExitRecord) -> Result<ExitRecord, Failure> {
         let told = [record.stdout_bytes, record.stderr_bytes];
@@ -68,6 +82,20 @@ where
         let lost: Vec<String> = lost.chain(self.cut.clone()).collect();
         whole(&self.target, record, (!lost.is_empty()).then(|| lost.join(", and ")).as_deref())
     }
+}
+
+/// Asks for an attachment and closes without `Goodbye`. Where nobody listens there is nobody to tell: the command then
+/// ends when the target has waited long enough.
+async fn leave_word<S: AsyncRead + AsyncWrite>(connect: &mut Connect<S>, mut first: BytesMut) {
+    let tell = async {
+        let stream = connect(Dial { within: FAREWELL, agent: false }).await.ok()?;
+        let (mut reader, mut writer) = tokio::io::split(stream);
+        writer.write_all_buf(&mut first).await.ok()?;
+        // A daemon whose greeting finds nobody reads no request.
+        reader.read_u8().await.ok()
+    };
+    // Whoever gave up does not wait for long.
+    drop(timeout(FAREWELL, tell).await);
 }
 
 /// A reader that left has what it wanted; any other error means that output was lost here.

@@ -13,7 +13,7 @@ use super::clock::since_boot;
 use super::connection::{Asked, Connection, Dial, Link};
 use super::events::Event as Line;
 use super::follow::Session;
-use crate::{duration, output};
+use crate::{client, duration, output};
 
 /// What is known of the request until it is answered.
 #[derive(Debug, Default)]
@@ -240,8 +240,7 @@ where
              known",
             self.target
         );
-        Failure::new(Kind::Unknown, message)
-            .hint("the daemon may be of another version; restart it: malai daemon restart")
+        Failure::new(Kind::Unknown, message).hint(client::RESTART)
     }
 
     /// A signal before there is a command.

@@ -85,3 +85,51 @@ fn several_at_once_share_one_agent() {
         assert!(!ended.stderr.contains("socket"), "{ended}");
     }
 }
+
+#[test]
+fn a_restart_replaces_the_daemon_and_is_refused_where_none_runs() {
+    let home = Home::new();
+    let _stopped = Stopped(&home);
+    let refused = home.run(&["daemon", "restart"]);
+    assert_eq!(refused.code, 255);
+    assert!(refused.stderr.contains("hint: start one: malai daemon\n"), "{refused}");
+
+    assert_eq!(home.run(&["daemon"]).code, 0);
+    let old = pid(&home);
+    let restarted = home.run(&["daemon", "restart", "--json"]);
+    assert_eq!(restarted.code, 0, "{restarted}");
+    let new = pid(&home);
+    assert_ne!(new, old);
+    assert_eq!(restarted.stdout, format!("{{\"pid\":{new},\"ready\":true}}\n"));
+
+    let stopped = home.run(&["daemon", "stop", "--keep-sessions"]);
+    assert_eq!(stopped.code, 0, "{stopped}");
+    assert!(stopped.stderr.contains("daemon stopped; its sessions go on"), "{stopped}");
+    assert_eq!(home.run(&["daemon", "status"]).code, 1);
+
+    // An agent is no daemon.
+    assert_eq!(home.run(&["-n", "web01.company", "true"]).code, 255);
+    assert_eq!(home.run(&["daemon", "restart"]).code, 255);
+}
+
+#[test]
+fn a_restart_succeeds_though_commands_start_agents_in_between() {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    let home = Home::new();
+    let _stopped = Stopped(&home);
+    assert_eq!(home.run(&["daemon"]).code, 0);
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                home.run(&["-n", "web01.company", "true"]);
+            }
+        });
+        let restarts: Vec<_> = (0..4).map(|_| home.run(&["daemon", "restart"])).collect();
+        done.store(true, Ordering::Relaxed);
+        for ended in restarts {
+            assert_eq!(ended.code, 0, "{ended}");
+        }
+    });
+    assert_eq!(home.run(&["daemon", "status"]).code, 0);
+}

@@ -122,6 +122,7 @@ fn help_of_every_command_is_there() {
         &["machine", "leave"],
         &["daemon"],
         &["daemon", "stop"],
+        &["daemon", "restart"],
         &["daemon", "status"],
         &["rescan"],
         &["config"],

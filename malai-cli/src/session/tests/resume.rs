@@ -411,6 +411,22 @@ async fn the_caller_can_leave_while_the_connection_is_lost() {
 }
 
 #[tokio::test]
+async fn a_caller_that_leaves_between_two_tries_has_the_daemon_tell_the_target() {
+    let mut lab = Lab::started(Wish { retry: NEVER, ..Wish::default() }).await;
+    lab.daemon = None;
+    lab.attach().await;
+    lab.send(Kind::Refused, &refusal(failure::Kind::Unreachable)).await;
+    assert_eq!(lab.rest().await, [], "the next try is far away");
+    lab.signals.send(INT).expect("listens");
+    lab.signals.send(INT).expect("listens");
+    assert_eq!(lab.attach().await.number, 3);
+    assert_eq!(lab.rest().await, [], "closed without a goodbye");
+    let (code, why) = lab.failure().await;
+    assert_eq!(code, 253);
+    assert!(why.contains("interrupted twice"), "{why}");
+}
+
+#[tokio::test]
 async fn a_reader_that_left_during_a_loss_stops_the_stream_on_the_next_connection_too() {
     let mut lab = Lab::started(Wish::default()).await;
     lab.stdout.set(|state| state.error = Some(io::ErrorKind::BrokenPipe));
