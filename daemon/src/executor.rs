@@ -3,14 +3,21 @@
 //!
 //! # Layout
 //! `serve` the socket and first frames; `control` the daemon's own connection; `presence` whether there is one;
-//! `table` the sessions; `journal` what outlives this process; `session` one session; `link` its attachment;
-//! `log` how much output may be on its way; `command`, `user` and `env` what runs, as whom, with what around it;
+//! `table` the sessions, those that are over, and used ids; `journal` what outlives this process; `life` since when this
+//! process knows; `session` one session; `followers` who may follow it; `link` its attachment and `outbox` what that is to
+//! be sent; `log` output that is not acknowledged; `command`, `user` and `env` what runs, as whom, with what around it;
 //! `spawn` fork and exec; `reap` statuses; `tree` all processes of a session.
 //!
+//! # When an attachment is lost
+//! The command goes on. Its output is read until the log is full, and kept; its caller has the session's grace time to
+//! attach again, at any byte that was not acknowledged. A session that nobody came back for is ended. After its end the
+//! rest of the output and the record wait in the same way, and then the bare record for an hour.
+//!
 //! # When its daemon goes
-//! In this version no session outlives its daemon: when the control connection closes, all are ended (TERM, 3 s, KILL),
-//! and 5 s after the daemon went the executor ends too. A daemon that connects within that time takes it over, and is
-//! told of all that has ended unconfirmed; a later one hears of it from the next executor, which reads the journal.
+//! All attachments are lost, and otherwise nothing happens: the next daemon takes the executor over, and is told of what
+//! lives and of all that has ended unconfirmed. When none comes for as long as the longest grace time, all sessions are
+//! ended, and the executor too; 5 s after its daemon went when there is nothing to come back for. A later daemon hears of
+//! it from the next executor, which reads the journal.
 //!
 //! # When the executor itself is killed
 //! Its commands run on, with nobody to read them, until the next executor of this home starts, which a daemon sees to at
@@ -20,9 +27,12 @@
 mod command;
 mod control;
 mod env;
+mod followers;
 mod journal;
+mod life;
 mod link;
 mod log;
+mod outbox;
 mod presence;
 mod reap;
 mod serve;
@@ -53,7 +63,8 @@ use malai_protocol::id::Incarnation;
 use malai_protocol::session::EndedBy;
 
 use journal::Journal;
-use link::Link;
+use life::Life;
+use link::{Attachment, Link};
 use log::Budget;
 use presence::Presence;
 use session::Output;
@@ -63,12 +74,10 @@ use tree::{SHUTDOWN_GRACE, Tree, Trees};
 pub(crate) use env::MARKER;
 pub(crate) use reap::Reaper;
 
-/// How long the executor stays after its daemon went.
+/// How long the executor stays after its daemon went when it has nothing to come back for.
 const LINGER: Duration = Duration::from_secs(5);
 /// How long it waits for its first daemon.
 const FIRST: Duration = Duration::from_secs(10);
-/// Between TERM and KILL when the daemon went: with KILL and its verification it fits into [`LINGER`].
-const GONE_GRACE: Duration = Duration::from_secs(3);
 /// How long a daemon that orders the shutdown may take to confirm the last ends.
 const CONFIRM: Duration = Duration::from_secs(2);
 /// How long a shutdown may take in all: TERM, KILL, and the confirmation.
@@ -81,7 +90,7 @@ const MAX_SHOWN: usize = 200;
 const LAST: Duration = Duration::from_secs(1);
 /// Outputs that are read for processes which commands left behind.
 const MAX_TAILS: usize = 1024;
-/// Refused plans whose callers are still to be told.
+/// Refused plans and attachments, and attachments that another took the place of, that are still to be told so.
 const MAX_REFUSALS: usize = 256;
 
 /// What an executor is reached by: a Unix socket, or one half of an in-memory duplex.
@@ -183,7 +192,8 @@ fn prepare(options: &Options, alone: bool) -> anyhow::Result<Arc<Shared>> {
     let incarnation = Incarnation::from_bytes(random);
     let trees = Trees::detect(options.cgroups, incarnation);
     bases.extend(trees.path().map(ToOwned::to_owned));
-    let table = Table::new(journal, left, bases)
+    let life = Life::begin(incarnation).context("this machine's clock")?;
+    let table = Table::new(journal, left, bases, life)
         .with_context(|| format!("cannot write the journal of sessions in {}", directory.display()))?;
     let hostname = nix::unistd::gethostname().context("this machine's host name")?;
     Ok(Arc::new(Shared {
@@ -219,7 +229,6 @@ async fn stay(shared: &Shared, stop: &CancellationToken) {
     let mut changes = shared.table.changes();
     let mut closing = None;
     let mut empty = None;
-    let mut ended_for = None;
     loop {
         let state = *presence.borrow_and_update();
         let (live, unconfirmed) = shared.table.counts();
@@ -232,16 +241,18 @@ async fn stay(shared: &Shared, stop: &CancellationToken) {
             Some(empty.map_or(closing, |empty| empty.min(closing)))
         } else if state.here {
             None
+        } else if state.went() {
+            Some(state.since + shared.table.patience().unwrap_or(LINGER))
         } else {
-            if state.went() && ended_for != Some(state.since) {
-                ended_for = Some(state.since);
-                let reason = Some("the daemon of that machine stopped".to_owned());
-                shared.table.end_all(&Cause { by: EndedBy::Shutdown, reason, grace: GONE_GRACE }, false);
-            }
-            Some(state.since + if state.went() { LINGER } else { FIRST })
+            Some(state.since + FIRST)
         };
         if until.is_some_and(|until| until <= Instant::now()) {
-            return;
+            if live == 0 || shared.table.is_closing() {
+                return;
+            }
+            let reason = Some("the daemon of that machine went and did not come back".to_owned());
+            shared.table.end_all(&Cause { by: EndedBy::Grace, reason, grace: SHUTDOWN_GRACE }, true);
+            continue;
         }
         // Both senders live as long as `shared`.
         tokio::select! {
@@ -262,6 +273,7 @@ fn far() -> Instant {
 
 /// Lets last frames out, then stops all tasks. What still lives then is in the journal as unfinished.
 async fn finish(shared: &Shared) {
+    shared.table.let_go();
     shared.sessions.close();
     shared.tasks.close();
     if timeout(LAST, shared.sessions.wait()).await.is_err() {
@@ -288,6 +300,23 @@ impl Shared {
     fn shut_down(&self, reason: String) {
         tracing::info!(reason, "shutting down");
         self.table.end_all(&Cause { by: EndedBy::Shutdown, reason: Some(reason), grace: SHUTDOWN_GRACE }, true);
+    }
+
+    /// Tells an attachment that it is not let in.
+    fn turn_away(&self, attachment: Attachment, failure: &Failure) {
+        let mut link = Link::of(attachment);
+        link.control(Kind::Refused, failure);
+        self.dismiss(link);
+    }
+
+    /// Has an attachment's last frames delivered, if not too many wait for theirs.
+    fn dismiss(&self, link: Link) {
+        if let Ok(permit) = self.refusals.clone().try_acquire_owned() {
+            self.spawn(async move {
+                link.deliver().await;
+                drop(permit);
+            });
+        }
     }
 
     /// Sees to what a session leaves: output that others still write, and its tree, once that is empty.
@@ -317,7 +346,7 @@ impl Shared {
     }
 }
 
-/// Tells a caller that nothing was run.
+/// Tells a caller why it gets nothing.
 async fn refuse(mut link: Link, failure: &Failure) {
     link.control(Kind::Refused, failure);
     link.deliver().await;

@@ -81,8 +81,8 @@ fn order(shared: &Arc<Shared>, frame: &Frame, out: &mut BytesMut) -> Result<(), 
             }
         }
         Kind::CallerGone => {
-            let CallerGone { session, number, .. } = frame.decode()?;
-            shared.table.tell(session, Command::CallerGone(number));
+            let CallerGone { session, follower, number } = frame.decode()?;
+            shared.table.tell(session, Command::CallerGone { follower, number });
         }
         Kind::End => {
             let End { session, cause: by, reason } = frame.decode()?;

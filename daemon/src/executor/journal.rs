@@ -22,8 +22,8 @@ use malai_protocol::plan::{Ended, Live, SessionName};
 const SLACK: u64 = 4 * 1024 * 1024;
 /// The longest line that is read: the largest plan, each of its bytes as a number and a comma.
 const MAX_LINE: u64 = 16 * 1024 * 1024;
-/// How long ids are remembered after their end: longer than any caller sends its request again.
-pub(crate) const REMEMBER: Duration = Duration::from_secs(600);
+/// How long ids are remembered after their end: twice as long as any caller sends its request again.
+pub(crate) const REMEMBER: Duration = Duration::from_secs(1200);
 
 /// One line of the file.
 #[derive(Debug, Serialize, Deserialize)]

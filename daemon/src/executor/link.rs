@@ -3,29 +3,32 @@
 use std::future::pending;
 use std::time::Duration;
 
-use bytes::{BufMut, BytesMut};
+use bytes::Bytes;
 use futures_util::StreamExt;
 use serde::Serialize;
 use tokio::io::{AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::sync::oneshot;
-use tokio::time::{Instant, sleep_until, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::codec::FramedRead;
 
-use malai_protocol::codec::{CodecError, Frame, FrameCodec, HEADER_LEN, Kind};
+use malai_protocol::codec::{CodecError, Frame, FrameCodec, Kind};
+use malai_protocol::plan;
+use malai_protocol::session::Superseded;
 
 use super::Connection;
+use super::outbox::Outbox;
 
 /// How long a session waits for its attachment, and an attachment for its plan: they are sent together.
 pub(crate) const MEET: Duration = Duration::from_secs(5);
-/// Bytes that wait to be written; with as many, output is not read, and acknowledgements are held and merged.
-const OUTBOX: usize = 128 * 1024;
-/// How long the peer may take to close after the last frame.
+/// Bytes that wait to be written; with as many, no output is added, and acknowledgements are held and merged.
+pub(crate) const OUTBOX: usize = 128 * 1024;
+/// How long the peer may take to take the last frame and to close.
 const CLOSE: Duration = Duration::from_secs(10);
 
 /// One attachment: a connection that said which session it follows.
 #[derive(Debug)]
 pub(crate) struct Attachment {
-    number: u32,
+    who: plan::Attachment,
     reader: FramedRead<ReadHalf<Connection>, FrameCodec>,
     writer: WriteHalf<Connection>,
 }
@@ -33,11 +36,16 @@ pub(crate) struct Attachment {
 impl Attachment {
     /// Of a connection whose first frame was read.
     pub(crate) fn new(
-        number: u32,
+        who: plan::Attachment,
         reader: FramedRead<ReadHalf<Connection>, FrameCodec>,
         writer: WriteHalf<Connection>,
     ) -> Self {
-        Self { number, reader, writer }
+        Self { who, reader, writer }
+    }
+
+    /// What it said.
+    pub(crate) fn who(&self) -> plan::Attachment {
+        self.who
     }
 }
 
@@ -53,15 +61,17 @@ enum State {
 pub(crate) struct Link {
     state: State,
     /// Frames that wait to be written.
-    outbox: BytesMut,
+    outbox: Outbox,
 }
 
 /// What happened on the attachment.
 #[derive(Debug)]
 pub(crate) enum Event {
+    /// The one that was waited for came.
+    Came(plan::Attachment),
     /// A frame came.
     Frame(Frame),
-    /// Something was written, or the attachment came.
+    /// Something was written.
     Moved,
     /// There is none any more; why.
     Lost(String),
@@ -70,78 +80,64 @@ pub(crate) enum Event {
 impl Link {
     /// Waits for the attachment.
     pub(crate) fn new(slot: oneshot::Receiver<Attachment>) -> Self {
-        Self { state: State::Waiting(slot, Instant::now() + MEET), outbox: BytesMut::new() }
+        Self { state: State::Waiting(slot, Instant::now() + MEET), outbox: Outbox::default() }
     }
 
     /// Of an attachment that is there.
     pub(crate) fn of(attachment: Attachment) -> Self {
-        Self { state: State::Open(attachment), outbox: BytesMut::new() }
+        Self { state: State::Open(attachment), outbox: Outbox::default() }
     }
 
-    /// The number of the attachment, once it came.
-    pub(crate) fn number(&self) -> Option<u32> {
-        match &self.state {
-            State::Open(attachment) => Some(attachment.number),
-            _ => None,
-        }
+    /// Somebody follows.
+    pub(crate) fn is_open(&self) -> bool {
+        matches!(self.state, State::Open(_))
     }
 
-    /// Nobody follows, and nobody will.
+    /// Nobody follows, and nobody is waited for.
     pub(crate) fn is_gone(&self) -> bool {
         matches!(self.state, State::Gone)
     }
 
-    /// Nothing waits to be written.
-    pub(crate) fn is_idle(&self) -> bool {
-        self.outbox.is_empty()
+    /// Bytes that wait to be written.
+    pub(crate) fn queued(&self) -> usize {
+        self.outbox.len()
     }
 
-    /// How many bytes of output may be added.
-    pub(crate) fn room(&self) -> usize {
-        OUTBOX.saturating_sub(self.outbox.len())
+    /// Whether more than control frames may be added.
+    pub(crate) fn has_room(&self) -> bool {
+        self.outbox.len() < OUTBOX
     }
 
     /// Cuts the attachment off.
     pub(crate) fn drop_attachment(&mut self) {
-        self.state = State::Gone;
-        self.outbox = BytesMut::new();
+        *self = Self { state: State::Gone, outbox: Outbox::default() };
+    }
+
+    /// Follows this one from here on; returns the one whose place it takes.
+    pub(crate) fn replace(&mut self, attachment: Attachment) -> Option<Self> {
+        let old = std::mem::replace(self, Self::of(attachment));
+        old.is_open().then_some(old)
     }
 
     /// Queues a control frame.
     pub(crate) fn control<T: Serialize>(&mut self, kind: Kind, value: &T) {
         match Frame::control(kind, value) {
-            Ok(frame) => self.frame(&frame),
+            Ok(frame) => self.frame(frame),
             // All that is sent here is short by construction.
             Err(error) => tracing::error!(%error, ?kind, "a frame could not be made"),
         }
     }
 
     /// Queues a frame.
-    pub(crate) fn frame(&mut self, frame: &Frame) {
+    pub(crate) fn frame(&mut self, frame: Frame) {
         if !self.is_gone() {
-            frame.write_to(&mut self.outbox);
+            self.outbox.push(frame);
         }
     }
 
-    /// Queues a data frame whose payload `read` puts into the buffer, at most `limit` bytes; returns how many.
-    pub(crate) fn data(
-        &mut self,
-        kind: Kind,
-        limit: usize,
-        read: impl FnOnce(&mut bytes::buf::Limit<&mut BytesMut>) -> std::io::Result<usize>,
-    ) -> std::io::Result<usize> {
-        let at = self.outbox.len();
-        self.outbox.reserve(HEADER_LEN + limit);
-        self.outbox.put_bytes(0, HEADER_LEN);
-        let result = read(&mut (&mut self.outbox).limit(limit));
-        let length = *result.as_ref().unwrap_or(&0);
-        if length == 0 {
-            self.outbox.truncate(at);
-        } else if let Some(header) = self.outbox.get_mut(at..at + HEADER_LEN) {
-            header[0] = kind as u8;
-            header[1..].copy_from_slice(&u32::try_from(length).unwrap_or(u32::MAX).to_le_bytes());
-        }
-        result
+    /// Queues output.
+    pub(crate) fn data(&mut self, kind: Kind, payload: Bytes) {
+        self.frame(Frame::data(kind, payload));
     }
 
     /// The next thing that happens. Reading never waits for writing. Cancel-safe.
@@ -150,8 +146,9 @@ impl Link {
             State::Gone => pending().await,
             State::Waiting(slot, until) => match timeout_at(*until, slot).await {
                 Ok(Ok(attachment)) => {
+                    let who = attachment.who;
                     self.state = State::Open(attachment);
-                    Event::Moved
+                    Event::Came(who)
                 }
                 _ => self.lose("no attachment came for the session"),
             },
@@ -163,7 +160,7 @@ impl Link {
                         Some(Err(error)) => Event::Lost(format!("the attachment broke the protocol: {error}")),
                         None => Event::Lost("the attachment was closed".into()),
                     },
-                    wrote = write(writer, &mut self.outbox) => match wrote {
+                    wrote = self.outbox.write_to(writer) => match wrote {
                         Ok(()) => Event::Moved,
                         Err(error) => Event::Lost(format!("the attachment broke: {error}")),
                     },
@@ -173,23 +170,41 @@ impl Link {
         }
     }
 
+    /// Writes what waits and reads nothing; never returns. Cancel-safe.
+    pub(crate) async fn write(&mut self) {
+        if let State::Open(Attachment { writer, .. }) = &mut self.state {
+            // The first read tells of what is broken.
+            while self.outbox.write_to(writer).await.is_ok() {}
+        }
+        pending().await
+    }
+
     fn lose(&mut self, why: &str) -> Event {
         self.drop_attachment();
         Event::Lost(why.to_owned())
     }
 
+    /// Tells the attachment that another one follows now, and drops all else that it was to be sent.
+    pub(crate) fn supersede(&mut self, by: &plan::Attachment) {
+        self.outbox.cut();
+        if let plan::Attachment { by, follower: Some(follower), .. } = *by {
+            self.control(Kind::Superseded, &Superseded { by, follower });
+        }
+    }
+
     /// Writes what waits, the last frame included, and then leaves it to the peer to close: closing a socket under
     /// bytes that were not read would take away from the peer what it has not read yet.
     pub(crate) async fn deliver(mut self) {
-        while !self.outbox.is_empty() && !self.is_gone() {
-            if let Event::Frame(frame) = self.next().await {
-                tracing::trace!(kind = ?frame.kind, "after the end");
+        let delivered = timeout(CLOSE, async {
+            // Whoever is waited for has its own time.
+            while !self.outbox.is_empty() && !self.is_gone() {
+                if let Event::Frame(frame) = self.next().await {
+                    tracing::trace!(kind = ?frame.kind, "after the end");
+                }
             }
-        }
-        let State::Open(Attachment { mut reader, mut writer, .. }) = self.state else {
-            return;
-        };
-        let closed = async {
+            let State::Open(Attachment { mut reader, mut writer, .. }) = self.state else {
+                return Ok(());
+            };
             writer.shutdown().await?;
             while let Some(frame) = reader.next().await {
                 if frame?.kind == Kind::Goodbye {
@@ -197,28 +212,9 @@ impl Link {
                 }
             }
             Ok::<(), CodecError>(())
-        };
-        tokio::select! {
-            result = closed => if let Err(error) = result {
-                tracing::debug!(%error, "after the last frame");
-            },
-            () = sleep_until(Instant::now() + CLOSE) => {}
+        });
+        if let Ok(Err(error)) = delivered.await {
+            tracing::debug!(%error, "after the last frame");
         }
     }
-}
-
-/// Writes some of the buffer; waits for ever when it is empty.
-async fn write(writer: &mut WriteHalf<Connection>, outbox: &mut BytesMut) -> std::io::Result<()> {
-    if outbox.is_empty() {
-        return pending().await;
-    }
-    let wrote = writer.write_buf(outbox).await?;
-    if wrote == 0 {
-        return Err(std::io::ErrorKind::WriteZero.into());
-    }
-    if outbox.is_empty() {
-        // A buffer that was large once is not kept by a session that idles.
-        *outbox = BytesMut::new();
-    }
-    Ok(())
 }

@@ -1,194 +1,211 @@
-//! How much output may be on its way: what was sent and not acknowledged is bounded, and then the command is not read.
+//! The output log: what a command wrote, in the order in which it was read, until its reader has it.
 //!
-//! The window starts small and takes what it needs from one budget for all sessions, so that many stalled callers cannot
-//! hold the rest up. Above [`OUTPUT_WINDOW`] it grows only where that helps: when the window was what held the command
-//! back, and acknowledgements still come as promptly as ever. A slow reader's come later and later instead.
+//! Both streams share one offset. What an attachment was handed and did not acknowledge stays, so that the next one goes
+//! on at any byte that is still kept. Bytes are read once into buffers that the log and the attachment share.
 
+mod window;
+
+use std::collections::VecDeque;
+use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
-use tokio::time::Instant;
+use bytes::buf::Limit;
+use bytes::{Buf, BufMut, Bytes, BytesMut};
 
-use malai_protocol::session::{OUTPUT_WINDOW, OUTPUT_WINDOW_MAX};
+use malai_protocol::codec::MAX_DATA;
+use malai_protocol::session::Output as Stream;
 
-/// What every session has, budget or not.
-const FLOOR: u64 = 64 * 1024;
-/// The budget of all sessions together, beyond their floors.
-const BUDGET: u64 = 64 * 1024 * 1024;
+pub(crate) use window::Budget;
+use window::Window;
 
-/// What is left for windows to grow.
+/// A buffer with less room than this is not read into: what it would waste is bounded so, and reads are large.
+const SPARE: usize = 16 * 1024;
+/// What one piece costs beside its bytes: many small writes of two streams in turn must not cost more than the window.
+const PIECE: u64 = 64;
+
+/// A stretch of one stream.
 #[derive(Debug)]
-pub(crate) struct Budget(AtomicU64);
+struct Piece {
+    /// The offset of its first byte.
+    at: u64,
+    stream: Stream,
+    bytes: Bytes,
+}
 
-impl Budget {
-    /// All of it.
-    pub(crate) fn new() -> Arc<Self> {
-        Arc::new(Self(AtomicU64::new(BUDGET)))
-    }
-
-    fn take(&self, bytes: u64) -> bool {
-        let took = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(bytes));
-        took.is_ok()
-    }
-
-    fn give(&self, bytes: u64) {
-        self.0.fetch_add(bytes, Ordering::Relaxed);
+impl Piece {
+    fn end(&self) -> u64 {
+        self.at + self.bytes.len() as u64
     }
 }
 
-/// The offsets of one session's output.
+/// One session's output.
 #[derive(Debug)]
 pub(crate) struct Log {
-    budget: Arc<Budget>,
+    /// All that is kept, but for what `buffer` still collects.
+    pieces: VecDeque<Piece>,
+    /// Collects what one stream writes, at most one frame of it.
+    buffer: BytesMut,
+    /// Of which stream `buffer` is.
+    stream: Stream,
+    /// The first byte that is kept.
+    start: u64,
+    /// The first byte that the current attachment was not handed, and the piece that has it.
+    handed: u64,
+    next: usize,
+    /// The first byte that no attachment was handed.
     sent: u64,
-    acked: u64,
-    window: u64,
-    /// One stretch of output whose way to the reader and back is being timed.
-    probe: Option<(u64, Instant)>,
-    fastest: Duration,
-    held_back: bool,
+    /// The offset of the next byte that is read.
+    end: u64,
+    window: Window,
 }
 
 impl Log {
-    /// Nothing sent yet.
+    /// Empty.
     pub(crate) fn new(budget: Arc<Budget>) -> Self {
-        Self { budget, sent: 0, acked: 0, window: FLOOR, probe: None, fastest: Duration::MAX, held_back: false }
+        Self {
+            pieces: VecDeque::new(),
+            buffer: BytesMut::new(),
+            stream: Stream::Stdout,
+            start: 0,
+            handed: 0,
+            next: 0,
+            sent: 0,
+            end: 0,
+            window: Window::new(budget),
+        }
     }
 
-    /// How many bytes may be sent now. `idle`: all that was sent has left this process, so only the window holds back.
+    /// Bytes that the current attachment was not handed.
+    pub(crate) fn backlog(&self) -> u64 {
+        self.end - self.handed
+    }
+
+    /// All that was read is acknowledged.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.start == self.end
+    }
+
+    /// Bytes that were read in all.
+    pub(crate) fn total(&self) -> u64 {
+        self.end
+    }
+
+    fn kept(&self) -> u64 {
+        (self.end - self.start).max(self.pieces.len() as u64 * PIECE)
+    }
+
+    /// How many bytes may be read now. `idle`: all that was read has left this process.
     pub(crate) fn room(&mut self, idle: bool) -> u64 {
-        let on_its_way = self.sent - self.acked;
-        while on_its_way >= self.window && self.window < OUTPUT_WINDOW && self.grow() {}
-        if on_its_way >= self.window && idle {
-            self.held_back = true;
-        }
-        self.window.saturating_sub(on_its_way)
+        let kept = self.kept();
+        self.window.room(kept, idle)
     }
 
-    /// Doubles the window if the budget allows it.
-    fn grow(&mut self) -> bool {
-        let grows = self.window < OUTPUT_WINDOW_MAX && self.budget.take(self.window);
-        if grows {
-            self.window *= 2;
+    /// Has `read` put at most `limit` bytes of this stream into a buffer; returns how many came.
+    pub(crate) fn read(
+        &mut self,
+        stream: Stream,
+        limit: usize,
+        read: impl FnOnce(&mut Limit<&mut BytesMut>) -> io::Result<usize>,
+    ) -> io::Result<usize> {
+        if self.stream != stream {
+            self.seal();
+            self.stream = stream;
         }
-        grows
+        if self.spare() < SPARE.min(limit) {
+            self.seal();
+            if self.spare() < SPARE.min(limit) {
+                self.buffer = BytesMut::with_capacity(MAX_DATA);
+            }
+        }
+        let limit = limit.min(self.spare());
+        let length = read(&mut (&mut self.buffer).limit(limit))?;
+        self.end += length as u64;
+        Ok(length)
     }
 
-    /// So many bytes were sent.
-    pub(crate) fn sent(&mut self, bytes: u64) {
-        self.sent += bytes;
-        if self.probe.is_none() {
-            self.probe = Some((self.sent, Instant::now()));
-            self.held_back = false;
+    /// How much the buffer may still take.
+    fn spare(&self) -> usize {
+        self.buffer.capacity().min(MAX_DATA).saturating_sub(self.buffer.len())
+    }
+
+    /// Makes a piece of what was collected.
+    fn seal(&mut self) {
+        if !self.buffer.is_empty() {
+            let bytes = self.buffer.split().freeze();
+            self.pieces.push_back(Piece { at: self.end - bytes.len() as u64, stream: self.stream, bytes });
         }
+    }
+
+    /// What the current attachment is to be sent next, at most one frame of one stream.
+    pub(crate) fn take(&mut self) -> Option<(Stream, Bytes)> {
+        if self.next == self.pieces.len() {
+            self.seal();
+        }
+        let piece = self.pieces.get(self.next)?;
+        let skip = usize::try_from(self.handed - piece.at).unwrap_or(usize::MAX);
+        let bytes = piece.bytes.slice(skip.min(piece.bytes.len())..);
+        self.next += 1;
+        self.handed = piece.end();
+        self.sent = self.sent.max(self.handed);
+        self.window.handed(self.handed);
+        Some((piece.stream, bytes))
     }
 
     /// The reader has all up to `offset`. False when it cannot have that.
     pub(crate) fn ack(&mut self, offset: u64) -> bool {
-        if offset > self.sent {
+        if offset > self.handed {
             return false;
         }
-        self.acked = self.acked.max(offset);
-        if let Some((upto, since)) = self.probe
-            && self.acked >= upto
-        {
-            let took = since.elapsed();
-            self.fastest = self.fastest.min(took);
-            self.probe = None;
-            // Never waiting for the budget: without it, it stays as it is.
-            if self.held_back && took <= self.fastest * 2 {
-                self.grow();
-            }
+        if offset > self.start {
+            self.forget(offset);
         }
-        if self.acked == self.sent {
-            self.release();
+        self.window.acked(self.start);
+        if self.is_empty() {
+            self.pieces = VecDeque::new();
+            self.buffer = BytesMut::new();
+            self.window.release();
         }
         true
     }
 
-    fn release(&mut self) {
-        self.budget.give(self.window - FLOOR);
-        self.window = FLOOR;
+    /// Keeps nothing before `offset`.
+    fn forget(&mut self, offset: u64) {
+        while self.pieces.pop_front_if(|piece| piece.end() <= offset).is_some() {
+            self.next = self.next.saturating_sub(1);
+        }
+        if let Some(piece) = self.pieces.front_mut()
+            && piece.at < offset
+        {
+            piece.bytes.advance(usize::try_from(offset - piece.at).unwrap_or(usize::MAX).min(piece.bytes.len()));
+            piece.at = offset;
+        }
+        self.start = offset;
     }
-}
 
-impl Drop for Log {
-    fn drop(&mut self) {
-        self.release();
+    /// Whether output up to there was sent: an attachment may ask for what follows it.
+    pub(crate) fn was_sent(&self, offset: u64) -> bool {
+        offset <= self.sent
+    }
+
+    /// Another attachment wants what follows `offset`. Returns where it begins: later, where that is not kept.
+    pub(crate) fn resume(&mut self, offset: u64) -> u64 {
+        self.handed = offset.min(self.sent).max(self.start);
+        self.next = self.pieces.partition_point(|piece| piece.end() <= self.handed);
+        self.window.rerouted();
+        self.handed
+    }
+
+    /// Drops the oldest, down to the window: for a command that is being ended and must not wait for a reader.
+    pub(crate) fn shed(&mut self) {
+        while self.kept() > self.window.size() {
+            self.seal();
+            let Some(end) = self.pieces.front().map(Piece::end) else { return };
+            self.handed = self.handed.max(end);
+            self.next = self.next.max(1);
+            self.forget(end);
+        }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Sends all there is room for; returns how much.
-    fn fill(log: &mut Log) -> u64 {
-        let mut total = 0;
-        loop {
-            match log.room(true) {
-                0 => return total,
-                room => {
-                    log.sent(room);
-                    total += room;
-                }
-            }
-        }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_reader_that_never_acknowledges_gets_one_window() {
-        let mut log = Log::new(Budget::new());
-        assert_eq!(fill(&mut log), OUTPUT_WINDOW);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn on_a_long_fat_path_the_window_grows_to_its_maximum_and_no_further() {
-        let mut log = Log::new(Budget::new());
-        for _ in 0..20 {
-            fill(&mut log);
-            tokio::time::advance(Duration::from_millis(100)).await;
-            // All but one byte, so that the window is not given back.
-            assert!(log.ack(log.sent - 1));
-        }
-        fill(&mut log);
-        assert_eq!(log.sent - log.acked, OUTPUT_WINDOW_MAX);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn for_a_reader_that_slows_down_the_window_stays() {
-        let mut log = Log::new(Budget::new());
-        log.sent(1);
-        tokio::time::advance(Duration::from_millis(1)).await;
-        assert!(log.ack(1));
-        for _ in 0..20 {
-            fill(&mut log);
-            tokio::time::advance(Duration::from_secs(1)).await;
-            assert!(log.ack(log.sent - 1));
-        }
-        fill(&mut log);
-        assert_eq!(log.sent - log.acked, OUTPUT_WINDOW);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn when_stalled_sessions_hold_the_whole_budget_another_still_moves() {
-        let budget = Budget::new();
-        let mut stalled: Vec<Log> = (0..100).map(|_| Log::new(budget.clone())).collect();
-        let total: u64 = stalled.iter_mut().map(fill).sum();
-        assert!(total <= BUDGET + 100 * FLOOR, "{total}");
-        assert!(fill(&mut Log::new(budget.clone())) >= FLOOR);
-        drop(stalled);
-        assert_eq!(budget.0.load(Ordering::Relaxed), BUDGET);
-    }
-
-    #[test]
-    fn what_was_never_sent_cannot_be_acknowledged() {
-        let mut log = Log::new(Budget::new());
-        log.sent(10);
-        assert!(!log.ack(11));
-        assert!(log.ack(10));
-        assert!(log.ack(3));
-        assert_eq!(log.acked, 10);
-    }
-}
+mod tests {}

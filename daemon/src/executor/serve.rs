@@ -11,16 +11,20 @@ use futures_util::StreamExt;
 use nix::unistd::{Uid, geteuid};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc::error::SendError;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::{sleep, timeout};
 use tokio_util::codec::FramedRead;
 use tokio_util::sync::CancellationToken;
 
+use malai_protocol::codec::Frame;
 use malai_protocol::codec::{CodecError, FrameCodec, Kind, MAX_CONTROL};
-use malai_protocol::plan::{Hello, SessionName};
+use malai_protocol::plan::{self, Hello};
+use malai_protocol::session::{Attached, Resend};
 
 use super::link::{Attachment, Link, MEET};
-use super::table::Attach;
+use super::session::never_sent;
+use super::table::{Arrival, Attach, Command, Found, Record};
 use super::{Connection, Shared, control, refuse};
 
 /// How long a connection may take to say what it is for.
@@ -72,12 +76,13 @@ fn is_allowed(stream: &UnixStream) -> bool {
     stream.peer_cred().is_ok_and(|peer| peer.uid() == geteuid().as_raw() || Uid::from_raw(peer.uid()).is_root())
 }
 
-/// Takes connections of the same process, until there can be no more.
+/// Takes connections of the same process. When there can be no more, nobody can come back for anything: all is ended.
 pub(crate) async fn take(shared: &Arc<Shared>, connections: &mut mpsc::Receiver<Connection>) {
     let waiting = Arc::new(Semaphore::new(MAX_WAITING));
     while let Some(connection) = connections.recv().await {
         serve(shared, connection, &waiting);
     }
+    shared.shut_down("the program that ran the executor let it go".to_owned());
     std::future::pending().await
 }
 
@@ -96,10 +101,12 @@ fn serve(shared: &Arc<Shared>, connection: Connection, waiting: &Arc<Semaphore>)
                 tracing::info!(version, "a daemon is here");
                 control::serve(task, reader, writer).await;
             }
-            Ok(Hello::Attach(with)) => {
-                attach(&task, with.session, Attachment::new(with.number, reader, writer)).await;
+            Ok(Hello::Attach(who)) => attach(&task, Attachment::new(who, reader, writer), permit).await,
+            Ok(Hello::Resume { attachment, out_offset, take_over, resend }) => {
+                let attachment = Attachment::new(attachment, reader, writer);
+                let arrival = Arrival { attachment, out_offset, take_over, _permit: permit };
+                resume(task, Box::new(arrival), resend).await;
             }
-            Ok(Hello::Resume { .. }) => tracing::info!("sessions are not resumed yet"),
             Err(error) => tracing::info!(%error, "connection closed"),
         }
     });
@@ -115,8 +122,9 @@ async fn hello<R: tokio::io::AsyncRead + Unpin>(reader: &mut FramedRead<R, Frame
     Ok(hello)
 }
 
-/// Brings an attachment to its session.
-async fn attach(shared: &Shared, session: SessionName, attachment: Attachment) {
+/// Brings an attachment to the session whose plan comes with it.
+async fn attach(shared: &Shared, attachment: Attachment, permit: OwnedSemaphorePermit) {
+    let session = attachment.who().session;
     let slot = match shared.table.attach(session) {
         Attach::Now(slot) => slot,
         Attach::Later(slot) => match timeout(MEET, slot).await {
@@ -130,8 +138,48 @@ async fn attach(shared: &Shared, session: SessionName, attachment: Attachment) {
         Attach::Refused(failure) => return refuse(Link::of(attachment), &failure).await,
     };
     if slot.send(attachment).is_err() {
-        tracing::info!(id = session.id.short(), "an attachment came when its session was over");
+        tracing::info!(id = session.id.short(), "an attachment came when its session had another, or was over");
     }
+    drop(permit);
+}
+
+/// Brings an attachment to a session that is there already, or tells it what became of it.
+pub(crate) async fn resume(shared: Arc<Shared>, mut arrival: Box<Arrival>, resend: Option<Resend>) {
+    let plan::Attachment { session, .. } = arrival.attachment.who();
+    // A session that ends meanwhile takes nobody any more; the next look finds its record.
+    for _ in 0..2 {
+        match shared.table.find(session, resend) {
+            Found::Session(commands) => match commands.send(Command::Attach(arrival)) {
+                Ok(()) => return,
+                Err(SendError(Command::Attach(back))) => arrival = back,
+                Err(_) => return,
+            },
+            Found::Over(record) => return late(*arrival, &record).await,
+            Found::Missing => {
+                let mut link = Link::of(arrival.attachment);
+                link.frame(Frame::empty(Kind::Missing));
+                return link.deliver().await;
+            }
+            Found::Refused(failure) => return refuse(Link::of(arrival.attachment), &failure).await,
+        }
+    }
+    tracing::info!(id = session.id.short(), "an attachment came when its session was ending");
+}
+
+/// Tells somebody who comes when only the record is kept.
+async fn late(arrival: Arrival, record: &Record) {
+    let mut link = Link::of(arrival.attachment);
+    match record {
+        Record::Exit(Attached { out_offset, .. }, _) if arrival.out_offset > *out_offset => {
+            link.control(Kind::Refused, &never_sent(arrival.out_offset));
+        }
+        Record::Exit(attached, record) => {
+            link.control(Kind::Attached, attached);
+            link.control(Kind::Exit, record);
+        }
+        Record::Refused(failure) => link.control(Kind::Refused, failure),
+    }
+    link.deliver().await;
 }
 
 /// Ends the executor in good order when somebody signals it.

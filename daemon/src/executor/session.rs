@@ -1,7 +1,9 @@
 //! One session: a command, its pipes, its attachment, from the plan to the exit record.
 
+mod following;
 mod input;
 mod output;
+mod over;
 mod start;
 
 use std::future::{Future, pending};
@@ -15,18 +17,21 @@ use tokio::time::{Instant, sleep_until};
 
 use malai_protocol::codec::{CodecError, Frame, Kind};
 use malai_protocol::failure::{self, Failure};
+use malai_protocol::id::Incarnation;
 use malai_protocol::plan::{Outcome, Plan};
-use malai_protocol::session::{self, Ack, EndedBy, ExitRecord, Started, Status, StopOutput};
+use malai_protocol::session::{self, Ack, Attached, EndedBy, ExitRecord, Started, Status, StopOutput};
 
-use super::link::{self, Link};
 use super::reap::Child;
 use super::spawn::Trouble;
-use super::table::{Cause, Command, Registration};
+use super::table::{Cause, Command, Record, Registration};
 use super::tree::{GRACE, Tree};
-use super::{Shared, command};
+use super::{Shared, command, link};
 
+use following::Following;
+pub(crate) use following::never_sent;
 use input::Input;
 pub(crate) use output::Output;
+use over::Over;
 
 pub(crate) use start::run;
 
@@ -39,10 +44,11 @@ struct Session {
     shared: Arc<Shared>,
     plan: Plan,
     user: String,
-    commands: mpsc::Receiver<Command>,
-    link: Link,
+    following: Following,
     /// What the child says between fork and exec: nothing, once the program runs.
     exec: Option<Later<io::Result<Vec<u8>>>>,
+    /// What the caller is told once the program runs.
+    started: Option<Started>,
     child: Child,
     exit: oneshot::Receiver<Status>,
     status: Option<Status>,
@@ -69,41 +75,44 @@ enum Event {
     Ended(bool),
     Timeout,
     Quiet,
+    /// Nobody came back.
+    Alone,
 }
 
 impl Session {
     /// Follows the command to its end.
-    async fn follow(&mut self) -> Outcome {
+    async fn follow(&mut self, commands: &mut mpsc::UnboundedReceiver<Command>) -> Outcome {
         loop {
             let room = self.settle();
             if self.is_over() {
                 return self.outcome();
             }
-            let event = self.next(room).await;
+            let event = self.next(commands, room).await;
             self.handle(event);
         }
     }
 
-    async fn next(&mut self, room: usize) -> Event {
+    async fn next(&mut self, commands: &mut mpsc::UnboundedReceiver<Command>, room: usize) -> Event {
         tokio::select! {
-            event = self.link.next() => Event::Link(event),
+            event = self.following.link.next() => Event::Link(event),
             said = later(&mut self.exec) => Event::Exec(said),
             () = self.input.ready() => Event::Input,
             stream = self.output.ready(room) => Event::Output(stream, room),
-            Some(command) = self.commands.recv() => Event::Command(command),
+            Some(command) = commands.recv() => Event::Command(command),
             Ok(status) = &mut self.exit, if self.status.is_none() => Event::Exit(status),
             gone = later(&mut self.ending) => Event::Ended(gone),
             () = at(self.timeout) => Event::Timeout,
             () = at(self.quiet) => Event::Quiet,
+            () = at(self.following.until) => Event::Alone,
         }
     }
 
     fn handle(&mut self, event: Event) {
         match event {
             Event::Link(link::Event::Moved) => {}
+            Event::Link(link::Event::Came(who)) => self.following.came(who),
             Event::Link(link::Event::Frame(frame)) => {
                 if let Err(error) = self.frame(&frame) {
-                    self.link.drop_attachment();
                     self.lost(&format!("the attachment broke the protocol: {error}"));
                 }
             }
@@ -111,8 +120,11 @@ impl Session {
             Event::Exec(said) => self.executed(said),
             Event::Input => self.input.pump(),
             Event::Output(stream, room) => {
-                if self.output.read(stream, room, &mut self.link) {
+                if self.output.read(stream, room, &mut self.following.log) {
                     self.quiet = None;
+                }
+                if self.drops() {
+                    self.following.log.shed();
                 }
             }
             Event::Command(command) => self.command(command),
@@ -128,6 +140,12 @@ impl Session {
                 self.end(Cause { by: EndedBy::Timeout, reason, grace: GRACE });
             }
             Event::Quiet => self.silent = true,
+            Event::Alone => {
+                self.following.until = None;
+                let waited = self.following.grace().as_secs();
+                let reason = Some(format!("nobody followed it any more, and nobody came back for {waited} s"));
+                self.end(Cause { by: EndedBy::Grace, reason, grace: GRACE });
+            }
         }
     }
 
@@ -137,15 +155,17 @@ impl Session {
         if self.exec.is_some() || self.refused.is_some() {
             return 0;
         }
-        if self.link.room() > 0 {
+        if self.following.link.has_room() && !self.following.link.is_gone() {
             if let Some(ack) = self.input.ack() {
-                self.link.control(Kind::StdinAck, &ack);
+                self.following.link.control(Kind::StdinAck, &ack);
             }
             if self.input.was_closed() && self.status.is_none() {
-                self.link.frame(&Frame::empty(Kind::StdinClosed));
+                self.following.link.frame(Frame::empty(Kind::StdinClosed));
             }
         }
-        let room = self.output.room(&self.link);
+        self.following.fill();
+        let drops = self.drops();
+        let room = self.output.room(&mut self.following, drops);
         let waits = self.status.is_some() && self.ending.is_none() && !self.output.is_closed();
         let bounded = !self.plan.wait_output || self.cause.is_some();
         self.quiet = match self.quiet {
@@ -154,6 +174,11 @@ impl Session {
             running => running,
         };
         room
+    }
+
+    /// Output that is not kept is dropped, so that a command that is being ended need not wait for a reader.
+    fn drops(&self) -> bool {
+        self.cause.is_some() && !self.following.link.is_open()
     }
 
     fn is_over(&self) -> bool {
@@ -196,7 +221,7 @@ impl Session {
             }
             Kind::Ack => {
                 let Ack { out_offset } = frame.decode()?;
-                if !self.output.ack(out_offset) {
+                if !self.following.log.ack(out_offset) {
                     return wrong("an offset that was sent");
                 }
             }
@@ -220,9 +245,10 @@ impl Session {
                     hostname: self.shared.hostname.clone(),
                     pid: self.child.pid().as_raw().unsigned_abs(),
                     user: self.user.clone(),
-                    grace_ms: None,
+                    grace_ms: Some(if self.plan.kill_on_lost { 0 } else { self.plan.grace_ms }),
                 };
-                self.link.control(Kind::Started, &started);
+                self.following.link.control(Kind::Started, &started);
+                self.started = Some(started);
             }
             Ok(said) if let Some(trouble) = Trouble::parse(&said) => {
                 self.refused = Some(command::failure(&self.plan, &self.user, trouble));
@@ -238,12 +264,14 @@ impl Session {
     fn command(&mut self, command: Command) {
         match command {
             Command::End(cause) => self.end(cause),
-            Command::CallerGone(number) => {
-                // One that came before its attachment can only mean that one.
-                if self.link.number().is_none_or(|own| own == number) {
-                    self.link.drop_attachment();
-                    let reason = Some("its caller went away".to_owned());
-                    self.end(Cause { by: EndedBy::CallerGone, reason, grace: GRACE });
+            Command::Attach(arrival) => {
+                let (incarnation, started, input) = (self.shared.incarnation, &self.started, &mut self.input);
+                self.following.attach(&self.shared, *arrival, |at| input.tell(attached(incarnation, started, at)));
+            }
+            Command::CallerGone { follower, number } => {
+                if self.following.is_ended_by(follower, number) {
+                    self.following.link.drop_attachment();
+                    self.end(caller_gone());
                 }
             }
         }
@@ -251,8 +279,11 @@ impl Session {
 
     fn lost(&mut self, why: &str) {
         tracing::info!(why, "attachment lost");
-        let reason = Some(format!("nobody followed it any more: {why}"));
-        self.end(Cause { by: EndedBy::Grace, reason, grace: GRACE });
+        self.following.lost();
+        if self.plan.kill_on_lost {
+            let reason = Some(format!("its attachment was lost, and it was not to go on alone: {why}"));
+            self.end(Cause { by: EndedBy::Grace, reason, grace: GRACE });
+        }
     }
 
     /// Ends the whole tree. The first cause stands; but a caller who left is why its attachment was lost.
@@ -265,7 +296,7 @@ impl Session {
         }
         tracing::info!(by = ?cause.by, reason = cause.reason, "session is ended");
         self.ending = Some(Box::pin(self.tree.clone().end(cause.grace)));
-        self.timeout = None;
+        (self.timeout, self.following.until) = (None, None);
         self.cause = Some(cause);
     }
 
@@ -282,17 +313,47 @@ impl Session {
         }
     }
 
-    /// Tells everybody how it ended, and leaves what the command left behind to itself.
-    async fn finish(mut self, mut registration: Registration, outcome: Outcome) {
-        match &outcome {
-            Outcome::Exit(record) => self.link.control(Kind::Exit, record),
-            Outcome::Refused(failure) => self.link.control(Kind::Refused, failure),
-        }
-        registration.finish(outcome);
-        let Self { shared, link, output, tree, .. } = self;
+    /// Tells everybody how it ended, leaves what the command left behind to itself, and waits until the caller has all.
+    async fn finish(
+        self,
+        registration: Registration,
+        outcome: Outcome,
+        commands: &mut mpsc::UnboundedReceiver<Command>,
+    ) {
+        let Self { shared, mut following, mut input, output, tree, started, .. } = self;
+        let record = match outcome.clone() {
+            Outcome::Exit(record) => record,
+            Outcome::Refused(failure) => {
+                following.link.control(Kind::Refused, &failure);
+                let keep = registration.finish(outcome, Record::Refused(failure));
+                shared.leave(output, tree);
+                following.link.deliver().await;
+                return drop(keep);
+            }
+        };
+        let attached = input.tell(attached(shared.incarnation, &started, following.log.total()));
+        let attached = Attached { stdin_closed: true, ..attached };
+        let mut keep = registration.finish(outcome, Record::Exit(attached.clone(), record.clone()));
         shared.leave(output, tree);
-        link.deliver().await;
+        // Nobody comes for what its caller left, or did not come back for.
+        let left = matches!(record.ended_by, EndedBy::CallerGone | EndedBy::Grace);
+        if following.link.is_gone() {
+            keep.unfollowed();
+            if left {
+                return;
+            }
+        }
+        Over { shared, keep, following, attached, record, told: false, reachable: true }.stay(commands).await;
     }
+}
+
+fn attached(incarnation: Incarnation, started: &Option<Started>, out_offset: u64) -> Attached {
+    let started = started.clone();
+    Attached { incarnation, started, out_offset, stdin_offset: 0, credit: 0, stdin_closed: false }
+}
+
+fn caller_gone() -> Cause {
+    Cause { by: EndedBy::CallerGone, reason: Some("its caller went away".to_owned()), grace: GRACE }
 }
 
 /// The signal of this number on Linux.

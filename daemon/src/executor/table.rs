@@ -1,4 +1,10 @@
-//! The table of sessions: live ones, ended ones that are not audited, and ids that must not run again.
+//! The table of sessions: live ones, ended ones that are not audited or whose caller may still come, and ids that must
+//! not run again.
+
+mod bounded;
+mod callers;
+mod ended;
+mod registration;
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
@@ -10,29 +16,60 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio::time::Instant;
 
 use malai_protocol::failure::{Failure, Kind};
+use malai_protocol::id::FollowerId;
 use malai_protocol::plan::{Ended, Live, Outcome, Plan, SessionName};
-use malai_protocol::session::EndedBy;
+use malai_protocol::session::{DEFAULT_GRACE_MS, EndedBy};
 
 use super::journal::{Journal, Left, Line, REMEMBER, now_ms};
+use super::life::Life;
 use super::link::Attachment;
-use super::tree::Tree;
+
+use bounded::Bounded;
+use callers::{Callers, Usage};
+pub(crate) use ended::{Found, Keep, Record};
+use ended::{Kept, MAX_KEPT, Records};
+pub(crate) use registration::Registration;
+use registration::Room;
 
 /// Sessions at once, those included whose last bytes are on their way: each needs six descriptors.
 const MAX_SESSIONS: usize = 4096;
-/// Ids remembered, about 20 MB: 400 commands a second for ten minutes.
+/// Ids remembered, about 30 MB: 200 commands a second for twenty minutes.
 const MAX_IDS: usize = 1 << 18;
+/// Of each of these bounds, one caller may take this part.
+const SHARE: usize = 2;
 /// What live and unconfirmed requests may hold in memory, in bytes.
 const MAX_HELD: usize = 64 * 1024 * 1024;
 /// Attachments that wait for their plans.
 const MAX_EARLY: usize = 1024;
 
-/// What a session is told from outside its attachment.
+/// What a session is told from outside its attachment. The queue is not bounded: a session takes from it at once, and
+/// attachments are bounded by their permits.
 #[derive(Debug)]
 pub(crate) enum Command {
+    /// Somebody wants to follow.
+    Attach(Box<Arrival>),
     /// The caller of this attachment went away.
-    CallerGone(u32),
+    CallerGone {
+        /// Whose attachment.
+        follower: Option<FollowerId>,
+        /// Its number.
+        number: u32,
+    },
     /// End.
     End(Cause),
+}
+
+/// An attachment to a session that is there already.
+#[derive(Debug)]
+pub(crate) struct Arrival {
+    /// Its connection.
+    pub(crate) attachment: Attachment,
+    /// Output up to there was written out.
+    pub(crate) out_offset: u64,
+    /// It may take the place of another follower.
+    pub(crate) take_over: bool,
+    /// Bounds how many are on their way to their sessions.
+    pub(crate) _permit: OwnedSemaphorePermit,
 }
 
 /// Why a session is ended.
@@ -52,7 +89,7 @@ pub(crate) struct Admitted {
     /// Its entry in the table.
     pub(crate) registration: Registration,
     /// From the control connection.
-    pub(crate) commands: mpsc::Receiver<Command>,
+    pub(crate) commands: mpsc::UnboundedReceiver<Command>,
     /// From an attachment's connection.
     pub(crate) slot: oneshot::Receiver<Attachment>,
 }
@@ -88,31 +125,39 @@ pub(crate) struct Table {
 #[derive(Debug)]
 struct Entry {
     live: Live,
-    commands: mpsc::Sender<Command>,
+    commands: mpsc::UnboundedSender<Command>,
+    grace: Duration,
 }
 
 #[derive(Debug)]
 struct Inner {
+    life: Life,
     journal: Journal,
     bases: Vec<PathBuf>,
     live: HashMap<SessionName, Entry>,
+    kept: HashMap<SessionName, Kept>,
+    /// Those of `kept` that nobody follows.
+    unfollowed: Bounded<()>,
+    records: Records,
     ended: HashMap<SessionName, Ended>,
     /// Ended ones that the daemon was not told.
     unsent: VecDeque<SessionName>,
     /// Confirmed ones, with the time in milliseconds since the epoch.
     audited: HashMap<SessionName, u64>,
     forget: VecDeque<(Instant, SessionName)>,
-    /// See [`MAX_HELD`].
-    held: usize,
+    callers: Callers,
     slots: HashMap<SessionName, oneshot::Sender<Attachment>>,
     early: HashMap<SessionName, oneshot::Sender<oneshot::Sender<Attachment>>>,
     closing: bool,
 }
 
-/// About what a request holds in memory.
-fn cost(live: &Live) -> usize {
-    live.request.words.iter().map(|word| word.len() + 32).sum::<usize>() + 512
+/// What a session that was taken on holds until it is forgotten, and until it is audited.
+fn cost(words: &[serde_bytes::ByteBuf]) -> Usage {
+    Usage { live: 0, ids: 0, held: words.iter().map(|word| word.len() + 32).sum::<usize>() + 512 }
 }
+
+const ID: &Usage = &Usage { live: 0, ids: 1, held: 0 };
+const PLACE: &Usage = &Usage { live: 1, ids: 0, held: 0 };
 
 fn live_of(plan: &Plan) -> Live {
     Live { session: plan.session, cluster: plan.cluster, request: plan.request.clone() }
@@ -120,30 +165,42 @@ fn live_of(plan: &Plan) -> Live {
 
 impl Table {
     /// A table that knows what an earlier executor left: its unfinished sessions have ended with it.
-    pub(crate) fn new(journal: Journal, left: Left, bases: Vec<PathBuf>) -> io::Result<Arc<Self>> {
-        let lost = left.unfinished.into_values().map(|Live { session, cluster, request }| {
-            let outcome = Outcome::Refused(Failure::new(
-                Kind::Unknown,
-                "the executor died while the command ran: how it ended is not known, and its processes were killed",
-            ));
-            (session, Ended { session, cluster, request, outcome })
-        });
+    pub(crate) fn new(journal: Journal, left: Left, bases: Vec<PathBuf>, life: Life) -> io::Result<Arc<Self>> {
+        let (most, each) = MAX_KEPT;
         let mut inner = Inner {
+            life,
             journal,
             bases,
             live: HashMap::new(),
-            ended: left.ended.into_iter().chain(lost).collect(),
+            kept: HashMap::new(),
+            unfollowed: Bounded::new(most, each),
+            records: Records::new(),
+            ended: left.ended,
             unsent: VecDeque::new(),
             audited: HashMap::new(),
             forget: VecDeque::new(),
-            held: 0,
+            callers: Callers::default(),
             slots: HashMap::new(),
             early: HashMap::new(),
             closing: false,
         };
+        for Live { session, cluster, request } in left.unfinished.into_values() {
+            let failure = Failure::new(
+                Kind::Unknown,
+                "the executor died while the command ran: how it ended is not known, and its processes were killed",
+            );
+            inner.records.insert(session, Record::Refused(failure.clone()));
+            let outcome = Outcome::Refused(failure);
+            inner.ended.insert(session, Ended { session, cluster, request, outcome });
+        }
+        for (session, ended) in &inner.ended {
+            inner.callers.add(session.caller, ID);
+            inner.callers.add(session.caller, &cost(&ended.request.words));
+        }
         let mut audited: Vec<_> = left.audited.into_iter().collect();
         audited.sort_by_key(|(_, since)| std::cmp::Reverse(*since));
         for (session, since) in audited {
+            inner.callers.add(session.caller, ID);
             inner.audited.insert(session, now_ms().saturating_sub(since.as_millis().try_into().unwrap_or(0)));
             inner.forget.push_back((Instant::now() + REMEMBER.saturating_sub(since), session));
         }
@@ -172,10 +229,10 @@ impl Table {
         if inner.live.contains_key(&session) {
             return Err(Rejected::Lives);
         }
-        let room = match inner.check(session).and_then(|()| {
+        let permit = match inner.check(plan).and_then(|()| {
             self.room.clone().try_acquire_owned().map_err(|_| busy("too many sessions run on that machine"))
         }) {
-            Ok(room) => room,
+            Ok(permit) => permit,
             Err(failure) => return Err(Rejected::Failed(failure, inner.slot(session))),
         };
         let live = live_of(plan);
@@ -187,10 +244,12 @@ impl Table {
         let Some(slot) = inner.slot(session) else {
             return Err(Rejected::Lives);
         };
-        inner.held += cost(&live);
-        let (sender, commands) = mpsc::channel(8);
-        inner.live.insert(session, Entry { live, commands: sender });
-        let registration = Registration { session, table: self.clone(), tree: None, finished: false, _room: room };
+        for usage in [ID, PLACE, &cost(&live.request.words)] {
+            inner.callers.add(session.caller, usage);
+        }
+        let (sender, commands) = mpsc::unbounded_channel();
+        inner.live.insert(session, Entry { live, commands: sender, grace: Duration::from_millis(plan.grace_ms) });
+        let registration = Registration::new(session, self.clone(), permit);
         Ok(Admitted { registration, commands, slot })
     }
 
@@ -246,8 +305,8 @@ impl Table {
         let Some(ended) = inner.ended.remove(&session) else {
             return;
         };
-        let Ended { session, cluster, request, .. } = ended;
-        inner.held = inner.held.saturating_sub(cost(&Live { session, cluster, request }));
+        let Ended { session, request, .. } = ended;
+        inner.callers.sub(session.caller, &cost(&request.words));
         let at_ms = now_ms();
         inner.audited.insert(session, at_ms);
         inner.forget.push_back((Instant::now() + REMEMBER, session));
@@ -258,11 +317,12 @@ impl Table {
 
     /// Tells one session.
     pub(crate) fn tell(&self, session: SessionName, command: Command) {
-        if let Some(entry) = self.lock().live.get(&session)
-            && entry.commands.try_send(command).is_err()
+        let inner = self.lock();
+        let commands = inner.live.get(&session).map(|entry| &entry.commands);
+        if let Some(commands) = commands.or_else(|| inner.kept.get(&session).map(|kept| &kept.commands))
+            && commands.send(command).is_err()
         {
-            // Eight wait already, of which the first ends it.
-            tracing::debug!(session = session.id.short(), "a session that is told to end already is told once more");
+            tracing::debug!(session = session.id.short(), "a session that is over is told something");
         }
     }
 
@@ -288,6 +348,18 @@ impl Table {
         let inner = self.lock();
         (inner.live.len(), inner.ended.len())
     }
+
+    /// How long a daemon is waited for that went: as long as any session waits for its caller, and not at all when there
+    /// is nothing to come back for.
+    pub(crate) fn patience(&self) -> Option<Duration> {
+        let inner = self.lock();
+        let graces = inner.live.values().map(|entry| entry.grace).chain(inner.kept.values().map(|kept| kept.grace));
+        let longest = graces.max();
+        if longest.is_none() && inner.ended.is_empty() {
+            return None;
+        }
+        Some(longest.unwrap_or_default().max(Duration::from_millis(DEFAULT_GRACE_MS)))
+    }
 }
 
 fn busy(message: &str) -> Failure {
@@ -296,19 +368,26 @@ fn busy(message: &str) -> Failure {
 
 impl Inner {
     /// Whether one more session may start, and under this id.
-    fn check(&mut self, session: SessionName) -> Result<(), Failure> {
-        self.forget_old();
-        if self.ended.contains_key(&session) || self.audited.contains_key(&session) {
+    fn check(&mut self, plan: &Plan) -> Result<(), Failure> {
+        self.check_sent(plan.session, plan.resend.as_ref())?;
+        if self.kept.contains_key(&plan.session) {
             return Err(Failure::new(
                 Kind::Unknown,
-                "this session was taken on before and is over: it was not run again, and its result is gone",
+                "this session was taken on before and is over: it was not run again",
             ));
         }
         if self.closing {
             return Err(busy("that machine's daemon is being stopped"));
         }
-        if self.live.len() + self.ended.len() + self.audited.len() >= MAX_IDS || self.held >= MAX_HELD {
-            return Err(busy("that machine has taken on too many sessions in the last ten minutes"));
+        let Usage { live, ids, held } = *self.callers.of(&plan.session.caller);
+        if live >= MAX_SESSIONS / SHARE {
+            return Err(busy("this caller has too many sessions on that machine"));
+        }
+        if ids >= MAX_IDS / SHARE || held >= MAX_HELD / SHARE {
+            return Err(busy("that machine has taken on too many sessions of this caller in the last twenty minutes"));
+        }
+        if self.callers.ids() >= MAX_IDS || self.callers.held() >= MAX_HELD {
+            return Err(busy("that machine has taken on too many sessions in the last twenty minutes"));
         }
         Ok(())
     }
@@ -316,7 +395,9 @@ impl Inner {
     fn forget_old(&mut self) {
         let now = Instant::now();
         while let Some((_, session)) = self.forget.pop_front_if(|(at, _)| *at <= now) {
-            self.audited.remove(&session);
+            if self.audited.remove(&session).is_some() {
+                self.callers.sub(session.caller, ID);
+            }
         }
     }
 
@@ -357,51 +438,5 @@ impl Inner {
         let ended = self.ended.values().map(|ended| Line::Ended(ended.clone()));
         let audited = self.audited.iter().map(|(session, at_ms)| Line::Audited { session: *session, at_ms: *at_ms });
         self.journal.rewrite(bases.chain(live).chain(ended).chain(audited))
-    }
-}
-
-/// What a session's task holds of the table. Dropped unfinished, the session's processes are killed: its task panicked,
-/// which ends the session, or the executor ends, and then the journal still has it as unfinished.
-#[derive(Debug)]
-pub(crate) struct Registration {
-    session: SessionName,
-    table: Arc<Table>,
-    tree: Option<Arc<Tree>>,
-    finished: bool,
-    _room: OwnedSemaphorePermit,
-}
-
-impl Registration {
-    /// The processes that must not outlive the session.
-    pub(crate) fn guard(&mut self, tree: Arc<Tree>) {
-        self.tree = Some(tree);
-    }
-
-    /// The session is over.
-    pub(crate) fn finish(&mut self, outcome: Outcome) {
-        self.finished = true;
-        self.tree = None;
-        let mut inner = self.table.lock();
-        if let Some(Entry { live: Live { session, cluster, request }, .. }) = inner.live.remove(&self.session) {
-            let ended = Ended { session, cluster, request, outcome };
-            inner.note(&Line::Ended(ended.clone()));
-            inner.ended.insert(session, ended);
-            inner.unsent.push_back(session);
-        }
-        drop(inner);
-        self.table.changed();
-    }
-}
-
-impl Drop for Registration {
-    fn drop(&mut self) {
-        if let Some(tree) = self.tree.take() {
-            tree.kill_now();
-        }
-        if !self.finished && std::thread::panicking() {
-            let why = "a fault in the executor ended it";
-            self.finish(Outcome::Refused(Failure::new(Kind::Unknown, why)));
-        }
-        self.table.close_slot(self.session);
     }
 }

@@ -15,6 +15,17 @@ pub(crate) fn session(number: u8) -> SessionName {
     SessionName { caller, id: SessionId::from_bytes([number; 16]) }
 }
 
+/// The public key of RFC 8032's second test.
+const OTHER: [u8; 32] = [
+    0x3d, 0x40, 0x17, 0xc3, 0xe8, 0x43, 0x89, 0x5a, 0x92, 0xb7, 0x0a, 0xa7, 0x4d, 0x1b, 0x7e, 0xbc, 0x9c, 0x98, 0x2c,
+    0xcf, 0x2e, 0xc4, 0x96, 0x8c, 0xc0, 0xcd, 0x55, 0xf1, 0x2a, 0xf4, 0x66, 0x0c,
+];
+
+/// The same of another caller.
+pub(crate) fn other(number: u8) -> SessionName {
+    SessionName { caller: MachineId::from_bytes(OTHER).expect("a key"), ..session(number) }
+}
+
 /// A live session of this number.
 pub(crate) fn live(number: u8) -> Live {
     let request = Decided {

@@ -16,9 +16,9 @@ use malai_daemon::executor::{Connection, Incoming, Options, run};
 use malai_protocol::codec::{Frame, FrameCodec, Kind};
 use malai_protocol::failure::Failure;
 use malai_protocol::home::Home;
-use malai_protocol::id::{ClusterId, MachineId, SessionId};
+use malai_protocol::id::{ClusterId, FollowerId, MachineId, SessionId};
 use malai_protocol::plan::{Attachment, Decided, Ended, Hello, Plan, SessionName, Sessions, Tree, VERSION};
-use malai_protocol::session::{Ack, ExitRecord, Signal, Started, Status, StdinAck};
+use malai_protocol::session::{Ack, Attached, ExitRecord, Signal, Started, Status, StdinAck};
 
 /// The public key of RFC 8032's first test: a caller, and a cluster.
 const KEY: [u8; 32] = [
@@ -138,8 +138,27 @@ impl Lab {
 
     pub(crate) async fn attach(&self, session: SessionName) -> Caller {
         let mut framed = self.dial().await;
-        let by = session.caller;
-        let hello = Hello::Attach(Attachment { session, by, follower: None, number: 1, binding: true });
+        let hello = Hello::Attach(attachment(session, None, 1));
+        framed.send(Frame::control(Kind::ExecutorHello, &hello).expect("fits")).await.expect("sent");
+        Caller { framed, received: 0, acks: true }
+    }
+
+    /// The first attachment of a process that may come back.
+    pub(crate) async fn follow(&mut self, plan: Plan, follower: FollowerId) -> Caller {
+        let hello = Hello::Attach(attachment(plan.session, Some(follower), 1));
+        self.control.send(Kind::Plan, &plan).await;
+        self.greet(hello).await
+    }
+
+    /// Asks for a session that is there.
+    pub(crate) async fn resume(&self, attachment: Attachment, out_offset: u64) -> Caller {
+        let received = out_offset;
+        let hello = Hello::Resume { attachment, out_offset, take_over: false, resend: None };
+        Caller { received, ..self.greet(hello).await }
+    }
+
+    pub(crate) async fn greet(&self, hello: Hello) -> Caller {
+        let mut framed = self.dial().await;
         framed.send(Frame::control(Kind::ExecutorHello, &hello).expect("fits")).await.expect("sent");
         Caller { framed, received: 0, acks: true }
     }
@@ -164,6 +183,21 @@ impl Lab {
         within("the executor ends", task).await.expect("no panic").expect("no error");
         dir
     }
+}
+
+/// An attachment of this process, binding.
+pub(crate) fn attachment(session: SessionName, follower: Option<FollowerId>, number: u32) -> Attachment {
+    Attachment { session, by: session.caller, follower, number, binding: true }
+}
+
+/// The name of a process.
+pub(crate) fn process(byte: u8) -> FollowerId {
+    FollowerId::from_bytes([byte; 16])
+}
+
+/// The same command, which waits for its caller.
+pub(crate) fn patient(plan: Plan) -> Plan {
+    Plan { grace_ms: 60_000, kill_on_lost: false, ..plan }
 }
 
 async fn dial(connections: &mpsc::Sender<Connection>) -> Framed<DuplexStream, FrameCodec> {
@@ -237,6 +271,14 @@ impl Caller {
         self.next().await.expect("open").expect(Kind::Started, "started").expect("decodes")
     }
 
+    pub(crate) async fn attached(&mut self) -> Attached {
+        self.next().await.expect("open").expect(Kind::Attached, "attached").expect("decodes")
+    }
+
+    pub(crate) async fn refused(&mut self) -> Failure {
+        self.next().await.expect("open").expect(Kind::Refused, "refused").expect("decodes")
+    }
+
     /// The next frame of this kind; output before it is passed over.
     pub(crate) async fn wait_for(&mut self, kind: Kind) -> Frame {
         loop {
@@ -275,12 +317,13 @@ impl Caller {
         loop {
             let frame = self.next().await.expect("an end before the executor closes");
             match frame.kind {
-                Kind::Started | Kind::StdinClosed => {}
+                Kind::Started | Kind::Attached | Kind::StdinClosed => {}
                 Kind::StdinAck => drop(frame.decode::<StdinAck>().expect("decodes")),
                 Kind::Stdout => done.stdout.extend_from_slice(&frame.payload),
                 Kind::Stderr => done.stderr.extend_from_slice(&frame.payload),
                 Kind::Exit => {
                     done.end = Ok(frame.decode().expect("decodes"));
+                    self.raw(Frame::empty(Kind::Goodbye)).await;
                     break;
                 }
                 Kind::Refused => {

@@ -7,4 +7,5 @@ mod endings;
 mod hostile;
 mod records;
 mod refusals;
+mod resume;
 mod stalls;

@@ -1,10 +1,14 @@
 //! What the daemon is told, and what outlives daemon and executor.
 
+use std::time::Duration;
+
+use futures_util::StreamExt;
+
 use malai_protocol::codec::Kind;
 use malai_protocol::plan::{Audited, Outcome, Shutdown};
-use malai_protocol::session::EndedBy;
+use malai_protocol::session::{DEFAULT_GRACE_MS, EndedBy, ExitRecord};
 
-use super::harness::{Lab, lives, plan, within};
+use super::harness::{Lab, lives, patient, plan, within};
 
 fn ended_by(outcome: &Outcome) -> EndedBy {
     match outcome {
@@ -33,36 +37,66 @@ async fn a_new_daemon_is_told_of_live_sessions_and_of_unconfirmed_ends() {
     lab.close().await;
 }
 
-#[tokio::test]
-async fn when_the_daemon_goes_sessions_end_and_the_next_daemon_is_told() {
-    let mut lab = Lab::new().await;
-    let sleeper = plan(&["sleep", "1000"]);
-    let mut caller = lab.start(sleeper.clone()).await;
-    let pid = caller.started().await.pid;
-    // Only the control connection goes: the attachment's caller hears why.
+/// The daemon goes: its control connection closes.
+fn daemon_goes(lab: &mut Lab) {
     let (near, _far) = tokio::io::duplex(1);
     lab.control.framed = tokio_util::codec::Framed::new(near, malai_protocol::codec::FrameCodec::new());
-    assert_eq!(caller.finish().await.record().ended_by, EndedBy::Shutdown);
-    assert!(!lives(pid));
-    let control = lab.new_control().await;
-    assert_eq!(ended_by(&control.sessions.ended[0].outcome), EndedBy::Shutdown);
-    lab.control = control;
+}
+
+#[tokio::test]
+async fn when_the_daemon_goes_sessions_live_on_and_the_next_daemon_finds_them() {
+    let mut lab = Lab::new().await;
+    let sleeper = patient(plan(&["sleep", "1000"]));
+    let mut caller = lab.start(sleeper.clone()).await;
+    let pid = caller.started().await.pid;
+    daemon_goes(&mut lab);
+    // Longer than the executor would stay for nothing.
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    lab.control = lab.new_control().await;
+    assert_eq!(lab.control.sessions.live.iter().map(|live| live.session).collect::<Vec<_>>(), [sleeper.session]);
+    assert!(lives(pid));
+    caller.signal(15).await;
+    assert_eq!(caller.finish().await.record().ended_by, EndedBy::Itself);
     lab.close().await;
 }
 
 #[tokio::test]
-async fn an_executor_whose_daemon_stays_away_ends_and_the_next_tells_what_it_had() {
+async fn an_executor_without_anything_to_come_back_for_ends_soon_after_its_daemon() {
     let mut lab = Lab::new().await;
     let done = plan(&["true"]);
     lab.run(done.clone()).await;
-    let Lab { dir, task, control, connections: _kept, .. } = lab;
+    lab.control.ended().await;
+    lab.control.send(Kind::Audited, &Audited { session: done.session }).await;
+    let Lab { task, control, connections: _kept, .. } = lab;
     drop(control);
     within("the executor ends", task).await.expect("no panic").expect("no error");
+}
+
+#[tokio::test]
+async fn an_executor_whose_daemon_stays_away_ends_all_and_the_next_tells_what_it_had() {
+    let mut lab = Lab::new().await;
+    let (done, sleeper) = (plan(&["true"]), patient(plan(&["sleep", "1000"])));
+    lab.run(done.clone()).await;
+    let mut caller = lab.start(sleeper.clone()).await;
+    let pid = caller.started().await.pid;
+    let Lab { dir, task, control, connections: _kept, .. } = lab;
+    drop(control);
+    // Nothing but the time decides from here on, and it passes at once.
+    tokio::time::pause();
+    let since = tokio::time::Instant::now();
+    let frame = caller.framed.next().await.expect("open").expect("a frame");
+    assert!(since.elapsed() >= Duration::from_millis(DEFAULT_GRACE_MS), "{:?}", since.elapsed());
+    tokio::time::resume();
+    let record: ExitRecord = frame.expect(Kind::Exit, "the end").expect("decodes");
+    assert_eq!(record.ended_by, EndedBy::Grace);
+    within("the executor ends", task).await.expect("no panic").expect("no error");
+    assert!(!lives(pid));
 
     let lab = Lab::at(dir, true).await;
-    let ended = &lab.control.sessions.ended;
-    assert_eq!((ended.len(), ended[0].session, &ended[0].request), (1, done.session, &done.request));
-    assert_eq!(ended_by(&ended[0].outcome), EndedBy::Itself);
+    let told = |session| lab.control.sessions.ended.iter().find(|ended| ended.session == session).expect("told");
+    assert_eq!(told(done.session).request, done.request);
+    assert_eq!(ended_by(&told(done.session).outcome), EndedBy::Itself);
+    assert_eq!(ended_by(&told(sleeper.session).outcome), EndedBy::Grace);
     lab.close().await;
 }
 
@@ -104,7 +138,6 @@ async fn requests_of_any_size_are_told_whole() {
     let mut more = control.sessions.more;
     assert!(more, "8 MiB do not fit one frame");
     while more {
-        use futures_util::StreamExt;
         let frame = within("the rest", control.framed.next()).await.expect("open").expect("a frame");
         let part: malai_protocol::plan::Sessions = frame.expect(Kind::Sessions, "the rest").expect("decodes");
         told.extend(part.ended.iter().map(|ended| ended.session));

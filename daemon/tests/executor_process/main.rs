@@ -47,7 +47,8 @@ fn main() -> ExitCode {
     let trials = trials! {
         a_command_runs_in_a_process_that_has_nothing_of_the_daemon
         a_daemon_finds_the_executor_that_another_started
-        when_the_handle_is_dropped_the_executor_ends_its_sessions_and_itself
+        when_the_handle_is_dropped_sessions_go_on_and_the_next_daemon_has_them
+        without_sessions_the_executor_ends_when_the_handle_is_dropped
         a_killed_executor_is_told_its_sessions_are_killed_and_the_next_tells_of_them
         a_shutdown_returns_when_sessions_and_process_are_gone
         an_in_process_executor_does_the_same
@@ -260,21 +261,30 @@ async fn a_daemon_finds_the_executor_that_another_started() {
     second.stop().await;
 }
 
-async fn when_the_handle_is_dropped_the_executor_ends_its_sessions_and_itself() {
+async fn when_the_handle_is_dropped_sessions_go_on_and_the_next_daemon_has_them() {
     let (_dir, home) = home();
     let daemon = Daemon::start(&home).await;
-    let (session, pid, attached) = daemon.sleep().await;
+    let (session, pid, _attached) = daemon.sleep().await;
     let executor = daemon.pid();
-    drop((daemon, attached));
-    until("the session's process ends", || !lives(pid)).await;
-    until("the executor ends", || !lives(executor)).await;
-    // Nobody was told: the next one is.
+    drop(daemon);
+    // Longer than it stays for nothing.
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    assert!(lives(pid) && lives(executor));
     let next = Daemon::start(&home).await;
-    assert_ne!(next.pid(), executor);
-    let told = &next.executor.sessions().ended;
-    assert_eq!((told.len(), told[0].session), (1, session));
-    next.executor.audited(session).await.expect("sent");
+    assert_eq!(next.pid(), executor);
+    let live: Vec<_> = next.executor.sessions().live.iter().map(|live| live.session).collect();
+    assert_eq!(live, [session]);
     next.stop().await;
+    assert!(!lives(pid));
+}
+
+async fn without_sessions_the_executor_ends_when_the_handle_is_dropped() {
+    let (_dir, home) = home();
+    let daemon = Daemon::start(&home).await;
+    let executor = daemon.pid();
+    drop(daemon);
+    until("the executor ends", || !lives(executor)).await;
+    assert!(!home.executor_socket().exists());
 }
 
 async fn a_killed_executor_is_told_its_sessions_are_killed_and_the_next_tells_of_them() {

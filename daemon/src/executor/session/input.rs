@@ -6,7 +6,7 @@ use std::io;
 use bytes::{Buf, BytesMut};
 use tokio::net::unix::pipe;
 
-use malai_protocol::session::{STDIN_CREDIT, StdinAck};
+use malai_protocol::session::{Attached, STDIN_CREDIT, StdinAck};
 
 /// Credit is told again after so many bytes, or when nothing waits.
 const ACK_EVERY: u64 = STDIN_CREDIT / 4;
@@ -33,10 +33,11 @@ impl Input {
 
     /// Takes bytes from the caller. False when it may not send them.
     pub(crate) fn push(&mut self, bytes: &[u8]) -> bool {
-        self.received += bytes.len() as u64;
-        if self.ended || self.received > self.taken + STDIN_CREDIT {
+        let received = self.received + bytes.len() as u64;
+        if self.ended || received > self.taken + STDIN_CREDIT {
             return false;
         }
+        self.received = received;
         if self.pipe.is_some() {
             self.buffer.extend_from_slice(bytes);
             self.pump();
@@ -101,6 +102,13 @@ impl Input {
         }
         self.told = self.taken;
         Some(StdinAck { offset: self.taken, credit: self.taken + STDIN_CREDIT })
+    }
+
+    /// What an attachment is told of it; then nothing else is due.
+    pub(crate) fn tell(&mut self, attached: Attached) -> Attached {
+        (self.told, self.closed) = (self.taken, false);
+        let (stdin_offset, credit) = (self.received, self.taken + STDIN_CREDIT);
+        Attached { stdin_offset, credit, stdin_closed: self.ended || self.pipe.is_none(), ..attached }
     }
 
     /// Whether the caller has to be told that nobody reads; once.

@@ -2,25 +2,23 @@
 
 use std::future::pending;
 use std::io;
-use std::sync::Arc;
 
 use bytes::BytesMut;
 use tokio::net::unix::pipe;
 
-use malai_protocol::codec::{Kind, MAX_DATA};
+use malai_protocol::codec::MAX_DATA;
 use malai_protocol::session::Output as Stream;
 
-use super::super::link::Link;
-use super::super::log::{Budget, Log};
+use super::super::log::Log;
+use super::following::Following;
 
 /// One command's output.
 #[derive(Debug)]
 pub(crate) struct Output {
     stdout: Option<pipe::Receiver>,
     stderr: Option<pipe::Receiver>,
-    log: Log,
     lifted: bool,
-    /// Bytes of standard output that were queued for the caller.
+    /// Bytes of standard output that were read for the caller.
     pub(crate) stdout_bytes: u64,
     /// The same of standard error.
     pub(crate) stderr_bytes: u64,
@@ -28,9 +26,8 @@ pub(crate) struct Output {
 
 impl Output {
     /// Both pipes open.
-    pub(crate) fn new(stdout: pipe::Receiver, stderr: pipe::Receiver, budget: Arc<Budget>) -> Self {
-        let (stdout, stderr) = (Some(stdout), Some(stderr));
-        Self { stdout, stderr, log: Log::new(budget), lifted: false, stdout_bytes: 0, stderr_bytes: 0 }
+    pub(crate) fn new(stdout: pipe::Receiver, stderr: pipe::Receiver) -> Self {
+        Self { stdout: Some(stdout), stderr: Some(stderr), lifted: false, stdout_bytes: 0, stderr_bytes: 0 }
     }
 
     /// Whether both have ended.
@@ -41,11 +38,6 @@ impl Output {
     /// No process is left that could write: what the pipes hold is little, and is read without regard to the window.
     pub(crate) fn lift(&mut self) {
         self.lifted = true;
-    }
-
-    /// The reader has all up to there. False when it cannot.
-    pub(crate) fn ack(&mut self, offset: u64) -> bool {
-        self.log.ack(offset)
     }
 
     /// Closes one stream: the command gets SIGPIPE.
@@ -60,13 +52,9 @@ impl Output {
         }
     }
 
-    /// How much may be read now.
-    pub(crate) fn room(&mut self, link: &Link) -> usize {
-        if self.lifted || link.is_gone() {
-            return MAX_DATA;
-        }
-        let window = usize::try_from(self.log.room(link.is_idle())).unwrap_or(usize::MAX);
-        window.min(link.room()).min(MAX_DATA)
+    /// How much may be read now. `drops`: what nobody follows and does not fit is dropped.
+    pub(crate) fn room(&self, following: &mut Following, drops: bool) -> usize {
+        if self.lifted || drops { MAX_DATA } else { following.room().min(MAX_DATA) }
     }
 
     /// Waits until one of them has something, or ended; for ever without `room`.
@@ -80,24 +68,17 @@ impl Output {
         }
     }
 
-    /// Reads once, into the attachment's queue, or to nowhere when nobody follows. True when something came.
-    pub(crate) fn read(&mut self, stream: Stream, room: usize, link: &mut Link) -> bool {
+    /// Reads once. True when something came.
+    pub(crate) fn read(&mut self, stream: Stream, room: usize, log: &mut Log) -> bool {
         let Some(pipe) = self.side(stream) else {
             return false;
         };
-        let kind = if stream == Stream::Stdout { Kind::Stdout } else { Kind::Stderr };
-        let gone = link.is_gone();
-        let result =
-            if gone { discard(pipe) } else { link.data(kind, room, |mut buffer| pipe.try_read_buf(&mut buffer)) };
-        match result {
+        match log.read(stream, room, |mut buffer| pipe.try_read_buf(&mut buffer)) {
             Ok(0) => *self.side(stream) = None,
-            Ok(_) if gone => return true,
             Ok(length) => {
-                let length = length as u64;
-                self.log.sent(length);
                 match stream {
-                    Stream::Stdout => self.stdout_bytes += length,
-                    Stream::Stderr => self.stderr_bytes += length,
+                    Stream::Stdout => self.stdout_bytes += length as u64,
+                    Stream::Stderr => self.stderr_bytes += length as u64,
                 }
                 return true;
             }

@@ -10,34 +10,47 @@ use tokio::time::Instant;
 
 use malai_protocol::failure::{self, Failure};
 use malai_protocol::plan::{Outcome, Plan};
+use malai_protocol::session::Attached;
 
 use super::super::command::{self, Command};
 use super::super::link::Link;
+use super::super::log::Log;
 use super::super::reap::Child;
+use super::super::serve;
 use super::super::spawn::Forked;
-use super::super::table::{self, Admitted, Registration};
+use super::super::table::{Admitted, Cause, Command as Order, Record, Registration};
 use super::super::tree::cgroup::Group;
 use super::super::tree::{self, Tree};
 use super::super::{Shared, refuse};
+use super::following::Following;
 use super::input::Input;
 use super::output::Output;
-use super::{Later, Session};
+use super::{Later, Session, caller_gone};
 
 /// Longer limits than this are none: it is what timers can hold.
 const MAX_TIMEOUT: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 
-/// Runs one session from its plan to the last frame.
+/// Runs one session from its plan until nothing of it is wanted any more.
 pub(crate) async fn run(shared: Arc<Shared>, plan: Plan, admitted: Admitted) {
-    let Admitted { mut registration, commands, slot } = admitted;
-    let link = Link::new(slot);
-    match start(&shared, plan, commands, link, &mut registration).await {
+    let Admitted { mut registration, mut commands, slot } = admitted;
+    let grace = Duration::from_millis(plan.grace_ms).min(MAX_TIMEOUT);
+    let following = Following::new(Link::new(slot), Log::new(shared.budget.clone()), grace);
+    match start(&shared, plan, &mut commands, following, &mut registration).await {
         Ok(mut session) => {
-            let outcome = session.follow().await;
-            session.finish(registration, outcome).await;
+            let outcome = session.follow(&mut commands).await;
+            session.finish(registration, outcome, &mut commands).await;
         }
-        Err((failure, link)) => {
-            registration.finish(Outcome::Refused(failure.clone()));
-            refuse(link, &failure).await;
+        Err((failure, following)) => {
+            let keep = registration.finish(Outcome::Refused(failure.clone()), Record::Refused(failure.clone()));
+            refuse(following.link, &failure).await;
+            drop(keep);
+        }
+    }
+    // Whoever came too late for it finds the record.
+    commands.close();
+    while let Ok(command) = commands.try_recv() {
+        if let Order::Attach(arrival) = command {
+            shared.spawn(serve::resume(shared.clone(), arrival, None));
         }
     }
 }
@@ -45,24 +58,36 @@ pub(crate) async fn run(shared: Arc<Shared>, plan: Plan, admitted: Admitted) {
 async fn start(
     shared: &Arc<Shared>,
     plan: Plan,
-    commands: mpsc::Receiver<table::Command>,
-    link: Link,
+    commands: &mut mpsc::UnboundedReceiver<Order>,
+    mut following: Following,
     registration: &mut Registration,
-) -> Result<Session, (Failure, Link)> {
-    let begun = match begin(shared, &plan, registration).await {
+) -> Result<Session, (Failure, Following)> {
+    let mut cause = None;
+    let begun = {
+        let begin = begin(shared, &plan, registration);
+        tokio::pin!(begin);
+        loop {
+            tokio::select! {
+                begun = &mut begin => break begun,
+                Some(order) = commands.recv() => early(shared, &plan, order, &mut following, &mut cause),
+                () = following.link.write() => {}
+            }
+        }
+    };
+    let begun = match begun {
         Ok(begun) => begun,
-        Err(failure) => return Err((failure, link)),
+        Err(failure) => return Err((failure, following)),
     };
     tracing::info!(pid = begun.child.pid().as_raw(), user = begun.user, "session started");
     let since = Instant::now();
     let timeout = plan.timeout_ms.map(Duration::from_millis).filter(|limit| *limit < MAX_TIMEOUT);
-    Ok(Session {
+    let mut session = Session {
         shared: shared.clone(),
         plan,
         user: begun.user,
-        commands,
-        link,
+        following,
         exec: Some(begun.exec),
+        started: None,
         child: begun.child,
         exit: begun.exit,
         status: None,
@@ -76,7 +101,37 @@ async fn start(
         timeout: timeout.map(|limit| since + limit),
         quiet: None,
         silent: false,
-    })
+    };
+    if let Some(cause) = cause {
+        session.end(cause);
+    }
+    Ok(session)
+}
+
+/// An order that comes while there is no process yet.
+fn early(shared: &Arc<Shared>, plan: &Plan, order: Order, following: &mut Following, cause: &mut Option<Cause>) {
+    match order {
+        Order::Attach(arrival) => {
+            let incarnation = shared.incarnation;
+            following.attach(shared, *arrival, |out_offset| Attached {
+                incarnation,
+                started: None,
+                out_offset,
+                stdin_offset: 0,
+                credit: malai_protocol::session::STDIN_CREDIT,
+                stdin_closed: !plan.stdin,
+            });
+        }
+        Order::CallerGone { follower, number } => {
+            if following.is_ended_by(follower, number) {
+                following.link.drop_attachment();
+                cause.get_or_insert_with(caller_gone);
+            }
+        }
+        Order::End(end) => {
+            cause.get_or_insert(end);
+        }
+    }
 }
 
 struct Begun {
@@ -135,7 +190,7 @@ fn fork(shared: &Shared, command: Command) -> Result<Parts, Failure> {
         Failure::new(failure::Kind::Busy, format!("cannot start a process: {error}"))
             .hint("that machine is short of processes or memory; try again when less runs there")
     })?;
-    Ok((user, child, exit, forked, Input::new(stdin), Output::new(stdout, stderr, shared.budget.clone())))
+    Ok((user, child, exit, forked, Input::new(stdin), Output::new(stdout, stderr)))
 }
 
 fn remove(group: Option<Group>) {
