@@ -74,7 +74,9 @@ pub(super) async fn resend(
         }
         match begin(membership, name, generation, spec.clone()).await {
             // The first sending is on its way to the executor: soon that knows of it.
-            Err(refused) if refused.taken && Instant::now() < until => sleep(LOOK).await,
+            Err(refused) if refused.taken && Instant::now() < until && !membership.cancel.is_cancelled() => {
+                sleep(LOOK).await;
+            }
             Err(refused) if refused.taken => return Err(uncertain(refused.failure)),
             begun => return begun.map_err(|refused| refused.failure),
         }

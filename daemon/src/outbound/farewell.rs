@@ -189,3 +189,55 @@ fn is_reset_for_protocol(error: &FrameError) -> bool {
     let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<ReadError>());
     matches!(inner, Some(ReadError::Reset(number)) if *number == code(RESET_PROTOCOL))
 }
+
+#[cfg(test)]
+mod tests {
+    use malai_protocol::id::{FollowerId, SessionId};
+
+    use super::*;
+    use crate::store::keys::{ClusterKey, MachineKey};
+
+    fn to() -> To {
+        let cluster = ClusterKey::generate().expect("a key").id();
+        To { cluster, machine: MachineKey::generate().expect("a key").id() }
+    }
+
+    fn due(to: To, number: u32, kept: Duration) -> Due {
+        let (id, follower) = (SessionId::from_bytes([1; 16]), FollowerId::from_bytes([2; 16]));
+        Due { to, gone: Gone { owner: None, id, follower, number }, until: Instant::now() + kept }
+    }
+
+    #[test]
+    fn one_task_at_a_time_tells_a_machine_until_nothing_is_left() {
+        let (farewells, one, other) = (Farewells::default(), to(), to());
+        let (first, second) = (due(one, 1, KEPT), due(one, 2, KEPT));
+        assert!(farewells.note(first));
+        assert!(!farewells.note(second), "there is a task already");
+        assert!(farewells.note(due(other, 3, KEPT)));
+        assert_eq!(farewells.next(one), [first, second]);
+        farewells.done(&first);
+        assert_eq!(farewells.next(one), [second]);
+        farewells.done(&second);
+        assert!(farewells.next(one).is_empty());
+        assert!(farewells.note(first), "the task before has ended");
+    }
+
+    #[test]
+    fn what_could_not_be_said_in_time_is_forgotten() {
+        let (farewells, to) = (Farewells::default(), to());
+        farewells.note(due(to, 1, Duration::ZERO));
+        assert!(farewells.next(to).is_empty());
+        assert!(farewells.is_empty());
+    }
+
+    #[test]
+    fn the_oldest_makes_room() {
+        let (farewells, to) = (Farewells::default(), to());
+        let numbers = 0..u32::try_from(MOST).expect("a number") + 2;
+        for number in numbers.clone() {
+            farewells.note(due(to, number, KEPT));
+        }
+        let kept: Vec<u32> = farewells.next(to).iter().map(|due| due.gone.number).collect();
+        assert!(kept.iter().copied().eq(numbers.skip(2)));
+    }
+}

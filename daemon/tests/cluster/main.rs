@@ -1,9 +1,12 @@
-//! Daemons of one cluster: who may do what, config sync, neighbouring versions, stalls.
+//! Daemons of one cluster: who may do what, callers that go and come back, config sync, neighbouring versions, stalls.
 
 #[path = "../support/mod.rs"]
 mod support;
 
+mod attend;
+mod callers;
 mod matrix;
 mod neighbours;
+mod resume;
 mod stalls;
 mod sync;

@@ -4,18 +4,20 @@ use anyhow::{Result, ensure};
 use iroh::endpoint::Connection;
 use malai_daemon::store::keys::MachineKey;
 use malai_protocol::access::{Exec, Request};
-use malai_protocol::failure::Kind;
-use malai_protocol::session::ExecSpec;
+use malai_protocol::codec::{Frame, Kind as FrameKind};
+use malai_protocol::failure::{Failure, Kind};
+use malai_protocol::peer::Gone;
+use malai_protocol::session::{Attach, ExecSpec};
 use nix::unistd::Uid;
 use serde_bytes::ByteBuf;
 
-use crate::support::peer::exec;
+use crate::support::peer::{attach, exec, gone};
 use crate::support::scene::Scene;
-use crate::support::{Ran, follow, spec};
+use crate::support::{again, follow, followed, spec};
 
 /// A config in which every request below is allowed, each by lines of its own.
 fn text(scene: &Scene) -> String {
-    let lines = "allow_from = [\"outer\"]\nusername = \"root\"\nusers = [\"nobody\"]\naccept_env = [\"GIT_*\"]\n\
+    let lines = "allow_from = [\"outer\"]\nallow_sessions = [\"outer\"]\nusername = \"root\"\nusers = [\"nobody\"]\naccept_env = [\"GIT_*\"]\n\
                  [machine.web01.command.greet]\ncommand = [\"echo\", \"hello\"]\nallow_from = [\"on-call\"]\nusername = \"root\"\n\
                  [group.outer]\nmembers = [\"inner\"]\n\
                  [group.inner]\nmembers = [\"friend\"]\n\
@@ -36,6 +38,7 @@ enum Need {
     TargetInConfig,
     NothingUnknown,
     List,
+    Sessions,
     Group,
     NestedGroup,
     Username,
@@ -43,8 +46,16 @@ enum Need {
     Variable,
 }
 
+/// What a request travels as.
+#[derive(Debug, Clone)]
+enum Sent {
+    Exec(ExecSpec),
+    Attach(Attach),
+    Gone(Gone),
+}
+
 /// What a request travels as, and all that it needs. A new kind of request does not compile without an answer here.
-fn on_the_wire(request: &Request<'_>) -> (ExecSpec, Vec<Need>) {
+fn on_the_wire(scene: &Scene, request: &Request<'_>) -> (Vec<Sent>, Vec<Need>) {
     let mut needs = vec![Need::CallerInConfig, Need::TargetInConfig, Need::NothingUnknown];
     match request {
         Request::Exec(Exec { words, literal, shell, user, env_names }) => {
@@ -69,9 +80,16 @@ fn on_the_wire(request: &Request<'_>) -> (ExecSpec, Vec<Need>) {
                 env: env.collect(),
                 ..spec(&[])
             };
-            (spec, needs)
+            (vec![Sent::Exec(spec)], needs)
         }
-        Request::Attend { .. } => unreachable!("no session is attended to here"),
+        Request::Attend { owner } => {
+            if **owner != scene.friend.id {
+                needs.extend([Need::Sessions, Need::Group, Need::NestedGroup]);
+            }
+            let attach = Attach { owner: Some(**owner), ..again(&followed(&[]), 2, 0) };
+            let Attach { owner, id, follower, number, .. } = attach;
+            (vec![Sent::Attach(attach), Sent::Gone(Gone { owner, id, follower, number })], needs)
+        }
     }
 }
 
@@ -85,6 +103,7 @@ fn without(scene: &Scene, need: Need, nobody: &str) -> String {
         Need::List => {
             text.replace("allow_from = [\"outer\"]\n", "").replace("allow_from = [\"on-call\"]", "allow_from = []")
         }
+        Need::Sessions => without_lines(&text, "allow_sessions"),
         Need::Group => text.replace("members = [\"friend\"]", "members = []"),
         Need::NestedGroup => text.replace("members = [\"inner\"]", "members = []"),
         Need::Username => without_lines(&text, "username"),
@@ -93,11 +112,12 @@ fn without(scene: &Scene, need: Need, nobody: &str) -> String {
     }
 }
 
-const NEEDS: [Need; 9] = [
+const NEEDS: [Need; 10] = [
     Need::CallerInConfig,
     Need::TargetInConfig,
     Need::NothingUnknown,
     Need::List,
+    Need::Sessions,
     Need::Group,
     Need::NestedGroup,
     Need::Username,
@@ -105,8 +125,8 @@ const NEEDS: [Need; 9] = [
     Need::Variable,
 ];
 
-/// One of each kind of request, and of each way that it may take. Each prints something when it runs.
-fn each(mut visit: impl FnMut(Request<'_>)) {
+/// One of each kind of request, and of each way that it may take.
+fn each(scene: &Scene, mut visit: impl FnMut(Request<'_>)) {
     let words = |words: &[&str]| -> Vec<ByteBuf> { words.iter().map(|w| ByteBuf::from(w.as_bytes())).collect() };
     let (argv, named, string) = (words(&["echo", "hello"]), words(&["greet"]), words(&["echo hello"]));
     let env = ["GIT_DIR".to_owned(), "LANG".to_owned()];
@@ -119,12 +139,39 @@ fn each(mut visit: impl FnMut(Request<'_>)) {
     if Uid::effective().is_root() {
         visit(Request::Exec(Exec { user: Some("nobody"), ..plain }));
     }
+    visit(Request::Attend { owner: &scene.friend.id });
+    visit(Request::Attend { owner: &scene.guest.id });
 }
 
-/// Sends one request, and returns what came of it. The id is always another.
-async fn try_it(scene: &Scene, conn: &Connection, request: &ExecSpec) -> Result<Ran> {
-    let request = ExecSpec { id: spec(&[]).id, ..request.clone() };
-    follow(exec(conn, scene.key.id(), &request).await?).await
+/// Sends one request; returns the kind of its refusal, or nothing when it was allowed. The id is always another.
+async fn try_it(scene: &Scene, conn: &Connection, request: &Sent) -> Result<Option<Kind>> {
+    let ran = match request {
+        Sent::Exec(request) => {
+            let request = ExecSpec { id: spec(&[]).id, ..request.clone() };
+            follow(exec(conn, scene.key.id(), &request).await?).await?
+        }
+        Sent::Attach(request) => {
+            let request = Attach { id: spec(&[]).id, ..*request };
+            follow(attach(conn, scene.key.id(), &request).await?).await?
+        }
+        Sent::Gone(request) => {
+            let answer = gone(conn, &Gone { id: spec(&[]).id, ..*request }).await?;
+            let is_allowed = answer.kind == FrameKind::Pong;
+            return if is_allowed { Ok(None) } else { Ok(Some(refused(&answer)?)) };
+        }
+    };
+    match (request, ran.end) {
+        (Sent::Exec(_), Ok(_)) if ran.stdout == b"hello\n" => Ok(None),
+        // There is no such session: whoever may know, is told.
+        (Sent::Attach(_), Err(Some(failure))) if failure.kind == Kind::Unknown => Ok(None),
+        (_, Err(Some(failure))) if ran.started.is_none() => Ok(Some(failure.kind)),
+        (_, end) => anyhow::bail!("{end:?}"),
+    }
+}
+
+fn refused(answer: &Frame) -> Result<Kind> {
+    let failure: Failure = answer.expect(FrameKind::Refused, "Pong or Refused")?;
+    Ok(failure.kind)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -132,36 +179,33 @@ async fn every_request_without_any_one_of_its_grants_is_refused_at_the_target() 
     let scene = Scene::new().await?;
     let nobody = MachineKey::generate()?.id().to_string();
     let mut requests = Vec::new();
-    each(|request| requests.push(on_the_wire(&request)));
+    each(&scene, |request| {
+        let (sent, needs) = on_the_wire(&scene, &request);
+        requests.extend(sent.into_iter().map(|sent| (sent, needs.clone())));
+    });
     let conn = scene.friend.dial(&scene.web01).await?;
     scene.publish(&text(&scene)).await?;
     for (request, _) in &requests {
-        let ran = try_it(&scene, &conn, request).await?;
-        ensure!(ran.stdout == b"hello\n", "with all grants {request:?}: {ran:?}");
+        let refused = try_it(&scene, &conn, request).await?;
+        ensure!(refused.is_none(), "with all grants {request:?}: {refused:?}");
     }
     for need in NEEDS {
         scene.publish(&without(&scene, need, &nobody)).await?;
         for (request, needs) in &requests {
-            let ran = try_it(&scene, &conn, request).await?;
-            if !needs.contains(&need) {
-                continue;
-            }
-            let kind = match &ran.end {
-                Err(Some(failure)) => failure.kind,
-                other => anyhow::bail!("without {need:?}, {request:?}: {other:?}"),
-            };
+            let refused = try_it(&scene, &conn, request).await?;
             let wanted = match need {
+                _ if !needs.contains(&need) => continue,
                 Need::CallerInConfig => Kind::NotAMember,
                 Need::NothingUnknown => Kind::Unsupported,
                 _ => Kind::Denied,
             };
-            ensure!(kind == wanted && ran.started.is_none(), "without {need:?}, {request:?}: {ran:?}");
+            ensure!(refused == Some(wanted), "without {need:?}, {request:?}: {refused:?}");
         }
         // Each refusal is because of what is missing, and not of the one before.
         scene.publish(&text(&scene)).await?;
         for (request, _) in &requests {
-            let ran = try_it(&scene, &conn, request).await?;
-            ensure!(ran.stdout == b"hello\n", "after {need:?}, {request:?}: {ran:?}");
+            let refused = try_it(&scene, &conn, request).await?;
+            ensure!(refused.is_none(), "after {need:?}, {request:?}: {refused:?}");
         }
     }
     scene.web01.stop().await?;

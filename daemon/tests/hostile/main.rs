@@ -3,6 +3,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod attach;
 mod desk;
 mod flood;
 mod member;

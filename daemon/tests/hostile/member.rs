@@ -45,8 +45,12 @@ fn broken_streams(scene: &Scene) -> Result<Vec<(String, Vec<u8>)>> {
         ("a command over its cap".into(), [&request[..], &claim(Kind::Exec, MAX_EXEC + 1)].concat()),
         ("a command cut short".into(), [&request[..], &exec[..9]].concat()),
         ("a command that is no CBOR".into(), [&request[..], &claim(Kind::Exec, 2), &[0xff; 2]].concat()),
+        ("an attachment over its cap".into(), [&request[..], &claim(Kind::Attach, MAX_CONTROL + 1)].concat()),
+        ("an attachment that is no CBOR".into(), [&request[..], &claim(Kind::Attach, 2), &[0xff; 2]].concat()),
+        ("a caller gone over its cap".into(), claim(Kind::Gone, MAX_HELLO + 1)),
+        ("a caller gone that is no CBOR".into(), [claim(Kind::Gone, 2), vec![0xff; 2]].concat()),
     ];
-    let beginnings = [Kind::Open, Kind::PeerHello, Kind::Pull, Kind::Ping];
+    let beginnings = [Kind::Open, Kind::PeerHello, Kind::Pull, Kind::Ping, Kind::Gone];
     for kind in Kind::ALL.iter().filter(|kind| !beginnings.contains(kind)) {
         all.push((format!("{kind:?} first"), [claim(*kind, 0), vec![0; 64]].concat()));
     }

@@ -4,6 +4,7 @@
 pub(crate) mod peer;
 pub(crate) mod scene;
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -14,12 +15,13 @@ use malai_daemon::{Daemon, Options};
 use malai_protocol::codec::{Frame, FrameCodec, Kind};
 use malai_protocol::failure::Failure;
 use malai_protocol::home::Home;
-use malai_protocol::id::SessionId;
+use malai_protocol::id::{FollowerId, SessionId};
 use malai_protocol::invite::Invite;
 use malai_protocol::local::{
     ClusterInit, ClusterInvite, ClusterStatus, Hello, Request, Response, SessionTarget, Status, VERSION,
 };
-use malai_protocol::session::{Ack, ExecSpec, ExitRecord, Started};
+use malai_protocol::peer::Gone;
+use malai_protocol::session::{Ack, Attach, ExecSpec, ExitRecord, Started};
 use serde_bytes::ByteBuf;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::UnixStream;
@@ -41,8 +43,12 @@ pub(crate) struct Machine {
     address: OnceCell<EndpointAddr>,
     stop: CancellationToken,
     task: JoinHandle<Result<(), Failure>>,
+    program: Program,
     _dir: tempfile::TempDir,
 }
+
+/// What starts the executor of a home; absent = it runs inside the daemon, and ends with it.
+pub(crate) type Program = Option<fn(&Home) -> (PathBuf, Vec<OsString>)>;
 
 /// How a command ended, and what it printed.
 #[derive(Debug)]
@@ -66,15 +72,21 @@ impl Machine {
 
     /// Starts a daemon in the home that is, or will be, in this directory.
     pub(crate) async fn start_in(dir: tempfile::TempDir) -> Result<Self> {
+        Self::start_with(dir, None).await
+    }
+
+    /// The same, with this executor.
+    pub(crate) async fn start_with(dir: tempfile::TempDir, program: Program) -> Result<Self> {
         let home = home_in(&dir);
-        let mut daemon = Daemon::bind(Options { home: home.clone(), agent: false, executor: None }).await?;
+        let executor = program.map(|program| program(&home));
+        let mut daemon = Daemon::bind(Options { home: home.clone(), agent: false, executor }).await?;
         let stop = daemon.stop_token();
         let task = tokio::spawn(async move {
             let result = daemon.run().await;
             daemon.shutdown().await;
             result
         });
-        Ok(Self { home, address: OnceCell::new(), stop, task, _dir: dir })
+        Ok(Self { home, address: OnceCell::new(), stop, task, program, _dir: dir })
     }
 
     /// Stops the daemon in good order.
@@ -86,8 +98,16 @@ impl Machine {
 
     /// Stops the daemon and starts another in the same home.
     pub(crate) async fn restart(self) -> Result<Self> {
-        let dir = self.stop().await?;
-        Self::start_in(dir).await
+        let program = self.program;
+        Self::start_with(self.stop().await?, program).await
+    }
+
+    /// Has the daemon, its executor and all sessions end, as `malai daemon stop` does.
+    pub(crate) async fn end(self) -> Result<()> {
+        // It may be gone before its answer is read; whether it is, the next line tells.
+        drop(self.ask(Request::Stop).await);
+        self.stop().await?;
+        Ok(())
     }
 
     /// A file of the cluster `c`.
@@ -190,15 +210,30 @@ impl Machine {
 
     /// Begins a session; the frames that follow are the caller's business.
     pub(crate) async fn begin(&self, machine: &str, spec: &ExecSpec) -> Result<Socket> {
+        let attachment = spec.follower.map(|follower| {
+            let number = spec.resend.map_or(1, |resend| resend.number);
+            Gone { owner: None, id: spec.id, follower, number }
+        });
+        self.open(machine, attachment, Frame::control(Kind::Exec, spec)?).await
+    }
+
+    /// Follows a session that exists, as the CLI does that began it.
+    pub(crate) async fn attach(&self, machine: &str, attach: &Attach) -> Result<Socket> {
+        let Attach { owner, id, follower, number, .. } = *attach;
+        self.open(machine, Some(Gone { owner, id, follower, number }), Frame::control(Kind::Attach, attach)?).await
+    }
+
+    async fn open(&self, machine: &str, attachment: Option<Gone>, first: Frame) -> Result<Socket> {
         let mut socket = self.connect().await?;
         let target = SessionTarget {
             machine: machine.into(),
             cluster: Some("c".into()),
             connect_timeout_ms: 10_000,
-            attachment: None,
+            attachment,
         };
-        socket.send(Frame::control(Kind::Request, &Request::Session(target))?).await?;
-        socket.send(Frame::control(Kind::Exec, spec)?).await?;
+        // In one piece, as the CLI does: a daemon that refuses closes without waiting for the rest.
+        socket.feed(Frame::control(Kind::Request, &Request::Session(target))?).await?;
+        socket.send(first).await?;
         Ok(socket)
     }
 
@@ -214,12 +249,28 @@ pub(crate) fn home_in(dir: &tempfile::TempDir) -> Home {
     Home::new(dir.path().join("home"))
 }
 
+/// Random bytes.
+pub(crate) fn random() -> [u8; 16] {
+    let mut bytes = [0; 16];
+    getrandom::fill(&mut bytes).expect("randomness");
+    bytes
+}
+
+/// A command of a caller that can come back to it.
+pub(crate) fn followed(words: &[&str]) -> ExecSpec {
+    ExecSpec { follower: Some(FollowerId::from_bytes(random())), stdin: true, ..spec(words) }
+}
+
+/// The same caller's next attachment to its command, from this offset on.
+pub(crate) fn again(spec: &ExecSpec, number: u32, out_offset: u64) -> Attach {
+    let follower = spec.follower.expect("a follower");
+    Attach { owner: None, id: spec.id, follower, number, out_offset, binding: true, take_over: false }
+}
+
 /// A plain command.
 pub(crate) fn spec(words: &[&str]) -> ExecSpec {
-    let mut id = [0; 16];
-    getrandom::fill(&mut id).expect("randomness");
     ExecSpec {
-        id: SessionId::from_bytes(id),
+        id: SessionId::from_bytes(random()),
         words: words.iter().map(|word| ByteBuf::from(word.as_bytes())).collect(),
         literal: true,
         shell: false,
@@ -246,7 +297,7 @@ pub(crate) async fn follow<T: AsyncRead + AsyncWrite + Unpin>(mut socket: Framed
             Kind::Started => ran.started = Some(frame.decode()?),
             Kind::Stdout => ran.stdout.extend_from_slice(&frame.payload),
             Kind::Stderr => ran.stderr.extend_from_slice(&frame.payload),
-            Kind::StdinAck | Kind::StdinClosed => continue,
+            Kind::StdinAck | Kind::StdinClosed | Kind::Sent | Kind::Attached => continue,
             Kind::Refused => ran.end = Err(Some(frame.decode()?)),
             Kind::Exit => {
                 ran.end = Ok(frame.decode()?);

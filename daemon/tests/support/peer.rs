@@ -10,8 +10,8 @@ use iroh::{Endpoint, EndpointAddr, EndpointId, SecretKey, TransportAddr};
 use malai_daemon::store::keys::MachineKey;
 use malai_protocol::codec::{Frame, FrameCodec, Kind};
 use malai_protocol::id::{ClusterId, MachineId};
-use malai_protocol::peer::{ALPN, Announce, Close, Hello, JOIN_ALPN, Open, Redeem, VERSION};
-use malai_protocol::session::ExecSpec;
+use malai_protocol::peer::{ALPN, Announce, Close, Gone, Hello, JOIN_ALPN, Open, Redeem, VERSION};
+use malai_protocol::session::{Attach, ExecSpec};
 use malai_protocol::snapshot::{Signed, SignedHeader, Snapshot};
 use serde::Serialize;
 use tokio::io::Join;
@@ -203,6 +203,27 @@ pub(crate) async fn exec(conn: &Connection, cluster: ClusterId, spec: &ExecSpec)
     send(&mut wire, Kind::Open, &Open { cluster, generation: 0 }).await?;
     send(&mut wire, Kind::Exec, spec).await?;
     Ok(wire)
+}
+
+/// Follows a session that exists.
+pub(crate) async fn attach(conn: &Connection, cluster: ClusterId, attach: &Attach) -> Result<Wire> {
+    let mut wire = open(conn).await?;
+    send(&mut wire, Kind::Open, &Open { cluster, generation: 0 }).await?;
+    send(&mut wire, Kind::Attach, attach).await?;
+    Ok(wire)
+}
+
+/// Says on a stream of its own that the caller of an attachment is gone, and returns the answer.
+pub(crate) async fn gone(conn: &Connection, gone: &Gone) -> Result<Frame> {
+    let mut wire = open(conn).await?;
+    send(&mut wire, Kind::Gone, gone).await?;
+    finish(&mut wire)?;
+    next(&mut wire).await
+}
+
+/// Gives up the sending half with this code.
+pub(crate) fn reset(wire: &mut Wire, code: u32) -> Result<()> {
+    Ok(wire.get_mut().writer_mut().reset(code.into())?)
 }
 
 /// Runs a command to its end.

@@ -16,7 +16,7 @@ use malai_protocol::snapshot::Snapshot;
 use serde_bytes::ByteArray;
 
 use super::peer::{self, Peer, Wire};
-use super::{Machine, Ran, home_in, next, until};
+use super::{Machine, Program, Ran, home_in, next, until};
 
 /// A cluster with one daemon, `web01`. `laptop`, its manager, `friend` and `guest` are peers: `friend` may run commands
 /// on `web01`, and `guest` may not.
@@ -39,6 +39,11 @@ pub(crate) struct Scene {
 impl Scene {
     /// All of it, started.
     pub(crate) async fn new() -> Result<Self> {
+        Self::with(None).await
+    }
+
+    /// The same, with this executor.
+    pub(crate) async fn with(program: Program) -> Result<Self> {
         let key = ClusterKey::generate()?;
         let dir = tempfile::Builder::new().prefix("m").tempdir()?;
         let invite = Invite {
@@ -59,7 +64,7 @@ impl Scene {
         let (laptop, friend, guest) = (Peer::new().await?, Peer::new().await?, Peer::new().await?);
         let text = text(&key, web01_id, &laptop, &friend, &guest);
         join_finish(&Changes::begin(&home)?, "c", &key.sign(1, 1, text)?)?;
-        let web01 = Machine::start_in(dir).await?;
+        let web01 = Machine::start_with(dir, program).await?;
         Ok(Self { key, web01, web01_id, laptop, friend, guest, generation: AtomicU64::new(1) })
     }
 

@@ -170,3 +170,27 @@ async fn a_snapshot_that_leaves_access_as_it_was_ends_nothing() {
     let Outcome::Exit(record) = scene.ended().await.outcome else { panic!("it never ran") };
     assert_eq!(record.ended_by, EndedBy::Killed, "the review ended it");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_id_that_was_refused_when_it_was_sent_again_is_not_registered_any_more() {
+    let scene = Scene::new();
+    let plan = scene.plan();
+    drop(scene.register(&plan));
+    drop(scene.register(&plan));
+    scene.table.spend(plan.session);
+    assert!(matches!(scene.table.register(plan.session, plan.request), Some(Err(()))));
+    assert_eq!(scene.table.len(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_of_an_earlier_daemon_is_decided_anew() {
+    let scene = Scene::new();
+    let Plan { session, cluster, request, .. } = scene.plan();
+    let live = Live { session, cluster, request };
+    assert!(!scene.table.has(&session));
+    scene.table.adopt(&live);
+    scene.table.adopted().await;
+    assert!(scene.table.has(&session));
+    assert_eq!(scene.table.refused(&scene.held(2, "\"caller\""), &scene.me, &scene.shared).len(), 0);
+    assert_eq!(scene.table.refused(&scene.held(3, ""), &scene.me, &scene.shared).len(), 1);
+}
