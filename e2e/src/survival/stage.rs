@@ -8,6 +8,9 @@ use anyhow::{Context as _, Result, ensure};
 use crate::cluster::{Cluster, SOON, daemon_status, start, text};
 use crate::lab::{Host, Lab, Nat, Router, Segment, Services, Wire, wait_for};
 
+/// How many lines of a log are shown.
+const LOG: usize = 40;
+
 /// A cluster of three: ops manages it, and laptop runs commands on web01.
 #[derive(Debug)]
 pub struct Stage {
@@ -131,6 +134,19 @@ impl Stage {
         let started = Services::start(&net.server)?;
         *net.services.lock().unwrap_or_else(PoisonError::into_inner) = Some(started);
         Ok(())
+    }
+
+    /// The last lines that the daemons of caller and target logged.
+    #[must_use]
+    pub fn logs(&self) -> String {
+        let mut logs = String::new();
+        for host in [&self.laptop, &self.web01] {
+            let log = host.read("/root/malai-home/daemon.log").unwrap_or_else(|error| format!("{error:#}"));
+            let skipped = log.lines().count().saturating_sub(LOG);
+            let lines: Vec<&str> = log.lines().skip(skipped).collect();
+            logs += &format!("\n{} logged at last:\n{}", host.hostname(), lines.join("\n"));
+        }
+        logs
     }
 
     /// The way from the caller to the target: `direct …` or `relay …`.

@@ -229,7 +229,7 @@ impl Traffic {
             evidence.recoveries.push(silence);
         }
         evidence.losses = words.iter().filter(|line| line.contains("lost")).count() as u64;
-        problems.result()?;
+        problems.result().with_context(|| stage.logs())?;
         Ok(evidence)
     }
 }
