@@ -41,18 +41,19 @@ impl Audit {
         Ok(Self { home: home.clone(), max_part, file: Mutex::new(file) })
     }
 
-    /// Appends one line. It is with the kernel when this returns. Blocks on the disk.
+    /// Appends one line, and tells its bytes. It is with the kernel when this returns. Blocks on the disk.
     ///
     /// # Errors
     /// What the disk says: whatever the line was about must then not happen.
-    pub fn append(&self, entry: &Entry) -> Result<(), Failure> {
+    pub fn append(&self, entry: &Entry) -> Result<u64, Failure> {
         let mut line = serde_json::to_vec(entry)
             .map_err(|e| Failure::new(Kind::Internal, format!("an audit line does not encode: {e}")))?;
         line.push(b'\n');
         // A poisoned lock means that a thread died in between; the file is still a file.
         let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
         let path = self.home.audit();
-        self.append_line(&mut file, &path, &line).map_err(|e| disk_failure("write the audit", &path, &e))
+        self.append_line(&mut file, &path, &line).map_err(|e| disk_failure("write the audit", &path, &e))?;
+        Ok(line.len() as u64)
     }
 
     fn append_line(&self, file: &mut File, path: &Path, line: &[u8]) -> io::Result<()> {
@@ -135,6 +136,7 @@ mod tests {
             reason: Some(reason.into()),
             code: None,
             outcome: None,
+            count: None,
             stdout_bytes: None,
             stderr_bytes: None,
             duration_ms: None,

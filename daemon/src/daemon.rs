@@ -30,6 +30,8 @@ use crate::takeover;
 const EVENTS: usize = 256;
 /// How often the cache of last known addresses is written.
 const REMEMBER: Duration = Duration::from_secs(300);
+/// After so long a daemon has found its relay and its peers: what it did to start is not done again.
+const SETTLED: Duration = Duration::from_secs(10);
 /// How long sessions of an executor inside this process may take to end.
 const SESSIONS: Duration = Duration::from_secs(4);
 
@@ -123,6 +125,9 @@ impl Daemon {
         let serving = local::serve(listener, Arc::clone(&self.context), self.stop.clone());
         tokio::pin!(serving);
         let mut remember = tokio::time::interval(REMEMBER);
+        let settled = tokio::time::sleep(SETTLED);
+        tokio::pin!(settled);
+        let mut trimmed = false;
         loop {
             tokio::select! {
                 () = &mut serving => return Ok(()),
@@ -130,6 +135,10 @@ impl Daemon {
                 Some(end) = self.leftovers.recv() => self.event(Event::Ended(end)).await,
                 Some(alias) = self.reloads.recv() => self.clusters.reload(alias),
                 _ = remember.tick() => self.remember(),
+                () = &mut settled, if !trimmed => {
+                    trimmed = true;
+                    crate::trim::code();
+                }
                 () = self.context.idle(self.idle) => {
                     tracing::info!("no request for a while: the agent leaves");
                     self.stop.cancel();

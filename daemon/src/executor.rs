@@ -158,6 +158,7 @@ pub async fn run(options: Options, incoming: Incoming) -> anyhow::Result<()> {
     let socket = options.home.executor_socket();
     let served = match incoming {
         Incoming::Socket => {
+            crate::trim::code();
             let listener = serve::bind(&socket)?;
             let result = tokio::select! {
                 result = serve::accept(&shared, &listener) => result,

@@ -4,3 +4,4 @@ pub(crate) mod ask;
 pub(crate) mod desk;
 pub(crate) mod invite;
 pub(crate) mod knock;
+mod silent;

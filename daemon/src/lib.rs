@@ -33,6 +33,7 @@ mod status;
 pub mod store;
 pub mod supervisor;
 mod takeover;
+mod trim;
 
 pub use daemon::{Daemon, Options};
 pub use offline::offline;

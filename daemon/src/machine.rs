@@ -7,6 +7,7 @@
 pub(crate) mod admit;
 pub(crate) mod attach;
 pub(crate) mod live;
+pub(crate) mod refusals;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,7 +25,8 @@ use tokio_util::codec::Framed;
 use crate::copy::{End, pump};
 use crate::executor::Connection;
 use crate::membership::Membership;
-use crate::net::{FIRST_FRAME, Frames, is_caller_gone};
+use crate::net::budget::weight;
+use crate::net::{FIRST_FRAME, FrameError, Frames, is_caller_gone};
 use crate::supervisor::Executor;
 
 /// The attachment that a request makes which is sent for the first time.
@@ -60,22 +62,32 @@ pub(crate) async fn session<R, W>(
     generation: u64,
     is_gone: IsGone,
     mut frames: Frames<R>,
-    mut writer: W,
+    writer: W,
 ) -> anyhow::Result<()>
 where
     R: AsyncRead + Unpin,
     W: AsyncWrite + Unpin,
 {
     frames.set_cap(MAX_EXEC);
-    let first = frames.next(FIRST_FRAME).await?;
+    let first = match frames.next(FIRST_FRAME).await {
+        Err(FrameError::Exceeded(exceeded)) => {
+            drop(frames);
+            return refuse(writer, &exceeded.into()).await;
+        }
+        first => first?,
+    };
     let opened = if first.kind == Kind::Attach {
         attach::attach(&membership, caller, generation, &first.decode()?).await
     } else {
         let spec: ExecSpec = first.expect(Kind::Exec, "Exec or Attach")?;
         let name = SessionName { caller, id: spec.id };
-        match spec.resend {
-            Some(resend) => attach::resend(&membership, name, generation, spec, resend).await,
-            None => begin(&membership, name, generation, spec).await.map_err(|refused| refused.failure),
+        match (frames.raise(weight(&spec)), spec.resend) {
+            (Err(exceeded), resend) => {
+                let failure = admit::turn_away(&membership, name, &spec, exceeded.into());
+                Err(if resend.is_some() { attach::uncertain(failure) } else { failure })
+            }
+            (Ok(()), Some(resend)) => attach::resend(&membership, name, generation, spec, resend).await,
+            (Ok(()), None) => begin(&membership, name, generation, spec).await.map_err(|refused| refused.failure),
         }
     };
     let _following = opened.as_ref().ok().map(|opened| membership.live.follow(opened.attachment.session));
@@ -84,11 +96,16 @@ where
     match opened {
         Ok(opened) => copy(opened, is_gone, frames, writer).await,
         Err(failure) => {
-            writer.write_all(&Frame::control(Kind::Refused, &failure)?.to_bytes()).await?;
-            writer.shutdown().await?;
-            Ok(())
+            drop(frames);
+            refuse(writer, &failure).await
         }
     }
+}
+
+async fn refuse<W: AsyncWrite + Unpin>(mut writer: W, failure: &Failure) -> anyhow::Result<()> {
+    writer.write_all(&Frame::control(Kind::Refused, failure)?.to_bytes()).await?;
+    writer.shutdown().await?;
+    Ok(())
 }
 
 /// An attachment at the executor.

@@ -9,7 +9,8 @@ pub(crate) mod recover;
 pub(crate) mod serve;
 pub(crate) mod sync;
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
 
 use iroh::Endpoint;
 use malai_protocol::config::{Config, Machine, Name, Problem};
@@ -23,7 +24,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::machine::live::LiveTable;
-use crate::net::endpoint::own_addresses;
+use crate::machine::refusals::Refusals;
+use crate::net::endpoint::{self, own_addresses};
 use crate::net::pool::Pool;
 use crate::shared::Shared;
 
@@ -74,6 +76,8 @@ pub(crate) struct Membership {
     pub(crate) pool: Pool,
     /// Sessions on this machine, of this cluster.
     pub(crate) live: Arc<LiveTable>,
+    /// What was refused lately.
+    pub(crate) refusals: Refusals,
     /// What all clusters of the daemon share.
     pub(crate) shared: Arc<Shared>,
     held: watch::Sender<Arc<Held>>,
@@ -82,6 +86,8 @@ pub(crate) struct Membership {
     /// One snapshot is installed at a time.
     installing: tokio::sync::Mutex<()>,
     alarm: Mutex<Option<String>>,
+    /// To a machine that was connected when the connections were closed.
+    longest_rtt: OnceLock<Duration>,
     pub(crate) tasks: TaskTracker,
     pub(crate) cancel: CancellationToken,
 }
@@ -118,11 +124,13 @@ impl Membership {
             endpoint: parts.endpoint,
             pool: Pool::new(parts.me),
             live: shared.executor.tables().of(cluster),
+            refusals: Refusals::default(),
             shared,
             held: watch::Sender::new(Arc::new(parts.held)),
             fetching: tokio::sync::Mutex::default(),
             installing: tokio::sync::Mutex::default(),
             alarm: Mutex::new(parts.alarm),
+            longest_rtt: OnceLock::new(),
             tasks: TaskTracker::new(),
             cancel: CancellationToken::new(),
         })
@@ -187,7 +195,11 @@ impl Membership {
 
     /// Something an administrator must look at.
     pub(crate) fn alarm(&self) -> Option<String> {
-        self.alarm_slot().clone()
+        let raised = self.alarm_slot().clone();
+        raised.or_else(|| {
+            let why = self.held().config.unheeded()?;
+            Some(format!("{why}: install a newer malai on this machine, or take that out of cluster.toml"))
+        })
     }
 
     /// Raises the alarm, or clears it.
@@ -211,6 +223,7 @@ impl Membership {
 
     /// Closes every connection, so that attachments are lost at once.
     pub(crate) fn close_connections(&self) {
+        self.longest_rtt.get_or_init(|| self.pool.longest_rtt());
         self.cancel.cancel();
         for conn in self.pool.all() {
             crate::net::close(&conn.conn, Close::Shutdown, "the daemon shuts down");
@@ -222,6 +235,6 @@ impl Membership {
         self.close_connections();
         self.tasks.close();
         self.tasks.wait().await;
-        self.endpoint.close().await;
+        endpoint::close(&self.endpoint, self.longest_rtt.get().copied().unwrap_or_default()).await;
     }
 }

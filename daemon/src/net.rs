@@ -1,5 +1,6 @@
 //! The network below malai: endpoints, connections to peers, and the streams on them.
 
+pub(crate) mod budget;
 pub(crate) mod endpoint;
 mod mdns;
 pub(crate) mod pool;
@@ -14,6 +15,8 @@ use malai_protocol::snapshot::SnapshotError;
 use std::time::Duration;
 use tokio::io::AsyncRead;
 use tokio_util::codec::FramedRead;
+
+use budget::{Charge, Charged, ChargedError, Exceeded};
 
 /// How long the first frame of a stream may take.
 pub(crate) const FIRST_FRAME: Duration = Duration::from_secs(10);
@@ -61,15 +64,28 @@ pub(crate) enum FrameError {
     /// The stream ended first.
     #[error("the stream ended")]
     Ended,
+    /// It would be more than what the sender may have here.
+    #[error(transparent)]
+    Exceeded(Exceeded),
     /// It is not a frame, or too long.
     #[error(transparent)]
     Codec(#[from] CodecError),
+}
+
+impl From<ChargedError> for FrameError {
+    fn from(error: ChargedError) -> Self {
+        match error {
+            ChargedError::Exceeded(exceeded) => Self::Exceeded(exceeded),
+            ChargedError::Codec(codec) => Self::Codec(codec),
+        }
+    }
 }
 
 /// Whether the other side broke the protocol, rather than that a stream was lost or something failed here.
 pub(crate) fn is_protocol_error(error: &anyhow::Error) -> bool {
     let codec = match error.downcast_ref::<FrameError>() {
         Some(FrameError::Late(_) | FrameError::Ended) => return true,
+        Some(FrameError::Exceeded(_)) => return false,
         Some(FrameError::Codec(codec)) => Some(codec),
         None => error.downcast_ref::<CodecError>(),
     };
@@ -79,18 +95,35 @@ pub(crate) fn is_protocol_error(error: &anyhow::Error) -> bool {
 /// Reads frames from one stream, each within a time limit.
 #[derive(Debug)]
 pub(crate) struct Frames<R> {
-    inner: FramedRead<R, FrameCodec>,
+    inner: FramedRead<R, Charged>,
 }
 
 impl<R: AsyncRead + Unpin> Frames<R> {
     /// Frames of at most `cap` bytes.
     pub(crate) fn new(reader: R, cap: usize) -> Self {
-        Self { inner: FramedRead::new(reader, FrameCodec::capped(cap)) }
+        Self { inner: FramedRead::new(reader, Charged { codec: FrameCodec::capped(cap), charge: None }) }
+    }
+
+    /// The same, for which the sender is charged until [`Frames::settle`] or [`Frames::into_parts`].
+    pub(crate) fn charged(reader: R, cap: usize, charge: Charge) -> Self {
+        let mut frames = Self::new(reader, cap);
+        frames.inner.decoder_mut().charge = Some(charge);
+        frames
+    }
+
+    /// What was read turned out to take so many bytes.
+    pub(crate) fn raise(&mut self, bytes: usize) -> Result<(), Exceeded> {
+        self.inner.decoder_mut().charge.as_mut().map_or(Ok(()), |charge| charge.raise(bytes))
+    }
+
+    /// What is read from here on is bounded in another way.
+    pub(crate) fn settle(&mut self) {
+        self.inner.decoder_mut().charge = None;
     }
 
     /// The next frames may have up to `cap` bytes.
     pub(crate) fn set_cap(&mut self, cap: usize) {
-        self.inner.decoder_mut().set_cap(cap);
+        self.inner.decoder_mut().codec.set_cap(cap);
     }
 
     /// The next frame, within `limit`.
@@ -103,8 +136,8 @@ impl<R: AsyncRead + Unpin> Frames<R> {
     }
 
     /// The next frame, whenever it comes; `None` at the end of the stream.
-    pub(crate) async fn next_unbounded(&mut self) -> Option<Result<Frame, CodecError>> {
-        self.inner.next().await
+    pub(crate) async fn next_unbounded(&mut self) -> Option<Result<Frame, FrameError>> {
+        Some(self.inner.next().await?.map_err(FrameError::from))
     }
 
     /// The reader, and what was read from it beyond the last frame.

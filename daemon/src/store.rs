@@ -16,6 +16,8 @@ use std::path::{Path, PathBuf};
 
 use malai_protocol::failure::{Failure, Kind};
 use malai_protocol::home::Home;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 pub mod clusters;
 pub mod keys;
@@ -93,6 +95,26 @@ pub fn read_text(path: &Path, cap: usize) -> Result<Option<String>, Failure> {
         let line = e.as_bytes().iter().take(e.utf8_error().valid_up_to()).filter(|b| **b == b'\n').count() + 1;
         Failure::new(Kind::BadConfig, format!("{} is not UTF-8 text: line {line}", path.display()))
     })
+}
+
+/// Reads a JSON file that may be lost at any time. A missing one is empty, and so is a broken one, which is logged.
+fn read_cache<T: DeserializeOwned + Default>(path: &Path, cap: usize, what: &str) -> T {
+    let read = read(path, cap).and_then(|bytes| match bytes {
+        Some(bytes) => serde_json::from_slice(&bytes)
+            .map_err(|e| Failure::new(Kind::BadConfig, format!("{} does not parse: {e}", path.display()))),
+        None => Ok(T::default()),
+    });
+    read.unwrap_or_else(|error| {
+        tracing::warn!(%error, "the {what} are lost");
+        T::default()
+    })
+}
+
+/// Writes a JSON file for [`read_cache`].
+fn write_cache<T: Serialize>(path: &Path, value: &T, what: &str) -> Result<(), Failure> {
+    let text = serde_json::to_vec(value)
+        .map_err(|e| Failure::new(Kind::Internal, format!("the {what} do not encode: {e}")))?;
+    write(path, &text)
 }
 
 fn read_capped(file: File, path: &Path, cap: usize) -> Result<Vec<u8>, Failure> {

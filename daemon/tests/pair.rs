@@ -5,7 +5,7 @@ mod support;
 use anyhow::Result;
 use malai_protocol::failure::Kind;
 use malai_protocol::session::Status;
-use support::Machine;
+use support::{Machine, until};
 
 async fn pair() -> Result<(Machine, Machine)> {
     let (laptop, web01) = (Machine::start().await?, Machine::start().await?);
@@ -20,9 +20,9 @@ async fn a_command_crosses_from_one_daemon_to_the_other() -> Result<()> {
     let ran = laptop.run("web01", &["sh", "-c", "echo out; echo err >&2; exit 7"]).await?;
     assert_eq!((&ran.stdout[..], &ran.stderr[..]), (&b"out\n"[..], &b"err\n"[..]));
     assert_eq!(ran.end.expect("a record").status, Status::Exited { code: 7 });
-    // The other side says so too: it wrote the audit.
-    let audit = std::fs::read_to_string(web01.home.audit())?;
-    assert_eq!(audit.lines().count(), 2, "{audit}");
+    // The other side says so too: it writes the audit, the last line of it when the record is on its way already.
+    let lines = || std::fs::read_to_string(web01.home.audit()).map(|audit| audit.lines().count());
+    until("both lines of the audit", || async { Ok(lines()? == 2) }).await?;
     assert!(std::fs::read_to_string(laptop.home.audit()).unwrap_or_default().is_empty());
     laptop.stop().await?;
     web01.stop().await?;

@@ -6,6 +6,7 @@
 //! * [`cluster`] uses malai on such hosts: a cluster, its config, its machines.
 //! * [`survival`] is the fault table: what must hold for a command while networks and processes fail under it.
 //! * [`harness`] runs a list of trials, or says why this machine cannot run them.
+//! * [`program`] is the frame of the programs that serve on such hosts.
 //!
 //! # Goals
 //!
@@ -20,5 +21,6 @@
 pub mod cluster;
 pub mod harness;
 pub mod lab;
+pub mod program;
 pub mod survival;
 mod toml;

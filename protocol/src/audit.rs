@@ -14,7 +14,7 @@ pub struct Entry {
     pub event: Event,
     /// The alias of the cluster here.
     pub cluster: String,
-    /// The session's id, 32 hexadecimal digits.
+    /// The session's id, 32 hexadecimal digits; empty for `left-out`.
     pub session: String,
     /// The caller's name in the config at that time; absent when it has none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -35,12 +35,15 @@ pub struct Entry {
     /// The caller's reason.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-    /// The exit code that the caller is told, for `end` and `refused`.
+    /// The exit code that the caller is told, for all but `start`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub code: Option<u8>,
     /// Who ended it, or why it was refused.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub outcome: Option<String>,
+    /// How many refused attempts a line stands for, for `left-out`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub count: Option<u64>,
     /// Bytes of standard output.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stdout_bytes: Option<u64>,
@@ -62,6 +65,10 @@ pub enum Event {
     End,
     /// It was refused.
     Refused,
+    /// So many attempts of one caller were refused in a short time that not each has a line: this one counts those that
+    /// have none. It belongs to no session.
+    #[serde(rename = "left-out")]
+    LeftOut,
 }
 
 /// Bytes as text: UTF-8 as it is, other bytes as `\xNN`, a backslash doubled so that no two words look alike.

@@ -4,7 +4,8 @@
 //! ([`Config::read`]), since it may be older than the manager. Every key is described in docs/config.md.
 //!
 //! A newer version that adds a *restriction* has to put it under a machine, the defaults or a group: there a member
-//! that does not know it refuses to run commands. Unknown keys elsewhere are ignored.
+//! that does not know it refuses to run commands. Unknown keys elsewhere are ignored. Of `[network]` a member uses what
+//! it understands, and never a public service in place of what it does not.
 
 mod check;
 pub mod edit;
@@ -69,6 +70,13 @@ pub struct Network {
     pub discovery: Option<Vec<String>>,
     /// Certificates in PEM that the relays and servers above are trusted by; absent = the web's.
     pub ca: Option<String>,
+}
+
+impl Network {
+    /// No relay and no discovery service at all.
+    fn nothing() -> Self {
+        Self { relays: Some(Vec::new()), discovery: Some(Vec::new()), ca: None }
+    }
 }
 
 /// `[defaults]`: what holds for machines without a rule of their own.
@@ -189,6 +197,14 @@ impl Config {
     /// How long the sessions of this machine wait for their callers to come back.
     pub fn grace(&self, machine: &Machine) -> Duration {
         machine.grace.or(self.defaults.grace).unwrap_or(Duration::from_millis(DEFAULT_GRACE_MS))
+    }
+
+    /// What of `[network]` this version does not understand: the rest is used, which may be too little to be reached.
+    pub fn unheeded(&self) -> Option<String> {
+        let key = self.unsupported.get(&Scope::Network)?;
+        Some(format!(
+            "the config has `{key}`, which this version of malai does not understand; it uses the rest of [network]"
+        ))
     }
 
     /// The machine with this key.

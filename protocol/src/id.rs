@@ -6,25 +6,10 @@
 
 use std::fmt;
 use std::str::FromStr;
-
-use data_encoding::{Encoding, Specification};
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use std::sync::LazyLock;
 
-/// Lowercase base32hex without padding; `data_encoding` checks the trailing bits.
-static ID52: LazyLock<Option<Encoding>> = LazyLock::new(|| {
-    let mut spec = Specification::new();
-    spec.symbols.push_str("0123456789abcdefghijklmnopqrstuv");
-    spec.encoding().ok()
-});
-
-fn encode32(bytes: &[u8]) -> String {
-    ID52.as_ref().map(|e| e.encode(bytes)).unwrap_or_default()
-}
-
-fn decode32(text: &str) -> Option<Vec<u8>> {
-    ID52.as_ref()?.decode(text.as_bytes()).ok()
-}
+use data_encoding::{Encoding, HEXLOWER, Specification};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 /// Why a text is not an id.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -43,36 +28,87 @@ pub enum IdError {
     Session,
 }
 
-macro_rules! key_type {
-    ($(#[$doc:meta])* $name:ident) => {
+/// How a public key is written: as id52.
+mod id52 {
+    use super::*;
+
+    /// As many characters tell keys apart in logs and tables.
+    pub(super) const SHORT: usize = 10;
+
+    /// Lowercase base32hex without padding; `data_encoding` checks the trailing bits.
+    static ENCODING: LazyLock<Option<Encoding>> = LazyLock::new(|| {
+        let mut spec = Specification::new();
+        spec.symbols.push_str("0123456789abcdefghijklmnopqrstuv");
+        spec.encoding().ok()
+    });
+
+    pub(super) fn encode(bytes: &[u8; 32]) -> String {
+        ENCODING.as_ref().map(|encoding| encoding.encode(bytes)).unwrap_or_default()
+    }
+
+    pub(super) fn decode(text: &str) -> Result<[u8; 32], IdError> {
+        let length = text.chars().count();
+        if length != 52 {
+            return Err(IdError::Length(length));
+        }
+        let bytes = ENCODING.as_ref().and_then(|encoding| encoding.decode(text.as_bytes()).ok());
+        bytes.and_then(|bytes| bytes.try_into().ok()).ok_or(IdError::Alphabet)
+    }
+
+    pub(super) fn check(bytes: &[u8; 32]) -> Result<(), IdError> {
+        ed25519_dalek::VerifyingKey::from_bytes(bytes).map(drop).map_err(|_| IdError::NotAKey)
+    }
+}
+
+/// How a random id is written: in hexadecimal.
+mod hex {
+    use super::*;
+
+    /// As many characters tell ids apart in logs and tables.
+    pub(super) const SHORT: usize = 8;
+
+    pub(super) fn encode(bytes: &[u8; 16]) -> String {
+        HEXLOWER.encode(bytes)
+    }
+
+    pub(super) fn decode(text: &str) -> Result<[u8; 16], IdError> {
+        let bytes = HEXLOWER.decode(text.as_bytes()).map_err(|_| IdError::Session)?;
+        bytes.try_into().map_err(|_| IdError::Session)
+    }
+
+    /// Any bytes will do.
+    pub(super) fn check(_bytes: &[u8; 16]) -> Result<(), IdError> {
+        Ok(())
+    }
+}
+
+/// What all ids have, whatever they are of: so many bytes, and the module that says how they are written.
+macro_rules! id_type {
+    ($(#[$doc:meta])* $name:ident, $length:literal, $form:ident) => {
         $(#[$doc])*
         #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-        pub struct $name([u8; 32]);
+        pub struct $name([u8; $length]);
 
         impl $name {
-            /// The id of these 32 bytes, an ed25519 public key.
-            ///
-            /// # Errors
-            /// [`IdError::NotAKey`] when they do not decode to a point of the curve.
-            pub fn from_bytes(bytes: [u8; 32]) -> Result<Self, IdError> {
-                ed25519_dalek::VerifyingKey::from_bytes(&bytes).map_err(|_| IdError::NotAKey)?;
-                Ok(Self(bytes))
-            }
-
-            /// The public key's 32 bytes.
-            pub fn as_bytes(&self) -> &[u8; 32] {
+            /// Its bytes.
+            pub fn as_bytes(&self) -> &[u8; $length] {
                 &self.0
             }
 
-            /// The first ten characters of the id52, for logs and tables.
+            /// Its first characters, for logs and tables.
             pub fn short(&self) -> String {
-                self.to_string().chars().take(10).collect()
+                self.to_string().chars().take($form::SHORT).collect()
+            }
+
+            fn checked(bytes: [u8; $length]) -> Result<Self, IdError> {
+                $form::check(&bytes)?;
+                Ok(Self(bytes))
             }
         }
 
         impl fmt::Display for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str(&encode32(&self.0))
+                f.write_str(&$form::encode(&self.0))
             }
         }
 
@@ -86,12 +122,7 @@ macro_rules! key_type {
             type Err = IdError;
 
             fn from_str(text: &str) -> Result<Self, IdError> {
-                let length = text.chars().count();
-                if length != 52 {
-                    return Err(IdError::Length(length));
-                }
-                let bytes = decode32(text).ok_or(IdError::Alphabet)?;
-                Self::from_bytes(bytes.try_into().map_err(|_| IdError::Alphabet)?)
+                Self::checked($form::decode(text)?)
             }
         }
 
@@ -106,9 +137,25 @@ macro_rules! key_type {
                 if d.is_human_readable() {
                     String::deserialize(d)?.parse().map_err(de::Error::custom)
                 } else {
-                    let bytes = serde_bytes::ByteArray::<32>::deserialize(d)?.into_array();
-                    Self::from_bytes(bytes).map_err(de::Error::custom)
+                    let bytes = serde_bytes::ByteArray::deserialize(d)?.into_array();
+                    Self::checked(bytes).map_err(de::Error::custom)
                 }
+            }
+        }
+    };
+}
+
+macro_rules! key_type {
+    ($(#[$doc:meta])* $name:ident) => {
+        id_type! { $(#[$doc])* $name, 32, id52 }
+
+        impl $name {
+            /// The id of these 32 bytes, an ed25519 public key.
+            ///
+            /// # Errors
+            /// [`IdError::NotAKey`] when they do not decode to a point of the curve.
+            pub fn from_bytes(bytes: [u8; 32]) -> Result<Self, IdError> {
+                Self::checked(bytes)
             }
         }
     };
@@ -126,61 +173,12 @@ key_type! {
 
 macro_rules! random_id {
     ($(#[$doc:meta])* $name:ident) => {
-        $(#[$doc])*
-        #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-        pub struct $name([u8; 16]);
+        id_type! { $(#[$doc])* $name, 16, hex }
 
         impl $name {
             /// The id of these 16 random bytes.
             pub fn from_bytes(bytes: [u8; 16]) -> Self {
                 Self(bytes)
-            }
-
-            /// The 16 bytes.
-            pub fn as_bytes(&self) -> &[u8; 16] {
-                &self.0
-            }
-
-            /// The first eight hexadecimal digits, for logs and tables.
-            pub fn short(&self) -> String {
-                self.to_string().chars().take(8).collect()
-            }
-        }
-
-        impl fmt::Display for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str(&data_encoding::HEXLOWER.encode(&self.0))
-            }
-        }
-
-        impl fmt::Debug for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                write!(f, concat!(stringify!($name), "({})"), self.short())
-            }
-        }
-
-        impl FromStr for $name {
-            type Err = IdError;
-
-            fn from_str(text: &str) -> Result<Self, IdError> {
-                let bytes = data_encoding::HEXLOWER.decode(text.as_bytes()).map_err(|_| IdError::Session)?;
-                Ok(Self(bytes.try_into().map_err(|_| IdError::Session)?))
-            }
-        }
-
-        impl Serialize for $name {
-            fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
-                if s.is_human_readable() { s.collect_str(self) } else { s.serialize_bytes(&self.0) }
-            }
-        }
-
-        impl<'de> Deserialize<'de> for $name {
-            fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-                if d.is_human_readable() {
-                    String::deserialize(d)?.parse().map_err(de::Error::custom)
-                } else {
-                    Ok(Self(serde_bytes::ByteArray::<16>::deserialize(d)?.into_array()))
-                }
             }
         }
     };

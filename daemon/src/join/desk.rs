@@ -14,16 +14,19 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::silent::{Place, Silent};
 use crate::clock::now_ms;
 use crate::manager::Manager;
 use crate::manager::pending::Pending;
 use crate::membership::{Membership, sync};
-use crate::net::endpoint::address_text;
+use crate::net::endpoint::{self, address_text};
 use crate::net::{FIRST_FRAME, FrameError, Frames, close, is_protocol_error, machine_id, send};
 use crate::store::lock::Changes;
 
-/// Newcomers served at once, those that wait for an approval included.
+/// Newcomers served at once, those that wait for an approval included. They have said what they want.
 const MOST: usize = 128;
+/// Those that have not, at once, and those that were refused. The next takes the place of the oldest.
+const SILENT: usize = 128;
 /// How long a newcomer may take to fetch its answer.
 const FETCH: Duration = Duration::from_secs(10);
 
@@ -34,6 +37,8 @@ pub(crate) struct Desk {
     /// The endpoint of the cluster key.
     pub(crate) endpoint: Endpoint,
     pending: Mutex<Pending>,
+    silent: Silent,
+    served: Semaphore,
     tasks: TaskTracker,
     cancel: CancellationToken,
 }
@@ -45,6 +50,8 @@ impl Desk {
             pending: Mutex::new(Pending::new(&membership.alias)),
             membership,
             endpoint,
+            silent: Silent::new(SILENT),
+            served: Semaphore::new(MOST),
             tasks: TaskTracker::new(),
             cancel: CancellationToken::new(),
         })
@@ -65,21 +72,16 @@ impl Desk {
         self.cancel.cancel();
         self.tasks.close();
         self.tasks.wait().await;
-        self.endpoint.close().await;
+        endpoint::close(&self.endpoint, Duration::ZERO).await;
     }
 
     async fn run(self: Arc<Self>) {
-        let slots = Arc::new(Semaphore::new(MOST));
         loop {
             let incoming = tokio::select! {
                 () = self.cancel.cancelled() => return,
                 incoming = self.endpoint.accept() => incoming,
             };
             let Some(incoming) = incoming else { return };
-            let Ok(slot) = Arc::clone(&slots).try_acquire_owned() else {
-                incoming.refuse();
-                continue;
-            };
             let desk = Arc::clone(&self);
             self.tasks.spawn(async move {
                 tokio::select! {
@@ -88,27 +90,39 @@ impl Desk {
                         tracing::info!(cluster = %desk.membership.alias, "a newcomer's connection ended: {error:#}");
                     },
                 }
-                drop(slot);
             });
         }
     }
 
     async fn newcomer(&self, incoming: Incoming) -> anyhow::Result<()> {
-        let conn = tokio::time::timeout(FIRST_FRAME, async { anyhow::Ok(incoming.accept()?.await?) }).await??;
+        let place = self.silent.enter();
+        let handshake = tokio::time::timeout(FIRST_FRAME, async { anyhow::Ok(incoming.accept()?.await?) });
+        let conn = tokio::select! {
+            biased;
+            conn = handshake => conn??,
+            () = place.lost() => return Err(Crowded.into()),
+        };
         let Some(key) = machine_id(&conn.remote_id()) else { return Ok(()) };
-        let result = self.hear(&conn, key).await;
+        let result = self.hear(&conn, key, place).await;
         if let Err(error) = &result {
-            let why = if is_protocol_error(error) { Close::Protocol } else { Close::Done };
+            let why = match error {
+                error if error.is::<Crowded>() => Close::Busy,
+                error if is_protocol_error(error) => Close::Protocol,
+                _ => Close::Done,
+            };
             close(&conn, why, &error.to_string());
         }
         result
     }
 
-    async fn hear(&self, conn: &Connection, key: MachineId) -> anyhow::Result<()> {
-        let opened = tokio::time::timeout(FIRST_FRAME, conn.accept_bi()).await;
-        let (mut send_half, recv) = opened.map_err(|_| FrameError::Late(FIRST_FRAME))??;
-        let mut frames = Frames::new(recv, MAX_HELLO);
-        let first = frames.next(FIRST_FRAME).await?;
+    async fn hear(&self, conn: &Connection, key: MachineId, place: Place<'_>) -> anyhow::Result<()> {
+        let (mut send_half, mut frames, first) = tokio::select! {
+            biased;
+            spoken = first_frame(conn) => spoken?,
+            () = place.lost() => return Err(Crowded.into()),
+        };
+        let served = self.served.try_acquire().map_err(|_| Crowded)?;
+        drop(place);
         let answer = match first.kind {
             Kind::Redeem => self.redeem(key, &first.decode()?).await,
             Kind::Knock => self.knock(conn, key, &first.decode()?, &mut send_half, &mut frames).await,
@@ -118,21 +132,41 @@ impl Desk {
             Ok(Some(frame)) => frame,
             Ok(None) => return Ok(()),
             Err(failure) => {
-                tracing::info!(peer = %key.short(), cluster = %self.membership.alias, "newcomer refused: {failure}");
-                Frame::control(Kind::Refused, &failure)?
+                drop(served);
+                return self.refuse(conn, key, &failure, &mut send_half).await;
             }
         };
-        if frame.kind == Kind::Snapshot {
-            // Where the manager's machine key is reached: without it a newcomer would need discovery for its link.
-            let header = self.membership.held().snapshot.signed_header().clone();
-            let announce = Announce { header, addresses: self.membership.addresses() };
-            send(&mut send_half, Frame::control(Kind::Announce, &announce)?).await?;
-        }
+        // Where the manager's machine key is reached: without it a newcomer would need discovery for its link.
+        let header = self.membership.held().snapshot.signed_header().clone();
+        let announce = Announce { header, addresses: self.membership.addresses() };
+        send(&mut send_half, Frame::control(Kind::Announce, &announce)?).await?;
         send(&mut send_half, frame).await?;
         send_half.finish()?;
         // The newcomer closes when it has the answer.
         let _closed = tokio::time::timeout(FETCH, conn.closed()).await;
         Ok(())
+    }
+
+    async fn refuse(
+        &self,
+        conn: &Connection,
+        key: MachineId,
+        failure: &Failure,
+        send_half: &mut SendStream,
+    ) -> anyhow::Result<()> {
+        tracing::info!(peer = %key.short(), cluster = %self.membership.alias, "newcomer refused: {failure}");
+        let place = self.silent.enter();
+        let told = async {
+            send(send_half, Frame::control(Kind::Refused, failure)?).await?;
+            send_half.finish()?;
+            conn.closed().await;
+            Ok(())
+        };
+        tokio::select! {
+            biased;
+            told = tokio::time::timeout(FETCH, told) => told.unwrap_or(Ok(())),
+            () = place.lost() => Err(Crowded.into()),
+        }
     }
 
     fn snapshot(&self) -> Result<Option<Frame>, Failure> {
@@ -192,6 +226,20 @@ impl Desk {
         self.pending().settle(&key);
         self.snapshot()
     }
+}
+
+/// More came than there are places.
+#[derive(Debug, thiserror::Error)]
+#[error("too many newcomers at once")]
+struct Crowded;
+
+/// What the newcomer wants, on its one stream.
+async fn first_frame(conn: &Connection) -> anyhow::Result<(SendStream, Frames<RecvStream>, Frame)> {
+    let opened = tokio::time::timeout(FIRST_FRAME, conn.accept_bi()).await;
+    let (send_half, recv) = opened.map_err(|_| FrameError::Late(FIRST_FRAME))??;
+    let mut frames = Frames::new(recv, MAX_HELLO);
+    let first = frames.next(FIRST_FRAME).await?;
+    Ok((send_half, frames, first))
 }
 
 /// Where a newcomer comes from.

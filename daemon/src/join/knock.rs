@@ -88,7 +88,7 @@ impl Waiting {
             () = self.cancel.cancelled() => false,
             enrolled = self.knock(&endpoint) => enrolled,
         };
-        endpoint.close().await;
+        endpoint::close(&endpoint, Duration::ZERO).await;
         if enrolled {
             self.shared.reload(&self.alias);
         }

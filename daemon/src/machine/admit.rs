@@ -13,6 +13,7 @@ use malai_protocol::session::{DEFAULT_GRACE_MS, ExecSpec};
 use tokio::time::Instant;
 
 use super::live::Sent;
+use super::refusals::{self, Verdict};
 use crate::clock::now_ms;
 use crate::membership::{Held, Membership};
 use crate::supervisor::Executor;
@@ -33,26 +34,48 @@ pub(crate) async fn admit(
     let asked = asked(&spec);
     let again = spec.resend.is_some();
     let result = register_and_decide(membership, name, generation, spec, &asked).await;
-    if let Err(refused) = &result
-        && !(refused.taken && again)
-    {
-        tracing::info!(
-            session = %name.id.short(), peer = %name.caller.short(), cluster = %membership.alias,
-            "refused: {}", refused.failure
-        );
-        let line = entry(membership, name, &asked, if refused.audited { Event::End } else { Event::Refused });
-        write_refusal(membership, line, &refused.failure, "");
-    }
-    result
+    result.map_err(|refused| {
+        if refused.taken && again {
+            return refused;
+        }
+        let event = if refused.audited { Event::End } else { Event::Refused };
+        let line = entry(membership, name, &asked, event);
+        Refused { failure: write_refusal(membership, name, line, refused.failure, ""), ..refused }
+    })
 }
 
-/// Writes a refusal down. It stands whether or not that succeeds; a full disk must not turn it into silence.
-pub(super) fn write_refusal(membership: &Membership, mut line: Entry, failure: &Failure, doing: &str) {
+/// Refuses a request without looking at it further; returns what the caller is told.
+pub(crate) fn turn_away(membership: &Arc<Membership>, name: SessionName, spec: &ExecSpec, failure: Failure) -> Failure {
+    write_refusal(membership, name, entry(membership, name, &asked(spec), Event::Refused), failure, "")
+}
+
+/// Writes a refusal of `name`'s caller down, and returns what that is told. It stands whether or not it could be written;
+/// a full disk must not turn it into silence.
+pub(super) fn write_refusal(
+    membership: &Arc<Membership>,
+    name: SessionName,
+    mut line: Entry,
+    failure: Failure,
+    doing: &str,
+) -> Failure {
+    // What has a line of its start gets one of its end, always: it was granted.
+    let granted = line.event == Event::End;
+    if !granted && let Verdict::LeaveOut(at) = membership.refusals.ask(name.caller, Instant::now()) {
+        if let Some(at) = at {
+            refusals::tell(membership, name.caller, at);
+        }
+        return refusals::too_many(failure);
+    }
+    let (session, peer) = (name.id.short(), name.caller.short());
+    tracing::info!(%session, %peer, cluster = %membership.alias, "refused: {doing}{failure}");
     line.code = Some(failure.kind.exit_code());
     line.outcome = Some(format!("{}: {doing}{}", failure.kind.name(), failure.message));
-    if let Err(failure) = membership.shared.audit.append(&line) {
-        tracing::error!("the audit cannot be written: {failure}");
+    match membership.shared.audit.append(&line) {
+        Ok(bytes) if !granted => membership.refusals.wrote(name.caller, bytes),
+        Ok(_) => {}
+        Err(failure) => tracing::error!("the audit cannot be written: {failure}"),
     }
+    failure
 }
 
 /// A refusal.
@@ -241,6 +264,7 @@ pub(crate) fn entry(membership: &Membership, name: SessionName, request: &Decide
         reason: request.reason.clone(),
         code: None,
         outcome: None,
+        count: None,
         stdout_bytes: None,
         stderr_bytes: None,
         duration_ms: None,

@@ -100,7 +100,7 @@ pub(crate) async fn gone(membership: &Arc<Membership>, peer: MachineId, gone: &G
 
 /// Decides whether the caller may follow and end this session; a refusal goes to the audit.
 async fn attend(
-    membership: &Membership,
+    membership: &Arc<Membership>,
     caller: MachineId,
     session: SessionName,
     generation: u64,
@@ -110,11 +110,10 @@ async fn attend(
     let Err(failure) = decided(membership, &caller, generation, &request, Instant::now() + SYNC_WAIT).await else {
         return Ok(());
     };
-    tracing::info!(session = %session.id.short(), peer = %caller.short(), "refused: {failure}");
-    let line = entry(membership, SessionName { caller, id: session.id }, &nothing_run(), Event::Refused);
+    let name = SessionName { caller, id: session.id };
+    let line = entry(membership, name, &nothing_run(), Event::Refused);
     let doing = format!("{doing} a session of {}: ", session.caller);
-    write_refusal(membership, line, &failure, &doing);
-    Err(failure)
+    Err(write_refusal(membership, name, line, failure, &doing))
 }
 
 /// Another machine's sessions may be attended by the word of the cluster whose they are, and of no other.

@@ -234,11 +234,16 @@ impl Manager<'_> {
 
 fn check_numbers(ask: &local::ClusterInvite) -> Result<(), Failure> {
     let refused = |message: String| Err(Failure::new(Kind::Usage, message));
-    if ask.name.is_some() && ask.uses != 1 {
-        return refused("an invite with a fixed name has one use".into());
-    }
     if !(1..=MAX_USES).contains(&ask.uses) {
         return refused(format!("an invite has 1 to {MAX_USES} uses"));
+    }
+    if ask.name.is_some() && ask.uses != 1 {
+        return refused("an invite with a fixed name has one use".into()).map_err(|failure| {
+            failure.hint(format!(
+                "machines named by their host names: malai cluster invite {} --uses {}; else an invite for each name",
+                ask.cluster, ask.uses
+            ))
+        });
     }
     if !(1..=MAX_OPEN_S).contains(&ask.expires_s) {
         return refused(format!("an invite is open for 1 s to {} days", MAX_OPEN_S / 86_400));

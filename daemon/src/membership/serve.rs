@@ -10,11 +10,13 @@ use malai_protocol::failure::{Failure, Kind as FailureKind};
 use malai_protocol::peer::{Close, Gone, Hello, Open, Pull, RESET_LOST, RESET_PROTOCOL};
 use tokio_util::task::TaskTracker;
 
+use super::sync::BODY;
 use super::{Membership, greet, pulse};
 use crate::machine;
+use crate::net::budget::Exceeded;
 use crate::net::endpoint::MAX_SESSIONS;
 use crate::net::pool::PeerConn;
-use crate::net::{FIRST_FRAME, Frames, abandon, close, code, is_protocol_error, send};
+use crate::net::{FIRST_FRAME, FrameError, Frames, abandon, close, code, is_protocol_error, send};
 
 /// A connection that another one replaced is closed after so long without a session on it: by then both sides know of
 /// both.
@@ -120,9 +122,16 @@ async fn retire(membership: &Arc<Membership>, conn: &Arc<PeerConn>) -> (Close, S
 
 /// One stream that the peer opened: its first frame says what it is.
 async fn stream(membership: Arc<Membership>, conn: Arc<PeerConn>, mut send_half: SendStream, recv: RecvStream) {
-    let mut frames = Frames::new(recv, MAX_CONTROL);
+    let charge = match membership.pool.undecided(conn.peer).begin() {
+        Ok(charge) => charge,
+        Err(exceeded) => return turn_away(&conn, recv, &mut send_half, exceeded).await,
+    };
+    let mut frames = Frames::charged(recv, MAX_CONTROL, charge);
     let first = match frames.next(FIRST_FRAME).await {
         Ok(frame) => frame,
+        Err(FrameError::Exceeded(exceeded)) => {
+            return turn_away(&conn, frames.into_parts().0, &mut send_half, exceeded).await;
+        }
         Err(error) => {
             tracing::info!(peer = %conn.peer.short(), "stream ended before its first frame: {error}");
             let (mut recv, _) = frames.into_parts();
@@ -130,6 +139,9 @@ async fn stream(membership: Arc<Membership>, conn: Arc<PeerConn>, mut send_half:
         }
     };
     membership.pool.heard(conn.peer);
+    if first.kind != Kind::Open {
+        frames.settle();
+    }
     let result = match first.kind {
         Kind::PeerHello if conn.may_greet() => {
             return greet::answer(&membership, &conn, &first, send_half, frames).await;
@@ -137,7 +149,7 @@ async fn stream(membership: Arc<Membership>, conn: Arc<PeerConn>, mut send_half:
         Kind::PeerHello => return close(&conn.conn, Close::Protocol, "one greeting, by the side that dialled"),
         Kind::Open => session(&membership, &conn, &first, &mut send_half, frames).await,
         Kind::Gone => gone(&membership, &conn, &first, &mut send_half).await,
-        Kind::Pull => pull(&membership, &first, &mut send_half).await,
+        Kind::Pull => pull(&membership, &conn, &first, &mut send_half).await,
         Kind::Ping => answer(&mut send_half, Frame::empty(Kind::Pong)).await,
         got => Err(CodecError::OutOfOrder { got, wanted: "the beginning of a stream" }.into()),
     };
@@ -149,16 +161,45 @@ async fn stream(membership: Arc<Membership>, conn: Arc<PeerConn>, mut send_half:
     }
 }
 
+/// Refuses what is not read, since its sender has too much here already.
+async fn turn_away(conn: &PeerConn, recv: RecvStream, send_half: &mut SendStream, exceeded: Exceeded) {
+    // What came of it is thrown away at once, before the answer waits for anything.
+    drop(recv);
+    tracing::debug!(peer = %conn.peer.short(), "stream refused: {exceeded}");
+    let refused = Frame::control(Kind::Refused, &Failure::from(exceeded));
+    let answered = async { answer(send_half, refused?).await };
+    if let Err(error) = answered.await {
+        tracing::debug!(peer = %conn.peer.short(), "a refusal was not delivered: {error:#}");
+    }
+}
+
 async fn answer(send_half: &mut SendStream, frame: Frame) -> anyhow::Result<()> {
     send(send_half, frame).await?;
     send_half.finish()?;
     Ok(())
 }
 
-async fn pull(membership: &Membership, first: &Frame, send_half: &mut SendStream) -> anyhow::Result<()> {
+async fn pull(
+    membership: &Membership,
+    conn: &PeerConn,
+    first: &Frame,
+    send_half: &mut SendStream,
+) -> anyhow::Result<()> {
     let _wanted: Pull = first.decode()?;
+    let Some(_place) = membership.pool.pull(conn.peer) else {
+        let failure = Failure::new(FailureKind::Busy, "this machine fetches the snapshot several times already");
+        return answer(send_half, Frame::control(Kind::Refused, &failure)?).await;
+    };
     let held = membership.held();
-    answer(send_half, Frame::control(Kind::Snapshot, &held.snapshot.to_signed())?).await
+    let answered = async {
+        answer(send_half, Frame::control(Kind::Snapshot, &held.snapshot.to_signed())?).await?;
+        // Until it is delivered it takes memory here.
+        send_half.stopped().await.map_err(anyhow::Error::from)
+    };
+    match tokio::time::timeout(BODY, answered).await {
+        Ok(delivered) => delivered.map(|_| ()),
+        Err(_) => anyhow::bail!("the snapshot was not taken within {BODY:?}"),
+    }
 }
 
 /// Waits until sessions of an earlier daemon were taken over, so that none is met before it is decided anew.

@@ -17,7 +17,7 @@ use crate::store;
 use crate::store::lock::Changes;
 
 /// How long the body of a snapshot may take: 4 MiB over a slow line.
-const BODY: Duration = Duration::from_secs(60);
+pub(crate) const BODY: Duration = Duration::from_secs(60);
 /// A snapshot that several peers announce is asked of one after the other; one that does not deliver in this time keeps
 /// nobody else from being asked.
 const PATIENCE: Duration = Duration::from_millis(250);
@@ -75,7 +75,12 @@ pub(crate) async fn fetch(membership: &Arc<Membership>, conn: &Arc<PeerConn>, he
     let (mut send_half, recv) = conn.conn.open_bi().await?;
     send(&mut send_half, Frame::control(Kind::Pull, &Pull { generation: header.generation })?).await?;
     send_half.finish()?;
-    let signed: Signed = Frames::new(recv, MAX_SNAPSHOT).next(BODY).await?.expect(Kind::Snapshot, "Snapshot")?;
+    let answer = Frames::new(recv, MAX_SNAPSHOT).next(BODY).await?;
+    if answer.kind == Kind::Refused {
+        let failure: Failure = answer.decode()?;
+        anyhow::bail!("{failure}");
+    }
+    let signed: Signed = answer.expect(Kind::Snapshot, "Snapshot")?;
     let snapshot = signed.verify(&membership.cluster)?;
     let from = conn.peer.short();
     let _one_at_a_time = membership.installing.lock().await;

@@ -26,6 +26,11 @@ const IDLE: Duration = Duration::from_secs(30);
 /// How long the sockets of a closed endpoint may take to be free: longer than a busy machine needs.
 const RELEASE: Duration = Duration::from_secs(3);
 const RELEASE_POLL: Duration = Duration::from_millis(10);
+/// How long a closing endpoint waits for its peers at least. All are told at once, and whoever is there confirms within
+/// a round trip; for those that vanished, or that are only being dialled, iroh waits 3 s.
+const CLOSE: Duration = Duration::from_secs(1);
+/// On a slow path it waits for so many round trips: three probe timeouts, after which QUIC too expects nothing more.
+const CLOSE_ROUND_TRIPS: u32 = 9;
 
 /// What an endpoint is bound with.
 #[derive(Debug)]
@@ -77,6 +82,18 @@ pub(crate) async fn released(sockets: &[SocketAddr]) {
     };
     while sockets.iter().any(is_taken) && tokio::time::Instant::now() < deadline {
         tokio::time::sleep(RELEASE_POLL).await;
+    }
+}
+
+/// Closes, and waits until every peer has confirmed it, but not longer than one that is there would need; `rtt` is the
+/// longest round trip to one. What is left of the closing then goes on in the background.
+pub(crate) async fn close(endpoint: &Endpoint, rtt: Duration) {
+    let endpoint = endpoint.clone();
+    let closing = tokio::spawn(async move { endpoint.close().await });
+    match tokio::time::timeout(CLOSE.max(rtt * CLOSE_ROUND_TRIPS), closing).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::error!("an endpoint did not close in good order: {error}"),
+        Err(_) => tracing::info!("not every peer has confirmed that the connection is closed"),
     }
 }
 

@@ -7,6 +7,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
 
 use iroh::TransportAddr;
 use iroh::endpoint::Connection;
@@ -15,11 +16,15 @@ use malai_protocol::peer::Close;
 use malai_protocol::snapshot::Header;
 use tokio::sync::{Notify, watch};
 
+use super::budget::Budget;
 use super::close;
 use crate::clock::now_ms;
 
 /// Connections from one machine at once. It needs one; some more are of its earlier lives, or on their way out.
 const MOST: usize = 16;
+/// Snapshots that one machine may be in the middle of fetching from here. It needs one; some more are of connections on
+/// their way out.
+const PULLS: usize = 4;
 
 /// One connection to a machine.
 #[derive(Debug)]
@@ -196,7 +201,13 @@ struct Peer {
     addresses: BTreeSet<TransportAddr>,
     last_seen_ms: Option<u64>,
     dial: Arc<tokio::sync::Mutex<()>>,
+    undecided: Arc<Budget>,
+    pulls: Arc<Pulls>,
 }
+
+/// Counts the snapshots that a machine fetches: each holds one of these.
+#[derive(Debug, Default)]
+pub(crate) struct Pulls;
 
 /// What the pool tells of one machine.
 #[derive(Debug, Default)]
@@ -213,6 +224,8 @@ pub(crate) struct Pool {
     me: MachineId,
     peers: Mutex<HashMap<MachineId, Peer>>,
     changed: watch::Sender<u64>,
+    /// Addresses were told that are not in the cache.
+    learnt: Notify,
     /// Sessions that wait for a connection.
     waiting: AtomicU32,
 }
@@ -231,7 +244,13 @@ impl Drop for WaitingSession<'_> {
 impl Pool {
     /// An empty pool of this machine.
     pub(crate) fn new(me: MachineId) -> Self {
-        Self { me, peers: Mutex::default(), changed: watch::Sender::new(0), waiting: AtomicU32::new(0) }
+        Self {
+            me,
+            peers: Mutex::default(),
+            changed: watch::Sender::new(0),
+            learnt: Notify::new(),
+            waiting: AtomicU32::new(0),
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<MachineId, Peer>> {
@@ -314,12 +333,22 @@ impl Pool {
         if generation.is_some() {
             peer.generation = generation;
         }
-        if !addresses.is_empty() {
-            peer.addresses = addresses.iter().cloned().collect();
+        let addresses: BTreeSet<_> = addresses.iter().cloned().collect();
+        let learnt = !addresses.is_empty() && addresses != peer.addresses;
+        if learnt {
+            peer.addresses = addresses;
         }
         peer.last_seen_ms = Some(now_ms());
         drop(peers);
+        if learnt {
+            self.learnt.notify_one();
+        }
         self.touch();
+    }
+
+    /// Returns when addresses were learnt since the last call.
+    pub(crate) async fn learnt(&self) {
+        self.learnt.notified().await;
     }
 
     /// Takes over what the cache remembers, without overwriting what was heard since.
@@ -369,6 +398,25 @@ impl Pool {
     /// Held while a machine is dialled, so that it is dialled once at a time.
     pub(crate) fn dial_lock(&self, id: MachineId) -> Arc<tokio::sync::Mutex<()>> {
         Arc::clone(&self.lock().entry(id).or_default().dial)
+    }
+
+    /// The longest round trip to a machine that is connected.
+    pub(crate) fn longest_rtt(&self) -> Duration {
+        let rtts = self.all().into_iter().map(|conn| Duration::from_micros(conn.path().1));
+        rtts.max().unwrap_or_default()
+    }
+
+    /// What requests of this machine take here until they are decided.
+    pub(crate) fn undecided(&self, id: MachineId) -> Arc<Budget> {
+        Arc::clone(&self.lock().entry(id).or_default().undecided)
+    }
+
+    /// A place for one more snapshot that this machine fetches; dropping it gives the place back.
+    pub(crate) fn pull(&self, id: MachineId) -> Option<Arc<Pulls>> {
+        let mut peers = self.lock();
+        let pulls = &peers.entry(id).or_default().pulls;
+        // One is the pool's own. No other place is taken while the pool is locked.
+        (Arc::strong_count(pulls) <= PULLS).then(|| Arc::clone(pulls))
     }
 
     /// Every connection, for the shutdown.

@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use malai_protocol::failure::{Failure, Kind};
+use malai_protocol::failure::Failure;
 use malai_protocol::id::MachineId;
 use malai_protocol::peer::MAX_ADDRESSES;
 use serde::{Deserialize, Serialize};
 
 /// Room for thousands of machines with all their addresses.
 const MAX_FILE: usize = 4 * 1024 * 1024;
+const WHAT: &str = "last known addresses";
 
 /// What is remembered of each machine.
 pub type Peers = BTreeMap<MachineId, Peer>;
@@ -26,21 +27,9 @@ pub struct Peer {
 
 /// Reads the cache. A broken one is logged and empty: it is only a cache.
 pub fn load(path: &Path) -> Peers {
-    let read = super::read(path, MAX_FILE).and_then(|bytes| match bytes {
-        Some(bytes) => serde_json::from_slice(&bytes)
-            .map_err(|e| Failure::new(Kind::BadConfig, format!("{} does not parse: {e}", path.display()))),
-        None => Ok(Peers::new()),
-    });
-    match read {
-        Ok(mut peers) => {
-            peers.values_mut().for_each(|peer| peer.addresses.truncate(MAX_ADDRESSES));
-            peers
-        }
-        Err(error) => {
-            tracing::warn!(%error, "the last known addresses are lost");
-            Peers::new()
-        }
-    }
+    let mut peers: Peers = super::read_cache(path, MAX_FILE, WHAT);
+    peers.values_mut().for_each(|peer| peer.addresses.truncate(MAX_ADDRESSES));
+    peers
 }
 
 /// Stores the cache.
@@ -48,9 +37,7 @@ pub fn load(path: &Path) -> Peers {
 /// # Errors
 /// What the disk says.
 pub fn save(path: &Path, peers: &Peers) -> Result<(), Failure> {
-    let text = serde_json::to_vec(peers)
-        .map_err(|e| Failure::new(Kind::Internal, format!("last known addresses do not encode: {e}")))?;
-    super::write(path, &text)
+    super::write_cache(path, peers, WHAT)
 }
 
 #[cfg(test)]

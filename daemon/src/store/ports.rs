@@ -2,10 +2,11 @@
 
 use std::path::Path;
 
-use malai_protocol::failure::{Failure, Kind};
+use malai_protocol::failure::Failure;
 use serde::{Deserialize, Serialize};
 
 const MAX_FILE: usize = 4096;
+const WHAT: &str = "kept ports";
 
 /// The kept ports of one cluster.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -20,15 +21,7 @@ pub struct Ports {
 
 /// Reads the kept ports. A broken file is logged and means none: others are chosen, and announced.
 pub fn load(path: &Path) -> Ports {
-    let read = super::read(path, MAX_FILE).and_then(|bytes| match bytes {
-        Some(bytes) => serde_json::from_slice(&bytes)
-            .map_err(|e| Failure::new(Kind::BadConfig, format!("{} does not parse: {e}", path.display()))),
-        None => Ok(Ports::default()),
-    });
-    read.unwrap_or_else(|error| {
-        tracing::warn!(%error, "the kept ports are lost");
-        Ports::default()
-    })
+    super::read_cache(path, MAX_FILE, WHAT)
 }
 
 /// Stores the ports.
@@ -36,9 +29,7 @@ pub fn load(path: &Path) -> Ports {
 /// # Errors
 /// What the disk says.
 pub fn save(path: &Path, ports: &Ports) -> Result<(), Failure> {
-    let text =
-        serde_json::to_vec(ports).map_err(|e| Failure::new(Kind::Internal, format!("ports do not encode: {e}")))?;
-    super::write(path, &text)
+    super::write_cache(path, ports, WHAT)
 }
 
 #[cfg(test)]

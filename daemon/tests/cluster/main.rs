@@ -1,4 +1,5 @@
-//! Daemons of one cluster: who may do what, callers that go and come back, config sync, neighbouring versions, stalls.
+//! Daemons of one cluster: who may do what, callers that go and come back, config sync, neighbouring versions, stalls,
+//! machines that do not answer.
 
 #[path = "../support/mod.rs"]
 mod support;
@@ -10,3 +11,4 @@ mod neighbours;
 mod resume;
 mod stalls;
 mod sync;
+mod unanswered;

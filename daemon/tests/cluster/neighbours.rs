@@ -109,6 +109,32 @@ async fn a_config_with_unknown_keys_is_kept_and_spread_and_blocks_the_machines_t
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_network_that_is_not_understood_is_kept_and_spread_and_what_is_understood_is_used() -> Result<()> {
+    let scene = Scene::new().await?;
+    let text = scene.text();
+    for (what, text) in [
+        ("network.quic", text.replace("relays = []", "relays = []\nquic = 2")),
+        ("network.relays", text.replace("relays = []", "relays = [\"moq://x\"]")),
+        ("network.discovery", text.replace("discovery = []", "discovery = [\"dht\"]")),
+        ("network.ca", text.replace("relays = []", "relays = []\nca = [\"x\"]")),
+    ] {
+        let snapshot = scene.publish(&text).await?;
+        scene.serves().await?;
+        let alarm = scene.web01.cluster().await?.alarm.context("an alarm")?;
+        ensure!(alarm.contains(&format!("`{what}`")) && alarm.contains("newer malai"), "{what}: {alarm}");
+        let conn = scene.guest.dial(&scene.web01).await?;
+        let mut wire = open(&conn).await?;
+        send(&mut wire, Kind::Pull, &Pull { generation: 0 }).await?;
+        let signed: Signed = next(&mut wire).await?.expect(Kind::Snapshot, "Snapshot")?;
+        ensure!(signed == snapshot.to_signed(), "{what}: another snapshot is spread");
+    }
+    scene.publish(&text).await?;
+    ensure!(scene.web01.cluster().await?.alarm.is_none());
+    scene.web01.stop().await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_config_that_this_version_cannot_read_at_all_is_not_taken_and_an_alarm() -> Result<()> {
     let scene = Scene::new().await?;
     let conn = scene.laptop.dial(&scene.web01).await?;

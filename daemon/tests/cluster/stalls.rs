@@ -1,16 +1,18 @@
 //! Each of a session's directions stalled in turn, across two daemons: what has to get through does.
 
-use std::path::Path;
-use std::time::Duration;
+use std::fs::{File, OpenOptions};
+use std::os::fd::AsFd;
+use std::os::unix::fs::OpenOptionsExt;
 
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
 use futures_util::SinkExt;
 use malai_protocol::codec::{Frame, Kind, MAX_DATA};
 use malai_protocol::session::{EndedBy, ExecSpec, STDIN_CREDIT, Signal, Started, Status, StdinAck};
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{kill, killpg};
 use nix::unistd::Pid;
-use tokio::time::timeout;
 
 use crate::support::{Machine, Socket, follow, next, spec, until};
 
@@ -40,37 +42,73 @@ fn shell(script: &str) -> ExecSpec {
     ExecSpec { stdin: true, ..spec(&["sh", "-c", script]) }
 }
 
-/// Sends standard input as far as it is allowed, until no more credit comes.
-async fn fill(session: &mut Socket) -> Result<u64> {
-    let (mut sent, mut credit) = (0, STDIN_CREDIT);
+/// Sends standard input as far as it is allowed to a command that reads none: its pipe takes what it holds, and no more.
+async fn fill(session: &mut Socket, pid: Pid) -> Result<u64> {
+    let holds = u64::try_from(fcntl(pipe(pid, 0)?, FcntlArg::F_GETPIPE_SZ)?)?;
+    let (mut sent, mut ack) = (0, StdinAck { offset: 0, credit: STDIN_CREDIT });
     loop {
-        while sent < credit {
-            let chunk = (credit - sent).min(MAX_DATA as u64);
+        while sent < ack.credit {
+            let chunk = (ack.credit - sent).min(MAX_DATA as u64);
             session.send(Frame::data(Kind::Stdin, Bytes::from(vec![0; usize::try_from(chunk)?]))).await?;
             sent += chunk;
         }
-        // What the pipe takes is confirmed at once; then silence is the stall.
-        let Ok(frame) = timeout(Duration::from_millis(500), next(session)).await else { return Ok(sent) };
-        let ack: StdinAck = frame?.expect(Kind::StdinAck, "StdinAck")?;
-        credit = ack.credit;
-        ensure!(sent < MUCH, "a command that reads nothing takes all");
+        if ack.offset == holds {
+            return Ok(sent);
+        }
+        ack = next(session).await?.expect(Kind::StdinAck, "StdinAck")?;
+        ensure!(ack.offset <= holds, "{} bytes were taken by a pipe of {holds}", ack.offset);
     }
+}
+
+/// The pipe at this descriptor of a process, for writing.
+fn pipe(pid: Pid, descriptor: u32) -> Result<File> {
+    let path = format!("/proc/{pid}/fd/{descriptor}");
+    OpenOptions::new()
+        .write(true)
+        .custom_flags(OFlag::O_NONBLOCK.bits())
+        .open(&path)
+        .with_context(|| format!("{path} is gone: the command has ended"))
+}
+
+/// Whether a process's standard output takes nothing more.
+fn is_full(pid: Pid) -> Result<bool> {
+    let pipe = pipe(pid, 1)?;
+    let mut polled = [PollFd::new(pipe.as_fd(), PollFlags::POLLOUT)];
+    Ok(poll(&mut polled, PollTimeout::ZERO)? == 0)
+}
+
+/// How many bytes a process has written.
+fn written(pid: Pid) -> Result<u64> {
+    let path = format!("/proc/{pid}/io");
+    let io = std::fs::read_to_string(&path).context(path)?;
+    Ok(io.lines().find_map(|line| line.strip_prefix("wchar: ")).context("no wchar")?.parse()?)
+}
+
+/// Waits until a command's output is stalled: its pipe is full, and nothing is taken from it while another command goes
+/// all the way from its start to its end. Returns how much it has written.
+async fn stalled(laptop: &Machine, pid: Pid) -> Result<u64> {
+    let state = || async {
+        let before = written(pid)?;
+        if !is_full(pid)? {
+            return Ok(false);
+        }
+        let other = laptop.run("web01", &["echo", "hello"]).await?;
+        ensure!(other.stdout == b"hello\n", "{other:?}");
+        Ok(is_full(pid)? && written(pid)? == before)
+    };
+    until("the command waits for its reader", state).await?;
+    written(pid)
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_caller_that_reads_nothing_holds_its_command_and_no_other() -> Result<()> {
     let (laptop, web01) = pair().await?;
-    let count = web01.home.root().join("count");
-    let script = format!(
-        "i=0; while [ $i -lt 64 ]; do head -c 1048576 /dev/zero; i=$((i+1)); echo $i > {0}.new; mv {0}.new {0}; done",
-        count.display()
-    );
-    let mut session = laptop.begin("web01", &shell(&script)).await?;
-    started(&mut session).await?;
-    let stalled_at = stall(&count).await?;
-    ensure!(stalled_at << 20 < MUCH, "{stalled_at} MiB were taken from a command whose caller reads nothing");
-    let other = laptop.run("web01", &["echo", "hello"]).await?;
-    ensure!(other.stdout == b"hello\n", "{other:?}");
+    let much = MUCH.to_string();
+    let mut session = laptop.begin("web01", &spec(&["head", "-c", &much, "/dev/zero"])).await?;
+    let pid = started(&mut session).await?;
+    // Other commands run meanwhile.
+    let stalled_at = stalled(&laptop, pid).await?;
+    ensure!(stalled_at < MUCH, "{stalled_at} bytes were taken from a command whose caller reads nothing");
     // It goes on where it was, without losing a byte.
     let ran = follow(session).await?;
     ensure!(ran.stdout.len() as u64 == MUCH, "{} bytes", ran.stdout.len());
@@ -78,27 +116,12 @@ async fn a_caller_that_reads_nothing_holds_its_command_and_no_other() -> Result<
     stop(laptop, web01).await
 }
 
-/// Waits until the number in a file has stopped to grow.
-async fn stall(path: &Path) -> Result<u64> {
-    let read = || std::fs::read_to_string(path).ok().and_then(|text| text.trim().parse::<u64>().ok());
-    until("the command prints", || async { Ok(read().is_some()) }).await?;
-    let mut last = read();
-    loop {
-        tokio::time::sleep(Duration::from_millis(500)).await;
-        let now = read();
-        if now == last {
-            return now.context("a number");
-        }
-        last = now;
-    }
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn an_interrupt_gets_through_to_a_command_that_reads_nothing() -> Result<()> {
     let (laptop, web01) = pair().await?;
     let mut session = laptop.begin("web01", &ExecSpec { stdin: true, ..spec(&["sleep", "600"]) }).await?;
-    started(&mut session).await?;
-    let sent = fill(&mut session).await?;
+    let pid = started(&mut session).await?;
+    let sent = fill(&mut session, pid).await?;
     ensure!(sent >= STDIN_CREDIT, "{sent} bytes: nothing stalled");
     session.send(Frame::control(Kind::Signal, &Signal { number: 2 })?).await?;
     let record = follow(session).await?.end.expect("a record");
@@ -112,8 +135,7 @@ async fn an_interrupt_gets_through_although_the_output_is_stalled() -> Result<()
     let (laptop, web01) = pair().await?;
     let mut session = laptop.begin("web01", &spec(&["yes"])).await?;
     let pid = started(&mut session).await?;
-    // It is stalled when its pipe takes nothing more: then it sleeps in write.
-    until("the command waits for its reader", || async { Ok(sleeps(pid)) }).await?;
+    stalled(&laptop, pid).await?;
     session.send(Frame::control(Kind::Signal, &Signal { number: 2 })?).await?;
     until("the command is gone", || async { Ok(kill(pid, None).is_err()) }).await?;
     let record = follow(session).await?.end.expect("a record");
@@ -121,21 +143,12 @@ async fn an_interrupt_gets_through_although_the_output_is_stalled() -> Result<()
     stop(laptop, web01).await
 }
 
-/// Whether a process sleeps, and goes on sleeping.
-fn sleeps(pid: Pid) -> bool {
-    (0..50).all(|_| {
-        std::thread::sleep(Duration::from_millis(2));
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('S'))
-    })
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cli_that_vanishes_under_a_full_standard_input_ends_the_whole_tree() -> Result<()> {
     let (laptop, web01) = pair().await?;
     let mut session = laptop.begin("web01", &shell("sleep 600 & sleep 600 & wait")).await?;
     let group = started(&mut session).await?;
-    let sent = fill(&mut session).await?;
+    let sent = fill(&mut session, group).await?;
     ensure!(sent >= STDIN_CREDIT, "{sent} bytes: nothing stalled");
     drop(session);
     until("the tree is gone", || async { Ok(killpg(group, None).is_err()) }).await?;
@@ -152,7 +165,7 @@ async fn a_cli_that_vanishes_under_stalled_output_ends_the_whole_tree() -> Resul
     let (laptop, web01) = pair().await?;
     let mut session = laptop.begin("web01", &shell("sleep 600 & exec yes")).await?;
     let group = started(&mut session).await?;
-    until("the command waits for its reader", || async { Ok(sleeps(group)) }).await?;
+    stalled(&laptop, group).await?;
     drop(session);
     until("the tree is gone", || async { Ok(killpg(group, None).is_err()) }).await?;
     stop(laptop, web01).await
@@ -169,10 +182,9 @@ async fn input_goes_on_while_the_caller_reads_no_output() -> Result<()> {
     );
     let mut session = laptop.begin("web01", &shell(&script)).await?;
     started(&mut session).await?;
-    let stalled = || {
-        std::fs::read_to_string(&writer).is_ok_and(|pid| pid.trim().parse().is_ok_and(|pid| sleeps(Pid::from_raw(pid))))
-    };
-    until("the output is stalled", || async { Ok(stalled()) }).await?;
+    let pid = || std::fs::read_to_string(&writer).ok().and_then(|pid| pid.trim_end().parse().ok());
+    until("it begins to write", || async { Ok(pid().is_some()) }).await?;
+    stalled(&laptop, Pid::from_raw(pid().context("a pid")?)).await?;
     session.send(Frame::data(Kind::Stdin, Bytes::from_static(b"a line\n"))).await?;
     session.send(Frame::empty(Kind::StdinEof)).await?;
     until("the input arrives", || async { Ok(std::fs::read(&trace).is_ok_and(|text| text == b"a line\n")) }).await?;

@@ -3,7 +3,7 @@
 use malai_protocol::codec::Kind;
 use malai_protocol::session::{EndedBy, Status, StopOutput};
 
-use super::harness::{Lab, lives, pid_in, plan, script, until, words};
+use super::harness::{Lab, lives, pid_in, plan, script, until};
 
 #[tokio::test]
 async fn output_and_exit_code_come_back_apart_and_complete() {
@@ -196,7 +196,6 @@ async fn a_program_is_found_in_the_path_of_the_session() {
     std::fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("chmod");
     let mut named = plan(&["only-here"]);
     named.env = vec![(b"PATH".to_vec().into(), lab.dir.path().display().to_string().into_bytes().into())];
-    named.argv = words(&["only-here"]);
     assert_eq!(lab.run(named).await.text(), format!("found {program}\n"));
     lab.close().await;
 }

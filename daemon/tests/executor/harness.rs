@@ -1,8 +1,6 @@
 //! One executor in this process, a daemon's control connection to it, and callers.
 
-use std::future::Future;
 use std::path::Path;
-use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{SinkExt, StreamExt};
@@ -16,37 +14,12 @@ use malai_daemon::executor::{Connection, Incoming, Options, run};
 use malai_protocol::codec::{Frame, FrameCodec, Kind};
 use malai_protocol::failure::Failure;
 use malai_protocol::home::Home;
-use malai_protocol::id::{ClusterId, FollowerId, MachineId, SessionId};
-use malai_protocol::plan::{Attachment, Decided, Ended, Hello, Plan, SessionName, Sessions, Tree, VERSION};
+use malai_protocol::id::FollowerId;
+use malai_protocol::plan::{Attachment, Ended, Hello, Plan, SessionName, Sessions, Tree, VERSION};
 use malai_protocol::session::{Ack, Attached, ExitRecord, Signal, Started, Status, StdinAck};
 
-/// The public key of RFC 8032's first test: a caller, and a cluster.
-const KEY: [u8; 32] = [
-    0xd7, 0x5a, 0x98, 0x01, 0x82, 0xb1, 0x0a, 0xb7, 0xd5, 0x4b, 0xfe, 0xd3, 0xc9, 0x64, 0x07, 0x3a, 0x0e, 0xe1, 0x72,
-    0xf3, 0xda, 0xa6, 0x23, 0x25, 0xaf, 0x02, 0x1a, 0x68, 0xf7, 0x07, 0x51, 0x1a,
-];
-
-/// Waits, but not for ever: a test that hangs says where.
-pub(crate) async fn within<F: Future>(what: &'static str, future: F) -> F::Output {
-    tokio::time::timeout(Duration::from_secs(30), future).await.unwrap_or_else(|_| panic!("never: {what}"))
-}
-
-/// Waits until `state` holds.
-pub(crate) async fn until(what: &'static str, state: impl Fn() -> bool) {
-    within(what, async {
-        while !state() {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    })
-    .await;
-}
-
-/// Whether this process lives: a zombie does not.
-pub(crate) fn lives(pid: u32) -> bool {
-    let stat = std::fs::read(format!("/proc/{pid}/stat")).unwrap_or_default();
-    let stat = String::from_utf8_lossy(&stat).into_owned();
-    stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with('Z') && !rest.starts_with('X'))
-}
+pub(crate) use crate::plan::plan;
+pub(crate) use crate::process::{lives, until, within};
 
 /// The pid in a file that a command writes.
 pub(crate) async fn pid_in(path: &Path) -> u32 {
@@ -54,43 +27,7 @@ pub(crate) async fn pid_in(path: &Path) -> u32 {
     std::fs::read_to_string(path).expect("reads").trim().parse().expect("a pid")
 }
 
-pub(crate) fn words(words: &[&str]) -> Vec<serde_bytes::ByteBuf> {
-    words.iter().map(|word| serde_bytes::ByteBuf::from(word.as_bytes())).collect()
-}
-
-/// A plan with a new id.
-pub(crate) fn plan(argv: &[&str]) -> Plan {
-    let mut id = [0; 16];
-    getrandom::fill(&mut id).expect("random");
-    Plan {
-        session: SessionName { caller: MachineId::from_bytes(KEY).expect("a key"), id: SessionId::from_bytes(id) },
-        cluster: ClusterId::from_bytes(KEY).expect("a key"),
-        argv: words(argv),
-        shell: false,
-        user: None,
-        env: Vec::new(),
-        cwd: None,
-        stdin: false,
-        timeout_ms: None,
-        wait_output: false,
-        resend: None,
-        grace_ms: 0,
-        kill_on_lost: true,
-        request: Decided {
-            words: words(argv),
-            literal: true,
-            shell: false,
-            user: None,
-            env_names: Vec::new(),
-            named: None,
-            run_as: None,
-            reason: None,
-            since_ms: 1,
-        },
-    }
-}
-
-/// The same for a shell script.
+/// A plan for a shell script.
 pub(crate) fn script(text: &str) -> Plan {
     plan(&["/bin/sh", "-c", text])
 }

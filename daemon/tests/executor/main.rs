@@ -1,6 +1,10 @@
 //! The executor over in-memory connections, with real child processes: what a session does, whatever its two ends do.
 
 mod harness;
+#[path = "../support/plan.rs"]
+mod plan;
+#[path = "../support/process.rs"]
+mod process;
 
 mod commands;
 mod endings;

@@ -18,15 +18,16 @@ use malai_daemon::supervisor::{Event, Executor, Mode, StartOptions};
 use malai_protocol::codec::{Frame, Kind};
 use malai_protocol::failure;
 use malai_protocol::home::Home;
-use malai_protocol::id::{ClusterId, MachineId, SessionId};
-use malai_protocol::plan::{Attachment, Decided, Ended, Hello, Outcome, Plan, SessionName, VERSION};
+use malai_protocol::plan::{Attachment, Ended, Hello, Outcome, SessionName, VERSION};
 use malai_protocol::session::{EndedBy, ExitRecord, Started};
 
-/// The public key of RFC 8032's first test: a caller, and a cluster.
-const KEY: [u8; 32] = [
-    0xd7, 0x5a, 0x98, 0x01, 0x82, 0xb1, 0x0a, 0xb7, 0xd5, 0x4b, 0xfe, 0xd3, 0xc9, 0x64, 0x07, 0x3a, 0x0e, 0xe1, 0x72,
-    0xf3, 0xda, 0xa6, 0x23, 0x25, 0xaf, 0x02, 0x1a, 0x68, 0xf7, 0x07, 0x51, 0x1a,
-];
+#[path = "../support/plan.rs"]
+mod plan;
+#[path = "../support/process.rs"]
+mod process;
+
+use plan::plan;
+use process::{lives, until, within};
 
 fn main() -> ExitCode {
     let args: Vec<OsString> = std::env::args_os().collect();
@@ -65,63 +66,12 @@ fn block_on(test: impl Future<Output = ()>) -> Result<(), Failed> {
     Ok(())
 }
 
-async fn within<F: Future>(what: &'static str, future: F) -> F::Output {
-    tokio::time::timeout(Duration::from_secs(30), future).await.unwrap_or_else(|_| panic!("never: {what}"))
-}
-
-async fn until(what: &'static str, state: impl Fn() -> bool) {
-    within(what, async {
-        while !state() {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    })
-    .await;
-}
-
-fn lives(pid: u32) -> bool {
-    let stat = std::fs::read(format!("/proc/{pid}/stat")).unwrap_or_default();
-    let stat = String::from_utf8_lossy(&stat).into_owned();
-    stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with('Z') && !rest.starts_with('X'))
-}
-
 fn send(pid: u32, signal: Signal) {
     kill(Pid::from_raw(i32::try_from(pid).expect("a pid")), signal).expect("it is there");
 }
 
 fn first(session: SessionName) -> Attachment {
     Attachment { session, by: session.caller, follower: None, number: 1, binding: true }
-}
-
-fn plan(argv: &[&str]) -> Plan {
-    let mut id = [0; 16];
-    getrandom::fill(&mut id).expect("random");
-    let words: Vec<_> = argv.iter().map(|word| serde_bytes::ByteBuf::from(word.as_bytes())).collect();
-    Plan {
-        session: SessionName { caller: MachineId::from_bytes(KEY).expect("a key"), id: SessionId::from_bytes(id) },
-        cluster: ClusterId::from_bytes(KEY).expect("a key"),
-        argv: words.clone(),
-        shell: false,
-        user: None,
-        env: Vec::new(),
-        cwd: None,
-        stdin: false,
-        timeout_ms: None,
-        wait_output: false,
-        resend: None,
-        grace_ms: 0,
-        kill_on_lost: true,
-        request: Decided {
-            words,
-            literal: true,
-            shell: false,
-            user: None,
-            env_names: Vec::new(),
-            named: None,
-            run_as: None,
-            reason: None,
-            since_ms: 1,
-        },
-    }
 }
 
 /// A daemon, as far as the executor sees one.

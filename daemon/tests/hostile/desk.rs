@@ -1,6 +1,8 @@
 //! Newcomers at the cluster manager's desk, by the wire.
 
 use anyhow::{Context, Result, ensure};
+use futures_util::future::try_join_all;
+use iroh::endpoint::{Connection, ConnectionError};
 use malai_protocol::codec::{Frame, Kind, MAX_HELLO};
 use malai_protocol::failure::{Failure, Kind as FailureKind};
 use malai_protocol::local::{Request, Response};
@@ -10,7 +12,7 @@ use serde_bytes::ByteArray;
 use tokio::task::JoinSet;
 
 use crate::support::peer::{self, Got, Peer, Wire, closed, got, hello, open, raw, send};
-use crate::support::{Machine, next, spec};
+use crate::support::{Machine, next, spec, until};
 
 /// A cluster manager.
 async fn manager() -> Result<Machine> {
@@ -36,7 +38,7 @@ async fn redeem(laptop: &Machine, peer: &Peer, secret: ByteArray<32>) -> Result<
 }
 
 /// Knocks over a new connection, which is returned with the answer.
-async fn knock(laptop: &Machine, peer: &Peer) -> Result<(Wire, iroh::endpoint::Connection, Frame)> {
+async fn knock(laptop: &Machine, peer: &Peer) -> Result<(Wire, Connection, Frame)> {
     let conn = peer.dial_desk(laptop).await?;
     let mut wire = open(&conn).await?;
     send(&mut wire, Kind::Knock, &Knock { version: VERSION, hostname: "\u{1b}[2Jhost".into() }).await?;
@@ -190,6 +192,53 @@ async fn a_key_that_knocks_too_often_is_refused_and_one_that_talks_on_is_forgott
     raw(&mut wire, &vec![0xff; 65536]).await?;
     let answer = got(&mut wire).await?;
     ensure!(matches!(answer, Got::Closed(Some(Close::Protocol))), "{answer:?}");
+    laptop.stop().await?;
+    Ok(())
+}
+
+/// A stranger that says nothing, or the half of something.
+async fn says_half(stranger: &Peer, laptop: &Machine, number: u32) -> Result<(Connection, Wire)> {
+    let conn = stranger.dial_desk(laptop).await?;
+    let mut wire = open(&conn).await?;
+    if number.is_multiple_of(3) {
+        raw(&mut wire, &[Kind::Knock as u8, 9]).await?;
+    }
+    Ok((conn, wire))
+}
+
+/// A stranger that guesses an invite, is refused, and stays.
+async fn guesses(stranger: &Peer, laptop: &Machine) -> Result<(Connection, Wire)> {
+    let conn = stranger.dial_desk(laptop).await?;
+    let mut wire = open(&conn).await?;
+    let guess = Redeem { version: VERSION, secret: ByteArray::new([1; 32]), hostname: String::new() };
+    send(&mut wire, Kind::Redeem, &guess).await?;
+    let failure: Failure = next(&mut wire).await?.expect(Kind::Refused, "Refused")?;
+    ensure!(failure.kind == FailureKind::Denied, "{failure}");
+    Ok((conn, wire))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn strangers_that_say_nothing_keep_nobody_out_that_speaks() -> Result<()> {
+    let laptop = manager().await?;
+    let (waiting, stranger) = (Peer::new().await?, Peer::new().await?);
+    let (_wire, knocked, frame) = knock(&laptop, &waiting).await?;
+    ensure!(frame.kind == Kind::Waiting);
+    // All at once: they have 10 s before they would be closed for saying nothing.
+    let silent = try_join_all((0..160).map(|number| says_half(&stranger, &laptop, number))).await?;
+    // The oldest made room for those that came after them, in time for one that has an invite.
+    let code = u64::from(Close::Busy as u32);
+    let lost_its_place = |conn: &Connection| matches!(conn.close_reason(), Some(ConnectionError::ApplicationClosed(why)) if why.error_code.into_inner() == code);
+    until("one made room", || async { Ok(silent.iter().any(|(conn, _)| lost_its_place(conn))) }).await?;
+    let (_newcomer, snapshot) = Peer::join(&laptop, "web01", &[]).await?;
+    ensure!(snapshot.text().contains("[machine.web01]"), "{}", snapshot.text());
+    // Nor do those that were refused and stay.
+    let mut stay = Vec::new();
+    for _ in 0..5 {
+        stay.extend(try_join_all((0..28).map(|_| guesses(&stranger, &laptop))).await?);
+    }
+    let (_newcomer, _) = Peer::join(&laptop, "web02", &[]).await?;
+    // And who waits for an approval has not lost its place.
+    ensure!(knocked.close_reason().is_none(), "{:?}", knocked.close_reason());
     laptop.stop().await?;
     Ok(())
 }

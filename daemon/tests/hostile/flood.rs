@@ -7,15 +7,14 @@ use futures_util::SinkExt;
 use iroh::endpoint::Connection;
 use malai_protocol::codec::{Frame, Kind};
 use malai_protocol::failure::Kind as FailureKind;
-use malai_protocol::peer::{Announce, Close, Open, Pull};
+use malai_protocol::peer::{Announce, Close, Open};
 use malai_protocol::session::ExecSpec;
-use malai_protocol::snapshot::Signed;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use crate::support::peer::{self, Got, Wire, closed, exec, got, open, ping, raw, send};
-use crate::support::scene::{Scene, offer};
-use crate::support::{SOON, follow, next, spec, until};
+use crate::support::scene::{Scene, asked, deliver, false_deliveries, offer};
+use crate::support::{SOON, follow, spec, until};
 
 /// Sessions on one connection, as the design has it.
 const MOST: usize = 1024;
@@ -124,10 +123,8 @@ async fn a_member_that_announces_and_does_not_deliver_holds_nobody_back() -> Res
     }
     let slow = scene.friend.dial(&scene.web01).await?;
     let _control = peer::greet(&slow, Some(header.clone())).await?;
-    let mut asked = peer::accept(&silent).await?;
-    let _pull: Pull = next(&mut asked).await?.expect(Kind::Pull, "Pull")?;
-    let mut half = peer::accept(&slow).await?;
-    let _pull: Pull = next(&mut half).await?.expect(Kind::Pull, "Pull")?;
+    let _unanswered = asked(&silent).await?;
+    let mut half = asked(&slow).await?;
     raw(&mut half, &Frame::control(Kind::Snapshot, &announced.to_signed())?.to_bytes()[..50]).await?;
     // The manager's own connection brings it all the same.
     let manager = scene.laptop.dial(&scene.web01).await?;
@@ -143,23 +140,9 @@ async fn a_member_that_announces_and_does_not_deliver_holds_nobody_back() -> Res
 async fn a_member_that_delivers_something_else_changes_nothing() -> Result<()> {
     let scene = Scene::new().await?;
     let announced = scene.sign_as(9, &scene.text())?;
-    let text = Signed { signed: announced.signed_header().clone(), text: b"[cluster]\n".to_vec().into() };
-    let huge = [&[Kind::Snapshot as u8][..], &100_000_000u32.to_le_bytes(), &[b'x'; 100_000]].concat();
-    let answers = [
-        ("another text", Frame::control(Kind::Snapshot, &text)?.to_bytes().to_vec()),
-        ("100 MB", huge),
-        ("another kind", Frame::empty(Kind::Waiting).to_bytes().to_vec()),
-        ("an unknown kind", vec![0xfe, 0, 0, 0, 0]),
-        ("nothing", Vec::new()),
-    ];
-    for (what, bytes) in answers {
+    for (what, bytes) in false_deliveries(&announced)? {
         let conn = scene.guest.dial(&scene.web01).await?;
-        let _control = peer::greet(&conn, Some(announced.signed_header().clone())).await?;
-        let mut wire = peer::accept(&conn).await?;
-        let _pull: Pull = next(&mut wire).await?.expect(Kind::Pull, "Pull")?;
-        raw(&mut wire, &bytes).await?;
-        peer::finish(&mut wire)?;
-        let (code, words) = closed(&conn).await?;
+        let (code, words) = deliver(&conn, &announced, &bytes).await?;
         ensure!(code == Some(Close::Protocol), "{what}: {code:?} {words}");
         ensure!(scene.held().await? == 1, "{what}: it was taken");
     }

@@ -7,8 +7,11 @@ mod attach;
 mod desk;
 mod flood;
 mod member;
+mod pulls;
+mod refused;
 mod socket;
 mod stranger;
+mod undecided;
 
 /// One wait for all of them.
 #[tokio::test(flavor = "multi_thread")]

@@ -6,13 +6,12 @@ use anyhow::{Context, Result, ensure};
 use malai_daemon::store::keys::ClusterKey;
 use malai_protocol::codec::{Frame, Kind, MAX_HELLO};
 use malai_protocol::peer::{ALPN, Close, Hello, Open, Pull};
-use malai_protocol::snapshot::Signed;
 
 use tokio::task::JoinSet;
 
 use crate::support::peer::{self, Got, Peer, closed, forge, got, hello, open, raw};
-use crate::support::scene::{Scene, offer};
-use crate::support::{next, spec};
+use crate::support::scene::{Scene, deliver, false_deliveries, offer};
+use crate::support::spec;
 
 /// What a stranger may begin with instead of a proper greeting, by name.
 fn openings(scene: &Scene) -> Result<Vec<(&'static str, Vec<u8>)>> {
@@ -139,24 +138,10 @@ async fn a_stranger_with_a_newer_snapshot_that_does_not_name_it_is_closed() -> R
 async fn a_stranger_whose_snapshot_is_not_what_it_announced_is_closed_and_changes_nothing() -> Result<()> {
     let scene = Scene::new().await?;
     let announced = scene.sign_as(9, &scene.text())?;
-    let text = Signed { signed: announced.signed_header().clone(), text: b"[cluster]\n".to_vec().into() };
-    let huge = [&[Kind::Snapshot as u8][..], &100_000_000u32.to_le_bytes(), &[b'x'; 100_000]].concat();
-    let answers = [
-        ("another text", Frame::control(Kind::Snapshot, &text)?.to_bytes().to_vec()),
-        ("100 MB", huge),
-        ("a refusal", Frame::empty(Kind::Waiting).to_bytes().to_vec()),
-        ("nothing", Vec::new()),
-        ("half of it", Frame::control(Kind::Snapshot, &announced.to_signed())?.to_bytes()[..50].to_vec()),
-    ];
-    for (what, bytes) in answers {
+    for (what, bytes) in false_deliveries(&announced)? {
         let stranger = Peer::new().await?;
         let conn = stranger.dial(&scene.web01).await?;
-        let _control = peer::greet(&conn, Some(announced.signed_header().clone())).await?;
-        let mut wire = peer::accept(&conn).await?;
-        let _pull: Pull = next(&mut wire).await?.expect(Kind::Pull, "Pull")?;
-        raw(&mut wire, &bytes).await?;
-        peer::finish(&mut wire)?;
-        let (code, words) = closed(&conn).await?;
+        let (code, words) = deliver(&conn, &announced, &bytes).await?;
         ensure!(code == Some(Close::NotAMember), "{what}: {code:?} {words}");
         ensure!(scene.held().await? == 1, "{what}: it was taken");
     }

@@ -11,8 +11,8 @@ use malai_daemon::store::lock::Changes;
 use malai_protocol::codec::{Frame, Kind};
 use malai_protocol::id::MachineId;
 use malai_protocol::invite::Invite;
-use malai_protocol::peer::Pull;
-use malai_protocol::snapshot::Snapshot;
+use malai_protocol::peer::{Close, Pull};
+use malai_protocol::snapshot::{Signed, Snapshot};
 use serde_bytes::ByteArray;
 
 use super::peer::{self, Peer, Wire};
@@ -125,11 +125,40 @@ impl Scene {
 /// Greets with a newer snapshot's header, and answers when its text is asked for.
 pub(crate) async fn offer(conn: &Connection, snapshot: &Snapshot) -> Result<Wire> {
     let (control, _) = peer::greet(conn, Some(snapshot.signed_header().clone())).await?;
-    let mut wire = peer::accept(conn).await?;
-    let _pull: Pull = next(&mut wire).await?.expect(Kind::Pull, "Pull")?;
+    let mut wire = asked(conn).await?;
     wire.send(Frame::control(Kind::Snapshot, &snapshot.to_signed())?).await?;
     peer::finish(&mut wire)?;
     Ok(control)
+}
+
+/// What a peer may deliver in place of the snapshot that it announced, by name.
+pub(crate) fn false_deliveries(announced: &Snapshot) -> Result<Vec<(&'static str, Vec<u8>)>> {
+    let text = Signed { signed: announced.signed_header().clone(), text: b"[cluster]\n".to_vec().into() };
+    let whole = Frame::control(Kind::Snapshot, &announced.to_signed())?.to_bytes();
+    Ok(vec![
+        ("another text", Frame::control(Kind::Snapshot, &text)?.to_bytes().to_vec()),
+        ("100 MB", [&[Kind::Snapshot as u8][..], &100_000_000u32.to_le_bytes(), &[b'x'; 100_000]].concat()),
+        ("another kind", Frame::empty(Kind::Waiting).to_bytes().to_vec()),
+        ("an unknown kind", vec![0xfe, 0, 0, 0, 0]),
+        ("nothing", Vec::new()),
+        ("half of it", whole.slice(..50).to_vec()),
+    ])
+}
+
+/// Announces a snapshot, and delivers these bytes when it is asked for; returns how it is closed.
+pub(crate) async fn deliver(conn: &Connection, announced: &Snapshot, bytes: &[u8]) -> Result<(Option<Close>, String)> {
+    let _control = peer::greet(conn, Some(announced.signed_header().clone())).await?;
+    let mut wire = asked(conn).await?;
+    peer::raw(&mut wire, bytes).await?;
+    peer::finish(&mut wire)?;
+    peer::closed(conn).await
+}
+
+/// The stream on which the daemon asks for an announced snapshot.
+pub(crate) async fn asked(conn: &Connection) -> Result<Wire> {
+    let mut wire = peer::accept(conn).await?;
+    let _pull: Pull = next(&mut wire).await?.expect(Kind::Pull, "Pull")?;
+    Ok(wire)
 }
 
 fn text(key: &ClusterKey, web01: MachineId, laptop: &Peer, friend: &Peer, guest: &Peer) -> String {

@@ -3,32 +3,19 @@
 //! `malai-lab-endpoint` waits for a connection; `malai-lab-endpoint ID IP:PORT` makes one. Both print a line of JSON when
 //! ready, and keep the connection until their standard input ends.
 
-use std::io::Write as _;
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
 use iroh::dns::DnsResolver;
 use iroh::endpoint::{Connection, PortmapperConfig, presets};
 use iroh::{Endpoint, EndpointAddr, EndpointId, RelayMode, TransportAddr};
+use malai_e2e::program;
 use serde_json::json;
-use tokio::io::AsyncReadExt as _;
 
 const ALPN: &[u8] = b"malai-lab/1";
 
 fn main() -> ExitCode {
-    let served = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-        .context("cannot start a runtime")
-        .and_then(|runtime| runtime.block_on(serve()));
-    match served {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            // Nobody is left to be told when standard error is closed.
-            drop(writeln!(std::io::stderr(), "malai-lab-endpoint: {error:#}"));
-            ExitCode::FAILURE
-        }
-    }
+    program::main("malai-lab-endpoint", serve())
 }
 
 async fn serve() -> Result<()> {
@@ -45,7 +32,7 @@ async fn serve() -> Result<()> {
         None => accept(&endpoint).await?,
         Some(id) => dial(&endpoint, &id, &arguments.next().context("an address is missing")?).await?,
     };
-    tokio::io::stdin().read_to_end(&mut Vec::new()).await.context("cannot read standard input")?;
+    program::released().await?;
     connection.close(0u32.into(), b"");
     endpoint.close().await;
     Ok(())
@@ -53,7 +40,7 @@ async fn serve() -> Result<()> {
 
 async fn accept(endpoint: &Endpoint) -> Result<Connection> {
     let port = endpoint.bound_sockets().iter().find(|bound| bound.is_ipv4()).context("no IPv4 socket")?.port();
-    say(&json!({ "id": endpoint.id().to_string(), "port": port }))?;
+    program::ready(&json!({ "id": endpoint.id().to_string(), "port": port }))?;
     let incoming = endpoint.accept().await.context("the endpoint is closed")?;
     incoming.await.context("the connection failed")
 }
@@ -63,10 +50,6 @@ async fn dial(endpoint: &Endpoint, id: &str, address: &str) -> Result<Connection
     let address = address.parse().with_context(|| format!("{address} is no address"))?;
     let peer = EndpointAddr::from_parts(id, [TransportAddr::Ip(address)]);
     let connection = endpoint.connect(peer, ALPN).await.context("cannot connect")?;
-    say(&json!({ "connected": true }))?;
+    program::ready(&json!({ "connected": true }))?;
     Ok(connection)
-}
-
-fn say(line: &serde_json::Value) -> Result<()> {
-    writeln!(std::io::stdout(), "{line}").context("cannot tell that it is ready")
 }

@@ -4,7 +4,6 @@
 //! It prints one line of JSON when it is ready; `malai_e2e::lab::Services` reads it.
 
 use std::fs;
-use std::io::Write as _;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
 use std::process::ExitCode;
@@ -12,11 +11,11 @@ use std::process::ExitCode;
 use anyhow::{Context as _, Result};
 use iroh_dns_server::config::{Config, MetricsConfig, RateLimitConfig};
 use iroh_relay::server::{CertConfig, QuicConfig, RelayConfig, Server, ServerConfig, TlsConfig};
+use malai_e2e::program;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::{Value, json};
-use tokio::io::AsyncReadExt as _;
 
 /// The port at which relays tell clients their address, by iroh's convention.
 const QUIC_PORT: u16 = 7842;
@@ -28,19 +27,7 @@ const TTL_SECONDS: u32 = 1;
 const KEPT: &str = "/root/malai-lab-net.json";
 
 fn main() -> ExitCode {
-    let served = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-        .context("cannot start a runtime")
-        .and_then(|runtime| runtime.block_on(serve()));
-    match served {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            // Nobody is left to be told when standard error is closed.
-            drop(writeln!(std::io::stderr(), "malai-lab-net: {error:#}"));
-            ExitCode::FAILURE
-        }
-    }
+    program::main("malai-lab-net", serve())
 }
 
 async fn serve() -> Result<()> {
@@ -49,16 +36,15 @@ async fn serve() -> Result<()> {
     let (authority, tls) = certify(address)?;
     let relay = start_relay(address, tls).await?;
     let dns = start_dns(address).await?;
-    let ready = json!({
+    program::ready(&json!({
         "relay": format!("https://{address}/"),
         "relay_http": format!("http://{address}/"),
         "quic_port": QUIC_PORT,
         "authority": authority,
         "dns": dns.dns_addr().to_string(),
         "pkarr": format!("http://{address}:{PKARR_PORT}/pkarr"),
-    });
-    writeln!(std::io::stdout(), "{ready}").context("cannot tell that it is ready")?;
-    tokio::io::stdin().read_to_end(&mut Vec::new()).await.context("cannot read standard input")?;
+    }))?;
+    program::released().await?;
     dns.shutdown().await.context("cannot shut the DNS server down")?;
     relay.shutdown().await.context("cannot shut the relay down")
 }

@@ -86,15 +86,21 @@ fn text(entry: &Entry) -> String {
         Event::Start => "start",
         Event::End => "end",
         Event::Refused => "refused",
+        Event::LeftOut => "left-out",
     };
     let caller = entry.who.clone().unwrap_or_else(|| entry.id52.chars().take(10).collect());
-    let session: String = entry.session.chars().take(8).collect();
-    let mut parts =
-        vec![timestamp::utc(entry.at_ms), session, format!("{event:<7}"), format!("{caller}.{}", entry.cluster)];
+    let session: String = if entry.session.is_empty() { "-" } else { &entry.session }.chars().take(8).collect();
+    let mut parts = vec![
+        timestamp::utc(entry.at_ms),
+        format!("{session:<8}"),
+        format!("{event:<7}"),
+        format!("{caller}.{}", entry.cluster),
+    ];
     let mut add = |name: &str, value: Option<String>| parts.extend(value.map(|value| format!("{name}={value}")));
     add("as", entry.user.clone());
     add("code", entry.code.map(|code| code.to_string()));
     add("by", entry.outcome.as_ref().map(|outcome| escape::words(&[outcome])));
+    add("count", entry.count.map(|n| n.to_string()));
     add("out", entry.stdout_bytes.map(|n| n.to_string()));
     add("err", entry.stderr_bytes.map(|n| n.to_string()));
     add("ms", entry.duration_ms.map(|n| n.to_string()));
@@ -124,6 +130,7 @@ mod tests {
             reason: Some("release 7".into()),
             code: Some(0),
             outcome: Some("self".into()),
+            count: None,
             stdout_bytes: Some(3),
             stderr_bytes: Some(0),
             duration_ms: Some(12),

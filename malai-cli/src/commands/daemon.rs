@@ -145,7 +145,10 @@ fn serve(home: &Home, agent: bool, tell: impl FnMut(&Report) -> std::io::Result<
         .build()
         .map_err(|e| Failure::new(Kind::Internal, format!("the event loop cannot start: {e}")))?;
     let options = Options { home: home.clone(), agent, executor: Some(Executor::program(home)?) };
-    runtime.block_on(run(options, tell))
+    let outcome = runtime.block_on(run(options, tell));
+    // The process ends next, and with it what still waits for peers that do not answer.
+    std::mem::forget(runtime);
+    outcome
 }
 
 async fn run(options: Options, mut tell: impl FnMut(&Report) -> std::io::Result<()>) -> Result<u8, Failure> {

@@ -51,7 +51,11 @@ pub(super) fn read<'w>(text: &'w str, root: &'w DeTable<'w>, mode: Mode) -> Resu
             None
         }
     };
-    let network = walk.section(&top, "network", Scope::Whole).map(|s| network(&mut walk, &s)).unwrap_or_default();
+    let network = match walk.section(&top, "network", Scope::Network) {
+        Some(section) => network(&mut walk, &section),
+        None if root.contains_key("network") => Network::nothing(),
+        None => Network::default(),
+    };
     let defaults = walk.section(&top, "defaults", Scope::Shared).map(|s| defaults(&mut walk, &s)).unwrap_or_default();
     let machines = children(&mut walk, &top, "machine", Scope::Whole, |name| Scope::Machine(name.to_owned()), machine);
     let groups = children(&mut walk, &top, "group", Scope::Shared, |_| Scope::Shared, group);
@@ -108,14 +112,25 @@ fn cluster<'w>(walk: &mut Walk<'w>, section: &Section<'w>) -> Option<Cluster> {
 
 fn network<'w>(walk: &mut Walk<'w>, section: &Section<'w>) -> Network {
     known(walk, section, NETWORK);
-    let relays = parsed(walk, section, "relays", |text| values::url(text).map(|()| text.to_owned()));
-    let discovery = parsed(walk, section, "discovery", |text| match text {
+    let mut relays = parsed(walk, section, "relays", |text| values::url(text).map(|()| text.to_owned()));
+    let mut discovery = parsed(walk, section, "discovery", |text| match text {
         "dns" | "mdns" => Ok(text.to_owned()),
         url if values::url(url).is_ok() => Ok(url.to_owned()),
         _ => Err("must be \"dns\", \"mdns\", or the URL of a server"),
     });
     let ca = one(walk, section, "ca", |text| values::certificates(text).map(|()| text.to_owned()));
-    Network { relays, discovery, ca }
+    // What is there and not understood is nothing, and not the default: that is public services.
+    let there = |key| section.table.contains_key(key);
+    if ca.is_none() && there("ca") {
+        // Nor are servers trusted by the web's certificates that are to be trusted by others.
+        relays = Some(Vec::new());
+        discovery = discovery.map(|ways| ways.into_iter().filter(|way| way == "dns" || way == "mdns").collect());
+    }
+    Network {
+        relays: relays.or_else(|| there("relays").then(Vec::new)),
+        discovery: discovery.or_else(|| there("discovery").then(Vec::new)),
+        ca,
+    }
 }
 
 fn defaults<'w>(walk: &mut Walk<'w>, section: &Section<'w>) -> Defaults {

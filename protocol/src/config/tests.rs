@@ -235,11 +235,45 @@ fn a_member_reads_unknown_keys_and_refuses_only_where_they_touch_it() {
 }
 
 #[test]
-fn a_member_never_falls_back_to_public_services_for_a_network_that_it_does_not_understand() {
-    for lines in ["[network]\nrelays = [\"moq://x\"]\n", "[network]\ndiscovery = { dht = true }\n", "network = 1\n"] {
-        let text = if lines.starts_with('[') { with(lines) } else { lines.to_owned() + &base() };
-        assert!(Config::read(&text).is_err(), "{lines}");
+fn a_member_uses_what_it_understands_of_a_network_and_never_a_public_service_in_place_of_the_rest() {
+    let none = || Some(Vec::new());
+    let list = |words: &[&str]| Some(words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>());
+    let own = "https://relay.example.com";
+    let table = [
+        ("quic = 2\n".to_owned(), "quic", None, None),
+        (format!("relays = [\"moq://x\", \"{own}\"]\n"), "relays", list(&[own]), None),
+        ("relays = [\"moq://x\"]\n".to_owned(), "relays", none(), None),
+        ("relays = [{ url = \"x\" }]\n".to_owned(), "relays", none(), None),
+        ("relays = \"best\"\n".to_owned(), "relays", none(), None),
+        ("discovery = [\"dht\", \"mdns\"]\n".to_owned(), "discovery", None, list(&["mdns"])),
+        ("discovery = { dht = true }\n".to_owned(), "discovery", None, none()),
+        (
+            format!("relays = [\"{own}\"]\ndiscovery = [\"mdns\", \"{own}\"]\nca = [\"x\"]\n"),
+            "ca",
+            none(),
+            list(&["mdns"]),
+        ),
+    ];
+    for (lines, key, relays, discovery) in table {
+        let text = with(&format!("[network]\n{lines}"));
+        assert!(Config::check(&text).is_err(), "{lines}");
+        let config = Config::read(&text).unwrap_or_else(|problems| panic!("{lines}: {problems:?}"));
+        assert_eq!((&config.network.relays, &config.network.discovery), (&relays, &discovery), "{lines}");
+        assert!(config.unheeded().is_some_and(|text| text.contains(&format!("`network.{key}`"))), "{lines}");
+        assert_eq!(config.blocked(&name("web01")), None, "{lines}");
     }
+}
+
+#[test]
+fn a_member_that_understands_nothing_of_a_network_asks_no_public_service() {
+    for network in ["network = 1\n", "network = []\n"] {
+        let text = network.to_owned() + &base();
+        assert!(Config::check(&text).is_err());
+        let config = Config::read(&text).expect("read");
+        assert_eq!(config.network, Network::nothing(), "{network}");
+        assert!(config.unheeded().is_some_and(|text| text.contains("`network`")), "{:?}", config.unheeded());
+    }
+    assert_eq!(Config::read(&base()).expect("read").unheeded(), None);
 }
 
 #[test]

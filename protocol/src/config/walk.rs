@@ -21,8 +21,10 @@ pub(super) enum Mode {
 /// Whom it touches when something is not understood.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Scope {
-    /// Nobody's right to run commands: the cluster, the network, whole sections that a newer version has.
+    /// Nobody's right to run commands: the cluster, whole sections that a newer version has.
     Whole,
+    /// Nobody's right either: how the machines find each other.
+    Network,
     /// Everybody's: the defaults and the groups.
     Shared,
     /// One machine's.
@@ -92,7 +94,8 @@ impl<'w> Walk<'w> {
 
     fn note(&mut self, section: &Section<'_>, key: &str) {
         if section.scope != Scope::Whole {
-            let path = format!("{}.{}", section.path, shown(key));
+            let key = shown(key);
+            let path = if section.path.is_empty() { key } else { format!("{}.{key}", section.path) };
             self.unsupported.entry(section.scope.clone()).or_insert(path);
         }
     }

@@ -2,7 +2,7 @@ use std::sync::mpsc::channel;
 use std::time::Duration;
 
 use malai_protocol::home::Home;
-use malai_protocol::id::{Incarnation, SessionId};
+use malai_protocol::id::Incarnation;
 use malai_protocol::plan::{Ended, Outcome};
 use nix::unistd::{Uid, User};
 use tokio::sync::mpsc;
@@ -14,6 +14,9 @@ use crate::audit::Audit;
 use crate::shared::ExecutorSlot;
 use crate::store::keys::{ClusterKey, MachineKey};
 use crate::supervisor::Event;
+
+#[path = "../../../tests/support/plan.rs"]
+mod plan;
 
 /// A machine with an executor in this process, in whose cluster `caller` may run commands.
 struct Scene {
@@ -64,34 +67,9 @@ impl Scene {
     }
 
     fn plan(&self) -> Plan {
-        let words = vec![b"sleep".to_vec().into(), b"600".to_vec().into()];
-        let request = Decided {
-            words: words.clone(),
-            literal: true,
-            shell: false,
-            user: None,
-            env_names: Vec::new(),
-            named: None,
-            run_as: None,
-            reason: None,
-            since_ms: 1,
-        };
-        Plan {
-            session: SessionName { caller: self.caller, id: SessionId::from_bytes([7; 16]) },
-            cluster: self.key.id(),
-            argv: words,
-            shell: false,
-            user: None,
-            env: Vec::new(),
-            cwd: None,
-            stdin: false,
-            timeout_ms: None,
-            wait_output: false,
-            resend: None,
-            grace_ms: 0,
-            kill_on_lost: true,
-            request,
-        }
+        let plan = plan::plan(&["sleep", "600"]);
+        let session = SessionName { caller: self.caller, ..plan.session };
+        Plan { session, cluster: self.key.id(), ..plan }
     }
 
     fn register(&self, plan: &Plan) -> Registered {

@@ -222,6 +222,15 @@ fn what_cannot_be_enrolled_is_not_promised() {
 }
 
 #[test]
+fn a_name_for_more_than_one_newcomer_is_refused_with_what_to_do_instead() {
+    let lab = Lab::new();
+    let refused = lab.manager().invite(&invitation(Some("web02"), 2), Vec::new(), NOW).expect_err("refused");
+    assert_eq!(refused.kind, Kind::Usage);
+    let hint = refused.hint.expect("a hint");
+    assert!(hint.contains("malai cluster invite company --uses 2"), "{hint}");
+}
+
+#[test]
 fn open_invites_are_bounded_and_forgotten_a_day_after_they_expired() {
     let lab = Lab::new();
     let manager = lab.manager();
