@@ -8,8 +8,10 @@ use anyhow::{Context as _, Result, ensure};
 use crate::cluster::{Cluster, SOON, daemon_status, start, text};
 use crate::lab::{Host, Lab, Nat, Router, Segment, Services, Wire, wait_for};
 
-/// How many lines of a log are shown.
-const LOG: usize = 40;
+/// Where a daemon in the background logs.
+const LOG: &str = "/root/malai-home/daemon.log";
+/// How many lines of it are shown.
+const LINES: usize = 40;
 
 /// A cluster of three: ops manages it, and laptop runs commands on web01.
 #[derive(Debug)]
@@ -136,13 +138,24 @@ impl Stage {
         Ok(())
     }
 
+    /// How many connections caller and target have made by dialling, by their daemons' logs.
+    #[must_use]
+    pub fn handshakes(&self) -> u64 {
+        let made = [&self.laptop, &self.web01].map(|host| {
+            // A host that is off tells nothing.
+            let log = host.read(LOG).unwrap_or_default();
+            log.lines().filter(|line| line.contains("connected") && line.contains("dialed=true")).count() as u64
+        });
+        made.iter().sum()
+    }
+
     /// The last lines that the daemons of caller and target logged.
     #[must_use]
     pub fn logs(&self) -> String {
         let mut logs = String::new();
         for host in [&self.laptop, &self.web01] {
-            let log = host.read("/root/malai-home/daemon.log").unwrap_or_else(|error| format!("{error:#}"));
-            let skipped = log.lines().count().saturating_sub(LOG);
+            let log = host.read(LOG).unwrap_or_else(|error| format!("{error:#}"));
+            let skipped = log.lines().count().saturating_sub(LINES);
             let lines: Vec<&str> = log.lines().skip(skipped).collect();
             logs += &format!("\n{} logged at last:\n{}", host.hostname(), lines.join("\n"));
         }

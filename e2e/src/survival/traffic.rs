@@ -41,6 +41,8 @@ pub struct Traffic {
     /// From the repair of a fault, to when output and answers flowed again: no long silence lies between.
     windows: Vec<(Instant, Instant)>,
     problems: Problems,
+    /// Connections that were made before.
+    handshakes: u64,
 }
 
 /// Writes numbered lines into a pipe, until its `stop` is dropped.
@@ -84,7 +86,7 @@ impl Traffic {
         let feeder = Feeder::start(child.take_stdin()?);
         child.wait_for_line("a 10 ", SOON)?;
         child.wait_for_line("o 100 ", SOON)?;
-        Ok(Self { child, feeder, windows: Vec::new(), problems: Problems::default() })
+        Ok(Self { child, feeder, windows: Vec::new(), problems: Problems::default(), handshakes: stage.handshakes() })
     }
 
     /// The program at the caller.
@@ -228,6 +230,7 @@ impl Traffic {
             problems.ensure(silence <= FLOWING, || format!("nothing flowed for {silence:.1?} after the repair"));
             evidence.recoveries.push(silence);
         }
+        evidence.handshakes = stage.handshakes().saturating_sub(self.handshakes);
         evidence.losses = words.iter().filter(|line| line.contains("lost")).count() as u64;
         problems.result().with_context(|| stage.logs())?;
         Ok(evidence)
