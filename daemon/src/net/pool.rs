@@ -126,6 +126,20 @@ impl PeerConn {
         self.conn.stats().udp_rx.datagrams
     }
 
+    /// Changes whenever something comes on the path that is in use, or data on any path. Probes of other paths are no
+    /// sign that anything gets through.
+    pub(crate) fn signs(&self) -> u64 {
+        let paths = self.conn.paths();
+        let used = paths.iter().find(|path| path.is_selected()).map_or(0, |path| path.stats().udp_rx.datagrams);
+        self.conn.stats().frame_rx.stream.wrapping_add(used)
+    }
+
+    /// Whether there is another path than the one in use, by a relay.
+    pub(crate) fn has_relay_to_spare(&self) -> bool {
+        let paths = self.conn.paths();
+        paths.iter().any(|path| path.is_relay() && !path.is_selected())
+    }
+
     /// True for the one that has to start the heartbeat.
     pub(crate) fn begin_pulse(&self) -> bool {
         !self.pulsing.swap(true, Ordering::SeqCst)
@@ -294,6 +308,7 @@ impl Pool {
         }
         conns.push(Arc::clone(conn));
         drop(peers);
+        tracing::info!(peer = %conn.peer.short(), dialed = conn.dialed, "connected");
         self.heard(conn.peer);
         self.touch();
         true
