@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use malai_protocol::config::Network;
 use malai_protocol::failure::{Failure, Kind};
@@ -22,6 +23,9 @@ use crate::requests::blocking;
 use crate::shared::Shared;
 use crate::store;
 use crate::store::lock::Changes;
+
+/// Addresses that were learnt are written down after so long.
+const LEARNT: Duration = Duration::from_secs(1);
 
 /// A cluster that is served.
 #[derive(Debug, Clone)]
@@ -243,6 +247,7 @@ impl Clusters {
             keep_ports(&membership, desk.as_deref(), ports)?;
         }
         membership.start();
+        membership.tasks.spawn(keep_addresses(Arc::clone(&membership)));
         if let Some(desk) = &desk {
             desk.start();
         }
@@ -392,6 +397,24 @@ fn recall(pool: &Pool, dir: &malai_protocol::home::ClusterDir) {
     for (id, peer) in store::peers::load(&dir.peers()) {
         let addresses = peer.addresses.iter().filter_map(|text| endpoint::parse_address(text)).collect();
         pool.remember(id, (peer.seen_ms > 0).then_some(peer.seen_ms), addresses);
+    }
+}
+
+/// Writes addresses down soon after they were learnt: a daemon that is killed leaves them to the next one.
+async fn keep_addresses(membership: Arc<Membership>) {
+    loop {
+        tokio::select! {
+            () = membership.cancel.cancelled() => return,
+            () = membership.pool.learnt() => {}
+        }
+        tokio::select! {
+            () = membership.cancel.cancelled() => return,
+            // Greetings and announcements come in bunches.
+            () = tokio::time::sleep(LEARNT) => {}
+        }
+        if let Err(failure) = remember(&membership) {
+            tracing::warn!(cluster = %membership.alias, "last known addresses were not kept: {failure}");
+        }
     }
 }
 

@@ -21,7 +21,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
-use crate::lab::{Child, Cmd, Host, Output, wait_for};
+use crate::lab::{Child, Cmd, Host, Output, Services, wait_for};
 use crate::toml;
 
 /// How long a state of a cluster may take to come, on a busy machine.
@@ -121,6 +121,27 @@ impl Cluster {
     pub fn init(alias: &str, manager: Host) -> Result<Self> {
         let cluster = Self::on_disk(alias, manager, &["--private"])?;
         start(&cluster.manager)?;
+        Ok(cluster)
+    }
+
+    /// Makes a cluster whose machines meet at this relay and find each other by this DNS server, and starts the
+    /// manager's daemon.
+    ///
+    /// # Errors
+    /// When malai refuses, or the relay does not come to know the manager.
+    pub fn init_at(alias: &str, manager: Host, services: &Services) -> Result<Self> {
+        let cluster = Self::on_disk(alias, manager, &[])?;
+        cluster.set("network", &format!("relays = [{:?}]", services.relay))?;
+        cluster.set("network", &format!("discovery = [{:?}]", services.pkarr))?;
+        cluster.set("network", &format!("ca = {:?}", services.authority))?;
+        // Signed, and not published: there is no daemon yet.
+        cluster.rescan_with(&[])?.exited(1)?;
+        start(&cluster.manager)?;
+        wait_for(SOON, "the manager is known to the relay", || {
+            let status = cluster.status(&cluster.manager)?;
+            let known = status.get("join_addresses").is_some_and(|all| all.to_string().contains(&services.relay));
+            Ok(known.then_some(()))
+        })?;
         Ok(cluster)
     }
 

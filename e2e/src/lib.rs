@@ -4,6 +4,7 @@
 //!
 //! * [`lab`] builds a topology: segments, wires, routers, hosts. A test reads as prose.
 //! * [`cluster`] uses malai on such hosts: a cluster, its config, its machines.
+//! * [`survival`] is the fault table: what must hold for a command while networks and processes fail under it.
 //! * [`harness`] runs a list of trials, or says why this machine cannot run them.
 //! * [`program`] is the frame of the programs that serve on such hosts.
 //!
@@ -21,4 +22,5 @@ pub mod cluster;
 pub mod harness;
 pub mod lab;
 pub mod program;
+pub mod survival;
 mod toml;

@@ -440,3 +440,6 @@ impl Inner {
         self.journal.rewrite(bases.chain(live).chain(ended).chain(audited))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,6 +1,6 @@
 //! The heartbeat of a connection that carries sessions: it finds a stall within 3 s, and looks for another way at once.
 //!
-//! Whatever comes from the peer is a sign of life; a ping a second sees to it that something does. A connection that is
+//! Whatever comes from the peer on the path in use is a sign of life; a ping a second sees to it that something does. A connection that is
 //! silent is *stalled*: no new session takes it, and another one is looked for, in both directions. Once there is one, and
 //! the old one has not recovered, the callers' sockets are closed, so that they attach over the new one; without a new one
 //! the same happens after a while, so that they can say so. A connection without sessions has no heartbeat.
@@ -19,6 +19,8 @@ use crate::net::{close, ping};
 const BEAT: Duration = Duration::from_millis(500);
 /// A connection on which nothing came for so long is stalled.
 const STALL: Duration = Duration::from_millis(2500);
+/// A connection whose relay has not come to the rescue within so long after it stalled is let go.
+const LET_GO: Duration = Duration::from_millis(500);
 /// So long after the last sign of life the callers are told, another connection or not.
 const TELL: Duration = Duration::from_secs(6);
 /// How long streams that were moved may take to leave the stalled connection.
@@ -43,29 +45,29 @@ pub(crate) fn enter(membership: &Arc<Membership>, conn: &Arc<PeerConn>, most: u3
 /// What was heard on a connection, and when.
 #[derive(Debug)]
 struct Heard {
-    packets: u64,
+    signs: u64,
     at: Instant,
 }
 
 impl Heard {
     fn new(conn: &PeerConn) -> Self {
-        Self { packets: conn.packets(), at: Instant::now() }
+        Self { signs: conn.signs(), at: Instant::now() }
     }
 
     /// How long nothing has come.
     fn silence(&mut self, conn: &PeerConn) -> Duration {
-        let packets = conn.packets();
-        if packets != self.packets {
-            *self = Self { packets, at: Instant::now() };
+        let signs = conn.signs();
+        if signs != self.signs {
+            *self = Self { signs, at: Instant::now() };
         }
         self.at.elapsed()
     }
 
     /// Waits until something comes.
     async fn again(&mut self, conn: &PeerConn) {
-        let before = self.packets;
+        let before = self.signs;
         let mut look = tokio::time::interval(BEAT / 5);
-        while self.packets == before {
+        while self.signs == before {
             look.tick().await;
             self.silence(conn);
         }
@@ -116,8 +118,20 @@ async fn stalled(membership: &Arc<Membership>, conn: &Arc<PeerConn>, heard: &mut
             tokio::time::sleep(BEAT).await;
         }
     };
+    // As long as there is a connection, iroh sends to the path that it chose, new connections' handshakes too: where
+    // that path is dead and a relay is there, only a closed connection makes it try all ways.
+    let let_go = async {
+        tokio::time::sleep(LET_GO).await;
+        if !conn.has_relay_to_spare() {
+            std::future::pending::<()>().await;
+        }
+    };
     let found = tokio::select! {
         () = heard.again(conn) => None,
+        () = let_go => {
+            tracing::info!(peer = %conn.peer.short(), "its path is dead and a relay is there: it is let go");
+            return close(&conn.conn, Close::Replaced, "its path is dead, and a relay may reach the peer");
+        }
         () = other => Some(true),
         () = tokio::time::sleep_until(tell) => Some(false),
     };

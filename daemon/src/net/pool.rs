@@ -126,6 +126,20 @@ impl PeerConn {
         self.conn.stats().udp_rx.datagrams
     }
 
+    /// Changes whenever something comes on the path that is in use, or data on any path. Probes of other paths are no
+    /// sign that anything gets through.
+    pub(crate) fn signs(&self) -> u64 {
+        let paths = self.conn.paths();
+        let used = paths.iter().find(|path| path.is_selected()).map_or(0, |path| path.stats().udp_rx.datagrams);
+        self.conn.stats().frame_rx.stream.wrapping_add(used)
+    }
+
+    /// Whether there is another path than the one in use, by a relay.
+    pub(crate) fn has_relay_to_spare(&self) -> bool {
+        let paths = self.conn.paths();
+        paths.iter().any(|path| path.is_relay() && !path.is_selected())
+    }
+
     /// True for the one that has to start the heartbeat.
     pub(crate) fn begin_pulse(&self) -> bool {
         !self.pulsing.swap(true, Ordering::SeqCst)
@@ -224,6 +238,8 @@ pub(crate) struct Pool {
     me: MachineId,
     peers: Mutex<HashMap<MachineId, Peer>>,
     changed: watch::Sender<u64>,
+    /// Addresses were told that are not in the cache.
+    learnt: Notify,
     /// Sessions that wait for a connection.
     waiting: AtomicU32,
 }
@@ -242,7 +258,13 @@ impl Drop for WaitingSession<'_> {
 impl Pool {
     /// An empty pool of this machine.
     pub(crate) fn new(me: MachineId) -> Self {
-        Self { me, peers: Mutex::default(), changed: watch::Sender::new(0), waiting: AtomicU32::new(0) }
+        Self {
+            me,
+            peers: Mutex::default(),
+            changed: watch::Sender::new(0),
+            learnt: Notify::new(),
+            waiting: AtomicU32::new(0),
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<MachineId, Peer>> {
@@ -286,6 +308,7 @@ impl Pool {
         }
         conns.push(Arc::clone(conn));
         drop(peers);
+        tracing::info!(peer = %conn.peer.short(), dialed = conn.dialed, "connected");
         self.heard(conn.peer);
         self.touch();
         true
@@ -325,12 +348,22 @@ impl Pool {
         if generation.is_some() {
             peer.generation = generation;
         }
-        if !addresses.is_empty() {
-            peer.addresses = addresses.iter().cloned().collect();
+        let addresses: BTreeSet<_> = addresses.iter().cloned().collect();
+        let learnt = !addresses.is_empty() && addresses != peer.addresses;
+        if learnt {
+            peer.addresses = addresses;
         }
         peer.last_seen_ms = Some(now_ms());
         drop(peers);
+        if learnt {
+            self.learnt.notify_one();
+        }
         self.touch();
+    }
+
+    /// Returns when addresses were learnt since the last call.
+    pub(crate) async fn learnt(&self) {
+        self.learnt.notified().await;
     }
 
     /// Takes over what the cache remembers, without overwriting what was heard since.

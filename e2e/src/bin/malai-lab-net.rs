@@ -3,7 +3,9 @@
 //!
 //! It prints one line of JSON when it is ready; `malai_e2e::lab::Services` reads it.
 
+use std::fs;
 use std::net::{IpAddr, Ipv4Addr};
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
@@ -11,8 +13,9 @@ use iroh_dns_server::config::{Config, MetricsConfig, RateLimitConfig};
 use iroh_relay::server::{CertConfig, QuicConfig, RelayConfig, Server, ServerConfig, TlsConfig};
 use malai_e2e::program;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
-use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
-use serde_json::json;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use serde_json::{Value, json};
 
 /// The port at which relays tell clients their address, by iroh's convention.
 const QUIC_PORT: u16 = 7842;
@@ -20,6 +23,8 @@ const QUIC_PORT: u16 = 7842;
 const PKARR_PORT: u16 = 8080;
 /// An answer must not outlive the address that it tells, or tests would wait for it.
 const TTL_SECONDS: u32 = 1;
+/// Where the certificates are kept: a relay that is started again is the one that its clients trust.
+const KEPT: &str = "/root/malai-lab-net.json";
 
 fn main() -> ExitCode {
     program::main("malai-lab-net", serve())
@@ -44,8 +49,27 @@ async fn serve() -> Result<()> {
     relay.shutdown().await.context("cannot shut the relay down")
 }
 
-/// A private authority (PEM) and a server that it vouches for.
+/// A private authority (PEM) and a server that it vouches for, the same ones as long as the host's disk lives.
 fn certify(address: Ipv4Addr) -> Result<(String, rustls::ServerConfig)> {
+    if !Path::new(KEPT).exists() {
+        fs::write(KEPT, make_certificates(address)?.to_string()).with_context(|| format!("cannot write {KEPT}"))?;
+    }
+    let kept = fs::read(KEPT).with_context(|| format!("cannot read {KEPT}"))?;
+    let kept: Value = serde_json::from_slice(&kept).with_context(|| format!("{KEPT} is no JSON"))?;
+    let text = |name: &str| kept.get(name).and_then(Value::as_str).with_context(|| format!("no {name} in {KEPT}"));
+    let certificate = CertificateDer::from_pem_slice(text("certificate")?.as_bytes()).context("no certificate")?;
+    let key = PrivateKeyDer::from_pem_slice(text("key")?.as_bytes()).context("no key")?;
+    let provider = rustls::crypto::ring::default_provider();
+    let tls = rustls::ServerConfig::builder_with_provider(provider.into())
+        .with_safe_default_protocol_versions()
+        .context("no TLS versions")?
+        .with_no_client_auth()
+        .with_single_cert(vec![certificate], key)
+        .context("cannot use its own certificate")?;
+    Ok((text("authority")?.to_owned(), tls))
+}
+
+fn make_certificates(address: Ipv4Addr) -> Result<Value> {
     let mut authority = CertificateParams::new(Vec::new()).context("cannot make an authority")?;
     authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     let key = KeyPair::generate().context("cannot make a key")?;
@@ -54,15 +78,7 @@ fn certify(address: Ipv4Addr) -> Result<(String, rustls::ServerConfig)> {
     let server = CertificateParams::new(vec![address.to_string()])
         .and_then(|server| server.signed_by(&key, &authority))
         .context("cannot make a certificate")?;
-    let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der()));
-    let provider = rustls::crypto::ring::default_provider();
-    let tls = rustls::ServerConfig::builder_with_provider(provider.into())
-        .with_safe_default_protocol_versions()
-        .context("no TLS versions")?
-        .with_no_client_auth()
-        .with_single_cert(vec![server.der().clone()], key)
-        .context("cannot use its own certificate")?;
-    Ok((authority.pem(), tls))
+    Ok(json!({ "authority": authority.pem(), "certificate": server.pem(), "key": key.serialize_pem() }))
 }
 
 async fn start_relay(address: Ipv4Addr, tls: rustls::ServerConfig) -> Result<Server> {

@@ -41,7 +41,17 @@ struct Known {
 #[derive(Debug, Default)]
 struct Stream {
     bytes: Vec<u8>,
+    arrivals: Vec<Arrival>,
     ended: bool,
+}
+
+/// A piece of output: when it came, and how many bytes there were with it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Arrival {
+    /// When it was read.
+    pub at: Instant,
+    /// All bytes of its stream so far.
+    pub length: usize,
 }
 
 const STDOUT: usize = 0;
@@ -117,6 +127,55 @@ impl Child {
         self.progress.with(|known| known.streams[STDERR].bytes.clone())
     }
 
+    /// The last so many bytes of standard output so far.
+    #[must_use]
+    pub fn tail(&self, length: usize) -> Vec<u8> {
+        self.progress.with(|known| {
+            let bytes = &known.streams[STDOUT].bytes;
+            bytes.get(bytes.len().saturating_sub(length)..).unwrap_or_default().to_vec()
+        })
+    }
+
+    /// How many bytes of standard output there are so far.
+    #[must_use]
+    pub fn output_length(&self) -> usize {
+        self.progress.with(|known| known.streams[STDOUT].bytes.len())
+    }
+
+    /// Waits until standard output is longer than so many bytes, and says when that was so.
+    ///
+    /// # Errors
+    ///
+    /// When it is not by the deadline, or the stream ends before.
+    pub fn wait_for_output_beyond(&self, length: usize, deadline: Duration) -> Result<Instant> {
+        let longer = self.progress.wait(deadline, |known| {
+            let stream = &known.streams[STDOUT];
+            let longer = stream.arrivals.iter().rev().take_while(|arrival| arrival.length > length).last();
+            longer.map(|arrival| Some(arrival.at)).or(stream.ended.then_some(None))
+        });
+        match longer {
+            Some(Some(at)) => Ok(at),
+            Some(None) => bail!("the output of {} ended", self.what),
+            None => bail!("{} printed nothing more within {deadline:?}", self.what),
+        }
+    }
+
+    /// Waits until its output has ended, whatever becomes of it.
+    ///
+    /// # Errors
+    ///
+    /// When that has not come by the deadline.
+    pub fn wait_for_end_of_output(&self, deadline: Duration) -> Result<()> {
+        let ended = self.progress.wait(deadline, |known| known.streams.iter().all(|stream| stream.ended).then_some(()));
+        ended.with_context(|| format!("something holds the output of {} open; {}", self.what, self.printed()))
+    }
+
+    /// When the pieces of standard output and of standard error came.
+    #[must_use]
+    pub fn arrivals(&self) -> [Vec<Arrival>; 2] {
+        self.progress.with(|known| [STDOUT, STDERR].map(|stream| known.streams[stream].arrivals.clone()))
+    }
+
     /// Whether it has ended.
     #[must_use]
     pub fn has_ended(&self) -> bool {
@@ -131,6 +190,15 @@ impl Child {
     pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
         let stdin = self.stdin.as_mut().with_context(|| format!("the input of {} is not open", self.what))?;
         stdin.write_all(bytes).with_context(|| format!("cannot write to {}", self.what))
+    }
+
+    /// Takes its standard input, which the [`Cmd`] left open, to be written by another thread; it ends when dropped.
+    ///
+    /// # Errors
+    ///
+    /// When its input is not open.
+    pub fn take_stdin(&mut self) -> Result<ChildStdin> {
+        self.stdin.take().with_context(|| format!("the input of {} is not open", self.what))
     }
 
     /// Ends its standard input.
@@ -226,7 +294,7 @@ impl Progress {
             let mut buffer = vec![0; 64 * 1024];
             while let Ok(length @ 1..) = pipe.read(&mut buffer) {
                 let bytes = buffer.get(..length).unwrap_or_default();
-                progress.change(|known| known.streams[stream].bytes.extend_from_slice(bytes));
+                progress.change(|known| known.streams[stream].add(bytes));
             }
             progress.change(|known| known.streams[stream].ended = true);
         });
@@ -247,6 +315,11 @@ impl Progress {
 }
 
 impl Stream {
+    fn add(&mut self, bytes: &[u8]) {
+        self.bytes.extend_from_slice(bytes);
+        self.arrivals.push(Arrival { at: Instant::now(), length: self.bytes.len() });
+    }
+
     fn line_with(&self, text: &str) -> Option<String> {
         let complete = self.bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
         let lines = String::from_utf8_lossy(self.bytes.get(..complete)?).into_owned();

@@ -11,6 +11,8 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 pub(crate) const INIT: &str = "malai-lab-init";
 /// The helper that serves a relay and a DNS server.
 pub(crate) const NET: &str = "malai-lab-net";
+/// The command of the fault table.
+pub(crate) const DRIVER: &str = "malai-lab-driver";
 /// The program that the lab is for.
 pub(crate) const MALAI: &str = "malai";
 /// Where programs of the lab are found inside a host.
@@ -79,8 +81,10 @@ impl Disk {
     fn mount_programs(&self) -> Result<()> {
         let directory = self.path.join("bin");
         let mut programs = vec![(INIT, program(INIT)?)];
-        if let Ok(path) = program(NET) {
-            programs.push((NET, path));
+        for name in [NET, DRIVER] {
+            if let Ok(path) = program(name) {
+                programs.push((name, path));
+            }
         }
         if let Some(path) = malai() {
             programs.push((MALAI, path));

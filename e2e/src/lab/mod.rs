@@ -38,7 +38,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context as _, Result};
 
-pub use child::Child;
+pub use child::{Arrival, Child};
 pub use command::{Cmd, Output};
 pub use host::{Host, HostBuilder};
 pub use router::{Nat, Router, RouterBuilder};

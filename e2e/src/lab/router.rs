@@ -115,6 +115,16 @@ impl Router {
         // Taking the inner side down keeps the outer side's routes, and cuts just as well.
         self.namespace.ip(&format!("link set lan {state}\n"))
     }
+
+    /// Lets no UDP through any more, in either direction and also where it flows already; or lets it through again.
+    ///
+    /// # Errors
+    ///
+    /// When `nft` refuses.
+    pub fn set_udp(&self, open: bool) -> Result<()> {
+        let blocked = if open { "" } else { "add rule ip router changing meta l4proto udp drop\n" };
+        self.namespace.nft(&format!("flush chain ip router changing\n{blocked}"))
+    }
 }
 
 /// The rule set of a kind of router. Chains are not called `fwd`: nft has that for a keyword.
@@ -145,6 +155,8 @@ fn rules(nat: Nat, inner: Prefix, outside: Ipv4Addr) -> String {
     format!(
         r#"table ip router {{
   {translation}
+  chain changing {{ type filter hook forward priority -10; policy accept;
+  }}
   chain through {{ type filter hook forward priority 0; policy drop;
     {blocked}
     ct state established,related accept

@@ -110,6 +110,12 @@ impl Wire {
         self.conditions.delay_us.store(micros, Ordering::Relaxed);
     }
 
+    /// Changes by how much a frame may come later, for frames that enter from now on.
+    pub fn set_jitter(&self, jitter: Duration) {
+        let micros = u64::try_from(jitter.as_micros()).unwrap_or(u64::MAX);
+        self.conditions.jitter_us.store(micros, Ordering::Relaxed);
+    }
+
     /// Changes the share of lost frames, from 0.0 to 1.0.
     pub fn set_loss(&self, share: f64) {
         #[allow(

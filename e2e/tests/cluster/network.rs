@@ -4,8 +4,8 @@ use std::net::Ipv4Addr;
 
 use anyhow::{Result, ensure};
 use libtest_mimic::Trial;
-use malai_e2e::cluster::{Cluster, SOON, malai, start, stop, text};
-use malai_e2e::lab::{Host, Lab, Nat, Prefix, Router, Segment, Services, wait_for};
+use malai_e2e::cluster::{Cluster, malai, start, stop, text};
+use malai_e2e::lab::{Host, Lab, Nat, Prefix, Router, Segment, Services};
 use malai_e2e::trials;
 
 use crate::{Office, told};
@@ -102,16 +102,7 @@ fn two_machines_behind_symmetric_nats_meet_at_the_clusters_own_relay() -> Result
     let services = Services::start(&server)?;
     let (laptop, _router) = behind_nat(&lab, &internet, "laptop")?;
     let (web01, _other_router) = behind_nat(&lab, &internet, "web01")?;
-    let company = Cluster::on_disk("company", laptop, &[])?;
-    company.set("network", &format!("relays = [{:?}]", services.relay))?;
-    company.set("network", &format!("discovery = [{:?}]", services.pkarr))?;
-    company.set("network", &format!("ca = {:?}", services.authority))?;
-    told(company.rescan_with(&[])?, 1, &["signed", "not published"])?;
-    start(company.manager())?;
-    wait_for(SOON, "the manager is known to the relay", || {
-        let status = company.status(company.manager())?;
-        Ok(status["join_addresses"].to_string().contains(&services.relay).then_some(()))
-    })?;
+    let company = Cluster::init_at("company", laptop, &services)?;
     company.join(&web01)?;
     company.ran_remotely(company.manager(), &web01)?;
     let path = company.machine_seen_from(company.manager(), &web01)?;
