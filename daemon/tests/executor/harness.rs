@@ -14,7 +14,7 @@ use malai_daemon::executor::{Connection, Incoming, Options, run};
 use malai_protocol::codec::{Frame, FrameCodec, Kind};
 use malai_protocol::failure::Failure;
 use malai_protocol::home::Home;
-use malai_protocol::id::FollowerId;
+use malai_protocol::id::{FollowerId, MachineId};
 use malai_protocol::plan::{Attachment, Ended, Hello, Plan, SessionName, Sessions, Tree, VERSION};
 use malai_protocol::session::{Ack, Attached, ExitRecord, Signal, Started, Status, StdinAck};
 
