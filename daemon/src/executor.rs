@@ -76,6 +76,8 @@ pub(crate) use reap::Reaper;
 
 /// How long the executor stays after its daemon went when it has nothing to come back for.
 const LINGER: Duration = Duration::from_secs(5);
+/// After so long without a session, code that was run is let go.
+const TRIM: Duration = Duration::from_secs(3);
 /// How long it waits for its first daemon.
 const FIRST: Duration = Duration::from_secs(10);
 /// How long a daemon that orders the shutdown may take to confirm the last ends.
@@ -125,6 +127,8 @@ pub struct Options {
 struct Shared {
     incarnation: Incarnation,
     hostname: String,
+    /// This process is the executor's own.
+    alone: bool,
     open_files: Option<u64>,
     trees: Trees,
     reaper: Reaper,
@@ -158,7 +162,6 @@ pub async fn run(options: Options, incoming: Incoming) -> anyhow::Result<()> {
     let socket = options.home.executor_socket();
     let served = match incoming {
         Incoming::Socket => {
-            crate::trim::code();
             let listener = serve::bind(&socket)?;
             let result = tokio::select! {
                 result = serve::accept(&shared, &listener) => result,
@@ -200,6 +203,7 @@ fn prepare(options: &Options, alone: bool) -> anyhow::Result<Arc<Shared>> {
     Ok(Arc::new(Shared {
         incarnation,
         hostname: hostname.to_string_lossy().into_owned(),
+        alone,
         open_files: if alone { raise_open_files() } else { None },
         trees,
         reaper: Reaper::new(alone),
@@ -230,6 +234,7 @@ async fn stay(shared: &Shared, stop: &CancellationToken) {
     let mut changes = shared.table.changes();
     let mut closing = None;
     let mut empty = None;
+    let mut trim_at = shared.trim_at(0);
     loop {
         let state = *presence.borrow_and_update();
         let (live, unconfirmed) = shared.table.counts();
@@ -258,7 +263,11 @@ async fn stay(shared: &Shared, stop: &CancellationToken) {
         // Both senders live as long as `shared`.
         tokio::select! {
             _ = presence.changed() => {}
-            _ = changes.changed() => {}
+            _ = changes.changed() => trim_at = shared.trim_at(live),
+            () = sleep_until(trim_at.unwrap_or_else(far)) => {
+                trim_at = None;
+                crate::trim::code();
+            }
             () = sleep_until(until.unwrap_or_else(far)) => {}
             () = stop.cancelled(), if !shared.table.is_closing() => {
                 shared.shut_down("the executor of that machine was stopped".to_owned());
@@ -287,6 +296,11 @@ async fn finish(shared: &Shared) {
 }
 
 impl Shared {
+    /// When a process of its own that has nothing to do lets go of code that it ran.
+    fn trim_at(&self, live: usize) -> Option<Instant> {
+        (self.alone && live == 0).then(|| Instant::now() + TRIM)
+    }
+
     /// Starts a task that ends, at the latest, with the executor.
     fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         let stopped = self.stop.clone().run_until_cancelled_owned(task);
