@@ -17,19 +17,29 @@ pub(crate) struct Life {
     /// Its name.
     pub(crate) incarnation: Incarnation,
     since_ms: u64,
+    /// What a test added.
+    aged_ms: u64,
 }
 
 impl Life {
     /// One that begins now.
     pub(crate) fn begin(incarnation: Incarnation) -> nix::Result<Self> {
-        Ok(Self { incarnation, since_ms: now_ms()? })
+        Ok(Self { incarnation, since_ms: now_ms()?, aged_ms: 0 })
     }
 
     /// Whether a request that was sent before may run when its id is not known here.
     pub(crate) fn may_run(&self, resend: &Resend) -> bool {
         // Without a clock nothing is certain.
-        let alive_ms = now_ms().map_or(0, |now| now.saturating_sub(self.since_ms));
+        let alive_ms = now_ms().map_or(0, |now| now.saturating_sub(self.since_ms) + self.aged_ms);
         resend.may_run(self.incarnation, alive_ms)
+    }
+}
+
+#[cfg(test)]
+impl Life {
+    /// So much time passes.
+    pub(crate) fn age(&mut self, ms: u64) {
+        self.aged_ms += ms;
     }
 }
 

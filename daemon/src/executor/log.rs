@@ -208,4 +208,4 @@ impl Log {
 }
 
 #[cfg(test)]
-mod tests {}
+mod tests;

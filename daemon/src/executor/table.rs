@@ -159,6 +159,11 @@ fn cost(words: &[serde_bytes::ByteBuf]) -> Usage {
 const ID: &Usage = &Usage { live: 0, ids: 1, held: 0 };
 const PLACE: &Usage = &Usage { live: 1, ids: 0, held: 0 };
 
+/// How long a session waits for its caller; longer than any machine stays up is for ever, and more than timers hold.
+pub(crate) fn grace(plan: &Plan) -> Duration {
+    Duration::from_millis(plan.grace_ms).min(Duration::from_secs(10 * 365 * 24 * 3600))
+}
+
 fn live_of(plan: &Plan) -> Live {
     Live { session: plan.session, cluster: plan.cluster, request: plan.request.clone() }
 }
@@ -248,7 +253,7 @@ impl Table {
             inner.callers.add(session.caller, usage);
         }
         let (sender, commands) = mpsc::unbounded_channel();
-        inner.live.insert(session, Entry { live, commands: sender, grace: Duration::from_millis(plan.grace_ms) });
+        inner.live.insert(session, Entry { live, commands: sender, grace: grace(plan) });
         let registration = Registration::new(session, self.clone(), permit);
         Ok(Admitted { registration, commands, slot })
     }
@@ -440,3 +445,6 @@ impl Inner {
         self.journal.rewrite(bases.chain(live).chain(ended).chain(audited))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,7 +1,7 @@
 //! Names for unit tests.
 
 use malai_protocol::id::{ClusterId, MachineId, SessionId};
-use malai_protocol::plan::{Decided, Live, SessionName};
+use malai_protocol::plan::{Decided, Live, Plan, SessionName};
 
 /// The public key of RFC 8032's first test.
 const KEY: [u8; 32] = [
@@ -40,4 +40,25 @@ pub(crate) fn live(number: u8) -> Live {
         since_ms: 1,
     };
     Live { session: session(number), cluster: ClusterId::from_bytes(KEY).expect("a key"), request }
+}
+
+/// A plan for it.
+pub(crate) fn plan_of(live: Live) -> Plan {
+    let Live { session, cluster, request } = live;
+    Plan {
+        session,
+        cluster,
+        argv: request.words.clone(),
+        shell: false,
+        user: None,
+        env: Vec::new(),
+        cwd: None,
+        stdin: false,
+        timeout_ms: None,
+        wait_output: false,
+        resend: None,
+        grace_ms: 60_000,
+        kill_on_lost: false,
+        request,
+    }
 }

@@ -242,7 +242,8 @@ fn plan(membership: &Membership, name: SessionName, spec: &ExecSpec, asked: &Dec
         wait_output: spec.wait_output,
         resend: spec.resend,
         grace_ms: grace_ms(membership),
-        kill_on_lost: spec.kill_on_lost,
+        // Whoever never attaches again is not waited for.
+        kill_on_lost: spec.kill_on_lost || spec.follower.is_none(),
         request: Decided { named: grant.named.clone(), run_as: grant.run_as.clone(), ..asked.clone() },
     }
 }

@@ -3,11 +3,17 @@
 use anyhow::{Context, Result, ensure};
 use futures_util::SinkExt;
 use iroh::endpoint::Connection;
+use malai_daemon::admin::{join_begin, join_finish};
+use malai_daemon::store::keys::ClusterKey;
+use malai_daemon::store::lock::Changes;
 use malai_protocol::codec::{Frame, Kind};
 use malai_protocol::failure::{Failure, Kind as FailureKind};
-use malai_protocol::id::{MachineId, SessionId};
-use malai_protocol::peer::Gone;
+use malai_protocol::id::{ClusterId, MachineId, SessionId};
+use malai_protocol::invite::Invite;
+use malai_protocol::peer::{ALPN, Gone};
 use malai_protocol::session::{Attach, Attached, ExitRecord, Superseded};
+
+use serde_bytes::ByteArray;
 
 use crate::resume::{cat, echo};
 use crate::support::peer::{self, attach};
@@ -79,6 +85,54 @@ async fn who_is_in_allow_sessions_follows_and_takes_over_another_machines_sessio
     over.send(Frame::empty(Kind::StdinEof)).await?;
     let record: ExitRecord = follow(over).await?.end.expect("a record");
     ensure!(record.stdout_bytes == 8, "{record:?}");
+    scene.web01.stop().await?;
+    Ok(())
+}
+
+/// Has the daemon join the cluster `d` too, whose config lets `guest` attend to all sessions; returns a connection of
+/// `guest` to it there.
+async fn other_cluster(mut scene: Scene) -> Result<(Scene, ClusterId, Connection)> {
+    let (key, home) = (ClusterKey::generate()?, scene.web01.home.clone());
+    let invite = Invite {
+        cluster: key.id(),
+        name: "d".into(),
+        secret: ByteArray::new([0; 32]),
+        expires_ms: 0,
+        addresses: Vec::new(),
+        relays: Some(Vec::new()),
+        discovery: Some(Vec::new()),
+        ca: None,
+    };
+    let me = join_begin(&Changes::begin(&home)?, &invite, None)?.machine_key.id();
+    let text = format!(
+        "[cluster]\nname = \"d\"\nid52 = \"{}\"\nmanager = \"guest\"\n[network]\nrelays = []\ndiscovery = []\n\
+         [machine.guest]\nid52 = \"{}\"\n[machine.web01]\nid52 = \"{me}\"\nallow_sessions = [\"guest\"]\n",
+        key.id(),
+        scene.guest.id
+    );
+    join_finish(&Changes::begin(&home)?, "d", &key.sign(1, 1, text)?)?;
+    scene.web01 = scene.web01.restart().await?;
+    let clusters = scene.web01.status().await?.clusters;
+    let there = clusters.iter().find(|cluster| cluster.alias == "d").context("no cluster d")?;
+    let address = peer::loopback(*me.as_bytes(), &there.addresses)?;
+    let conn = scene.guest.endpoint.connect(address, ALPN).await?;
+    Ok((scene, key.id(), conn))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn allow_sessions_of_one_cluster_is_of_no_use_in_another() -> Result<()> {
+    let (scene, cluster, guest) = other_cluster(Scene::new().await?).await?;
+    let conn = scene.friend.dial(&scene.web01).await?;
+    let (spec, mut wire) = cat(&scene, &conn).await?;
+    let mine = again(&followed(&[]), 1, 0);
+    let theirs = Attach { owner: Some(scene.friend.id), id: spec.id, take_over: true, ..mine };
+    let ran = follow(attach(&guest, cluster, &theirs).await?).await?;
+    let failure = ran.end.expect_err("refused").context("a reason")?;
+    ensure!(failure.kind == FailureKind::Unknown && ran.stdout.is_empty(), "{failure}");
+    let follower = spec.follower.context("a follower")?;
+    let gone = Gone { owner: theirs.owner, id: spec.id, follower, number: 1 };
+    ensure!(peer::gone(&guest, &gone).await?.kind == Kind::Pong);
+    echo(&mut wire, "two\n").await?;
     scene.web01.stop().await?;
     Ok(())
 }

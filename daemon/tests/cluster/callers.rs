@@ -1,6 +1,6 @@
 //! The caller's daemon: what it tells its CLI, and what it tells the target when the CLI is gone.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use futures_util::SinkExt;
 use iroh::endpoint::Connection;
 use malai_protocol::codec::{Frame, Kind};
@@ -8,41 +8,73 @@ use malai_protocol::failure::{Failure, Kind as FailureKind};
 use malai_protocol::id::Incarnation;
 use malai_protocol::peer::{Close, Gone, Hello, Open, RESET_CALLER_GONE};
 use malai_protocol::session::{Attach, ExecSpec, Sent};
+use tokio::sync::mpsc;
+use tokio::time::timeout;
 
-use crate::support::peer::{self, Got, Wire, accept, got, hello, open, ping};
+use crate::support::peer::{self, Got, Wire, got, hello, open, ping};
 use crate::support::scene::Scene;
-use crate::support::{Machine, Socket, again, followed, next};
+use crate::support::{Machine, SOON, Socket, again, followed, next};
 
-/// A session whose target is played by the test: the CLI's socket, and the stream that came out.
-async fn begun(machine: &Machine, conn: &Connection, spec: &ExecSpec) -> Result<(Socket, Wire)> {
-    let mut socket = machine.begin("friend", spec).await?;
-    let (wire, first) = session(conn).await?;
-    let arrived: ExecSpec = first.expect(Kind::Exec, "Exec")?;
-    ensure!(arrived == *spec);
-    let _sent: Sent = next(&mut socket).await?.expect(Kind::Sent, "Sent")?;
-    Ok((socket, wire))
+/// `friend`, as a target that the test plays.
+struct Target {
+    conn: Connection,
+    /// Streams that the daemon opens, with their first frames; those that only ask whether it is there are answered.
+    streams: mpsc::Receiver<(Wire, Frame)>,
 }
 
-/// The next stream of a session, and its first frame.
-async fn session(conn: &Connection) -> Result<(Wire, Frame)> {
-    let mut wire = accept(conn).await?;
-    let _open: Open = next(&mut wire).await?.expect(Kind::Open, "Open")?;
-    let first = next(&mut wire).await?;
-    Ok((wire, first))
+impl Target {
+    /// A connection that the daemon uses for its own calls.
+    async fn new(scene: &Scene) -> Result<Self> {
+        let conn = scene.friend.dial(&scene.web01).await?;
+        let (found, streams) = mpsc::channel(64);
+        tokio::spawn(streams_of(conn.clone(), found));
+        ping(&conn).await?;
+        Ok(Self { conn, streams })
+    }
+
+    async fn stream(&mut self) -> Result<(Wire, Frame)> {
+        timeout(SOON, self.streams.recv()).await.context("no stream was opened")?.context("no streams any more")
+    }
+
+    /// The next stream of a session, and its first frame.
+    async fn session(&mut self) -> Result<(Wire, Frame)> {
+        let (mut wire, open) = self.stream().await?;
+        let _open: Open = open.expect(Kind::Open, "Open")?;
+        let first = next(&mut wire).await?;
+        Ok((wire, first))
+    }
+
+    /// What the daemon says of a caller that is gone.
+    async fn told(&mut self) -> Result<(Wire, Gone)> {
+        let (wire, gone) = self.stream().await?;
+        Ok((wire, gone.expect(Kind::Gone, "Gone")?))
+    }
+
+    /// Begins a session: the CLI's socket, and the stream that came out.
+    async fn begun(&mut self, machine: &Machine, spec: &ExecSpec) -> Result<(Socket, Wire)> {
+        let mut socket = machine.begin("friend", spec).await?;
+        let (wire, first) = self.session().await?;
+        let arrived: ExecSpec = first.expect(Kind::Exec, "Exec")?;
+        ensure!(arrived == *spec);
+        let _sent: Sent = next(&mut socket).await?.expect(Kind::Sent, "Sent")?;
+        Ok((socket, wire))
+    }
 }
 
-/// A connection of `friend` that the daemon uses for its own calls.
-async fn friend(scene: &Scene) -> Result<Connection> {
-    let conn = scene.friend.dial(&scene.web01).await?;
-    ping(&conn).await?;
-    Ok(conn)
-}
-
-/// What the daemon says of a caller that is gone.
-async fn told(conn: &Connection) -> Result<(Wire, Gone)> {
-    let mut wire = accept(conn).await?;
-    let gone = next(&mut wire).await?.expect(Kind::Gone, "Gone")?;
-    Ok((wire, gone))
+async fn streams_of(conn: Connection, found: mpsc::Sender<(Wire, Frame)>) {
+    while let Ok((send_half, recv)) = conn.accept_bi().await {
+        let found = found.clone();
+        tokio::spawn(async move {
+            let mut wire = peer::framed(send_half, recv);
+            match next(&mut wire).await {
+                Ok(first) if first.kind == Kind::Ping => {
+                    drop(wire.send(Frame::empty(Kind::Pong)).await);
+                }
+                Ok(first) => drop(found.send((wire, first)).await),
+                Err(_) => {}
+            }
+        });
+    }
 }
 
 fn gone_of(spec: &ExecSpec, number: u32) -> Gone {
@@ -53,20 +85,20 @@ fn gone_of(spec: &ExecSpec, number: u32) -> Gone {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cli_is_told_that_its_request_is_sent_and_which_executor_it_meets() -> Result<()> {
     let scene = Scene::new().await?;
-    let conn = friend(&scene).await?;
+    let mut target = Target::new(&scene).await?;
     let spec = followed(&["true"]);
     // Nothing is known of the target's executor before it greets.
     let mut socket = scene.web01.begin("friend", &spec).await?;
-    let _wire = session(&conn).await?;
+    let _wire = target.session().await?;
     let sent: Sent = next(&mut socket).await?.expect(Kind::Sent, "Sent")?;
     ensure!(sent.met.is_none(), "{sent:?}");
-    let mut control = open(&conn).await?;
+    let mut control = open(&target.conn).await?;
     let executor = Some(Incarnation::from_bytes([7; 16]));
     peer::send(&mut control, Kind::PeerHello, &Hello { executor, ..hello(None) }).await?;
     let theirs: Hello = next(&mut control).await?.expect(Kind::PeerHello, "PeerHello")?;
     let attach = again(&spec, 2, 17);
     let mut socket = scene.web01.attach("friend", &attach).await?;
-    let (_wire, first) = session(&conn).await?;
+    let (_wire, first) = target.session().await?;
     ensure!(first.expect::<Attach>(Kind::Attach, "Attach")? == attach);
     let sent: Sent = next(&mut socket).await?.expect(Kind::Sent, "Sent")?;
     ensure!(sent.met == executor, "{sent:?}");
@@ -91,10 +123,10 @@ async fn a_cli_that_is_refused_at_once_was_not_told_that_anything_was_sent() -> 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_target_that_may_not_have_heard_of_the_gone_cli_is_told_on_another_stream_until_it_answers() -> Result<()> {
     let scene = Scene::new().await?;
-    let conn = friend(&scene).await?;
+    let mut target = Target::new(&scene).await?;
     let (heard, unheard) = (followed(&["true"]), followed(&["true"]));
     for (spec, ends) in [(&heard, true), (&unheard, false)] {
-        let (socket, mut wire) = begun(&scene.web01, &conn, spec).await?;
+        let (socket, mut wire) = target.begun(&scene.web01, spec).await?;
         drop(socket);
         let end = got(&mut wire).await?;
         ensure!(matches!(end, Got::Reset(code) if code == u64::from(RESET_CALLER_GONE)), "{end:?}");
@@ -104,19 +136,19 @@ async fn a_target_that_may_not_have_heard_of_the_gone_cli_is_told_on_another_str
         std::mem::forget(wire);
     }
     // It is not taken for told before the answer.
-    let (wire, first) = told(&conn).await?;
+    let (wire, first) = target.told().await?;
     ensure!(first == gone_of(&unheard, 1), "{first:?}");
     drop(wire);
-    let (mut wire, second) = told(&conn).await?;
+    let (mut wire, second) = target.told().await?;
     ensure!(second == first, "{second:?}");
     wire.send(Frame::empty(Kind::Pong)).await?;
     peer::finish(&mut wire)?;
     // Then it is: the next that is said is another.
     let last = followed(&["true"]);
-    let (socket, wire) = begun(&scene.web01, &conn, &last).await?;
+    let (socket, wire) = target.begun(&scene.web01, &last).await?;
     std::mem::forget(wire);
     drop(socket);
-    let (_wire, third) = told(&conn).await?;
+    let (_wire, third) = target.told().await?;
     ensure!(third == gone_of(&last, 1), "{third:?}");
     scene.web01.stop().await?;
     Ok(())
@@ -125,17 +157,17 @@ async fn a_target_that_may_not_have_heard_of_the_gone_cli_is_told_on_another_str
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cli_that_is_gone_while_its_target_is_away_is_told_of_over_the_next_connection() -> Result<()> {
     let scene = Scene::new().await?;
-    let conn = friend(&scene).await?;
+    let mut target = Target::new(&scene).await?;
     let spec = followed(&["true"]);
-    let (mut socket, wire) = begun(&scene.web01, &conn, &spec).await?;
-    conn.close(0u32.into(), b"");
+    let (mut socket, wire) = target.begun(&scene.web01, &spec).await?;
+    target.conn.close(0u32.into(), b"");
     drop(wire);
     ensure!(next(&mut socket).await.is_err(), "the CLI is not told that its attachment is lost");
     // It comes back, and is gone before there is a connection.
     let socket = scene.web01.attach("friend", &again(&spec, 2, 0)).await?;
     drop(socket);
-    let conn = friend(&scene).await?;
-    let (mut wire, gone) = told(&conn).await?;
+    let mut target = Target::new(&scene).await?;
+    let (mut wire, gone) = target.told().await?;
     ensure!(gone == gone_of(&spec, 2), "{gone:?}");
     wire.send(Frame::empty(Kind::Pong)).await?;
     peer::finish(&mut wire)?;
@@ -146,8 +178,8 @@ async fn a_cli_that_is_gone_while_its_target_is_away_is_told_of_over_the_next_co
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cli_that_says_goodbye_is_not_gone() -> Result<()> {
     let scene = Scene::new().await?;
-    let conn = friend(&scene).await?;
-    let (mut socket, mut wire) = begun(&scene.web01, &conn, &followed(&["true"])).await?;
+    let mut target = Target::new(&scene).await?;
+    let (mut socket, mut wire) = target.begun(&scene.web01, &followed(&["true"])).await?;
     socket.send(Frame::empty(Kind::Goodbye)).await?;
     drop(socket);
     ensure!(next(&mut wire).await?.kind == Kind::Goodbye);
@@ -160,10 +192,10 @@ async fn a_cli_that_says_goodbye_is_not_gone() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_daemon_that_stops_says_of_no_caller_that_it_is_gone() -> Result<()> {
     let scene = Scene::new().await?;
-    let conn = friend(&scene).await?;
+    let mut target = Target::new(&scene).await?;
     let mut sessions = Vec::new();
     for _ in 0..20 {
-        sessions.push(begun(&scene.web01, &conn, &followed(&["true"])).await?);
+        sessions.push(target.begun(&scene.web01, &followed(&["true"])).await?);
     }
     let Scene { web01, .. } = scene;
     let stopped = tokio::spawn(web01.stop());
@@ -186,8 +218,8 @@ async fn what_a_cli_sends_while_its_target_is_dialled_arrives() -> Result<()> {
         socket.send(Frame::data(Kind::Stdin, input.clone().into())).await?;
     }
     socket.send(Frame::empty(Kind::StdinEof)).await?;
-    let conn = friend(&scene).await?;
-    let (mut wire, _exec) = session(&conn).await?;
+    let mut target = Target::new(&scene).await?;
+    let (mut wire, _exec) = target.session().await?;
     for _ in 0..2 {
         let frame = next(&mut wire).await?;
         ensure!(frame.kind == Kind::Stdin && frame.payload == input, "{:?}", frame.kind);

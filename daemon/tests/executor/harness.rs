@@ -14,7 +14,7 @@ use malai_daemon::executor::{Connection, Incoming, Options, run};
 use malai_protocol::codec::{Frame, FrameCodec, Kind};
 use malai_protocol::failure::Failure;
 use malai_protocol::home::Home;
-use malai_protocol::id::FollowerId;
+use malai_protocol::id::{FollowerId, MachineId};
 use malai_protocol::plan::{Attachment, Ended, Hello, Plan, SessionName, Sessions, Tree, VERSION};
 use malai_protocol::session::{Ack, Attached, ExitRecord, Signal, Started, Status, StdinAck};
 
@@ -125,6 +125,15 @@ impl Lab {
 /// An attachment of this process, binding.
 pub(crate) fn attachment(session: SessionName, follower: Option<FollowerId>, number: u32) -> Attachment {
     Attachment { session, by: session.caller, follower, number, binding: true }
+}
+
+/// The key of another caller: that of RFC 8032's second test.
+pub(crate) fn other_caller() -> MachineId {
+    MachineId::from_bytes([
+        0x3d, 0x40, 0x17, 0xc3, 0xe8, 0x43, 0x89, 0x5a, 0x92, 0xb7, 0x0a, 0xa7, 0x4d, 0x1b, 0x7e, 0xbc, 0x9c, 0x98,
+        0x2c, 0xcf, 0x2e, 0xc4, 0x96, 0x8c, 0xc0, 0xcd, 0x55, 0xf1, 0x2a, 0xf4, 0x66, 0x0c,
+    ])
+    .expect("a key")
 }
 
 /// The name of a process.

@@ -6,6 +6,7 @@ mod plan;
 #[path = "../support/process.rs"]
 mod process;
 
+mod attach;
 mod commands;
 mod endings;
 mod hostile;

@@ -189,6 +189,21 @@ async fn a_command_that_nobody_came_back_for_is_ended_after_its_grace_time_and_n
 }
 
 #[tokio::test]
+async fn a_grace_time_without_bound_is_one() {
+    let mut lab = Lab::new().await;
+    let sleeper = malai_protocol::plan::Plan { grace_ms: u64::MAX, ..patient(plan(&["sleep", "1000"])) };
+    let session = sleeper.session;
+    lab.follow(sleeper, process(1)).await.started().await;
+    // The daemon goes too, and comes back.
+    lab.control = lab.new_control().await;
+    let mut caller = lab.resume(attachment(session, Some(process(1)), 2), 0).await;
+    caller.attached().await;
+    caller.signal(2).await;
+    assert_eq!(caller.finish().await.record().ended_by, EndedBy::Itself);
+    lab.close().await;
+}
+
+#[tokio::test]
 async fn a_command_that_is_not_to_go_on_alone_ends_with_its_attachment() {
     let mut lab = Lab::new().await;
     let sleeper = malai_protocol::plan::Plan { kill_on_lost: true, ..patient(plan(&["sleep", "1000"])) };

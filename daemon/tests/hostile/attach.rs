@@ -7,7 +7,7 @@ use iroh::endpoint::Connection;
 use malai_protocol::codec::{Frame, Kind};
 use malai_protocol::failure::Kind as FailureKind;
 use malai_protocol::peer::Gone;
-use malai_protocol::session::{Attached, ExecSpec, Started};
+use malai_protocol::session::{Ack, Attached, ExecSpec, Started};
 use tokio::task::JoinSet;
 
 use crate::support::peer::{self, Got, Wire, attach, exec, got};
@@ -97,6 +97,29 @@ async fn callers_gone_of_all_numbers_that_are_not_current_end_nothing() -> Resul
         ensure!(answer??.kind == Kind::Pong);
     }
     works(&scene, &conn, &spec, 501).await?;
+    scene.web01.stop().await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_caller_that_breaks_the_protocol_loses_its_attachment_and_may_come_back() -> Result<()> {
+    let scene = Scene::new().await?;
+    let conn = scene.friend.dial(&scene.web01).await?;
+    let wrong = [
+        ("an unknown kind", vec![0xfe, 0, 0, 0, 0]),
+        ("a second attachment", Frame::control(Kind::Attach, &again(&followed(&[]), 2, 0))?.to_bytes().to_vec()),
+        (
+            "a confirmation of what was not sent",
+            Frame::control(Kind::Ack, &Ack { out_offset: 1 << 40 })?.to_bytes().to_vec(),
+        ),
+    ];
+    for (what, bytes) in wrong {
+        let (spec, mut wire) = cat(&scene, &conn).await?;
+        peer::raw(&mut wire, &bytes).await?;
+        let answer = got(&mut wire).await?;
+        ensure!(matches!(answer, Got::Reset(_)), "{what}: {answer:?}");
+        works(&scene, &conn, &spec, 2).await.context(what)?;
+    }
     scene.web01.stop().await?;
     Ok(())
 }

@@ -105,7 +105,8 @@ pub(crate) async fn accept(conn: &Connection) -> Result<Wire> {
     Ok(framed(send_half, recv))
 }
 
-fn framed(send_half: SendStream, recv: RecvStream) -> Wire {
+/// Both halves of a stream as one.
+pub(crate) fn framed(send_half: SendStream, recv: RecvStream) -> Wire {
     Framed::new(tokio::io::join(recv, send_half), FrameCodec::new())
 }
 

@@ -8,7 +8,7 @@ use malai_e2e::cluster::{Cluster, SOON, audit, daemon_status, malai, running, st
 use malai_e2e::lab::{Lab, wait_until};
 use malai_e2e::trials;
 
-use crate::{Office, told};
+use crate::{Office, goes_on, told};
 
 pub(crate) fn trials() -> Vec<Trial> {
     trials![
@@ -69,11 +69,12 @@ fn a_daemon_takes_over_from_an_agent() -> Result<()> {
     let begun = Instant::now();
     start(laptop)?;
     ensure!(begun.elapsed() < Duration::from_secs(5), "the daemon was ready after {:?}", begun.elapsed());
-    told(session.output_within(SOON)?, 253, &["malai: error:"])?;
+    session.wait_for_error_line("is back after", SOON)?;
     laptop.run(malai(["daemon", "status"]))?.success()?;
     assert_eq!((daemon_status(laptop)?["agent"].as_bool(), agents(laptop)?), (Some(false), 0));
     company.linked(web01)?;
-    company.ran_remotely(laptop, web01)
+    company.ran_remotely(laptop, web01)?;
+    goes_on(session)
 }
 
 fn a_rescan_with_only_an_agent_signs_and_does_not_publish() -> Result<()> {

@@ -5,9 +5,10 @@
 use std::process::ExitCode;
 
 use anyhow::{Result, ensure};
-use malai_e2e::cluster::Cluster;
+use malai_e2e::cluster::{Cluster, SOON};
 use malai_e2e::harness;
-use malai_e2e::lab::{Host, Lab, Output, Segment};
+use malai_e2e::lab::{Child, Host, Lab, Output, Segment};
+use nix::sys::signal::Signal;
 
 mod access;
 mod agent;
@@ -74,6 +75,14 @@ impl<const N: usize> Office<N> {
     fn laptop(&self) -> &Host {
         self.company.manager()
     }
+}
+
+/// A session goes on: a signal still reaches its command, whose record still comes.
+fn goes_on(session: Child) -> Result<()> {
+    ensure!(!session.has_ended(), "it ended: {}", String::from_utf8_lossy(&session.stderr()));
+    session.signal(Signal::SIGINT)?;
+    session.output_within(SOON)?.exited(130)?;
+    Ok(())
 }
 
 /// Checks how a command ended and that malai's own words on standard error hold all of these.

@@ -18,7 +18,7 @@ use super::super::log::Log;
 use super::super::reap::Child;
 use super::super::serve;
 use super::super::spawn::Forked;
-use super::super::table::{Admitted, Cause, Command as Order, Record, Registration};
+use super::super::table::{Admitted, Cause, Command as Order, Record, Registration, grace};
 use super::super::tree::cgroup::Group;
 use super::super::tree::{self, Tree};
 use super::super::{Shared, refuse};
@@ -33,8 +33,7 @@ const MAX_TIMEOUT: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 /// Runs one session from its plan until nothing of it is wanted any more.
 pub(crate) async fn run(shared: Arc<Shared>, plan: Plan, admitted: Admitted) {
     let Admitted { mut registration, mut commands, slot } = admitted;
-    let grace = Duration::from_millis(plan.grace_ms).min(MAX_TIMEOUT);
-    let following = Following::new(Link::new(slot), Log::new(shared.budget.clone()), grace);
+    let following = Following::new(Link::new(slot), Log::new(shared.budget.clone()), grace(&plan));
     match start(&shared, plan, &mut commands, following, &mut registration).await {
         Ok(mut session) => {
             let outcome = session.follow(&mut commands).await;

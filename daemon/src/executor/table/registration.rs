@@ -45,6 +45,12 @@ impl Registration {
         Self { session, table, tree: None, room: Some(room) }
     }
 
+    /// Which session.
+    #[cfg(test)]
+    pub(super) fn session(&self) -> SessionName {
+        self.session
+    }
+
     /// The processes that must not outlive the session.
     pub(crate) fn guard(&mut self, tree: Arc<Tree>) {
         self.tree = Some(tree);
