@@ -15,9 +15,10 @@ use crate::lab::{Child, Host, wait_for};
 
 /// Requests that are under way when one fault happens.
 const AT_ONCE: u64 = 5;
-/// In which milliseconds after the first request a fault happens: a request needs one round trip of 60 ms, and the
-/// program some time to start.
-const WITHIN: u64 = 350;
+/// What a frame needs for each way: a request has its answer after twice that.
+const DELAY: Duration = Duration::from_millis(75);
+/// In which milliseconds after the requests begin a fault happens: until the last has its answer.
+const WITHIN: u64 = 250;
 /// Where each request says that it ran.
 const RAN: &str = "/root/ran";
 
@@ -47,12 +48,12 @@ const FAULTS: [Fault; 5] = [
 
 fn cut_requests(count: u64) -> Result<Evidence> {
     let stage = Stage::segment()?;
-    stage.wire.set_delay(Duration::from_millis(30));
+    stage.wire.set_delay(DELAY);
     stage.web01.run(["mkdir", RAN])?.success()?;
     let mut problems = Problems::default();
-    let mut ended = Vec::new();
+    let (mut ended, mut unanswered) = (Vec::new(), 0);
     for (round, fault) in (0..count / AT_ONCE).zip(FAULTS.iter().cycle()) {
-        let requests = cut(&stage, round, *fault)?;
+        let requests = cut(&stage, round, *fault, &mut unanswered)?;
         for (file, request) in requests {
             let output = request.output_within(GIVEN_UP)?;
             ended.push((file, *fault, output));
@@ -61,6 +62,9 @@ fn cut_requests(count: u64) -> Result<Evidence> {
             Ok(stage.company.ran_remotely(&stage.laptop, &stage.web01).ok())
         })?;
     }
+    // Otherwise nothing was cut.
+    problems
+        .ensure(unanswered >= count / 4, || format!("only {unanswered} requests had no answer when the fault came"));
     let mut evidence = Evidence::default();
     for (file, fault, output) in ended {
         let ran = runs(&stage.web01, &file)?;
@@ -81,7 +85,7 @@ fn cut_requests(count: u64) -> Result<Evidence> {
 }
 
 /// Sends some requests, and has a fault happen at a random point; what had the fault is whole again at the end.
-fn cut(stage: &Stage, round: u64, fault: Fault) -> Result<Vec<(String, Child)>> {
+fn cut(stage: &Stage, round: u64, fault: Fault, unanswered: &mut u64) -> Result<Vec<(String, Child)>> {
     let victim = match fault {
         Fault::Partition(_) => None,
         Fault::CallersDaemon => Some((&stage.laptop, pid(&stage.laptop, "/pid")?)),
@@ -98,6 +102,7 @@ fn cut(stage: &Stage, round: u64, fault: Fault) -> Result<Vec<(String, Child)>> 
     }
     // The random point, not a wait for anything.
     thread::sleep(Duration::from_millis(draw(7, round, WITHIN)));
+    *unanswered += requests.iter().filter(|(_, request)| request.output_length() == 0).count() as u64;
     match (fault, victim) {
         (Fault::Partition(length), _) => {
             stage.wire.cut();

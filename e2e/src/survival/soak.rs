@@ -136,7 +136,9 @@ fn messages(stage: &Stage, seed: u64, turn: u64, over: &AtomicBool) -> Result<Ev
         let power = draw(seed, number, LARGEST + 1);
         let length = (1 << power) - draw(!seed, number, 1 << power.saturating_sub(1));
         let message: Vec<u8> = (0..length).map(|at| (at ^ (at >> 8) ^ number).to_le_bytes()[0]).collect();
-        let cat = malai(["web01.company", "--", "cat"]).stdin(message.clone()).timeout(MESSAGE);
+        // A message that is sent during a fault waits for its end.
+        let cat =
+            malai(["--connect-timeout", "5m", "web01.company", "--", "cat"]).stdin(message.clone()).timeout(MESSAGE);
         let output = stage.laptop.run(cat)?.success()?;
         ensure!(output.stdout == message, "{length} bytes were sent, and other {} came back", output.stdout.len());
         evidence.bytes += length * 2;
