@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use iroh::endpoint::{Connection, Incoming};
+use iroh::endpoint::{Connection, Incoming, RecvStream, SendStream};
 use malai_protocol::codec::{Frame, Kind, MAX_HELLO};
 use malai_protocol::id::MachineId;
 use malai_protocol::peer::{Close, Hello, unknown_need};
@@ -16,6 +16,8 @@ use super::{Membership, serve, sync};
 use crate::net::pool::PeerConn;
 use crate::net::{Frames, close, machine_id, send};
 
+/// All that a stranger is told.
+const NOT_A_MEMBER: &str = "not a member of the cluster";
 /// How long a stranger has for its Hello.
 const STRANGER_HELLO: Duration = Duration::from_secs(2);
 /// Handshakes at once; more are turned away. An honest one takes a round trip.
@@ -89,7 +91,7 @@ async fn connection(
 
 fn refuse(membership: &Membership, conn: &Connection, peer: MachineId, why: &str) {
     tracing::info!(peer = %peer.short(), cluster = %membership.alias, "connection refused: {why}");
-    close(conn, Close::NotAMember, "not a member of the cluster");
+    close(conn, Close::NotAMember, NOT_A_MEMBER);
 }
 
 fn may_introduce(strangers: &Strangers, peer: MachineId) -> bool {
@@ -120,6 +122,27 @@ async fn introduce(
     }
     let (mut send_half, recv) = tokio::time::timeout(STRANGER_HELLO, conn.accept_bi()).await??;
     let mut frames = Frames::new(recv, MAX_HELLO);
+    match listen(membership, conn, peer, &mut send_half, &mut frames).await {
+        Ok(Some((peer_conn, hello))) => {
+            serve::spawn_introduced(membership, &peer_conn, hello, send_half, frames);
+            Ok(Some(peer_conn))
+        }
+        turned_away => {
+            // Before the stream is dropped, whose end the stranger would see first.
+            close(conn, Close::NotAMember, NOT_A_MEMBER);
+            turned_away.map(|_| None)
+        }
+    }
+}
+
+/// What the stranger's greeting says, where it makes it a member.
+async fn listen(
+    membership: &Arc<Membership>,
+    conn: &Connection,
+    peer: MachineId,
+    send_half: &mut SendStream,
+    frames: &mut Frames<RecvStream>,
+) -> anyhow::Result<Option<(Arc<PeerConn>, Hello)>> {
     let hello: Hello = frames.next(STRANGER_HELLO).await?.expect(Kind::PeerHello, "PeerHello")?;
     let Some(header) = hello.header.as_ref().filter(|_| !hello.caller_only && unknown_need(&hello.needs).is_none())
     else {
@@ -130,12 +153,8 @@ async fn introduce(
         return Ok(None);
     }
     // The body is asked for on a stream of ours; nothing else of the stranger is read meanwhile.
-    send(&mut send_half, Frame::control(Kind::PeerHello, &membership.hello())?).await?;
+    send(send_half, Frame::control(Kind::PeerHello, &membership.hello())?).await?;
     let peer_conn = PeerConn::new(conn.clone(), peer, false);
     tokio::time::timeout(crate::net::FIRST_FRAME, sync::fetch(membership, &peer_conn, &header)).await??;
-    if !membership.is_member(&peer) {
-        return Ok(None);
-    }
-    serve::spawn_introduced(membership, &peer_conn, hello, send_half, frames);
-    Ok(Some(peer_conn))
+    Ok(membership.is_member(&peer).then_some((peer_conn, hello)))
 }
