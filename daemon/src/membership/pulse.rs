@@ -1,9 +1,10 @@
 //! The heartbeat of a connection that carries sessions: it finds a stall within 3 s, and looks for another way at once.
 //!
-//! Whatever comes from the peer on the path in use is a sign of life; a ping a second sees to it that something does. A connection that is
-//! silent is *stalled*: no new session takes it, and another one is looked for, in both directions. Once there is one, and
-//! the old one has not recovered, the callers' sockets are closed, so that they attach over the new one; without a new one
-//! the same happens after a while, so that they can say so. A connection without sessions has no heartbeat.
+//! Whatever comes from the peer on the path in use is a sign of life; a ping a second sees to it that something does. A
+//! connection that is silent is *stalled*: no new session takes it, and another one is looked for, in both directions. Once
+//! there is one, and the old one has not recovered, the callers' sockets are closed, so that they attach over the new one;
+//! without a new one the same happens after a while, so that they can say so. A connection without sessions has no
+//! heartbeat, and one whose sessions are over within half a second sends no ping.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -77,14 +78,10 @@ impl Heard {
 /// Beats until no session is left.
 async fn beat(membership: &Arc<Membership>, conn: &Arc<PeerConn>) {
     let mut heard = Heard::new(conn);
-    let mut ticks = tokio::time::interval(BEAT);
+    let mut ticks = tokio::time::interval_at(Instant::now() + BEAT, BEAT);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut pings = None;
     loop {
-        // One ping at a time; where it is answered the next follows with the next beat. An agent is not asked: it asks.
-        if pings.is_none() && conn.callable() {
-            pings = Some(Box::pin(ping(&conn.conn, STALL)));
-        }
         tokio::select! {
             _ = ticks.tick() => {}
             _ = async { pings.as_mut().expect("there is one").await }, if pings.is_some() => {
@@ -98,6 +95,10 @@ async fn beat(membership: &Arc<Membership>, conn: &Arc<PeerConn>) {
         if heard.silence(conn) >= STALL {
             stalled(membership, conn, &mut heard).await;
             pings = None;
+        }
+        // One ping at a time; where it is answered the next follows with the next beat. An agent is not asked: it asks.
+        if pings.is_none() && conn.callable() {
+            pings = Some(Box::pin(ping(&conn.conn, STALL)));
         }
     }
 }

@@ -4,11 +4,13 @@
 //! target's address that changed, only the target knows. And an endpoint whose relay is gone is rebuilt: iroh's link to a
 //! relay comes back after a pause of up to 16 s, which only a new endpoint does not make (docs/decisions/0008).
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use iroh::Watcher;
 use iroh::endpoint::RelayStatus;
+use malai_protocol::id::MachineId;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior};
 
@@ -62,7 +64,7 @@ async fn watch(membership: &Arc<Membership>) {
 /// Waits until a session needs the network and does not have it.
 async fn wanted(membership: &Membership) {
     let (mut pool, mut live) = (membership.pool.watch(), membership.live.watch());
-    while !membership.pool.wants_recovery() && membership.live.unfollowed().is_empty() {
+    while !membership.pool.wants_recovery() && lost_callers(membership).is_empty() {
         let changed = tokio::select! {
             changed = pool.changed() => changed,
             changed = live.changed() => changed,
@@ -73,14 +75,21 @@ async fn wanted(membership: &Membership) {
     }
 }
 
+/// The other machines whose sessions here nobody follows.
+fn lost_callers(membership: &Membership) -> BTreeSet<MachineId> {
+    let mut callers = membership.live.unfollowed();
+    callers.remove(&membership.me);
+    callers
+}
+
 /// Dials the callers of sessions here that nobody follows, each once at a time.
 fn redial(membership: &Arc<Membership>, redials: &mut JoinSet<()>) {
     while redials.try_join_next().is_some() {}
     if !redials.is_empty() {
         return;
     }
-    for caller in membership.live.unfollowed() {
-        if caller == membership.me || membership.pool.live(caller).is_some() {
+    for caller in lost_callers(membership) {
+        if membership.pool.live(caller).is_some() {
             continue;
         }
         let membership = Arc::clone(membership);
