@@ -162,8 +162,15 @@ async fn one_connection_too_many_of_a_machine_is_closed_as_busy() -> Result<()> 
     for conn in held.clone() {
         closings.spawn(async move { closed(&conn).await });
     }
-    let first = closings.join_next().await.context("none was closed")??;
-    ensure!(first?.0 == Some(Close::Busy), "{:?}", held.len());
+    loop {
+        let (code, words) = closings.join_next().await.context("none was closed as busy")???;
+        match code {
+            Some(Close::Busy) => break,
+            // On a slow machine so many take so long that the first ones count as spare.
+            Some(Close::Replaced) => {}
+            other => anyhow::bail!("closed as {other:?}: {words}"),
+        }
+    }
     scene.serves().await?;
     scene.web01.stop().await?;
     Ok(())
