@@ -24,8 +24,9 @@ const STALL: Duration = Duration::from_millis(2500);
 const LET_GO: Duration = Duration::from_millis(500);
 /// So long after the last sign of life the callers are told, another connection or not.
 const TELL: Duration = Duration::from_secs(6);
-/// How long streams that were moved may take to leave the stalled connection.
-const LEAVE: Duration = Duration::from_secs(5);
+/// How long streams may take to leave a stalled connection once there is another. Those that callers here opened leave at
+/// once; the peer may not have noticed, and learns it from the close.
+const LEAVE: Duration = Duration::from_millis(500);
 
 /// Counts a session on this connection for as long as the guard lives, with a heartbeat. `None` when there are `most`.
 pub(crate) fn enter(membership: &Arc<Membership>, conn: &Arc<PeerConn>, most: u32) -> Option<SessionGuard> {
