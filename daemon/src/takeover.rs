@@ -14,9 +14,10 @@ use crate::store::lock::{Attempt, Lock, Part};
 /// An agent that was asked to leave does so within 2 s; a little more for a busy machine.
 const YIELD: Duration = Duration::from_secs(5);
 /// How often the lock is tried while the agent is on its way out.
-const POLL: Duration = Duration::from_millis(20);
+const POLL: Duration = Duration::from_millis(5);
 
 /// Takes the lock. A daemon asks an agent that holds it to leave first, and waits for one that is on its way in or out.
+/// Another command may start the next agent in the moment between: that one is asked too.
 ///
 /// # Errors
 /// [`Failure`] of kind `conflict` when a daemon, or an agent that does not leave, holds it.
@@ -28,7 +29,7 @@ pub(crate) async fn lock(home: &Home, part: Part) -> Result<Lock, Failure> {
 }
 
 async fn after_the_agent(home: &Home, part: Part) -> Result<Lock, Failure> {
-    let mut asked = false;
+    let mut asked = None;
     loop {
         let holder = match Lock::try_take(home, part)? {
             Attempt::Taken(lock) => return Ok(lock),
@@ -38,8 +39,8 @@ async fn after_the_agent(home: &Home, part: Part) -> Result<Lock, Failure> {
         if part == Part::Agent || (holder.pid.is_some() && !holder.agent) {
             return Lock::take(home, part);
         }
-        if holder.agent && holder.answers && !asked {
-            asked = true;
+        if holder.answers && asked != holder.pid {
+            asked = holder.pid;
             // An agent that has just left by itself cannot be asked: the next look tells.
             if let Err(error) = ask_to_leave(home).await {
                 tracing::info!("the agent was not asked to leave: {error:#}");
@@ -59,4 +60,47 @@ async fn ask_to_leave(home: &Home) -> anyhow::Result<()> {
     // What it answers does not matter, its end does.
     stream.take(64 * 1024).read_to_end(&mut Vec::new()).await?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::BytesMut;
+    use malai_protocol::codec::FrameCodec;
+    use tokio::net::UnixListener;
+    use tokio_util::codec::Decoder;
+
+    use super::*;
+
+    /// Says hello as agents of these pids in turn, each until it was asked to leave.
+    async fn agents(listener: UnixListener, pids: [u32; 3]) {
+        for pid in pids {
+            let mut asked = false;
+            while !asked {
+                let (mut stream, _) = listener.accept().await.expect("connects");
+                let hello = Hello { version: VERSION, malai: "1".into(), pid, agent: true };
+                let frame = Frame::control(Kind::LocalHello, &hello).expect("encodes");
+                stream.write_all(&frame.to_bytes()).await.expect("writes");
+                let (mut codec, mut got) = (FrameCodec::new(), BytesMut::new());
+                while !asked && matches!(stream.read_buf(&mut got).await, Ok(1..)) {
+                    while let Some(frame) = codec.decode(&mut got).expect("frames") {
+                        asked |= frame.kind == Kind::Request;
+                    }
+                }
+            }
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn every_agent_that_comes_in_between_is_asked_to_leave() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let home = Home::new(dir.path().join("home"));
+        let held = Lock::take(&home, Part::Agent).expect("free");
+        let listener = UnixListener::bind(home.socket()).expect("binds");
+        let leaving = tokio::spawn(async move {
+            agents(listener, [7, 8, 9]).await;
+            drop(held);
+        });
+        drop(lock(&home, Part::Daemon).await.expect("the last one has left"));
+        leaving.await.expect("each was asked");
+    }
 }

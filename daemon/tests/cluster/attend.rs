@@ -9,15 +9,12 @@ use malai_daemon::store::lock::Changes;
 use malai_protocol::codec::{Frame, Kind};
 use malai_protocol::failure::{Failure, Kind as FailureKind};
 use malai_protocol::id::{ClusterId, MachineId, SessionId};
-use malai_protocol::invite::Invite;
 use malai_protocol::peer::{ALPN, Gone};
 use malai_protocol::session::{Attach, Attached, ExitRecord, Superseded};
 
-use serde_bytes::ByteArray;
-
 use crate::resume::{cat, echo};
 use crate::support::peer::{self, attach};
-use crate::support::scene::Scene;
+use crate::support::scene::{Scene, invite};
 use crate::support::{again, follow, followed, next, until};
 
 /// The lines of an audit that speak of this session.
@@ -93,16 +90,7 @@ async fn who_is_in_allow_sessions_follows_and_takes_over_another_machines_sessio
 /// `guest` to it there.
 async fn other_cluster(mut scene: Scene) -> Result<(Scene, ClusterId, Connection)> {
     let (key, home) = (ClusterKey::generate()?, scene.web01.home.clone());
-    let invite = Invite {
-        cluster: key.id(),
-        name: "d".into(),
-        secret: ByteArray::new([0; 32]),
-        expires_ms: 0,
-        addresses: Vec::new(),
-        relays: Some(Vec::new()),
-        discovery: Some(Vec::new()),
-        ca: None,
-    };
+    let invite = invite(key.id(), "d");
     let me = join_begin(&Changes::begin(&home)?, &invite, None)?.machine_key.id();
     let text = format!(
         "[cluster]\nname = \"d\"\nid52 = \"{}\"\nmanager = \"guest\"\n[network]\nrelays = []\ndiscovery = []\n\

@@ -1,6 +1,8 @@
 //! Daemons of one cluster: who may do what, callers that go and come back, config sync, neighbouring versions, stalls,
 //! machines that do not answer.
 
+#[path = "../support/pipes.rs"]
+mod pipes;
 #[path = "../support/mod.rs"]
 mod support;
 

@@ -1,19 +1,15 @@
 //! Each of a session's directions stalled in turn, across two daemons: what has to get through does.
 
-use std::fs::{File, OpenOptions};
-use std::os::fd::AsFd;
-use std::os::unix::fs::OpenOptionsExt;
-
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
 use futures_util::SinkExt;
 use malai_protocol::codec::{Frame, Kind, MAX_DATA};
 use malai_protocol::session::{EndedBy, ExecSpec, STDIN_CREDIT, Signal, Started, Status, StdinAck};
-use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::signal::{kill, killpg};
 use nix::unistd::Pid;
 
+use crate::pipes::{is_full, pipe, written};
 use crate::support::{Machine, Socket, follow, next, spec, until};
 
 /// More than all buffers between a command and its caller hold together: the output window, two QUIC streams' windows,
@@ -58,30 +54,6 @@ async fn fill(session: &mut Socket, pid: Pid) -> Result<u64> {
         ack = next(session).await?.expect(Kind::StdinAck, "StdinAck")?;
         ensure!(ack.offset <= holds, "{} bytes were taken by a pipe of {holds}", ack.offset);
     }
-}
-
-/// The pipe at this descriptor of a process, for writing.
-fn pipe(pid: Pid, descriptor: u32) -> Result<File> {
-    let path = format!("/proc/{pid}/fd/{descriptor}");
-    OpenOptions::new()
-        .write(true)
-        .custom_flags(OFlag::O_NONBLOCK.bits())
-        .open(&path)
-        .with_context(|| format!("{path} is gone: the command has ended"))
-}
-
-/// Whether a process's standard output takes nothing more.
-fn is_full(pid: Pid) -> Result<bool> {
-    let pipe = pipe(pid, 1)?;
-    let mut polled = [PollFd::new(pipe.as_fd(), PollFlags::POLLOUT)];
-    Ok(poll(&mut polled, PollTimeout::ZERO)? == 0)
-}
-
-/// How many bytes a process has written.
-fn written(pid: Pid) -> Result<u64> {
-    let path = format!("/proc/{pid}/io");
-    let io = std::fs::read_to_string(&path).context(path)?;
-    Ok(io.lines().find_map(|line| line.strip_prefix("wchar: ")).context("no wchar")?.parse()?)
 }
 
 /// Waits until a command's output is stalled: its pipe is full, and nothing is taken from it while another command goes

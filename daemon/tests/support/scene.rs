@@ -9,7 +9,7 @@ use malai_daemon::admin::{join_begin, join_finish};
 use malai_daemon::store::keys::ClusterKey;
 use malai_daemon::store::lock::Changes;
 use malai_protocol::codec::{Frame, Kind};
-use malai_protocol::id::MachineId;
+use malai_protocol::id::{ClusterId, MachineId};
 use malai_protocol::invite::Invite;
 use malai_protocol::peer::{Close, Pull};
 use malai_protocol::snapshot::{Signed, Snapshot};
@@ -46,16 +46,7 @@ impl Scene {
     pub(crate) async fn with(program: Program) -> Result<Self> {
         let key = ClusterKey::generate()?;
         let dir = tempfile::Builder::new().prefix("m").tempdir()?;
-        let invite = Invite {
-            cluster: key.id(),
-            name: "c".into(),
-            secret: ByteArray::new([0; 32]),
-            expires_ms: 0,
-            addresses: Vec::new(),
-            relays: Some(Vec::new()),
-            discovery: Some(Vec::new()),
-            ca: None,
-        };
+        let invite = invite(key.id(), "c");
         let home = home_in(&dir);
         let web01_id = {
             let changes = Changes::begin(&home)?;
@@ -175,4 +166,18 @@ fn text(key: &ClusterKey, web01: MachineId, laptop: &Peer, friend: &Peer, guest:
         friend.id,
         guest.id
     )
+}
+
+/// An invite to a cluster without relays and discovery, of which nobody but the newcomer's own home is asked.
+pub(crate) fn invite(cluster: ClusterId, name: &str) -> Invite {
+    Invite {
+        cluster,
+        name: name.to_owned(),
+        secret: ByteArray::new([0; 32]),
+        expires_ms: 0,
+        addresses: Vec::new(),
+        relays: Some(Vec::new()),
+        discovery: Some(Vec::new()),
+        ca: None,
+    }
 }
