@@ -106,6 +106,8 @@ pub struct Resume {
     pub attachment: Attachment,
     /// Output up to here was written out by the follower.
     pub out_offset: u64,
+    /// Only output that comes from now on is wanted.
+    pub from_end: bool,
     /// It may take the place of another follower.
     pub take_over: bool,
     /// For a request that was sent again.
@@ -245,9 +247,9 @@ impl Executor {
     /// # Errors
     /// When the executor is gone, or does not answer in time.
     pub async fn resume(&self, resume: Resume) -> Result<Resumed, Failure> {
-        let Resume { attachment, out_offset, take_over, resend } = resume;
+        let Resume { attachment, out_offset, from_end, take_over, resend } = resume;
         let mut framed = Framed::new(self.inner.dial.connect().await?, FrameCodec::new());
-        let hello = Hello::Resume { attachment, out_offset, take_over, resend };
+        let hello = Hello::Resume { attachment, out_offset, from_end, take_over, resend };
         framed.send(Frame::control(Kind::ExecutorHello, &hello).map_err(broken)?).await.map_err(broken)?;
         match timeout(ANSWER, framed.next()).await {
             Ok(Some(Ok(frame))) if frame.kind == Kind::Missing => Ok(Resumed::Missing),

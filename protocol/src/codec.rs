@@ -67,6 +67,12 @@ kinds! {
     StopOutput = 0x09, MAX_CONTROL;
     /// The caller has what it wanted and leaves in good order; empty payload.
     Goodbye = 0x0a, 0;
+    /// Which sessions are there? [`crate::sessions::List`].
+    List = 0x0b, MAX_CONTROL;
+    /// Wait until a session is over: [`crate::sessions::Wait`].
+    Wait = 0x0c, MAX_CONTROL;
+    /// End a session, or signal its command: [`crate::sessions::Kill`].
+    Kill = 0x0d, MAX_CONTROL;
 
     /// It will not run, and did not: [`crate::failure::Failure`].
     Refused = 0x20, MAX_CONTROL;
@@ -88,6 +94,10 @@ kinds! {
     Exit = 0x28, MAX_CONTROL;
     /// Daemon to its CLI: the request is on its way: [`crate::session::Sent`].
     Sent = 0x29, MAX_CONTROL;
+    /// Sessions that are there: [`crate::sessions::Listed`].
+    Listed = 0x2a, MAX_CONTROL;
+    /// The signal was sent; empty payload.
+    Killed = 0x2b, 0;
 
     /// First on a connection's control stream, both ways: [`crate::peer::Hello`].
     PeerHello = 0x40, MAX_HELLO;
@@ -133,8 +143,10 @@ kinds! {
     Audited = 0x86, MAX_CONTROL;
     /// End all sessions and then the executor: [`crate::plan::Shutdown`].
     Shutdown = 0x87, MAX_CONTROL;
-    /// The answer to an attachment that brings no plan: no such session is known, and it may be run; empty payload.
+    /// The answer to what names a session that is not known; an attachment's request may be run; empty payload.
     Missing = 0x88, 0;
+    /// Sessions that the executor has or keeps: [`crate::plan::Inventory`].
+    Inventory = 0x89, MAX_SNAPSHOT;
 }
 
 /// One frame: its kind and its payload, not interpreted.

@@ -4,7 +4,7 @@
 //! and fuzzed by itself.
 //!
 //! # Layout
-//! [`id`] keys and ids; [`codec`] the frame, [`scan`] following it unread; [`session`] what all hops of a session share; [`peer`] daemon to daemon;
+//! [`id`] keys and ids; [`codec`] the frame, [`scan`] following it unread; [`session`] what all hops of a session share; [`sessions`] asking about them; [`peer`] daemon to daemon;
 //! [`local`] CLI to daemon; [`plan`] daemon to executor; [`failure`] the error that travels; [`config`] the cluster
 //! config; [`access`] who may do what; [`snapshot`] the signed config; [`target`] what a command is aimed at;
 //! [`invite`] the token; [`audit`] a line of the audit; [`home`] file names.
@@ -25,5 +25,6 @@ pub mod peer;
 pub mod plan;
 pub mod scan;
 pub mod session;
+pub mod sessions;
 pub mod snapshot;
 pub mod target;

@@ -1,7 +1,8 @@
 //! CLI to daemon, over the Unix socket.
 //!
 //! The CLI sends `LocalHello`, then one `Request`. For [`Request::Session`] the frames of the session follow at once,
-//! `Exec` or `Attach` first, and the target's frames come back, after `Sent` where there is a connection to it. Every other request is answered by any number of
+//! `Exec`, `Attach`, `List`, `Wait` or `Kill` first, and the target's frames come back, after `Sent` where the CLI said
+//! which attachment it makes and there is a connection. Every other request is answered by any number of
 //! [`Response::Progress`] and one last [`Response`].
 
 use serde::{Deserialize, Serialize};
@@ -32,7 +33,7 @@ pub struct Hello {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Request {
-    /// Run a command, or follow one; `Exec` or `Attach` follows.
+    /// Run a command, follow one, or ask about them; `Exec`, `Attach`, `List`, `Wait` or `Kill` follows.
     Session(SessionTarget),
     /// [`Status`] of all clusters.
     Status,

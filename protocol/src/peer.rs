@@ -18,7 +18,9 @@ pub const JOIN_ALPN: &[u8] = b"malai-join/1";
 /// The version that [`Hello`], [`Redeem`] and [`Knock`] tell.
 pub const VERSION: u32 = 1;
 /// The features of [`Hello::needs`] and [`crate::session::ExecSpec::needs`] that this version knows.
-pub const FEATURES: &[&str] = &[];
+pub const FEATURES: &[&str] = &[DETACH];
+/// The feature of commands that nobody follows.
+pub const DETACH: &str = "detach";
 /// The most addresses that a [`Hello`] or [`Announce`] carries: more would not fit its frame.
 pub const MAX_ADDRESSES: usize = 8;
 

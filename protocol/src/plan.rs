@@ -2,13 +2,15 @@
 //!
 //! An executor's socket begins with one [`Hello`] frame. On the control connection, of which the newest counts, the
 //! daemon sends `Plan`, `CallerGone`, `End`, `Audited`, `Shutdown`, and the executor first `Sessions`, then `Ended`.
-//! On an attachment's connection the frames of the session follow, in both directions.
+//! On an attachment's connection the frames of the session follow, in both directions. Any other question has its
+//! connection to itself.
 
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
 use crate::id::{ClusterId, FollowerId, Incarnation, MachineId, SessionId};
 use crate::session::{EndedBy, ExitRecord, Resend};
+use crate::sessions::Summary;
 
 /// A session's full name: ids are chosen by callers, so only the pair is unique.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -36,12 +38,31 @@ pub enum Hello {
         attachment: Attachment,
         /// Output up to here was written out by the follower.
         out_offset: u64,
+        /// Only output that comes from now on is wanted.
+        #[serde(default)]
+        from_end: bool,
         /// It may take the place of another follower.
         #[serde(default)]
         take_over: bool,
         /// For a request that was sent again: whether this executor may answer `Missing`, so that it is run.
         #[serde(default)]
         resend: Option<Resend>,
+    },
+    /// Which sessions are there? Answered by `Inventory`, once or more.
+    List,
+    /// Waits until a session is over: answered by `Exit`, `Refused`, or `Missing`.
+    Wait {
+        /// Which.
+        session: SessionName,
+    },
+    /// Signals a session's command, or ends the session: answered by `Killed`, or by what `Wait` is.
+    Kill {
+        /// Which.
+        session: SessionName,
+        /// The signal, by its number on Linux; absent = end it.
+        signal: Option<u8>,
+        /// For the record, in words.
+        reason: String,
     },
 }
 
@@ -124,6 +145,9 @@ pub struct Decided {
     pub reason: Option<String>,
     /// When the daemon took the request, milliseconds since the epoch.
     pub since_ms: u64,
+    /// It waits for nobody, and its output goes to the disk.
+    #[serde(default)]
+    pub detached: bool,
 }
 
 /// The caller of an attachment went away for good.
@@ -177,6 +201,25 @@ pub struct Live {
     pub cluster: ClusterId,
     /// What was decided.
     pub request: Decided,
+}
+
+/// Sessions that the executor has, and detached ones that are over and whose output it keeps.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Inventory {
+    /// In the order in which they began.
+    pub sessions: Vec<Known>,
+    /// Another `Inventory` follows with the rest.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub more: bool,
+}
+
+/// One session that the executor knows.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Known {
+    /// By which cluster's config.
+    pub cluster: ClusterId,
+    /// What is told of it.
+    pub summary: Summary,
 }
 
 /// How a session's processes are found when it ends.

@@ -30,6 +30,8 @@ impl Direction {
                     | Kind::StdinAck
                     | Kind::StdinClosed
                     | Kind::Exit
+                    | Kind::Listed
+                    | Kind::Killed
             ),
         }
     }

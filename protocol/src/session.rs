@@ -69,6 +69,10 @@ pub struct ExecSpec {
     /// End the command as soon as its attachment is lost, instead of waiting for the caller to come back.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub kill_on_lost: bool,
+    /// It waits for nobody, and its output is kept for whoever comes: the caller leaves when it runs. Goes with
+    /// [`crate::peer::DETACH`] in `needs`, and without standard input.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub detach: bool,
     /// Features that must not be ignored; an unknown one is refused by name.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub needs: Vec<String>,
@@ -113,6 +117,9 @@ pub struct Attach {
     /// Output up to here was written out: the rest is wanted.
     #[serde(default)]
     pub out_offset: u64,
+    /// Only output that comes from now on is wanted, wherever that is.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub from_end: bool,
     /// The caller's going away ends the command.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub binding: bool,

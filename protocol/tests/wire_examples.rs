@@ -154,6 +154,7 @@ fn exec() -> ExecSpec {
         follower: None,
         resend: None,
         kill_on_lost: false,
+        detach: false,
         needs: Vec::new(),
     }
 }
@@ -206,6 +207,7 @@ fn session_from_the_caller(examples: &mut Examples) {
         out_offset: 65_536,
         binding: true,
         take_over: false,
+        from_end: false,
     };
     examples.control("attach", Kind::Attach, &attach);
     examples.data("stdin", Kind::Stdin, b"hi\n");

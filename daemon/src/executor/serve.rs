@@ -102,11 +102,12 @@ fn serve(shared: &Arc<Shared>, connection: Connection, waiting: &Arc<Semaphore>)
                 control::serve(task, reader, writer).await;
             }
             Ok(Hello::Attach(who)) => attach(&task, Attachment::new(who, reader, writer), permit).await,
-            Ok(Hello::Resume { attachment, out_offset, take_over, resend }) => {
+            Ok(Hello::Resume { attachment, out_offset, from_end, take_over, resend }) => {
                 let attachment = Attachment::new(attachment, reader, writer);
-                let arrival = Arrival { attachment, out_offset, take_over, _permit: permit };
+                let arrival = Arrival { attachment, out_offset, from_end, take_over, _permit: permit };
                 resume(task, Box::new(arrival), resend).await;
             }
+            Ok(Hello::List | Hello::Wait { .. } | Hello::Kill { .. }) => tracing::info!("not yet"),
             Err(error) => tracing::info!(%error, "connection closed"),
         }
     });

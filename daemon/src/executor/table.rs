@@ -66,6 +66,8 @@ pub(crate) struct Arrival {
     pub(crate) attachment: Attachment,
     /// Output up to there was written out.
     pub(crate) out_offset: u64,
+    /// Only output that comes from now on is wanted.
+    pub(crate) from_end: bool,
     /// It may take the place of another follower.
     pub(crate) take_over: bool,
     /// Bounds how many are on their way to their sessions.

@@ -38,6 +38,7 @@ pub(crate) fn live(number: u8) -> Live {
         run_as: None,
         reason: None,
         since_ms: 1,
+        detached: false,
     };
     Live { session: session(number), cluster: ClusterId::from_bytes(KEY).expect("a key"), request }
 }

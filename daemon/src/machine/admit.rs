@@ -218,6 +218,7 @@ fn asked(spec: &ExecSpec) -> Decided {
         run_as: None,
         reason: spec.reason.clone(),
         since_ms: now_ms(),
+        detached: spec.detach,
     }
 }
 

@@ -39,10 +39,10 @@ pub(super) async fn attach(
     if is_elsewhere(membership, caller, &session) {
         return Err(unknown());
     }
-    let Attach { follower, number, out_offset, binding, take_over, .. } = *ask;
+    let Attach { follower, number, out_offset, from_end, binding, take_over, .. } = *ask;
     let attachment = Attachment { session, by: caller, follower: Some(follower), number, binding };
     let executor = membership.shared.executor.get().await?;
-    match executor.resume(Resume { attachment, out_offset, take_over, resend: None }).await? {
+    match executor.resume(Resume { attachment, out_offset, from_end, take_over, resend: None }).await? {
         Resumed::Attached { first, stream } => {
             tracing::info!(session = %session.id.short(), peer = %caller.short(), number, answer = ?first.kind, "attached");
             Ok(Opened { executor, attachment, first: Some(first), stream })
@@ -68,7 +68,7 @@ pub(super) async fn resend(
     let until = Instant::now() + SETTLE;
     loop {
         let executor = membership.shared.executor.get().await.map_err(uncertain)?;
-        let resume = Resume { attachment, out_offset: 0, take_over: false, resend: Some(resend) };
+        let resume = Resume { attachment, out_offset: 0, from_end: false, take_over: false, resend: Some(resend) };
         if let Resumed::Attached { first, stream } = executor.resume(resume).await.map_err(uncertain)? {
             return Ok(Opened { executor, attachment, first: Some(first), stream });
         }
@@ -133,6 +133,7 @@ fn nothing_run() -> Decided {
         run_as: None,
         reason: None,
         since_ms: now_ms(),
+        detached: false,
     }
 }
 

@@ -13,7 +13,7 @@ use super::harness::{Caller, Lab, attachment, lives, other_caller, patient, plan
 /// Asks again for a request that was sent before.
 async fn ask_again(lab: &Lab, session: SessionName, resend: Option<Resend>) -> Caller {
     let attachment = attachment(session, Some(process(1)), 2);
-    lab.greet(Hello::Resume { attachment, out_offset: 0, take_over: false, resend }).await
+    lab.greet(Hello::Resume { attachment, out_offset: 0, from_end: false, take_over: false, resend }).await
 }
 
 #[tokio::test]

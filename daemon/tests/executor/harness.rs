@@ -90,7 +90,7 @@ impl Lab {
     /// Asks for a session that is there.
     pub(crate) async fn resume(&self, attachment: Attachment, out_offset: u64) -> Caller {
         let received = out_offset;
-        let hello = Hello::Resume { attachment, out_offset, take_over: false, resend: None };
+        let hello = Hello::Resume { attachment, out_offset, from_end: false, take_over: false, resend: None };
         Caller { received, ..self.greet(hello).await }
     }
 

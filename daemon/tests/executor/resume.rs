@@ -152,7 +152,7 @@ async fn another_process_is_refused_unless_it_takes_over_and_then_the_first_is_t
 
     let mut watching = attachment(session, Some(process(2)), 1);
     watching.binding = false;
-    let hello = Hello::Resume { attachment: watching, out_offset: 0, take_over: true, resend: None };
+    let hello = Hello::Resume { attachment: watching, out_offset: 0, from_end: false, take_over: true, resend: None };
     let mut other = lab.greet(hello).await;
     other.attached().await;
     let said: Superseded = first.wait_for(Kind::Superseded).await.decode().expect("decodes");

@@ -264,7 +264,7 @@ pub(crate) fn followed(words: &[&str]) -> ExecSpec {
 /// The same caller's next attachment to its command, from this offset on.
 pub(crate) fn again(spec: &ExecSpec, number: u32, out_offset: u64) -> Attach {
     let follower = spec.follower.expect("a follower");
-    Attach { owner: None, id: spec.id, follower, number, out_offset, binding: true, take_over: false }
+    Attach { owner: None, id: spec.id, follower, number, out_offset, from_end: false, binding: true, take_over: false }
 }
 
 /// A plain command.
@@ -284,6 +284,7 @@ pub(crate) fn spec(words: &[&str]) -> ExecSpec {
         follower: None,
         resend: None,
         kill_on_lost: false,
+        detach: false,
         needs: Vec::new(),
     }
 }

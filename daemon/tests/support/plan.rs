@@ -39,6 +39,7 @@ pub(crate) fn plan(argv: &[&str]) -> Plan {
             run_as: None,
             reason: None,
             since_ms: 1,
+            detached: false,
         },
     }
 }

@@ -168,6 +168,7 @@ impl Exec {
             follower: None,
             resend: None,
             kill_on_lost: self.kill_on_lost,
+            detach: false,
             needs: Vec::new(),
         };
         Ok((target, spec))

@@ -41,7 +41,8 @@ impl Request {
     /// When it has no form in frames.
     pub(super) fn attach(&self, number: u32, out_offset: u64, within: Duration) -> Result<BytesMut, Failure> {
         let (id, follower) = (self.spec.id, self.follower);
-        let attach = Attach { owner: None, id, follower, number, out_offset, binding: true, take_over: false };
+        let attach =
+            Attach { owner: None, id, follower, number, out_offset, from_end: false, binding: true, take_over: false };
         self.flight(number, within, Frame::control(FrameKind::Attach, &attach))
     }
 

@@ -10,7 +10,7 @@ use malai_protocol::invite::Invite;
 use malai_protocol::scan::{Direction, Scanner};
 use malai_protocol::snapshot::Signed;
 use malai_protocol::target::Target;
-use malai_protocol::{failure, local, peer, plan, session};
+use malai_protocol::{failure, local, peer, plan, session, sessions};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio_util::codec::Decoder;
@@ -68,6 +68,11 @@ pub fn control(data: &[u8]) -> bool {
         Kind::Open => same::<peer::Open>(&frame),
         Kind::Exec => same::<session::ExecSpec>(&frame),
         Kind::Attach => same::<session::Attach>(&frame),
+        Kind::List => same::<sessions::List>(&frame),
+        Kind::Wait => same::<sessions::Wait>(&frame),
+        Kind::Kill => same::<sessions::Kill>(&frame),
+        Kind::Listed => same::<sessions::Listed>(&frame),
+        Kind::Inventory => same::<plan::Inventory>(&frame),
         Kind::Signal => same::<session::Signal>(&frame),
         Kind::Ack => same::<session::Ack>(&frame),
         Kind::StopOutput => same::<session::StopOutput>(&frame),
@@ -103,7 +108,8 @@ pub fn control(data: &[u8]) -> bool {
         | Kind::Waiting
         | Kind::Ping
         | Kind::Pong
-        | Kind::Missing => false,
+        | Kind::Missing
+        | Kind::Killed => false,
     }
 }
 

@@ -366,6 +366,7 @@ fn a_session_goes_on_only_while_its_request_means_the_same() {
         run_as: grant.run_as,
         reason: None,
         since_ms: 0,
+        detached: false,
     };
     let anew = |text: &str| decide_anew(&read(text), &root(&machine_id(TARGET)), &machine_id(CALLER), &session);
     assert_eq!(anew(&text()), None);

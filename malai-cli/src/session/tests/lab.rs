@@ -142,6 +142,7 @@ fn request(wish: &Wish) -> Request {
         follower: None,
         resend: None,
         kill_on_lost: wish.kill_on_lost,
+        detach: false,
         needs: Vec::new(),
     };
     Request { target: "web01.company".parse().unwrap(), spec, follower: follower() }
