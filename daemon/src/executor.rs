@@ -5,7 +5,8 @@
 //! `serve` the socket and first frames; `control` the daemon's own connection; `presence` whether there is one;
 //! `table` the sessions, those that are over, and used ids; `journal` what outlives this process; `life` since when this
 //! process knows; `session` one session; `followers` who may follow it; `link` its attachment and `outbox` what that is to
-//! be sent; `log` output that is not acknowledged; `command`, `user` and `env` what runs, as whom, with what around it;
+//! be sent; `log` output that is not acknowledged; `spool` that of detached sessions, on
+//! the disk, and `replay` what is read of it after their end; `ask` questions about sessions; `command`, `user` and `env` what runs, as whom, with what around it;
 //! `spawn` fork and exec; `reap` statuses; `tree` all processes of a session.
 //!
 //! # When an attachment is lost
@@ -24,6 +25,7 @@
 //! once: before it serves, it kills what is left of sessions that the journal does not know to have ended, and the daemon
 //! is told of them as refused with [`malai_protocol::failure::Kind::Unknown`], since no record was made.
 
+mod ask;
 mod command;
 mod control;
 mod env;
@@ -35,9 +37,11 @@ mod log;
 mod outbox;
 mod presence;
 mod reap;
+mod replay;
 mod serve;
 mod session;
 pub(crate) mod spawn;
+mod spool;
 mod table;
 #[cfg(test)]
 mod testing;
@@ -67,7 +71,9 @@ use life::Life;
 use link::{Attachment, Link};
 use log::Budget;
 use presence::Presence;
+use replay::Replays;
 use session::Output;
+use spool::Spools;
 use table::{Cause, Table};
 use tree::{SHUTDOWN_GRACE, Tree, Trees};
 
@@ -94,6 +100,10 @@ const LAST: Duration = Duration::from_secs(1);
 const MAX_TAILS: usize = 1024;
 /// Refused plans and attachments, and attachments that another took the place of, that are still to be told so.
 const MAX_REFUSALS: usize = 256;
+/// Sessions whose output is written to the disk, or read from it, at the same time.
+const MAX_DISK: usize = 4;
+/// Questions about sessions at once, those included that wait for an end.
+const MAX_ASKING: usize = 4096;
 
 /// What an executor is reached by: a Unix socket, or one half of an in-memory duplex.
 pub trait Duplex: AsyncRead + AsyncWrite + Send + Unpin + std::fmt::Debug {}
@@ -135,6 +145,11 @@ struct Shared {
     table: Arc<Table>,
     presence: Presence,
     budget: Arc<Budget>,
+    spools: Arc<Spools>,
+    /// How many sessions use the disk at once.
+    disk: Arc<Semaphore>,
+    asking: Arc<Semaphore>,
+    replays: Arc<Replays>,
     tails: Arc<Semaphore>,
     refusals: Arc<Semaphore>,
     /// Trees of sessions that are over, in which processes that were left behind still lived.
@@ -199,6 +214,8 @@ fn prepare(options: &Options, alone: bool) -> anyhow::Result<Arc<Shared>> {
     let life = Life::begin(incarnation).context("this machine's clock")?;
     let table = Table::new(journal, left, bases, life)
         .with_context(|| format!("cannot write the journal of sessions in {}", directory.display()))?;
+    let spools = Spools::open(&options.home)
+        .with_context(|| format!("cannot use the spool of sessions in {}", directory.display()))?;
     let hostname = nix::unistd::gethostname().context("this machine's host name")?;
     Ok(Arc::new(Shared {
         incarnation,
@@ -210,6 +227,10 @@ fn prepare(options: &Options, alone: bool) -> anyhow::Result<Arc<Shared>> {
         table,
         presence: Presence::new(),
         budget: Budget::new(),
+        spools,
+        disk: Arc::new(Semaphore::new(MAX_DISK)),
+        asking: Arc::new(Semaphore::new(MAX_ASKING)),
+        replays: Arc::default(),
         tails: Arc::new(Semaphore::new(MAX_TAILS)),
         refusals: Arc::new(Semaphore::new(MAX_REFUSALS)),
         left: Mutex::default(),

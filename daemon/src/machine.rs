@@ -2,9 +2,11 @@
 //!
 //! There is no other way to execution. The order is fixed: register in the table of live sessions, decide, write the
 //! audit, compare generations, and only then send the plan; a snapshot that arrives later finds the session in the
-//! table. An attachment to a session that runs already, and a request that was sent again, come by [`attach`].
+//! table. An attachment to a session that runs already, and a request that was sent again, come by [`attach`]; questions
+//! about sessions by [`ask`].
 
 pub(crate) mod admit;
+pub(crate) mod ask;
 pub(crate) mod attach;
 pub(crate) mod live;
 pub(crate) mod refusals;
@@ -76,10 +78,13 @@ where
         }
         first => first?,
     };
+    if ask::is_question(first.kind) {
+        return ask::answer(membership, caller, generation, first, frames, writer).await;
+    }
     let opened = if first.kind == Kind::Attach {
         attach::attach(&membership, caller, generation, &first.decode()?).await
     } else {
-        let spec: ExecSpec = first.expect(Kind::Exec, "Exec or Attach")?;
+        let spec: ExecSpec = first.expect(Kind::Exec, "Exec, Attach, or a question")?;
         let name = SessionName { caller, id: spec.id };
         match (frames.raise(weight(&spec)), spec.resend) {
             (Err(exceeded), resend) => {
@@ -126,7 +131,8 @@ async fn begin(
     spec: ExecSpec,
 ) -> Result<Opened, admit::Refused> {
     let number = spec.resend.map_or(FIRST_ATTACHMENT, |resend| resend.number);
-    let attachment = Attachment { session: name, by: name.caller, follower: spec.follower, number, binding: true };
+    let binding = !spec.detach;
+    let attachment = Attachment { session: name, by: name.caller, follower: spec.follower, number, binding };
     let executor = admit::admit(membership, name, generation, spec).await?;
     // The plan is on its way: whatever goes wrong from here on, the command may have run.
     let stream = executor.attach(attachment).await.map_err(attach::uncertain)?;

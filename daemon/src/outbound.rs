@@ -54,7 +54,7 @@ pub(crate) async fn session(
     let mut frames = frames;
     frames.set_cap(MAX_EXEC);
     let first = frames.next(FIRST_FRAME).await?;
-    if !matches!(first.kind, Kind::Exec | Kind::Attach) {
+    if !matches!(first.kind, Kind::Exec | Kind::Attach) && !machine::ask::is_question(first.kind) {
         anyhow::bail!("a session began with {:?}", first.kind);
     }
     let (mut reader, mut head) = frames.into_parts();

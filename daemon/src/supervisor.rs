@@ -1,5 +1,6 @@
 //! The daemon's side of the executor: finds or starts it, holds the control connection, and opens attachments.
 
+mod ask;
 mod control;
 mod launch;
 

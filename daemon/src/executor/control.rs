@@ -142,7 +142,8 @@ fn plan(shared: &Arc<Shared>, plan: Plan) -> Option<Ended> {
     }
 }
 
-fn short(reason: String) -> String {
+/// A reason, no longer than a record may carry.
+pub(super) fn short(reason: String) -> String {
     if reason.len() <= MAX_REASON { reason } else { reason.chars().take(MAX_REASON).collect() }
 }
 

@@ -90,7 +90,8 @@ impl Log {
         self.end
     }
 
-    fn kept(&self) -> u64 {
+    /// What is kept costs so many bytes.
+    pub(crate) fn kept(&self) -> u64 {
         (self.end - self.start).max(self.pieces.len() as u64 * PIECE)
     }
 

@@ -25,7 +25,8 @@ use malai_protocol::session::{Attached, Resend};
 use super::link::{Attachment, Link, MEET};
 use super::session::never_sent;
 use super::table::{Arrival, Attach, Command, Found, Record};
-use super::{Connection, Shared, control, refuse};
+use super::ask::{self, Asking, Question};
+use super::{Connection, Shared, control, refuse, replay};
 
 /// How long a connection may take to say what it is for.
 const HELLO: Duration = Duration::from_secs(10);
@@ -107,7 +108,17 @@ fn serve(shared: &Arc<Shared>, connection: Connection, waiting: &Arc<Semaphore>)
                 let arrival = Arrival { attachment, out_offset, from_end, take_over, _permit: permit };
                 resume(task, Box::new(arrival), resend).await;
             }
-            Ok(Hello::List | Hello::Wait { .. } | Hello::Kill { .. }) => tracing::info!("not yet"),
+            Ok(Hello::List) => ask::answer(&task, Question::List, Asking { reader, writer, permit }).await,
+            Ok(Hello::Wait { session }) => {
+                ask::answer(&task, Question::Wait(session), Asking { reader, writer, permit }).await;
+            }
+            Ok(Hello::Kill { session, signal, reason }) => {
+                let question = match signal {
+                    Some(number) => Question::Signal(session, number),
+                    None => Question::End(session, control::short(reason)),
+                };
+                ask::answer(&task, question, Asking { reader, writer, permit }).await;
+            }
             Err(error) => tracing::info!(%error, "connection closed"),
         }
     });
@@ -149,6 +160,11 @@ pub(crate) async fn resume(shared: Arc<Shared>, mut arrival: Box<Arrival>, resen
     let plan::Attachment { session, .. } = arrival.attachment.who();
     // A session that ends meanwhile takes nobody any more; the next look finds its record.
     for _ in 0..2 {
+        if !shared.table.lives(&session)
+            && let Some(kept) = shared.spools.find(&session)
+        {
+            return replay::replay(&shared, &kept, *arrival).await;
+        }
         match shared.table.find(session, resend) {
             Found::Session(commands) => match commands.send(Command::Attach(arrival)) {
                 Ok(()) => return,

@@ -4,6 +4,7 @@ mod following;
 mod input;
 mod output;
 mod over;
+mod spooling;
 mod start;
 
 use std::future::{Future, pending};
@@ -21,16 +22,19 @@ use malai_protocol::id::Incarnation;
 use malai_protocol::plan::{Outcome, Plan};
 use malai_protocol::session::{self, Ack, Attached, EndedBy, ExitRecord, Started, Status, StopOutput};
 
+use super::journal::now_ms;
 use super::reap::Child;
 use super::spawn::Trouble;
+use super::spool::End;
 use super::table::{Cause, Command, Record, Registration};
 use super::tree::{GRACE, Tree};
 use super::{Shared, command, link};
 
-use following::Following;
+use following::{Following, Moved, moved};
 pub(crate) use following::never_sent;
 use input::Input;
 pub(crate) use output::Output;
+pub(crate) use spooling::Reading;
 use over::Over;
 
 pub(crate) use start::run;
@@ -70,6 +74,7 @@ enum Event {
     Exec(io::Result<Vec<u8>>),
     Input,
     Output(session::Output, usize),
+    Moved(Moved),
     Command(Command),
     Exit(Status),
     Ended(bool),
@@ -98,6 +103,7 @@ impl Session {
             said = later(&mut self.exec) => Event::Exec(said),
             () = self.input.ready() => Event::Input,
             stream = self.output.ready(room) => Event::Output(stream, room),
+            moved = moved(&mut self.following.spooled) => Event::Moved(moved),
             Some(command) = commands.recv() => Event::Command(command),
             Ok(status) = &mut self.exit, if self.status.is_none() => Event::Exit(status),
             gone = later(&mut self.ending) => Event::Ended(gone),
@@ -127,6 +133,7 @@ impl Session {
                     self.following.log.shed();
                 }
             }
+            Event::Moved(moved) => self.following.store(moved),
             Event::Command(command) => self.command(command),
             Event::Exit(status) => {
                 self.status = Some(status);
@@ -163,7 +170,9 @@ impl Session {
                 self.following.link.frame(Frame::empty(Kind::StdinClosed));
             }
         }
-        self.following.fill();
+        let (incarnation, started) = (self.shared.incarnation, &self.started);
+        // Only a detached session's output is passed over, and that has no input.
+        self.following.fill(|at| Attached { stdin_closed: true, ..attached(incarnation, started, at) });
         let drops = self.drops();
         let room = self.output.room(&mut self.following, drops);
         let waits = self.status.is_some() && self.ending.is_none() && !self.output.is_closed();
@@ -178,12 +187,13 @@ impl Session {
 
     /// Output that is not kept is dropped, so that a command that is being ended need not wait for a reader.
     fn drops(&self) -> bool {
-        self.cause.is_some() && !self.following.link.is_open()
+        self.cause.is_some() && !self.following.link.is_open() && !self.following.is_kept()
     }
 
     fn is_over(&self) -> bool {
         let drained = self.ending.is_none() && (self.output.is_closed() || self.silent);
-        self.exec.is_none() && self.status.is_some() && (self.refused.is_some() || drained)
+        let stored = drained && self.following.is_stored();
+        self.exec.is_none() && self.status.is_some() && (self.refused.is_some() || stored)
     }
 
     fn outcome(&mut self) -> Outcome {
@@ -221,7 +231,7 @@ impl Session {
             }
             Kind::Ack => {
                 let Ack { out_offset } = frame.decode()?;
-                if !self.following.log.ack(out_offset) {
+                if !self.following.ack(out_offset) {
                     return wrong("an offset that was sent");
                 }
             }
@@ -248,6 +258,7 @@ impl Session {
                     grace_ms: Some(if self.plan.kill_on_lost { 0 } else { self.plan.grace_ms }),
                 };
                 self.following.link.control(Kind::Started, &started);
+                self.following.started(&started);
                 self.started = Some(started);
             }
             Ok(said) if let Some(trouble) = Trouble::parse(&said) => {
@@ -268,6 +279,7 @@ impl Session {
                 let (incarnation, started, input) = (self.shared.incarnation, &self.started, &mut self.input);
                 self.following.attach(&self.shared, *arrival, |at| input.tell(attached(incarnation, started, at)));
             }
+            Command::Signal(signal) => self.child.signal_group(signal),
             Command::CallerGone { follower, number } => {
                 if self.following.is_ended_by(follower, number) {
                     self.following.link.drop_attachment();
@@ -321,6 +333,10 @@ impl Session {
         commands: &mut mpsc::UnboundedReceiver<Command>,
     ) {
         let Self { shared, mut following, mut input, output, tree, started, .. } = self;
+        if let Some(spool) = following.stored() {
+            let (outcome, total) = (outcome.clone(), following.log.total());
+            spooling::end(&shared, spool, End { started: started.clone(), outcome, total, at_ms: now_ms() }).await;
+        }
         let record = match outcome.clone() {
             Outcome::Exit(record) => record,
             Outcome::Refused(failure) => {
@@ -357,7 +373,7 @@ fn caller_gone() -> Cause {
 }
 
 /// The signal of this number on Linux.
-fn signal(number: u8) -> Option<nix::sys::signal::Signal> {
+pub(crate) fn signal(number: u8) -> Option<nix::sys::signal::Signal> {
     use nix::sys::signal::Signal;
     #[cfg(not(target_os = "linux"))]
     match number {

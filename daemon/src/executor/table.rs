@@ -12,6 +12,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use nix::sys::signal::Signal;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio::time::Instant;
 
@@ -55,6 +56,8 @@ pub(crate) enum Command {
         /// Its number.
         number: u32,
     },
+    /// Signal the command.
+    Signal(Signal),
     /// End.
     End(Cause),
 }
@@ -163,10 +166,13 @@ const PLACE: &Usage = &Usage { live: 1, ids: 0, held: 0 };
 
 /// How long a session waits for its caller; longer than any machine stays up is for ever, and more than timers hold.
 pub(crate) fn grace(plan: &Plan) -> Duration {
-    Duration::from_millis(plan.grace_ms).min(Duration::from_secs(10 * 365 * 24 * 3600))
+    // A detached one waits for nobody.
+    let waits = if plan.request.detached { u64::MAX } else { plan.grace_ms };
+    Duration::from_millis(waits).min(Duration::from_secs(10 * 365 * 24 * 3600))
 }
 
-fn live_of(plan: &Plan) -> Live {
+/// What is told of a session while it lives.
+pub(crate) fn live_of(plan: &Plan) -> Live {
     Live { session: plan.session, cluster: plan.cluster, request: plan.request.clone() }
 }
 
@@ -293,6 +299,16 @@ impl Table {
         inner.unsent.clear();
         let live = inner.live.values().map(|entry| entry.live.clone()).collect();
         (live, inner.ended.values().cloned().collect())
+    }
+
+    /// Those that live.
+    pub(crate) fn all_live(&self) -> Vec<Live> {
+        self.lock().live.values().map(|entry| entry.live.clone()).collect()
+    }
+
+    /// Whether this one lives.
+    pub(crate) fn lives(&self, session: &SessionName) -> bool {
+        self.lock().live.contains_key(session)
     }
 
     /// The next end that the daemon was not told.

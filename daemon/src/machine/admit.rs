@@ -129,6 +129,10 @@ async fn decide_and_send(
         let text = format!("the request needs `{need}`, which malai {} on the target does not have", crate::VERSION);
         return Err(Failure::new(Kind::Unsupported, text).hint("update malai on the target").into());
     }
+    if spec.detach && (spec.stdin || spec.kill_on_lost) {
+        let text = "a detached command has no standard input, and does not end with its caller";
+        return Err(Failure::new(Kind::Usage, text).into());
+    }
     let executor = membership.shared.executor.get().await?;
     let deadline = Instant::now() + SYNC_WAIT;
     let mut audited = false;
@@ -244,7 +248,7 @@ fn plan(membership: &Membership, name: SessionName, spec: &ExecSpec, asked: &Dec
         resend: spec.resend,
         grace_ms: grace_ms(membership),
         // Whoever never attaches again is not waited for.
-        kill_on_lost: spec.kill_on_lost || spec.follower.is_none(),
+        kill_on_lost: !spec.detach && (spec.kill_on_lost || spec.follower.is_none()),
         request: Decided { named: grant.named.clone(), run_as: grant.run_as.clone(), ..asked.clone() },
     }
 }

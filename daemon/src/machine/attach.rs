@@ -8,15 +8,16 @@ use malai_protocol::audit::Event;
 use malai_protocol::failure::{Failure, Kind};
 use malai_protocol::id::MachineId;
 use malai_protocol::peer::Gone;
-use malai_protocol::plan::{Attachment, CallerGone, Decided, SessionName};
+use malai_protocol::plan::{Attachment, CallerGone, Decided, Known, SessionName};
 use malai_protocol::session::{Attach, ExecSpec, Resend};
+use malai_protocol::sessions::Summary;
 use tokio::time::{Instant, sleep};
 
 use super::admit::{SYNC_WAIT, decided, entry, write_refusal};
 use super::{Opened, begin};
 use crate::clock::now_ms;
 use crate::membership::Membership;
-use crate::supervisor::{Resume, Resumed};
+use crate::supervisor::{Executor, Resume, Resumed};
 
 /// How long the first sending of a request may take from its registration to the executor: the wait for a snapshot,
 /// the audit, and the plan.
@@ -36,12 +37,12 @@ pub(super) async fn attach(
 ) -> Result<Opened, Failure> {
     let session = SessionName { caller: ask.owner.unwrap_or(caller), id: ask.id };
     attend(membership, caller, session, generation, "attaching to").await?;
-    if is_elsewhere(membership, caller, &session) {
+    let executor = membership.shared.executor.get().await?;
+    if is_elsewhere(membership, caller, &session, &executor).await? {
         return Err(unknown());
     }
     let Attach { follower, number, out_offset, from_end, binding, take_over, .. } = *ask;
     let attachment = Attachment { session, by: caller, follower: Some(follower), number, binding };
-    let executor = membership.shared.executor.get().await?;
     match executor.resume(Resume { attachment, out_offset, from_end, take_over, resend: None }).await? {
         Resumed::Attached { first, stream } => {
             tracing::info!(session = %session.id.short(), peer = %caller.short(), number, answer = ?first.kind, "attached");
@@ -64,7 +65,8 @@ pub(super) async fn resend(
 ) -> Result<Opened, Failure> {
     attend(membership, name.caller, name, generation, "attaching to").await.map_err(uncertain)?;
     let number = resend.number;
-    let attachment = Attachment { session: name, by: name.caller, follower: spec.follower, number, binding: true };
+    let binding = !spec.detach;
+    let attachment = Attachment { session: name, by: name.caller, follower: spec.follower, number, binding };
     let until = Instant::now() + SETTLE;
     loop {
         let executor = membership.shared.executor.get().await.map_err(uncertain)?;
@@ -90,16 +92,16 @@ pub(super) async fn resend(
 pub(crate) async fn gone(membership: &Arc<Membership>, peer: MachineId, gone: &Gone) -> Result<(), Failure> {
     let session = SessionName { caller: gone.owner.unwrap_or(peer), id: gone.id };
     attend(membership, peer, session, 0, "ending").await?;
-    if is_elsewhere(membership, peer, &session) {
+    let Some(executor) = membership.shared.executor.running().await else { return Ok(()) };
+    if is_elsewhere(membership, peer, &session, &executor).await? {
         return Ok(());
     }
-    let Some(executor) = membership.shared.executor.running().await else { return Ok(()) };
     tracing::info!(session = %session.id.short(), peer = %peer.short(), number = gone.number, "its caller is gone");
     executor.caller_gone(CallerGone { session, follower: Some(gone.follower), number: gone.number }).await
 }
 
 /// Decides whether the caller may follow and end this session; a refusal goes to the audit.
-async fn attend(
+pub(super) async fn attend(
     membership: &Arc<Membership>,
     caller: MachineId,
     session: SessionName,
@@ -117,8 +119,22 @@ async fn attend(
 }
 
 /// Another machine's sessions may be attended by the word of the cluster whose they are, and of no other.
-fn is_elsewhere(membership: &Membership, caller: MachineId, session: &SessionName) -> bool {
-    session.caller != caller && !membership.live.has(session)
+pub(super) async fn is_elsewhere(
+    membership: &Membership,
+    caller: MachineId,
+    session: &SessionName,
+    executor: &Executor,
+) -> Result<bool, Failure> {
+    if session.caller == caller || membership.live.has(session) {
+        return Ok(false);
+    }
+    // One that is over, and whose output is kept.
+    let known = executor.inventory().await?;
+    let is_it = |known: &Known| {
+        let Summary { owner, id, .. } = known.summary;
+        known.cluster == membership.cluster && SessionName { caller: owner, id } == *session
+    };
+    Ok(!known.iter().any(is_it))
 }
 
 /// What the audit says of a request that names a session and no words.
@@ -137,7 +153,7 @@ fn nothing_run() -> Decided {
     }
 }
 
-fn unknown() -> Failure {
+pub(super) fn unknown() -> Failure {
     Failure::new(
         Kind::Unknown,
         "the target does not know this session, or no more: how the command ended cannot be told",

@@ -78,6 +78,10 @@ impl Drop for Registered {
     }
 }
 
+fn waits(entry: &Entry) -> bool {
+    entry.planned && entry.followers == 0 && !entry.request.detached
+}
+
 fn lock(entries: &Mutex<HashMap<SessionName, Entry>>) -> MutexGuard<'_, HashMap<SessionName, Entry>> {
     entries.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -199,10 +203,10 @@ impl LiveTable {
         self.changed.subscribe()
     }
 
-    /// The callers of running sessions that nobody follows.
+    /// The callers of running sessions that nobody follows and that wait for somebody.
     pub(crate) fn unfollowed(&self) -> BTreeSet<MachineId> {
         let entries = lock(&self.entries);
-        let alone = entries.iter().filter(|(_, entry)| entry.planned && entry.followers == 0);
+        let alone = entries.iter().filter(|(_, entry)| waits(entry));
         alone.map(|(name, _)| name.caller).collect()
     }
 

@@ -1,21 +1,25 @@
 //! Who follows a session, what it was and is to be sent, and how long it waits when nobody does.
 
+use std::future::pending;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 use malai_protocol::codec::Kind;
 use malai_protocol::failure::{self, Failure};
 use malai_protocol::id::FollowerId;
 use malai_protocol::plan;
-use malai_protocol::session::{self, Attached};
+use malai_protocol::session::{self, Attached, Started};
 
 use super::super::Shared;
 use super::super::followers::{Followers, Verdict};
 use super::super::link::{Link, OUTBOX};
 use super::super::log::Log;
+use super::super::spool::{Reader, Spool};
 use super::super::table::Arrival;
+use super::spooling::{Portion, Reading, Writing};
 
 /// One session's follower.
 #[derive(Debug)]
@@ -24,14 +28,97 @@ pub(crate) struct Following {
     pub(crate) log: Log,
     followers: Followers,
     grace: Duration,
+    /// No caller's going away ends it.
+    detached: bool,
+    /// Where the output goes by way of the disk.
+    pub(super) spooled: Option<Spooled>,
     /// While nobody follows: how long somebody may still come.
     pub(super) until: Option<Instant>,
 }
 
+/// Both ways between a session and the disk.
+#[derive(Debug)]
+pub(super) struct Spooled {
+    writing: Writing,
+    reading: Reading,
+}
+
+/// What the disk has done.
+pub(crate) enum Moved {
+    /// A portion is written.
+    Written(Spool),
+    /// A portion was read.
+    Read((Reader, Portion)),
+}
+
+/// What the disk does next; never, where there is none. Cancel-safe.
+pub(super) async fn moved(spooled: &mut Option<Spooled>) -> Moved {
+    match spooled {
+        Some(Spooled { writing, reading }) => tokio::select! {
+            spool = writing.written() => Moved::Written(spool),
+            read = reading.read() => Moved::Read(read),
+        },
+        None => pending().await,
+    }
+}
+
 impl Following {
     /// Of a session that waits for its first attachment.
-    pub(crate) fn new(link: Link, log: Log, grace: Duration) -> Self {
-        Self { link, log, followers: Followers::default(), grace, until: None }
+    pub(crate) fn new(link: Link, log: Log, grace: Duration, detached: bool) -> Self {
+        Self { link, log, followers: Followers::default(), grace, detached, spooled: None, until: None }
+    }
+
+    /// Its output goes to the disk; `disk` bounds how many sessions use it at once.
+    pub(crate) fn keep(&mut self, spool: Spool, disk: &Arc<Semaphore>) {
+        let reading = Reading::new(spool.reader(), disk.clone());
+        self.spooled = Some(Spooled { writing: Writing::new(spool, disk.clone()), reading });
+    }
+
+    /// Whether its output goes to the disk, where it stays after the end.
+    pub(crate) fn is_kept(&self) -> bool {
+        self.spooled.is_some()
+    }
+
+    /// Takes what the disk has done.
+    pub(crate) fn store(&mut self, moved: Moved) {
+        match (&mut self.spooled, moved) {
+            (Some(spooled), Moved::Written(spool)) => spooled.writing.wrote(spool, &mut self.log),
+            (Some(spooled), Moved::Read(read)) => spooled.reading.came(read),
+            (None, _) => {}
+        }
+    }
+
+    /// Nothing waits for the disk.
+    pub(crate) fn is_stored(&self) -> bool {
+        self.spooled.as_ref().is_none_or(|spooled| spooled.writing.is_done(&self.log))
+    }
+
+    /// Nothing more is written: the spool, to be ended. What was written can still be read.
+    pub(crate) fn stored(&mut self) -> Option<Spool> {
+        self.spooled.as_mut()?.writing.take()
+    }
+
+    /// Has written down that the command runs.
+    pub(crate) fn started(&mut self, started: &Started) {
+        if let Some(spooled) = &mut self.spooled {
+            spooled.writing.started(started.clone());
+        }
+    }
+
+    /// The follower was handed all that there is.
+    pub(crate) fn all_handed(&self) -> bool {
+        match &self.spooled {
+            Some(spooled) => spooled.reading.is_done(self.log.total()),
+            None => self.log.backlog() == 0,
+        }
+    }
+
+    /// The follower has all up to `offset`. False when it cannot have that.
+    pub(crate) fn ack(&mut self, offset: u64) -> bool {
+        match &self.spooled {
+            Some(spooled) => spooled.reading.was_handed(offset),
+            None => self.log.ack(offset),
+        }
     }
 
     /// How long it waits for its caller to come back.
@@ -53,9 +140,13 @@ impl Following {
         arrival: Arrival,
         answer: impl FnOnce(u64) -> Attached,
     ) -> bool {
-        let Arrival { attachment, out_offset, take_over, .. } = arrival;
+        let Arrival { attachment, out_offset, from_end, take_over, .. } = arrival;
         let who = attachment.who();
-        if !self.log.was_sent(out_offset) {
+        let known = match &self.spooled {
+            Some(spooled) => spooled.reading.has(out_offset),
+            None => self.log.was_sent(out_offset),
+        };
+        if !known {
             shared.turn_away(attachment, &never_sent(out_offset));
             return false;
         }
@@ -78,7 +169,12 @@ impl Following {
             shared.dismiss(old);
         }
         self.until = None;
-        self.link.control(Kind::Attached, &answer(self.log.resume(out_offset)));
+        let wanted = (!from_end).then_some(out_offset);
+        let at = match &mut self.spooled {
+            Some(spooled) => spooled.reading.resume(wanted),
+            None => self.log.resume(wanted.unwrap_or(u64::MAX)),
+        };
+        self.link.control(Kind::Attached, &answer(at));
         true
     }
 
@@ -90,7 +186,7 @@ impl Following {
 
     /// Whether this caller's going ends the session.
     pub(crate) fn is_ended_by(&self, follower: Option<FollowerId>, number: u32) -> bool {
-        self.followers.is_ended_by(follower, number)
+        !self.detached && self.followers.is_ended_by(follower, number)
     }
 
     /// Whether somebody who followed may come back.
@@ -98,8 +194,12 @@ impl Following {
         self.followers.may_return()
     }
 
-    /// Hands over what the attachment takes.
-    pub(crate) fn fill(&mut self) {
+    /// Hands over what the attachment takes; `answer` makes what says that output goes on later.
+    pub(crate) fn fill(&mut self, answer: impl Fn(u64) -> Attached) {
+        if let Some(Spooled { writing, reading }) = &mut self.spooled {
+            writing.begin(&mut self.log);
+            return reading.fill(&mut self.link, answer);
+        }
         while self.link.is_open() && self.link.has_room() {
             match self.log.take() {
                 Some((session::Output::Stdout, bytes)) => self.link.data(Kind::Stdout, bytes),
@@ -112,6 +212,9 @@ impl Following {
     /// How much of the command's output may be read: little more than what the attachment takes, and while nobody
     /// follows, as much as is kept.
     pub(crate) fn room(&mut self) -> usize {
+        if let Some(spooled) = &self.spooled {
+            return usize::try_from(spooled.writing.room(&self.log)).unwrap_or(usize::MAX);
+        }
         let waits = self.log.backlog() + self.link.queued() as u64;
         let open = self.link.is_open();
         let window = self.log.room(open && waits == 0);

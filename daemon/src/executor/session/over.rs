@@ -1,17 +1,21 @@
 //! A session that is over: its last output and its record stay until its caller has them, or does not come for them.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use malai_protocol::codec::{CodecError, Frame, Kind};
-use malai_protocol::session::{Ack, Attached, ExitRecord};
+use malai_protocol::session::{Ack, Attached, DEFAULT_GRACE_MS, ExitRecord};
 
 use super::super::table::{Arrival, Command, Keep};
 use super::super::{Shared, link};
 use super::at;
-use super::following::Following;
+use super::following::{Following, moved};
+
+/// A goodbye is waited for as long as a caller is, and no longer than this.
+const SETTLED: Duration = Duration::from_millis(DEFAULT_GRACE_MS);
 
 /// A session that ended with a record.
 pub(crate) struct Over {
@@ -40,10 +44,11 @@ impl Over {
             // Everything arrived but for the goodbye: it is waited for as a caller is.
             settled = match settled {
                 _ if !self.told || !self.following.log.is_empty() => None,
-                None => Some(Instant::now() + self.following.grace()),
+                None => Some(Instant::now() + self.following.grace().min(SETTLED)),
                 since => since,
             };
             tokio::select! {
+                moved = moved(&mut self.following.spooled) => self.following.store(moved),
                 event = self.following.link.next() => if self.event(event) {
                     return;
                 },
@@ -61,13 +66,16 @@ impl Over {
 
     /// Nobody follows, and nobody will.
     fn is_done(&self) -> bool {
-        self.following.link.is_gone() && !(self.reachable && self.following.may_return())
+        // What is on the disk is found there.
+        let stays = self.reachable && self.following.may_return() && !self.following.is_kept();
+        self.following.link.is_gone() && !stays
     }
 
     /// Hands over what is left of the output, and then the record.
     fn tell(&mut self) {
-        self.following.fill();
-        if !self.told && self.following.link.is_open() && self.following.log.backlog() == 0 {
+        let attached = &self.attached;
+        self.following.fill(|out_offset| Attached { out_offset, ..attached.clone() });
+        if !self.told && self.following.link.is_open() && self.following.all_handed() {
             self.following.link.control(Kind::Exit, &self.record);
             self.told = true;
         }
@@ -93,7 +101,7 @@ impl Over {
             Kind::Goodbye if self.told => return Ok(true),
             Kind::Ack => {
                 let Ack { out_offset } = frame.decode()?;
-                if !self.following.log.ack(out_offset) {
+                if !self.following.ack(out_offset) {
                     return wrong("an offset that was sent");
                 }
             }
@@ -117,7 +125,7 @@ impl Over {
                 false
             }
             Command::CallerGone { follower, number } => self.following.is_ended_by(follower, number),
-            Command::End(_) => false,
+            Command::End(_) | Command::Signal(_) => false,
         }
     }
 

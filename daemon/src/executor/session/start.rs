@@ -18,13 +18,15 @@ use super::super::log::Log;
 use super::super::reap::Child;
 use super::super::serve;
 use super::super::spawn::Forked;
-use super::super::table::{Admitted, Cause, Command as Order, Record, Registration, grace};
+use super::super::spool::Spool;
+use super::super::table::{Admitted, Cause, Command as Order, Record, Registration, grace, live_of};
 use super::super::tree::cgroup::Group;
 use super::super::tree::{self, Tree};
 use super::super::{Shared, refuse};
 use super::following::Following;
 use super::input::Input;
 use super::output::Output;
+use super::spooling::blocking;
 use super::{Later, Session, caller_gone};
 
 /// Longer limits than this are none: it is what timers can hold.
@@ -33,7 +35,7 @@ const MAX_TIMEOUT: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 /// Runs one session from its plan until nothing of it is wanted any more.
 pub(crate) async fn run(shared: Arc<Shared>, plan: Plan, admitted: Admitted) {
     let Admitted { mut registration, mut commands, slot } = admitted;
-    let following = Following::new(Link::new(slot), Log::new(shared.budget.clone()), grace(&plan));
+    let following = Following::new(Link::new(slot), Log::new(shared.budget.clone()), grace(&plan), plan.request.detached);
     match start(&shared, plan, &mut commands, following, &mut registration).await {
         Ok(mut session) => {
             let outcome = session.follow(&mut commands).await;
@@ -77,6 +79,9 @@ async fn start(
         Ok(begun) => begun,
         Err(failure) => return Err((failure, following)),
     };
+    if let Some(spool) = begun.spool {
+        following.keep(spool, &shared.disk);
+    }
     tracing::info!(pid = begun.child.pid().as_raw(), user = begun.user, "session started");
     let since = Instant::now();
     let timeout = plan.timeout_ms.map(Duration::from_millis).filter(|limit| *limit < MAX_TIMEOUT);
@@ -127,6 +132,8 @@ fn early(shared: &Arc<Shared>, plan: &Plan, order: Order, following: &mut Follow
                 cause.get_or_insert_with(caller_gone);
             }
         }
+        // There is nobody to signal; whoever wants to end it says so.
+        Order::Signal(_) => {}
         Order::End(end) => {
             cause.get_or_insert(end);
         }
@@ -141,10 +148,27 @@ struct Begun {
     tree: Arc<Tree>,
     input: Input,
     output: Output,
+    spool: Option<Spool>,
+}
+
+/// Makes the place for a detached command's output, and starts the command; leaves nothing behind when that fails.
+async fn begin(shared: &Arc<Shared>, plan: &Plan, registration: &mut Registration) -> Result<Begun, Failure> {
+    if !plan.request.detached {
+        return launch(shared, plan, registration).await;
+    }
+    let (spools, live) = (shared.spools.clone(), live_of(plan));
+    let spool = blocking(shared.disk.clone(), move || spools.create(&live)).await?;
+    match launch(shared, plan, registration).await {
+        Ok(begun) => Ok(Begun { spool: Some(spool), ..begun }),
+        Err(failure) => {
+            blocking(shared.disk.clone(), move || spool.discard()).await;
+            Err(failure)
+        }
+    }
 }
 
 /// Prepares and forks; leaves nothing behind when that fails.
-async fn begin(shared: &Arc<Shared>, plan: &Plan, registration: &mut Registration) -> Result<Begun, Failure> {
+async fn launch(shared: &Arc<Shared>, plan: &Plan, registration: &mut Registration) -> Result<Begun, Failure> {
     let mark = tree::mark(&plan.session);
     let planted = shared.trees.plant(&mark).map_err(|error| internal("make the session's cgroup", &error))?;
     let (group, directory) = planted.unzip();
@@ -173,7 +197,7 @@ async fn begin(shared: &Arc<Shared>, plan: &Plan, registration: &mut Registratio
         exec?.take(16).read_to_end(&mut said).await?;
         Ok(said)
     });
-    Ok(Begun { user, child, exit, exec, tree, input, output })
+    Ok(Begun { user, child, exit, exec, tree, input, output, spool: None })
 }
 
 type Parts = (String, Child, tokio::sync::oneshot::Receiver<malai_protocol::session::Status>, Forked, Input, Output);

@@ -123,6 +123,11 @@ impl Table {
         self.lock().kept.clear();
     }
 
+    /// How a session ended that is over.
+    pub(crate) fn record(&self, session: &SessionName) -> Option<Arc<Record>> {
+        self.lock().over(*session)
+    }
+
     /// Looks for a session that is there already; `resend`: its request was sent again, and is run if that is safe.
     pub(crate) fn find(&self, session: SessionName, resend: Option<Resend>) -> Found {
         let mut inner = self.lock();
