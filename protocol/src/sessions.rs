@@ -14,7 +14,7 @@ use crate::session::ExitRecord;
 /// The longest command that a [`Summary`] shows, in bytes.
 pub const MAX_COMMAND: usize = 512;
 /// Sessions in one [`Listed`]: as many surely fit its frame.
-pub const MAX_LISTED: usize = 32;
+pub const MAX_LISTED: usize = 16;
 
 /// Which sessions are there? All that the asking key owns, and those of others that it may attend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]

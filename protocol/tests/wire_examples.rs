@@ -16,6 +16,7 @@ use malai_protocol::session::{
     Ack, Attach, Attached, EndedBy, ExecSpec, ExitRecord, Output, Resend, Sent, Signal, Started, Status, StdinAck,
     StopOutput, Superseded,
 };
+use malai_protocol::sessions::{Kill, List, Listed, State, Summary, Wait};
 use malai_protocol::snapshot::{HEADER_LEN, Signed, Snapshot};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -218,6 +219,24 @@ fn session_from_the_caller(examples: &mut Examples) {
     examples.empty("goodbye", Kind::Goodbye);
 }
 
+fn questions(examples: &mut Examples) {
+    let laptop = MachineId::from_bytes(key(1).verifying_key().to_bytes()).expect("a key");
+    examples.control("list", Kind::List, &List {});
+    let summary = Summary {
+        owner: laptop,
+        id: exec().id,
+        command: "make all".into(),
+        detached: true,
+        user: Some("deploy".into()),
+        since_ms: 1_767_225_600_000,
+        state: State::Running,
+    };
+    examples.control("listed", Kind::Listed, &Listed { sessions: vec![summary], more: false });
+    examples.control("wait", Kind::Wait, &Wait { owner: None, id: exec().id });
+    examples.control("kill", Kind::Kill, &Kill { owner: Some(laptop), id: exec().id, signal: Some(1) });
+    examples.empty("killed", Kind::Killed);
+}
+
 fn session_from_the_target(examples: &mut Examples) {
     let denied = Failure::new(FailureKind::Denied, "`web01` is not in `allow_from` of [defaults]")
         .hint("in cluster.toml on `laptop`, under [machine.laptop]: allow_from = [\"admins\", \"web01\"]");
@@ -302,6 +321,7 @@ fn every_example_is_what_the_code_writes_and_reads() {
     local_socket(&mut examples);
     session_from_the_caller(&mut examples);
     session_from_the_target(&mut examples);
+    questions(&mut examples);
     between_machines(&mut examples);
     joining(&mut examples);
 
