@@ -22,10 +22,10 @@ use malai_protocol::codec::{CodecError, FrameCodec, Kind, MAX_CONTROL};
 use malai_protocol::plan::{self, Hello};
 use malai_protocol::session::{Attached, Resend};
 
+use super::ask::{self, Asking, Question};
 use super::link::{Attachment, Link, MEET};
 use super::session::never_sent;
 use super::table::{Arrival, Attach, Command, Found, Record};
-use super::ask::{self, Asking, Question};
 use super::{Connection, Shared, control, refuse, replay};
 
 /// How long a connection may take to say what it is for.

@@ -30,12 +30,12 @@ use super::table::{Cause, Command, Record, Registration};
 use super::tree::{GRACE, Tree};
 use super::{Shared, command, link};
 
-use following::{Following, Moved, moved};
 pub(crate) use following::never_sent;
+use following::{Following, Moved, moved};
 use input::Input;
 pub(crate) use output::Output;
-pub(crate) use spooling::Reading;
 use over::Over;
+pub(crate) use spooling::Reading;
 
 pub(crate) use start::run;
 

@@ -98,12 +98,14 @@ async fn list(membership: &Arc<Membership>, caller: MachineId, generation: u64) 
     let me = membership.shared.me(&membership.me);
     let mut owners = BTreeMap::new();
     let mut is_seen = |owner: MachineId| {
-        let decide = || matches!(decide(&held.config, &me, &caller, &Request::Attend { owner: &owner }), Decision::Allowed(_));
+        let decide =
+            || matches!(decide(&held.config, &me, &caller, &Request::Attend { owner: &owner }), Decision::Allowed(_));
         *owners.entry(owner).or_insert_with(decide)
     };
     let here = known.into_iter().filter(|known| known.cluster == membership.cluster).map(|known| known.summary);
     let seen: Vec<Summary> = here.filter(|summary| is_seen(summary.owner)).collect();
-    let mut parts: Vec<_> = seen.chunks(MAX_LISTED).map(|part| Listed { sessions: part.to_vec(), more: true }).collect();
+    let mut parts: Vec<_> =
+        seen.chunks(MAX_LISTED).map(|part| Listed { sessions: part.to_vec(), more: true }).collect();
     match parts.last_mut() {
         Some(last) => last.more = false,
         None => parts.push(Listed { sessions: Vec::new(), more: false }),

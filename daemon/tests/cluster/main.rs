@@ -11,6 +11,7 @@ mod callers;
 mod matrix;
 mod neighbours;
 mod resume;
+mod sessions;
 mod stalls;
 mod sync;
 mod unanswered;

@@ -10,6 +10,7 @@ mod process;
 
 mod attach;
 mod commands;
+mod detached;
 mod endings;
 mod hostile;
 mod records;

@@ -13,6 +13,7 @@ use nix::sys::signal::Signal;
 mod access;
 mod agent;
 mod audit;
+mod detached;
 mod exit_codes;
 mod journey;
 mod knocks;
@@ -30,6 +31,7 @@ fn main() -> ExitCode {
     let mut trials = journey::trials();
     for module in [
         knocks::trials(),
+        detached::trials(),
         exit_codes::trials(),
         words::trials(),
         streams::trials(),

@@ -15,9 +15,9 @@ use malai_protocol::codec::Kind;
 use malai_protocol::plan::Outcome;
 use malai_protocol::session::{Attached, Output as Stream, Started};
 
+use super::super::Shared;
 use super::super::link::Link;
 use super::super::log::Log;
-use super::super::Shared;
 use super::super::spool::{End, Piece, Reader, Spool};
 use super::{Later, later};
 

@@ -35,7 +35,8 @@ const MAX_TIMEOUT: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 /// Runs one session from its plan until nothing of it is wanted any more.
 pub(crate) async fn run(shared: Arc<Shared>, plan: Plan, admitted: Admitted) {
     let Admitted { mut registration, mut commands, slot } = admitted;
-    let following = Following::new(Link::new(slot), Log::new(shared.budget.clone()), grace(&plan), plan.request.detached);
+    let following =
+        Following::new(Link::new(slot), Log::new(shared.budget.clone()), grace(&plan), plan.request.detached);
     match start(&shared, plan, &mut commands, following, &mut registration).await {
         Ok(mut session) => {
             let outcome = session.follow(&mut commands).await;
