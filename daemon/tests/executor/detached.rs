@@ -253,7 +253,8 @@ async fn a_follower_that_is_slower_than_the_command_is_told_what_was_dropped() {
             Kind::Stdout => {
                 // Whole lines are looked at where they begin in the frame.
                 let skip = (100 - offset % 100) % 100;
-                for (n, line) in frame.payload[skip as usize..].chunks_exact(100).enumerate() {
+                let lines = frame.payload.get(skip as usize..).unwrap_or_default();
+                for (n, line) in lines.chunks_exact(100).enumerate() {
                     let wanted = format!("{:099}\n", (offset + skip) / 100 + n as u64 + 1);
                     assert!(line == wanted.as_bytes(), "at {offset}");
                 }
