@@ -12,6 +12,7 @@ use malai_protocol::plan::Ended;
 use nix::unistd::{Uid, User};
 use tokio::net::UnixListener;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::audit::Audit;
@@ -30,6 +31,8 @@ use crate::takeover;
 const EVENTS: usize = 256;
 /// How often the cache of last known addresses is written.
 const REMEMBER: Duration = Duration::from_secs(300);
+/// Between two looks whether an executor of another program may be replaced, while there is one.
+const LOOK: Duration = Duration::from_secs(1);
 /// After so long a daemon has found its relay and its peers: what it did to start is not done again.
 const SETTLED: Duration = Duration::from_secs(10);
 /// How long sessions of an executor inside this process may take to end.
@@ -128,6 +131,7 @@ impl Daemon {
         let settled = tokio::time::sleep(SETTLED);
         tokio::pin!(settled);
         let mut trimmed = false;
+        let (mut outdated, mut look) = (true, Instant::now());
         loop {
             tokio::select! {
                 () = &mut serving => return Ok(()),
@@ -135,6 +139,10 @@ impl Daemon {
                 Some(end) = self.leftovers.recv() => self.event(Event::Ended(end)).await,
                 Some(alias) = self.reloads.recv() => self.clusters.reload(alias),
                 _ = remember.tick() => self.remember(),
+                () = tokio::time::sleep_until(look), if outdated => {
+                    outdated = self.shared.executor.refresh().await;
+                    look = Instant::now() + LOOK;
+                }
                 () = &mut settled, if !trimmed => {
                     trimmed = true;
                     crate::trim::code();

@@ -64,7 +64,10 @@ use malai_protocol::codec::Kind;
 use malai_protocol::failure::Failure;
 use malai_protocol::home::Home;
 use malai_protocol::id::Incarnation;
+use malai_protocol::plan::Program;
 use malai_protocol::session::EndedBy;
+
+use crate::program;
 
 use journal::Journal;
 use life::Life;
@@ -139,6 +142,8 @@ struct Shared {
     hostname: String,
     /// This process is the executor's own.
     alone: bool,
+    /// What it runs, where that is its own.
+    program: Option<Program>,
     open_files: Option<u64>,
     trees: Trees,
     reaper: Reaper,
@@ -221,6 +226,7 @@ fn prepare(options: &Options, alone: bool) -> anyhow::Result<Arc<Shared>> {
         incarnation,
         hostname: hostname.to_string_lossy().into_owned(),
         alone,
+        program: if alone { program::own() } else { None },
         open_files: if alone { raise_open_files() } else { None },
         trees,
         reaper: Reaper::new(alone),

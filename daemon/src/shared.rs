@@ -8,12 +8,13 @@ use malai_protocol::access::Me;
 use malai_protocol::failure::Failure;
 use malai_protocol::home::Home;
 use malai_protocol::id::{Incarnation, MachineId};
-use malai_protocol::plan::Ended;
+use malai_protocol::plan::{Ended, Program};
 use tokio::sync::{Mutex, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use crate::audit::Audit;
 use crate::machine::live::Tables;
+use crate::program;
 use crate::supervisor::{Event, Executor, Mode, StartOptions};
 
 /// What all clusters of one daemon share.
@@ -58,6 +59,8 @@ impl Shared {
 pub(crate) struct ExecutorSlot {
     home: Home,
     program: Option<(PathBuf, Vec<OsString>)>,
+    /// That program, as it was when the daemon started.
+    installed: Option<Program>,
     events: mpsc::Sender<Event>,
     /// Sessions of an earlier daemon, or of an executor that died, whose ends are not written down yet. As many as that
     /// executor's table held.
@@ -76,7 +79,9 @@ impl ExecutorSlot {
         leftovers: mpsc::UnboundedSender<Ended>,
         tables: Arc<Tables>,
     ) -> Self {
-        Self { home, program, events, leftovers, tables, running: Mutex::default(), incarnation: SyncMutex::default() }
+        let installed = program.as_ref().and_then(|(program, _)| program::at(program));
+        let (running, incarnation) = (Mutex::default(), SyncMutex::default());
+        Self { home, program, installed, events, leftovers, tables, running, incarnation }
     }
 
     /// The executor, started if none runs.
@@ -85,9 +90,13 @@ impl ExecutorSlot {
     /// [`Failure`] when it cannot be started.
     pub(crate) async fn get(&self) -> Result<Executor, Failure> {
         let mut running = self.running.lock().await;
-        if let Some(executor) = running.as_ref() {
-            return Ok(executor.clone());
+        match running.as_ref() {
+            Some(executor) => Ok(executor.clone()),
+            None => self.start(&mut running).await,
         }
+    }
+
+    async fn start(&self, running: &mut Option<Executor>) -> Result<Executor, Failure> {
         let mode = match &self.program {
             Some((program, args)) => Mode::Process { program: program.clone(), args: args.clone() },
             None => Mode::InProcess,
@@ -113,6 +122,37 @@ impl ExecutorSlot {
             tracing::info!(session = %live.session.id.short(), cluster = %live.cluster.short(), "goes on");
             self.tables.of(live.cluster).adopt(live);
         }
+    }
+
+    /// Replaces an executor of another program, as an upgrade leaves one, when nothing needs it any more. Whether it is to
+    /// be tried again.
+    pub(crate) async fn refresh(&self) -> bool {
+        let Some((program, _)) = &self.program else { return false };
+        let mut running = self.running.lock().await;
+        // A program that took the place of this daemon's own is for the next daemon.
+        let installed = self.installed.filter(|installed| program::at(program) == Some(*installed));
+        let (Some(executor), Some(installed)) = (running.as_ref(), installed) else { return false };
+        if executor.program().is_none_or(|runs| runs == installed) {
+            return false;
+        }
+        // Whoever has the executor in hand for a new session is in a table already; whoever comes later waits for the lock.
+        if self.tables.all().iter().any(|table| table.len() > 0) {
+            return true;
+        }
+        match executor.retire().await {
+            Ok(false) => return true,
+            Ok(true) => tracing::info!("the executor of another malai had nothing left to do: it is replaced"),
+            Err(failure) => {
+                tracing::warn!("the executor of another malai was not replaced: {failure}");
+                return true;
+            }
+        }
+        self.note(None);
+        *running = None;
+        if let Err(failure) = self.start(&mut running).await {
+            tracing::error!("no new executor: {failure}; the next session tries again");
+        }
+        false
     }
 
     /// The tables of live sessions.

@@ -6,6 +6,7 @@ mod launch;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -26,7 +27,7 @@ use malai_protocol::failure::{self, Failure};
 use malai_protocol::home::Home;
 use malai_protocol::id::Incarnation;
 use malai_protocol::plan::{
-    Attachment, Audited, CallerGone, End, Ended, Hello, Plan, SessionName, Sessions, Shutdown, Tree,
+    Attachment, Audited, CallerGone, End, Ended, Hello, Plan, Program, SessionName, Sessions, Shutdown, Tree,
 };
 use malai_protocol::session::Resend;
 
@@ -93,8 +94,8 @@ struct Inner {
     pid: Option<u32>,
     /// Cancelled when the control connection has ended and every end that it told was delivered.
     gone: CancellationToken,
-    /// Cancelled when its end is ordered, and so no loss.
-    closing: CancellationToken,
+    /// Its end is ordered, and so no loss.
+    closing: Arc<AtomicBool>,
     task: Mutex<Option<JoinHandle<anyhow::Result<()>>>>,
     /// Ends the tasks of the control connection, and with them the connection.
     _guard: DropGuard,
@@ -159,7 +160,7 @@ impl Executor {
         };
         let launch::Opened { reader, writer, sessions, pid } = opened;
         let (orders, taken) = mpsc::channel(ORDERS);
-        let (gone, closing) = (CancellationToken::new(), CancellationToken::new());
+        let (gone, closing) = (CancellationToken::new(), Arc::<AtomicBool>::default());
         tokio::spawn(stop.clone().run_until_cancelled_owned(control::write(writer, taken)));
         let tell = control::read(reader, events, closing.clone(), gone.clone().drop_guard());
         tokio::spawn(stop.run_until_cancelled_owned(tell));
@@ -181,6 +182,16 @@ impl Executor {
     /// This life of the executor.
     pub fn incarnation(&self) -> Incarnation {
         self.inner.sessions.incarnation
+    }
+
+    /// The version of the protocol that it speaks: this one's, or a neighbour.
+    pub fn version(&self) -> u32 {
+        self.inner.sessions.version
+    }
+
+    /// What it runs, where it told.
+    pub fn program(&self) -> Option<Program> {
+        self.inner.sessions.program
     }
 
     /// Its process id; absent when it runs inside this process.
@@ -268,7 +279,7 @@ impl Executor {
     /// When the executor has not gone after ten seconds.
     pub async fn shutdown(&self, reason: &str) -> Result<(), Failure> {
         let inner = &self.inner;
-        inner.closing.cancel();
+        inner.closing.store(true, Ordering::SeqCst);
         if let Err(failure) = self.order(Kind::Shutdown, &Shutdown { reason: reason.to_owned() }).await {
             tracing::debug!(%failure, "the executor went before it was told to");
         }

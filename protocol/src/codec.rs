@@ -147,6 +147,8 @@ kinds! {
     Missing = 0x88, 0;
     /// Sessions that the executor has or keeps: [`crate::plan::Inventory`].
     Inventory = 0x89, MAX_SNAPSHOT;
+    /// Whether the executor leaves: [`crate::plan::Retired`].
+    Retired = 0x8a, MAX_CONTROL;
 }
 
 /// One frame: its kind and its payload, not interpreted.

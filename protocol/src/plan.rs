@@ -50,6 +50,8 @@ pub enum Hello {
     },
     /// Which sessions are there? Answered by `Inventory`, once or more.
     List,
+    /// Leave, if there is nothing to come back for. Answered by `Retired`.
+    Retire,
     /// Waits until a session is over: answered by `Exit`, `Refused`, or `Missing`.
     Wait {
         /// Which.
@@ -187,6 +189,9 @@ pub struct Sessions {
     pub live: Vec<Live>,
     /// Ended sessions whose end the daemon has not confirmed.
     pub ended: Vec<Ended>,
+    /// The program that it runs; absent where that is not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub program: Option<Program>,
     /// Not all of it fitted this frame: another `Sessions` follows with the rest.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub more: bool,
@@ -269,5 +274,28 @@ pub struct Shutdown {
     pub reason: String,
 }
 
-/// The version of this protocol.
-pub const VERSION: u32 = 1;
+/// What tells one installed program from another that took its place under the same path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Program {
+    /// The device of its file.
+    pub device: u64,
+    /// The number of its file there.
+    pub inode: u64,
+    /// When the file was last changed, nanoseconds since the epoch.
+    pub changed_ns: i64,
+}
+
+/// Whether the executor leaves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Retired {
+    /// It had nothing to come back for, takes nothing more, and ends. Otherwise nothing changed.
+    pub leaves: bool,
+}
+
+/// The version of this protocol. Daemon and executor work with each other when theirs are neighbours: what the older one
+/// does not know, the newer one does not ask of it.
+///
+/// * 2: detached sessions, questions, and `Retire`.
+pub const VERSION: u32 = 2;
+/// From this version on an executor keeps detached sessions, and answers questions.
+pub const QUESTIONS: u32 = 2;

@@ -10,7 +10,7 @@ use tokio_util::codec::FramedRead;
 use malai_protocol::audit::printable;
 use malai_protocol::codec::{CodecError, Frame, FrameCodec, Kind};
 use malai_protocol::failure::{self, Failure};
-use malai_protocol::plan::{Inventory, Known, Live, Outcome, SessionName};
+use malai_protocol::plan::{Inventory, Known, Live, Outcome, Retired, SessionName};
 use malai_protocol::session::EndedBy;
 use malai_protocol::sessions::{MAX_COMMAND, State, Summary};
 
@@ -26,6 +26,8 @@ const PART: usize = 1024;
 pub(crate) enum Question {
     /// Which sessions are there?
     List,
+    /// To leave, if there is nothing to come back for.
+    Retire,
     /// How did this one end? Answered when it has.
     Wait(SessionName),
     /// To signal it.
@@ -55,6 +57,10 @@ pub(crate) async fn answer(shared: &Arc<Shared>, question: Question, asking: Ask
     let answer = async {
         match question {
             Question::List => inventory(shared),
+            Question::Retire => {
+                let leaves = shared.table.close_if_idle();
+                vec![Frame::control(Kind::Retired, &Retired { leaves })]
+            }
             Question::Wait(name) => vec![over(shared, name).await],
             Question::Signal(name, number) => vec![signal(shared, name, number)],
             Question::End(name, reason) => {

@@ -191,6 +191,7 @@ fn empty(shared: &Shared) -> Sessions {
         tree: shared.trees.kind(),
         live: Vec::new(),
         ended: Vec::new(),
+        program: shared.program,
         more: false,
     }
 }

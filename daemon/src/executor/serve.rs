@@ -108,6 +108,7 @@ fn serve(shared: &Arc<Shared>, connection: Connection, waiting: &Arc<Semaphore>)
                 let arrival = Arrival { attachment, out_offset, from_end, take_over, _permit: permit };
                 resume(task, Box::new(arrival), resend).await;
             }
+            Ok(Hello::Retire) => ask::answer(&task, Question::Retire, Asking { reader, writer, permit }).await,
             Ok(Hello::List) => ask::answer(&task, Question::List, Asking { reader, writer, permit }).await,
             Ok(Hello::Wait { session }) => {
                 ask::answer(&task, Question::Wait(session), Asking { reader, writer, permit }).await;

@@ -361,6 +361,18 @@ impl Table {
         self.changed();
     }
 
+    /// Takes no new session on, if there is none now, none whose output or refusal somebody may come for, and no end that
+    /// is not confirmed. False, and nothing changes, when there is.
+    pub(crate) fn close_if_idle(&self) -> bool {
+        let mut inner = self.lock();
+        let is_idle =
+            inner.live.is_empty() && inner.kept.is_empty() && inner.ended.is_empty() && inner.slots.is_empty();
+        inner.closing |= is_idle;
+        drop(inner);
+        self.changed();
+        is_idle
+    }
+
     /// Whether no new session is taken on.
     pub(crate) fn is_closing(&self) -> bool {
         self.lock().closing

@@ -134,6 +134,9 @@ async fn decide_and_send(
         return Err(Failure::new(Kind::Usage, text).into());
     }
     let executor = membership.shared.executor.get().await?;
+    if spec.detach {
+        executor.check_questions()?;
+    }
     let deadline = Instant::now() + SYNC_WAIT;
     let mut audited = false;
     let refused = |failure, audited| Refused { failure, taken: false, audited };

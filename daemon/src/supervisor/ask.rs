@@ -1,14 +1,16 @@
 //! Questions to the executor, each on a connection of its own.
 
+use std::sync::atomic::Ordering;
+
 use futures_util::{SinkExt, StreamExt};
 use tokio::time::timeout;
 use tokio_util::codec::Framed;
 
 use malai_protocol::codec::{Frame, FrameCodec, Kind};
 use malai_protocol::failure::{self, Failure};
-use malai_protocol::plan::{Hello, Inventory, Known};
+use malai_protocol::plan::{Hello, Inventory, Known, QUESTIONS, Retired};
 
-use super::{ANSWER, Executor, broken, lost};
+use super::{ANSWER, Executor, GONE, broken, lost};
 use crate::executor::Connection;
 
 /// `Inventory` in so many frames at most: far more than the executor's own bounds allow.
@@ -47,7 +49,46 @@ impl Executor {
         timeout(ANSWER, all).await.map_err(late)?
     }
 
+    /// Has it leave, if it has nothing to come back for; true when it is gone. Its going is no [`super::Event::Lost`].
+    ///
+    /// # Errors
+    /// When it does not answer, or said that it leaves and stays.
+    pub(crate) async fn retire(&self) -> Result<bool, Failure> {
+        let inner = &self.inner;
+        inner.closing.store(true, Ordering::SeqCst);
+        let answered = async {
+            let answer = self.ask(&Hello::Retire).await?;
+            let Retired { leaves } = answer.expect(Kind::Retired, "whether it leaves").map_err(broken)?;
+            Ok(leaves)
+        };
+        let leaves = match timeout(ANSWER, answered).await {
+            Ok(answer) => answer,
+            Err(_) => Err(Failure::new(failure::Kind::Internal, "the executor does not say whether it leaves")),
+        };
+        if !matches!(leaves, Ok(true)) {
+            inner.closing.store(false, Ordering::SeqCst);
+            return leaves;
+        }
+        if timeout(GONE, inner.gone.cancelled()).await.is_err() {
+            return Err(self.stays());
+        }
+        Ok(true)
+    }
+
+    /// Whether it keeps detached sessions, and answers questions.
+    ///
+    /// # Errors
+    /// Why not: it is of an older malai.
+    pub(crate) fn check_questions(&self) -> Result<(), Failure> {
+        if self.version() >= QUESTIONS {
+            return Ok(());
+        }
+        let text = "commands still run on that machine under the executor of an older malai, which cannot do this";
+        Err(Failure::new(failure::Kind::Unsupported, text).hint("it is replaced as soon as none runs there any more"))
+    }
+
     async fn question(&self, question: &Hello) -> Result<Framed<Connection, FrameCodec>, Failure> {
+        self.check_questions()?;
         let mut framed = Framed::new(self.inner.dial.connect().await?, FrameCodec::new());
         framed.send(Frame::control(Kind::ExecutorHello, question).map_err(broken)?).await.map_err(broken)?;
         Ok(framed)

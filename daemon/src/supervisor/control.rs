@@ -1,10 +1,13 @@
 //! The two directions of a control connection.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use futures_util::StreamExt;
 use tokio::io::{AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::sync::mpsc;
 use tokio_util::codec::FramedRead;
-use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::sync::DropGuard;
 
 use malai_protocol::codec::{CodecError, Frame, FrameCodec, Kind};
 
@@ -26,7 +29,7 @@ pub(super) async fn write(mut writer: WriteHalf<Connection>, mut orders: mpsc::R
 pub(super) async fn read(
     mut reader: FramedRead<ReadHalf<Connection>, FrameCodec>,
     events: mpsc::Sender<Event>,
-    closing: CancellationToken,
+    closing: Arc<AtomicBool>,
     gone: DropGuard,
 ) {
     if let Err(error) = pass(&mut reader, &events).await {
@@ -34,7 +37,7 @@ pub(super) async fn read(
     }
     // First, so that whoever hears of the loss finds that nothing can be ordered any more.
     drop(gone);
-    if !closing.is_cancelled() && events.send(Event::Lost).await.is_err() {
+    if !closing.load(Ordering::SeqCst) && events.send(Event::Lost).await.is_err() {
         tracing::debug!("nobody hears that the executor is gone");
     }
 }

@@ -56,7 +56,7 @@ pub(super) fn in_process(home: Home) -> (mpsc::Sender<Connection>, JoinHandle<an
 /// Opens the control connection.
 pub(super) async fn open(connection: Connection, pid: Option<u32>) -> Result<Opened, Failure> {
     match timeout(ANSWER, hello(connection)).await {
-        Ok(Ok((reader, writer, sessions))) if sessions.version == VERSION => {
+        Ok(Ok((reader, writer, sessions))) if sessions.version.abs_diff(VERSION) <= 1 => {
             Ok(Opened { reader, writer, sessions, pid })
         }
         Ok(Ok((_, _, sessions))) => Err(other_version(sessions.version, pid)),

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use futures_util::StreamExt;
+use futures_util::{SinkExt, StreamExt};
 use libtest_mimic::{Arguments, Failed, Trial};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -18,7 +18,7 @@ use malai_daemon::supervisor::{Event, Executor, Mode, StartOptions};
 use malai_protocol::codec::{Frame, Kind};
 use malai_protocol::failure;
 use malai_protocol::home::Home;
-use malai_protocol::plan::{Attachment, Ended, Hello, Outcome, SessionName, VERSION};
+use malai_protocol::plan::{Attachment, Ended, Hello, Outcome, SessionName, Sessions, VERSION};
 use malai_protocol::session::{EndedBy, ExitRecord, Started};
 
 #[path = "../support/plan.rs"]
@@ -56,6 +56,7 @@ fn main() -> ExitCode {
         a_program_that_is_no_executor_is_a_failure_with_a_hint
         a_terminated_executor_ends_its_sessions_first
         another_user_is_turned_away_although_the_directory_lets_it_in
+        an_executor_of_a_neighbouring_version_is_worked_with_and_no_other
     };
     libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
 }
@@ -301,6 +302,48 @@ async fn a_terminated_executor_ends_its_sessions_first() {
     daemon.executor.audited(session).await.expect("sent");
     assert!(matches!(daemon.event().await, Event::Lost));
     assert!(!home.executor_socket().exists());
+}
+
+/// An executor of this version, as far as its greeting goes.
+async fn greets(listener: &tokio::net::UnixListener, version: u32) {
+    let (stream, _) = listener.accept().await.expect("a connection");
+    let mut framed = tokio_util::codec::Framed::new(stream, malai_protocol::codec::FrameCodec::new());
+    let hello = framed.next().await.expect("open").expect("a frame");
+    let Hello::Control { version: ours } = hello.decode().expect("a greeting") else { panic!("not a daemon") };
+    assert_eq!(ours, VERSION);
+    let incarnation = malai_protocol::id::Incarnation::from_bytes([7; 16]);
+    let tree = malai_protocol::plan::Tree::Marker;
+    let sessions =
+        Sessions { version, incarnation, tree, live: Vec::new(), ended: Vec::new(), program: None, more: false };
+    framed.send(Frame::control(Kind::Sessions, &sessions).expect("fits")).await.expect("sent");
+    // Until the daemon leaves.
+    while framed.next().await.is_some() {}
+}
+
+async fn an_executor_of_a_neighbouring_version_is_worked_with_and_no_other() {
+    let (_dir, home) = home();
+    std::fs::create_dir_all(home.root()).expect("made");
+    let listener = tokio::net::UnixListener::bind(home.executor_socket()).expect("binds");
+    for (version, works) in [(VERSION - 1, true), (VERSION + 1, true), (VERSION - 2, false), (VERSION + 2, false)] {
+        let daemon = async {
+            let program = Mode::Process { program: "/bin/false".into(), args: Vec::new() };
+            Daemon::with(&home, program).await.map(|daemon| daemon.executor.version())
+        };
+        let (_, told) = within("both are done", async { tokio::join!(greets(&listener, version), daemon) }).await;
+        match told {
+            Ok(told) => assert_eq!((told, works), (version, true)),
+            Err(failure) => assert_eq!((failure.kind, works), (failure::Kind::Unsupported, false), "{version}"),
+        }
+    }
+    // What an older one does not know is not asked of it.
+    let asked = async {
+        let program = Mode::Process { program: "/bin/false".into(), args: Vec::new() };
+        let daemon = Daemon::with(&home, program).await.expect("a neighbour");
+        daemon.executor.inventory().await
+    };
+    let (_, asked) = within("both are done", async { tokio::join!(greets(&listener, VERSION - 1), asked) }).await;
+    let failure = asked.expect_err("it does not know that");
+    assert_eq!(failure.kind, failure::Kind::Unsupported);
 }
 
 /// Answered by the executor.

@@ -45,6 +45,7 @@ fn main() -> ExitCode {
         a_request_that_was_sent_to_the_daemon_before_is_not_run_again
         a_daemon_that_is_stopped_ends_its_sessions_and_its_executor
         a_changed_network_ends_no_session
+        an_executor_of_another_program_is_replaced_when_its_last_command_has_ended
     };
     libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
 }
@@ -58,6 +59,16 @@ fn block_on(test: impl Future<Output = Result<()>>) -> Result<(), Failed> {
 fn program(home: &Home) -> (PathBuf, Vec<OsString>) {
     let program = std::env::current_exe().expect("this program");
     (program, vec!["executor".into(), home.root().as_os_str().to_owned()])
+}
+
+/// Another program, as an upgrade leaves one.
+fn upgraded(home: &Home) -> (PathBuf, Vec<OsString>) {
+    let (program, args) = program(home);
+    let upgraded = home.root().join("upgraded");
+    if !upgraded.exists() {
+        std::fs::copy(program, &upgraded).expect("copied");
+    }
+    (upgraded, args)
 }
 
 async fn scene() -> Result<Scene> {
@@ -238,6 +249,35 @@ async fn a_daemon_that_is_stopped_ends_its_sessions_and_its_executor() -> Result
     let end = end_of(&home, &spec).await?;
     ensure!(end.outcome.as_ref().is_some_and(|by| by.starts_with("shutdown")), "{end:?}");
     Ok(())
+}
+
+async fn executor_of(scene: &Scene) -> Result<u32> {
+    scene.web01.status().await?.daemon.executor_pid.context("an executor")
+}
+
+async fn an_executor_of_another_program_is_replaced_when_its_last_command_has_ended() -> Result<()> {
+    let mut scene = scene().await?;
+    let conn = scene.friend.dial(&scene.web01).await?;
+    let (spec, _wire, pid) = cat(&scene, &conn).await?;
+    let old = executor_of(&scene).await?;
+    scene.web01 = support::Machine::start_with(scene.web01.stop().await?, Some(upgraded)).await?;
+    let conn = scene.friend.dial(&scene.web01).await?;
+    // Under the old one commands go on, and begin.
+    scene.serves().await?;
+    ensure!(executor_of(&scene).await? == old && lives(pid));
+    let mut wire = attach(&conn, scene.key.id(), &again(&spec, 2, 4)).await?;
+    let _attached: Attached = next(&mut wire).await?.expect(Kind::Attached, "Attached")?;
+    wire.send(Frame::empty(Kind::StdinEof)).await?;
+    ensure!(follow(wire).await?.end.is_ok_and(|record| record.stdout_bytes == 4));
+    until("the executor is replaced", || async { Ok(executor_of(&scene).await? != old) }).await?;
+    ensure!(!lives(old), "two executors");
+    scene.serves().await?;
+    // That one stays: its program is the installed one.
+    let new = executor_of(&scene).await?;
+    scene.web01 = support::Machine::start_with(scene.web01.stop().await?, Some(upgraded)).await?;
+    scene.serves().await?;
+    ensure!(executor_of(&scene).await? == new, "it was replaced by its like");
+    scene.web01.end().await
 }
 
 async fn a_changed_network_ends_no_session() -> Result<()> {

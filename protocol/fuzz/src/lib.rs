@@ -73,6 +73,7 @@ pub fn control(data: &[u8]) -> bool {
         Kind::Kill => same::<sessions::Kill>(&frame),
         Kind::Listed => same::<sessions::Listed>(&frame),
         Kind::Inventory => same::<plan::Inventory>(&frame),
+        Kind::Retired => same::<plan::Retired>(&frame),
         Kind::Signal => same::<session::Signal>(&frame),
         Kind::Ack => same::<session::Ack>(&frame),
         Kind::StopOutput => same::<session::StopOutput>(&frame),
