@@ -38,6 +38,8 @@ mod reap;
 mod serve;
 mod session;
 pub(crate) mod spawn;
+#[allow(dead_code, unused_imports, reason = "sessions do not use it yet")]
+mod spool;
 mod table;
 #[cfg(test)]
 mod testing;
