@@ -21,7 +21,7 @@ pub(crate) struct Piece {
     pub(crate) at: u64,
     /// Of which stream.
     pub(crate) stream: Stream,
-    /// Empty only where all up to `at` is lost: output goes on there.
+    /// Empty only where nothing up to `at` is kept: output goes on there.
     pub(crate) bytes: Bytes,
 }
 
@@ -49,39 +49,31 @@ impl Reader {
 
     /// Output from `offset` on, at most `most` bytes and at least one, in order. Nothing when nothing follows `offset` yet.
     /// Where a piece begins later than the one before it ended, or the first later than `offset`, the output between is not
-    /// kept; when that goes for all that follows, the one piece is empty.
+    /// kept; where no byte that follows is, the one piece is empty, and later output goes on at it.
     ///
     /// # Errors
     /// When the disk does not give what should be there.
     pub(crate) fn read(&mut self, offset: u64, most: usize) -> io::Result<Vec<Piece>> {
-        loop {
-            let (segments, end) = self.segments.from(offset);
-            if offset >= end {
-                return Ok(Vec::new());
-            }
-            let mut taken = Taken { at: offset, room: most.max(1), pieces: Vec::new() };
-            let mut moved = false;
-            for (segment, until) in segments {
-                match self.read_segment(segment, until, &mut taken) {
-                    Ok(()) if taken.room > 0 => {}
-                    Ok(()) => break,
-                    // The writer dropped it meanwhile.
-                    Err(_) if !self.segments.has(segment.start) => {
-                        moved = true;
-                        break;
-                    }
-                    // Somebody else did.
-                    Err(error) if error.kind() == io::ErrorKind::NotFound => {
+        let (segments, end) = self.segments.from(offset);
+        if offset >= end {
+            return Ok(Vec::new());
+        }
+        let mut taken = Taken { at: offset, room: most.max(1), pieces: Vec::new() };
+        for (segment, until) in segments {
+            match self.read_segment(segment, until, &mut taken) {
+                Ok(()) if taken.room > 0 => {}
+                Ok(()) => break,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    // The writer dropped it meanwhile, unless its index says otherwise.
+                    if self.segments.has(segment.start) {
                         tracing::warn!(path = %self.segments.file(segment.start).display(), "kept output is gone");
                     }
-                    Err(_) if !taken.pieces.is_empty() => break,
-                    Err(error) => return Err(error),
                 }
-            }
-            if !taken.pieces.is_empty() || !moved {
-                return Ok(taken.finish(end));
+                Err(_) if !taken.pieces.is_empty() => break,
+                Err(error) => return Err(error),
             }
         }
+        Ok(taken.finish(end))
     }
 
     /// The first byte that is kept, and the offset after the last.

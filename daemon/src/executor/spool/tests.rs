@@ -107,6 +107,19 @@ fn a_session_whose_executor_died_has_an_unknown_end_and_no_half_record() {
 }
 
 #[test]
+fn a_record_that_goes_back_is_cut_off_with_all_that_follows() {
+    let place = Place::new();
+    let mut spool = place.open().create(&live(1)).expect("room");
+    spool.append(Stdout, b"once").expect("writes");
+    drop(spool);
+    let file = &place.files(&session(1))[0];
+    let bytes = fs::read(file).expect("reads");
+    fs::write(file, bytes.repeat(2)).expect("writes");
+    let kept = place.open().find(&session(1)).expect("is kept");
+    assert_eq!((kept.end.total, fs::read(file).expect("reads")), (4, bytes));
+}
+
+#[test]
 fn a_segment_of_nothing_but_half_a_record_goes() {
     let place = Place::new();
     let mut spool = place.open().create(&live(1)).expect("room");
@@ -177,7 +190,11 @@ fn output_goes_when_its_time_is_over_whether_the_executor_lives_or_not() {
     let mut reader = kept.reader();
     assert_eq!(names(&spools), [session(3), session(2)], "oldest first");
     assert!(spools.find(&session(1)).is_none() && !place.path(&session(1)).exists());
-    assert_eq!(read(&mut reader, 0), [(6, Vec::new())], "who reads it sees that it is gone");
+    assert_eq!(
+        (reader.range(), read(&mut reader, 0)),
+        (6..6, vec![(6, Vec::new())]),
+        "who reads it sees that it is gone"
+    );
 
     assert_eq!(names(&place.open()), [session(3), session(2)]);
     place.limits.retention = Duration::from_secs(40);
