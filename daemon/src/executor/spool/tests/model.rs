@@ -154,3 +154,14 @@ fn a_reader_whose_segments_go_meanwhile_goes_on_where_output_is_kept() {
     });
     assert!(spool.range().start > 0);
 }
+
+#[test]
+fn a_segment_that_is_gone_is_a_gap_between_its_neighbours() {
+    let place = Place::new();
+    let mut spool = place.open().create(&live(1)).expect("room");
+    (0..3).for_each(|_| spool.append(Stdout, &[b'x'; 4096 - record::HEADER]).expect("writes"));
+    fs::remove_file(&place.files(&session(1))[1]).expect("is removed");
+    let pieces = spool.reader().read(0, usize::MAX).expect("reads");
+    let starts: Vec<_> = pieces.iter().map(|piece| (piece.at, piece.bytes.len())).collect();
+    assert_eq!(starts, [(0, 4083), (2 * 4083, 4083)]);
+}
