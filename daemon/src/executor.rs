@@ -178,6 +178,7 @@ pub async fn run(options: Options, incoming: Incoming) -> anyhow::Result<()> {
     .await
     .context("preparing the executor")??;
     tracing::info!(incarnation = %shared.incarnation, tree = ?shared.trees.kind(), "executor ready");
+    shared.spawn(replay::expire(shared.clone()));
     let reaper = tokio::spawn(shared.reaper.clone().run(shared.stop.clone()));
     let socket = options.home.executor_socket();
     let served = match incoming {

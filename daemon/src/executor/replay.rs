@@ -2,6 +2,9 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::time::sleep;
 
 use malai_protocol::codec::{CodecError, Frame, Kind};
 use malai_protocol::failure::{self, Failure};
@@ -10,13 +13,16 @@ use malai_protocol::plan::Outcome;
 use malai_protocol::session::{Ack, Attached};
 
 use super::link::{self, Link};
-use super::session::{Reading, never_sent};
+use super::session::{Reading, blocking, never_sent};
 use super::spool::Kept;
 use super::table::Arrival;
 use super::{Shared, refuse};
 
 /// Replays at once, and of those that one machine attached to.
 const MAX_REPLAYS: (usize, usize) = (512, 64);
+
+/// Between two looks for output whose time is over.
+const EXPIRY: Duration = Duration::from_secs(3600);
 
 /// Who replays how many.
 #[derive(Debug, Default)]
@@ -52,6 +58,15 @@ impl Drop for Place {
                 places.remove(&self.by);
             }
         }
+    }
+}
+
+/// Sees to it that output is removed when its time is over, whether or not somebody asks for any.
+pub(crate) async fn expire(shared: Arc<Shared>) {
+    loop {
+        sleep(EXPIRY).await;
+        let spools = shared.spools.clone();
+        blocking(shared.disk.clone(), move || spools.expire()).await;
     }
 }
 

@@ -35,7 +35,7 @@ use following::{Following, Moved, moved};
 use input::Input;
 pub(crate) use output::Output;
 use over::Over;
-pub(crate) use spooling::Reading;
+pub(crate) use spooling::{Reading, blocking};
 
 pub(crate) use start::run;
 

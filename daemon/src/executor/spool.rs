@@ -217,7 +217,7 @@ impl Spools {
     }
 
     /// Removes those that were kept for long enough.
-    fn expire(&self) {
+    pub(crate) fn expire(&self) {
         let retention = u64::try_from(self.limits.retention.as_millis()).unwrap_or(u64::MAX);
         let now = now_ms();
         let mut expired = Vec::new();

@@ -46,7 +46,7 @@ pub(super) struct Spooled {
 /// What the disk has done.
 pub(crate) enum Moved {
     /// A portion is written.
-    Written(Spool),
+    Written(Box<Spool>),
     /// A portion was read.
     Read((Reader, Portion)),
 }
@@ -55,7 +55,7 @@ pub(crate) enum Moved {
 pub(super) async fn moved(spooled: &mut Option<Spooled>) -> Moved {
     match spooled {
         Some(Spooled { writing, reading }) => tokio::select! {
-            spool = writing.written() => Moved::Written(spool),
+            spool = writing.written() => Moved::Written(Box::new(spool)),
             read = reading.read() => Moved::Read(read),
         },
         None => pending().await,
@@ -82,7 +82,7 @@ impl Following {
     /// Takes what the disk has done.
     pub(crate) fn store(&mut self, moved: Moved) {
         match (&mut self.spooled, moved) {
-            (Some(spooled), Moved::Written(spool)) => spooled.writing.wrote(spool, &mut self.log),
+            (Some(spooled), Moved::Written(spool)) => spooled.writing.wrote(*spool, &mut self.log),
             (Some(spooled), Moved::Read(read)) => spooled.reading.came(read),
             (None, _) => {}
         }
