@@ -161,6 +161,6 @@ impl<F: FnMut(&str)> Waiter<'_, F> {
         let message =
             format!("connection to {target} lost for {waited}; whether {} ended is not known{why}", self.name);
         Failure::new(Kind::Unknown, message)
-            .hint("wait longer: --lost-after 1h; whether the machine is there: malai status")
+            .hint(format!("wait longer: --lost-after 1h; what runs there: malai sessions {target}"))
     }
 }

@@ -86,6 +86,6 @@ where
         let (target, why) = (&self.target, self.last_words());
         let message = format!("connection to {target} lost{waited}; whether the command ended is not known{why}");
         Failure::new(Kind::Unknown, message)
-            .hint("wait longer: --lost-after 1h; whether the machine is there: malai status")
+            .hint(format!("wait longer: --lost-after 1h; what runs there: malai sessions {target}"))
     }
 }

@@ -174,6 +174,34 @@ fn a_start_whose_outcome_is_unknown_tells_the_name_to_look_for() {
 }
 
 #[test]
+fn a_name_that_cannot_be_printed_is_told_with_the_failure() {
+    let home = Home::new();
+    let daemon = Daemon::bind(&home);
+    let full = std::fs::OpenOptions::new().write(true).open("/dev/full").expect("opens");
+    let child = home.malai(&["--detach", "web01.company", "make"]).stdout(full).spawn().expect("starts");
+    let mut peer = daemon.accept();
+    peer.request();
+    let spec: ExecSpec = peer.next().expect(Kind::Exec, "the command").expect("decodes");
+    peer.start();
+    let ended = wait(child);
+    assert_eq!(ended.code, 255);
+    assert!(ended.stderr.contains(&format!("; the command runs as web01.company/{}\n", spec.id)), "{ended}");
+}
+
+#[test]
+fn a_detached_command_that_is_refused_is_one_document_too() {
+    let home = Home::new();
+    let daemon = Daemon::bind(&home);
+    let child = home.malai(&["--json", "--detach", "web01.company", "make"]).spawn().expect("starts");
+    let mut peer = daemon.accept();
+    peer.greet();
+    peer.send(Kind::Refused, &Failure::new(failure::Kind::Denied, "no"));
+    let ended = wait(child);
+    let document = "{\"error\":{\"kind\":\"denied\",\"message\":\"no\"}}\n";
+    assert_eq!((ended.code, ended.stdout.as_str(), ended.stderr.as_str()), (254, document, "malai: error: no\n"));
+}
+
+#[test]
 fn the_sessions_of_all_machines_are_a_table() {
     let over = |status, ended_by| State::Ended(ExitRecord { status, ended_by, ..record(0, 0, 0) });
     let all = [
