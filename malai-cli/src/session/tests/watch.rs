@@ -6,7 +6,7 @@ use std::time::Duration;
 use malai_protocol::codec::Kind;
 use malai_protocol::failure::{self, Failure};
 use malai_protocol::id::{FollowerId, Incarnation};
-use malai_protocol::session::{Ack, Attach, Attached, StdinAck, Superseded};
+use malai_protocol::session::{Ack, Attach, Attached, ExitRecord, StdinAck, Superseded};
 
 use super::lab::{Lab, Wish, attached, follower, owner, record, started};
 use crate::session::End;
@@ -18,9 +18,11 @@ fn watch(from_end: bool) -> Wish {
     Wish { watch: Some(from_end), ..Wish::default() }
 }
 
-/// The text of all that was said.
-fn said(lab: &Lab) -> String {
-    String::from_utf8(lab.stderr.bytes()).expect("text")
+/// The record at the end, and the text of all that was said: it is there when the session has ended, and not before.
+async fn ended(lab: Lab) -> (ExitRecord, String) {
+    let stderr = lab.stderr.clone();
+    let record = lab.outcome().await.expect("a record");
+    (record, String::from_utf8(stderr.bytes()).expect("text"))
 }
 
 #[tokio::test]
@@ -32,8 +34,9 @@ async fn what_is_kept_is_shown_and_the_record_is_the_end() {
     while lab.expect::<Ack>(Kind::Ack).await.out_offset < 13 {}
     lab.exit(&record(3, 11, 2)).await;
     assert_eq!(lab.rest().await, [Kind::Goodbye]);
-    assert_eq!((lab.stdout.bytes(), lab.stderr.bytes()), (b"earlier now".to_vec(), b"oh".to_vec()));
-    assert_eq!(lab.outcome().await.expect("a record").exit_code(), 3);
+    let stdout = lab.stdout.clone();
+    assert_eq!(ended(lab).await, (record(3, 11, 2), "oh".to_owned()));
+    assert_eq!(stdout.bytes(), b"earlier now");
 }
 
 #[tokio::test]
@@ -51,9 +54,7 @@ async fn a_place_is_taken_over_and_the_end_is_asked_for_only_until_the_session_i
     assert_eq!((second.number, second.out_offset, second.owner), (2, 103, Some(owner())));
     lab.send(Kind::Attached, &attached(103, 0)).await;
     lab.exit(&record(0, 103, 0)).await;
-    lab.rest().await;
-    assert_eq!(said(&lab), "", "what was before is not missed");
-    assert!(lab.outcome().await.is_ok());
+    assert_eq!(ended(lab).await, (record(0, 103, 0), String::new()), "what was before is not missed");
 }
 
 #[tokio::test]
@@ -62,9 +63,8 @@ async fn earlier_output_that_is_not_kept_is_told_and_is_no_failure() {
     lab.output(Kind::Stdout, b"abc").await;
     assert_eq!(lab.expect::<Ack>(Kind::Ack).await, Ack { out_offset: 10 });
     lab.exit(&record(0, 6, 4)).await;
-    lab.rest().await;
-    assert_eq!(said(&lab), "malai: 7 earlier bytes of output are not kept any more\n");
-    assert_eq!(lab.outcome().await.expect("a record").exit_code(), 0);
+    let words = "malai: 7 earlier bytes of output are not kept any more\n".to_owned();
+    assert_eq!(ended(lab).await, (record(0, 6, 4), words));
 }
 
 #[tokio::test]
@@ -75,11 +75,10 @@ async fn a_later_gap_is_told_and_the_record_stays_the_result() {
     assert_eq!(lab.attach().await.out_offset, 3);
     lab.send(Kind::Attached, &attached(8, 0)).await;
     lab.exit(&record(4, 8, 0)).await;
-    assert_eq!(lab.rest().await, [Kind::Goodbye]);
+    assert_eq!(lab.rest().await.last(), Some(&Kind::Goodbye));
     let words = "malai: 5 bytes of output are missing here: they were not kept until it was followed again\n";
-    assert_eq!(said(&lab), words);
     let stdout = lab.stdout.clone();
-    assert_eq!(lab.outcome().await.expect("a record").exit_code(), 4);
+    assert_eq!(ended(lab).await, (record(4, 8, 0), words.to_owned()));
     let events = String::from_utf8(stdout.bytes()).expect("text");
     let starts: Vec<&str> = events.lines().filter_map(|line| line.split(',').next()).collect();
     let expected = ["{\"event\":\"started\"", "{\"event\":\"stdout\"", "{\"event\":\"missing\"", "{\"event\":\"exit\""];
