@@ -7,6 +7,9 @@ use std::os::unix::ffi::OsStrExt;
 
 use clap::{Arg, Command};
 
+/// malai's own even right after the target.
+const DETACH: &str = "--detach";
+
 /// A command line, cut.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Cut {
@@ -45,6 +48,11 @@ pub(crate) fn cut(args: Vec<OsString>, root: &Command) -> Cut {
     let end = if escaped { 1 } else { end_of_words(rest, own, subcommand.or(root.find_subcommand("exec"))) };
     head.extend_from_slice(&rest[..end]);
     let mut words = &rest[end..];
+    // The one option that may follow the target: a command of this name is meant after `--`.
+    if head.get(1).is_some_and(|name| name == "exec") && words.first().is_some_and(|word| word == DETACH) {
+        head.insert(2, DETACH.into());
+        words = &words[1..];
+    }
     let literal = words.first().is_some_and(|word| word == "--");
     if literal {
         words = &words[1..];
@@ -146,6 +154,34 @@ mod tests {
         check(&["-n", "exec", "exec", "exec"], &["malai", "exec", "-n", "exec"], false, &["exec"]);
         check(&["status.c", "uptime"], &["malai", "exec", "status.c"], false, &["uptime"]);
         check(&["--", "status", "x"], &["malai", "exec", "--", "status"], false, &["x"]);
+    }
+
+    #[test]
+    fn detach_right_after_the_target_is_malais_and_nowhere_else_behind_it() {
+        let head = ["malai", "exec", "--detach", "-n", "web01.c"];
+        check(&["-n", "web01.c", "--detach", "--", "ls"], &head, true, &["ls"]);
+        check(&["-n", "web01.c", "--detach", "ls", "--detach"], &head, false, &["ls", "--detach"]);
+        check(&["exec", "-n", "web01.c", "--detach", "ls"], &head, false, &["ls"]);
+        check(&["--detach", "web01.c", "ls"], &["malai", "exec", "--detach", "web01.c"], false, &["ls"]);
+        check(&["web01.c", "--", "--detach"], &["malai", "exec", "web01.c"], true, &["--detach"]);
+        check(&["web01.c", "ls", "--detach"], &["malai", "exec", "web01.c"], false, &["ls", "--detach"]);
+        check(&["web01.c", "--detached"], &["malai", "exec", "web01.c"], false, &["--detached"]);
+        check(&["--", "kill", "--detach", "x"], &["malai", "exec", "--detach", "--", "kill"], false, &["x"]);
+        check(&["can", "a", "web01.c", "--detach"], &["malai", "can", "a", "web01.c"], false, &["--detach"]);
+    }
+
+    #[test]
+    fn commands_about_sessions_take_no_words_of_a_command() {
+        for line in [["attach", "web01.c", "0011", "--from-end"], ["wait", "web01.c", "0011", "--json"]] {
+            check(&line, &[&["malai"], &line[..]].concat(), false, &[]);
+        }
+        check(
+            &["kill", "--signal", "9", "--", "web01/0011"],
+            &["malai", "kill", "--signal", "9", "--", "web01/0011"],
+            false,
+            &[],
+        );
+        check(&["sessions", "web01.c"], &["malai", "sessions", "web01.c"], false, &[]);
     }
 
     #[test]

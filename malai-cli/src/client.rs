@@ -10,6 +10,7 @@ use malai_protocol::failure::{Failure, Kind};
 use malai_protocol::home::Home;
 use malai_protocol::local::{Hello, Request, Response, VERSION};
 use nix::unistd::geteuid;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::UnixStream;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::codec::Framed;
@@ -175,7 +176,9 @@ pub(crate) async fn ask(stream: UnixStream, request: Request, out: Output) -> Re
 ///
 /// # Errors
 /// When it does not greet, or speaks another version: nothing was asked.
-pub(crate) async fn greet(stream: UnixStream) -> Result<(Frames, Hello), Failure> {
+pub(crate) async fn greet<S: AsyncRead + AsyncWrite + Unpin>(
+    stream: S,
+) -> Result<(Framed<S, FrameCodec>, Hello), Failure> {
     let mut frames = Framed::new(stream, FrameCodec::new());
     let ours = Frame::control(FrameKind::LocalHello, &hello()).map_err(|e| not_understood(&e))?;
     let none = || Failure::new(Kind::Internal, "the daemon here does not answer").hint("see: malai daemon status");

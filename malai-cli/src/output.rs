@@ -56,6 +56,13 @@ impl Output {
         }
     }
 
+    /// Says something at the end of a run that gives up, as [`Output::last_words`] does.
+    pub(crate) fn last_note(self, text: &str) {
+        if stdio::is_writable(&io::stderr(), PollTimeout::from(LAST_WORDS_MS)) {
+            self.note(text);
+        }
+    }
+
     /// Prints text as data: escaped when a person's terminal gets it, else exactly.
     ///
     /// # Errors

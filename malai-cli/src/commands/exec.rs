@@ -5,31 +5,19 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::time::Duration;
 
 use malai_protocol::failure::{Failure, Kind};
-use malai_protocol::home::Home;
 use malai_protocol::id::{FollowerId, SessionId};
-use malai_protocol::session::{EndedBy, ExecSpec, ExitRecord};
+use malai_protocol::peer::DETACH;
+use malai_protocol::session::{ExecSpec, Started};
 use malai_protocol::target::Target;
+use serde::Serialize;
 use serde_bytes::ByteBuf;
-use tokio::net::UnixStream;
 use tokio::time::Instant;
 
-use super::Context;
+use super::explain::explain;
+use super::{Context, process};
 use crate::output::Output;
-use crate::session::{Connect, Dial, Line, Manner, Parts, Patience, Request, Signals, Sink, Source, follow};
-use crate::stdio::Descriptor;
+use crate::session::{End, Line, Manner, Name, Parts, Request, Signals, Subject, follow};
 use crate::{client, duration};
-
-/// How long HUP or TERM may take to end the command before the caller counts as gone.
-const ENDING: Duration = Duration::from_secs(5);
-/// Two INT within this time mean that the caller is gone.
-const SECOND_INT: Duration = Duration::from_secs(2);
-/// The daemon gives up on an unreachable machine by `--connect-timeout`, and so much later the CLI gives up on the
-/// daemon: of two answers the one that knows why has to win.
-const ANSWER_MARGIN: Duration = Duration::from_millis(500);
-/// Between two tries to follow a command again.
-const RETRY: Duration = Duration::from_secs(1);
-/// A loss is told when it lasts longer.
-const SAY_AFTER: Duration = Duration::from_secs(1);
 
 /// Run a command on a machine
 ///
@@ -71,6 +59,12 @@ pub(crate) struct Exec {
     /// End the command when the connection is lost
     #[arg(long)]
     kill_on_lost: bool,
+    /// Leave the command running, and print the session's name, for malai attach, wait and kill
+    ///
+    /// It ends when it is done, or by its --timeout or malai kill, whatever becomes of this machine and of the
+    /// connection. No standard input is sent; its output is kept there. May stand right after the target, too.
+    #[arg(long, conflicts_with = "kill_on_lost")]
+    detach: bool,
     /// Why, for the audit of the machine
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     reason: Option<String>,
@@ -88,49 +82,45 @@ impl Exec {
     /// Why there is none.
     pub(super) fn run(self, cx: &Context, literal: bool, words: Vec<OsString>) -> Result<u8, Failure> {
         let started = Instant::now();
-        let manner = Manner { json: cx.out.json, verbose: self.verbose };
         let (target, spec) = match self.plan(literal, words) {
             Ok(planned) => planned,
+            Err(failure) if self.detach => return Err(failure),
             Err(failure) => return Ok(refuse(cx.out, &self.target, &failure)),
         };
-        let name = target.to_string();
+        let name = Name { target: target.clone(), id: spec.id };
         let outcome = client::block_on(async {
-            let source = if spec.stdin { Some(source()?) } else { None };
+            let source = if spec.stdin { Some(process::source()?) } else { None };
+            let subject = Subject::Command(Box::new(spec));
             let parts = Parts {
-                connect: connect(&cx.home),
-                request: Request { target, spec, follower: FollowerId::from_bytes(random()?) },
-                signals: Signals::listen().map_err(|e| local(&e))?,
+                connect: process::connect(&cx.home),
+                request: Request { target, subject, follower: FollowerId::from_bytes(process::random()?) },
+                signals: Signals::listen().map_err(|e| process::local(&e))?,
                 source,
-                sink: sink()?,
-                manner,
-                patience: self.patience(started),
+                sink: process::sink()?,
+                // What is started and left has one document, and not one for each event.
+                manner: Manner { json: cx.out.json && !self.detach, verbose: self.verbose },
+                patience: process::patience(started, self.connect_timeout, self.lost_after),
             };
             Ok(follow(parts).await)
         });
+        if self.detach {
+            return outcome
+                .and_then(|end| end)
+                .map_err(|e| with_name(e, &name))
+                .and_then(|end| detached(cx.out, &name, &end));
+        }
+        let target = name.target.to_string();
         match outcome {
-            Err(failure) => Ok(refuse(cx.out, &name, &failure)),
+            Err(failure) => Ok(refuse(cx.out, &target, &failure)),
             Ok(Err(failure)) => {
                 cx.out.last_words(&failure);
                 Ok(failure.kind.exit_code())
             }
-            Ok(Ok(record)) => {
-                explain(cx.out, &name, &record, self.timeout, self.verbose);
+            Ok(Ok(End::Ended(record))) => {
+                explain(cx.out, &target, &record, self.timeout, self.verbose);
                 Ok(record.exit_code())
             }
-        }
-    }
-
-    fn patience(&self, started: Instant) -> Patience {
-        let connect_by = started + self.connect_timeout;
-        Patience {
-            connect_by,
-            answer_by: connect_by + ANSWER_MARGIN,
-            reconnect: self.connect_timeout,
-            retry: RETRY,
-            say_after: SAY_AFTER,
-            lost_after: self.lost_after,
-            ending: ENDING,
-            second_int: SECOND_INT,
+            Ok(Ok(End::Detached(_) | End::Left { .. })) => Err(unasked()),
         }
     }
 
@@ -154,29 +144,29 @@ impl Exec {
         };
         let bytes = |word: OsString| ByteBuf::from(word.into_vec());
         let spec = ExecSpec {
-            id: SessionId::from_bytes(random()?),
+            id: SessionId::from_bytes(process::random()?),
             words: words.into_iter().map(bytes).collect(),
             literal: literal || self.shell.is_some(),
             shell: self.shell.is_some(),
             env: self.env.iter().map(|typed| addition(typed)).collect::<Result<_, _>>()?,
             cwd: self.cwd.clone().map(bytes),
             user,
-            stdin: !self.no_stdin,
+            stdin: !self.no_stdin && !self.detach,
             timeout_ms: self.timeout.map(duration::millis),
             wait_output: self.wait_output,
             reason: self.reason.clone(),
             follower: None,
             resend: None,
             kill_on_lost: self.kill_on_lost,
-            detach: false,
-            needs: Vec::new(),
+            detach: self.detach,
+            needs: if self.detach { vec![DETACH.into()] } else { Vec::new() },
         };
         Ok((target, spec))
     }
 }
 
 /// Tells a failure from before the session, in the form that the stream of objects would have.
-fn refuse(out: Output, target: &str, error: &Failure) -> u8 {
+pub(super) fn refuse(out: Output, target: &str, error: &Failure) -> u8 {
     let code = error.kind.exit_code();
     out.explain(error);
     if out.json {
@@ -186,6 +176,43 @@ fn refuse(out: Output, target: &str, error: &Failure) -> u8 {
     code
 }
 
+/// `malai --detach --json`.
+#[derive(Serialize)]
+struct Detached<'a> {
+    session: String,
+    target: String,
+    id: SessionId,
+    started: &'a Started,
+}
+
+/// Prints the name of a command that was started and left.
+fn detached(out: Output, name: &Name, end: &End) -> Result<u8, Failure> {
+    let End::Detached(started) = end else { return Err(with_name(unasked(), name)) };
+    let session = name.to_string();
+    let printed = if out.json {
+        out.document(&Detached { session, target: name.target.to_string(), id: name.id, started })
+    } else {
+        out.row(&session)
+    };
+    // Whoever is not told the name has no other way to know it.
+    printed.map_err(|e| Failure { message: format!("{}; the command runs as {name}", e.message), ..e })?;
+    Ok(0)
+}
+
+/// Where it is not known whether the command started, its name is how to find out.
+fn with_name(failure: Failure, name: &Name) -> Failure {
+    if failure.kind != Kind::Unknown {
+        return failure;
+    }
+    let message = format!("{}; if it did, it runs as {name}", failure.message);
+    Failure::new(Kind::Unknown, message).hint(format!("see: malai sessions {}", name.target))
+}
+
+/// A session that ended as nobody asked for.
+pub(super) fn unasked() -> Failure {
+    Failure::new(Kind::Unknown, "the command was followed in another way than it was asked for")
+}
+
 fn no_command(target: &Target) -> Failure {
     let failure =
         Failure::new(Kind::Unsupported, format!("`{target}` without a command is a shell, and shells come later"));
@@ -193,12 +220,6 @@ fn no_command(target: &Target) -> Failure {
         Some(_) => failure.hint(format!("give a command: malai {target} -- uptime")),
         None => failure.hint(format!("give a command: malai {target} -- uptime; malai's own commands: malai --help")),
     }
-}
-
-fn random() -> Result<[u8; 16], Failure> {
-    let mut bytes = [0; 16];
-    getrandom::fill(&mut bytes).map_err(|e| Failure::new(Kind::Internal, format!("no random numbers: {e}")))?;
-    Ok(bytes)
 }
 
 /// `NAME=VALUE`, or `NAME` with the value that it has here.
@@ -219,66 +240,6 @@ fn addition(typed: &OsStr) -> Result<(ByteBuf, ByteBuf), Failure> {
             .into_vec(),
     };
     Ok((ByteBuf::from(name), ByteBuf::from(value)))
-}
-
-/// Connections to the daemon, or to an agent.
-fn connect(home: &Home) -> Connect<UnixStream> {
-    let home = home.clone();
-    Box::new(move |Dial { within, agent }| {
-        let home = home.clone();
-        Box::pin(async move {
-            if agent {
-                return client::dial_or_start(&home, within).await;
-            }
-            client::dial(&home).await?.ok_or_else(|| Failure::new(Kind::Internal, "no daemon runs here"))
-        })
-    })
-}
-
-fn local(e: &std::io::Error) -> Failure {
-    Failure::new(Kind::Internal, format!("this process cannot get what it needs: {e}"))
-}
-
-fn source() -> Result<Source, Failure> {
-    Descriptor::of(&std::io::stdin()).and_then(Source::start).map_err(|e| local(&e))
-}
-
-fn sink() -> Result<Sink, Failure> {
-    let stdout = Descriptor::of(&std::io::stdout()).map_err(|e| local(&e))?;
-    let stderr = Descriptor::of(&std::io::stderr()).map_err(|e| local(&e))?;
-    Sink::start(stdout, stderr).map_err(|e| local(&e))
-}
-
-/// Says on standard error what the exit code alone does not.
-fn explain(out: Output, target: &str, record: &ExitRecord, timeout: Option<Duration>, verbose: bool) {
-    let why = match record.ended_by {
-        EndedBy::Itself => None,
-        EndedBy::Timeout => {
-            let after = timeout.map(|t| format!(" after {t:?}")).unwrap_or_default();
-            Some(format!("the command on {target} was killed{after}, by its --timeout"))
-        }
-        EndedBy::Killed => Some(format!("the command on {target} was killed by `malai kill`")),
-        EndedBy::CallerGone => Some(format!("the command on {target} was ended because its caller went away")),
-        EndedBy::Grace => Some(format!("the command on {target} was ended because nobody followed it")),
-        EndedBy::Revoked => Some(format!("the command on {target} was ended: access was withdrawn")),
-        EndedBy::Shutdown => Some(format!("the command on {target} was ended: the daemon there was stopped")),
-    };
-    if let Some(why) = why {
-        out.note(&record.reason.as_ref().map_or(why.clone(), |reason| format!("{why} ({reason})")));
-    }
-    if record.output_open {
-        out.note(&format!(
-            "other processes on {target} still hold the command's output, and what they write is not shown; \
-             --wait-output waits for it"
-        ));
-    }
-    if verbose {
-        let ExitRecord { stdout_bytes, stderr_bytes, duration_ms, .. } = record;
-        out.note(&format!(
-            "{target}: exit {} after {duration_ms} ms, {stdout_bytes} bytes of output, {stderr_bytes} of error output",
-            record.exit_code()
-        ));
-    }
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! One command, one file. A doc comment there is the help that users read.
 
 mod agent;
+mod attach;
 mod audit;
 mod can;
 mod cluster;
@@ -8,10 +9,16 @@ mod config;
 mod daemon;
 mod exec;
 mod executor;
+mod explain;
+mod kill;
 mod machine;
+mod place;
+mod process;
 mod publication;
 mod rescan;
+mod sessions;
 mod status;
+mod wait;
 
 use std::ffi::OsString;
 
@@ -26,6 +33,7 @@ const ABOUT_TARGETS: &str = "\
 Run a command on a machine:
   malai web01.company -- uptime           options before the target are malai's: malai exec --help
   malai deploy@web01.company ls -l /srv   everything after the target is the command, word by word
+  malai web01.company --detach -- make    start it, and leave it running
 
 A machine whose name is one of the commands above is reached by its full name, or by malai exec.
 Files are in $MALAI_HOME, by default the platform's data directory for malai.";
@@ -51,6 +59,10 @@ pub(crate) struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Exec(exec::Exec),
+    Sessions(sessions::Sessions),
+    Attach(attach::Attach),
+    Wait(wait::Wait),
+    Kill(kill::Kill),
     Cluster(cluster::Cluster),
     Machine(machine::Machine),
     Daemon(daemon::Daemon),
@@ -90,6 +102,10 @@ pub(crate) fn run(args: Vec<OsString>) -> u8 {
 fn dispatch(command: Command, cx: &Context, literal: bool, words: Vec<OsString>) -> Result<u8, Failure> {
     match command {
         Command::Exec(exec) => exec.run(cx, literal, words),
+        Command::Sessions(sessions) => sessions.run(cx),
+        Command::Attach(attach) => attach.run(cx),
+        Command::Wait(wait) => wait.run(cx),
+        Command::Kill(kill) => kill.run(cx),
         Command::Cluster(cluster) => cluster.run(cx),
         Command::Machine(machine) => machine.run(cx),
         Command::Daemon(daemon) => daemon.run(cx),

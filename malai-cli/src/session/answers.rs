@@ -5,12 +5,13 @@ use std::time::Duration;
 use futures_util::Stream;
 use malai_protocol::codec::{Frame, Kind as FrameKind};
 use malai_protocol::failure::{Failure, Kind};
-use malai_protocol::session::{Attached, DEFAULT_GRACE_MS, ExitRecord, Output, Sent, Started, StdinAck, Superseded};
+use malai_protocol::session::{Attached, DEFAULT_GRACE_MS, Output, Sent, Started, StdinAck, Superseded};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::connection::{Asked, Stage};
 use super::events::Event as Line;
-use super::follow::{Life, Session};
+use super::follow::{End, Life, Session};
+use super::request::Part;
 use crate::{client, output};
 
 impl<S, G> Session<S, G>
@@ -18,7 +19,7 @@ where
     S: AsyncRead + AsyncWrite,
     G: Stream<Item = u8> + Unpin,
 {
-    pub(super) fn frame(&mut self, frame: &Frame) -> Result<Option<ExitRecord>, Failure> {
+    pub(super) fn frame(&mut self, frame: &Frame) -> Result<Option<End>, Failure> {
         let Some((stage, asked)) = self.link.connection().map(|link| (link.stage, link.asked)) else {
             return Ok(None);
         };
@@ -32,18 +33,26 @@ where
             (FrameKind::Refused, Stage::Waiting) => self.refused(self.decode(frame)?)?,
             // The target has the session, so that it knows.
             (FrameKind::Refused, Stage::Attached) => return Err(self.decode::<Failure>(frame)?),
-            (FrameKind::Attached, Stage::Waiting) if asked != Asked::Exec => self.attached(&self.decode(frame)?)?,
+            // Output of a session whose end nobody knows may come before that is told.
+            (FrameKind::Refused, Stage::Running) if self.part == Part::Watcher => {
+                return Err(self.decode::<Failure>(frame)?);
+            }
+            (FrameKind::Attached, Stage::Waiting) if asked != Asked::Exec => {
+                return self.attached(&self.decode(frame)?);
+            }
             (FrameKind::Started, Stage::Waiting) if asked != Asked::Attach => {
                 // Input follows a first sending at once, and a later one only now.
                 if asked == Asked::Again {
                     self.input.restart().map_err(|why| self.broken(why))?;
                 }
-                self.started(&self.decode(frame)?)?;
+                return self.started(&self.decode(frame)?);
             }
-            (FrameKind::Started, Stage::Attached) => self.started(&self.decode(frame)?)?,
+            (FrameKind::Started, Stage::Attached) => return self.started(&self.decode(frame)?),
             (FrameKind::Superseded, Stage::Waiting | Stage::Attached | Stage::Running) => {
                 return Err(self.superseded(self.decode(frame)?));
             }
+            // One who looks on has sent none.
+            (FrameKind::StdinAck, Stage::Attached | Stage::Running) if self.part == Part::Watcher => {}
             (FrameKind::StdinAck, Stage::Attached | Stage::Running) => {
                 let ack: StdinAck = self.decode(frame)?;
                 self.input.acknowledge(ack).map_err(|why| self.broken(why))?;
@@ -51,13 +60,13 @@ where
             (FrameKind::StdinClosed, Stage::Attached | Stage::Running) => self.input.close(),
             (FrameKind::Stdout, Stage::Running) => self.output(Output::Stdout, frame)?,
             (FrameKind::Stderr, Stage::Running) => self.output(Output::Stderr, frame)?,
-            (FrameKind::Exit, Stage::Running) => return Ok(Some(self.decode(frame)?)),
+            (FrameKind::Exit, Stage::Running) => return Ok(Some(End::Ended(self.decode(frame)?))),
             (kind, _) => return Err(self.broken(&format!("a {kind:?} frame where none may come"))),
         }
         Ok(None)
     }
 
-    fn reached(&mut self, stage: Stage) {
+    pub(super) fn reached(&mut self, stage: Stage) {
         self.link.connection().into_iter().for_each(|connection| connection.stage = stage);
     }
 
@@ -73,9 +82,10 @@ where
         Ok(())
     }
 
-    fn started(&mut self, started: &Started) -> Result<(), Failure> {
+    pub(super) fn started(&mut self, started: &Started) -> Result<Option<End>, Failure> {
         let grace = Duration::from_millis(started.grace_ms.unwrap_or(DEFAULT_GRACE_MS));
         self.life = Some(Life { incarnation: started.incarnation, grace });
+        self.told = true;
         self.reached(Stage::Running);
         if self.manner.verbose {
             let Started { hostname, user, pid, .. } = started;
@@ -86,12 +96,18 @@ where
             let line = Line::Started { target: &self.target, started }.line()?;
             self.sink.push(Output::Stdout, line, 0);
         }
+        if self.part == Part::Starter {
+            return Ok(Some(End::Detached(started.clone())));
+        }
         self.back()?;
-        self.catch_up()
+        self.catch_up().map(|()| None)
     }
 
     /// The session is there, and goes on at the byte that it says.
-    fn attached(&mut self, attached: &Attached) -> Result<(), Failure> {
+    fn attached(&mut self, attached: &Attached) -> Result<Option<End>, Failure> {
+        if self.part == Part::Watcher {
+            return self.watched(attached);
+        }
         let here = self.out_offset();
         let Some(gap) = attached.out_offset.checked_sub(here) else {
             return Err(self.broken("it repeats output that was written here"));
@@ -109,13 +125,13 @@ where
             (Some(_), None) => Err(self.broken("a command that runs has not been started")),
             (None, None) => {
                 self.reached(Stage::Attached);
-                self.catch_up()
+                self.catch_up().map(|()| None)
             }
             (None, Some(started)) => self.started(started),
             (Some(_), Some(_)) => {
                 self.reached(Stage::Running);
                 self.back()?;
-                self.catch_up()
+                self.catch_up().map(|()| None)
             }
         }
     }

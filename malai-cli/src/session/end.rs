@@ -12,7 +12,8 @@ use tokio::time::{Instant, timeout};
 
 use super::connection::{Connect, Dial, FAREWELL, Link};
 use super::events::Event as Line;
-use super::follow::{Session, until};
+use super::follow::{End, Session, until};
+use super::request::Part;
 use super::sink::Event as Written;
 
 /// How long what was received is still written when the caller gives up.
@@ -24,20 +25,26 @@ where
     G: Stream<Item = u8> + Unpin,
 {
     /// Says farewell, writes out what is left, and gives the final word.
-    pub(super) async fn finish(mut self, outcome: Result<ExitRecord, Failure>) -> Result<ExitRecord, Failure> {
+    pub(super) async fn finish(mut self, outcome: Result<End, Failure>) -> Result<End, Failure> {
         let ended = outcome.is_ok();
-        let outcome = outcome.and_then(|record| self.check(record));
+        let outcome = outcome.and_then(|end| self.check(end));
         if self.manner.json {
+            let target = &self.target;
             let line = match &outcome {
-                Ok(record) => Line::Exit { target: &self.target, code: record.exit_code(), record }.line()?,
-                Err(error) => Line::Error { target: &self.target, code: error.kind.exit_code(), error }.line()?,
+                Ok(End::Ended(record)) => Some(Line::Exit { target, code: record.exit_code(), record }.line()?),
+                Ok(End::Left { signal, .. }) => {
+                    Some(Line::Left { target, code: 128u8.saturating_add(*signal) }.line()?)
+                }
+                Ok(End::Detached(_)) => None,
+                Err(error) => Some(Line::Error { target, code: error.kind.exit_code(), error }.line()?),
             };
-            self.sink.push(Output::Stdout, line, 0);
+            line.into_iter().for_each(|line| self.sink.push(Output::Stdout, line, 0));
         }
         self.sink.close();
         let word = if self.gave_up { self.parting_word() } else { None };
         let Self { mut connect, link, mut signals, mut sink, gave_up, target, mut cut, .. } = self;
-        // Only an exit record ends a session in good order; otherwise it is over with the socket, at once.
+        // Only an exit record ends a session in good order, and one who leaves it to go on; otherwise it is over with the
+        // socket, at once.
         match link {
             Link::Up(connection) if ended => connection.farewell().await,
             link => drop(link),
@@ -60,27 +67,41 @@ where
                 () = until(give_up_at) => break,
             }
         }
-        outcome.and_then(|record| whole(&target, record, cut.as_deref()))
+        match outcome? {
+            End::Ended(record) => whole(&target, record, cut.as_deref()).map(End::Ended),
+            left => Ok(left),
+        }
     }
 
     /// What the daemon has to be given so that it tells the target that the caller is gone: while the attachment is
     /// lost, no socket is there whose end would say so.
     fn parting_word(&mut self) -> Option<BytesMut> {
-        if self.life.is_none() || matches!(self.link, Link::Up(_)) {
+        if self.part != Part::Caller || self.life.is_none() || matches!(self.link, Link::Up(_)) {
             return None;
         }
-        self.request.attach(self.number + 1, self.out_offset(), FAREWELL).ok()
+        self.request.attach(self.number + 1, self.out_offset(), false, FAREWELL).ok()
     }
 
     /// Checks that nothing of the output was lost.
-    fn check(&self, record: ExitRecord) -> Result<ExitRecord, Failure> {
+    fn check(&self, end: End) -> Result<End, Failure> {
+        let End::Ended(record) = end else { return Ok(end) };
         let told = [record.stdout_bytes, record.stderr_bytes];
+        if self.part == Part::Watcher && self.skipped > 0 {
+            return self.check_sum(record).map(End::Ended);
+        }
         let lost = ["output", "error"].into_iter().zip(told.into_iter().zip(self.received));
         let lost = lost
             .filter(|(_, (told, received))| told != received)
             .map(|(name, (told, received))| format!("{received} of {told} bytes of its standard {name} arrived"));
         let lost: Vec<String> = lost.chain(self.cut.clone()).collect();
-        whole(&self.target, record, (!lost.is_empty()).then(|| lost.join(", and ")).as_deref())
+        whole(&self.target, record, (!lost.is_empty()).then(|| lost.join(", and ")).as_deref()).map(End::Ended)
+    }
+
+    /// Of what was not kept nobody knows the stream, and the person was told how much it is.
+    fn check_sum(&self, record: ExitRecord) -> Result<ExitRecord, Failure> {
+        let (told, arrived) = (record.stdout_bytes.saturating_add(record.stderr_bytes), self.out_offset());
+        let lost = (told != arrived).then(|| format!("its output ends at byte {arrived} here, and has {told}"));
+        whole(&self.target, record, lost.as_deref())
     }
 }
 

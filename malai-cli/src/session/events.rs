@@ -1,4 +1,4 @@
-//! The objects of `malai exec --json`, one a line on standard output. docs/exit-codes.md documents them.
+//! The objects of `malai exec --json` and `malai attach --json`, one a line on standard output. docs/exit-codes.md documents them.
 
 use bytes::Bytes;
 use malai_protocol::failure::Failure;
@@ -26,6 +26,18 @@ pub(crate) enum Event<'a> {
         target: &'a str,
         /// How long it was not.
         after_ms: u64,
+    },
+    /// Output that is not kept any more, so that it is not among what follows.
+    Missing {
+        target: &'a str,
+        /// So many bytes.
+        bytes: u64,
+    },
+    /// The session is followed no more, and goes on; last.
+    Left {
+        target: &'a str,
+        /// What `malai` exits with.
+        code: u8,
     },
     /// The command ended; last.
     Exit {
@@ -112,6 +124,8 @@ mod tests {
             line(&Event::output(Output::Stderr, b"\xff")),
             line(&Event::Lost { target: "web01.c" }),
             line(&Event::Back { target: "web01.c", after_ms: 12_345 }),
+            line(&Event::Missing { target: "web01.c", bytes: 9 }),
+            line(&Event::Left { target: "web01.c", code: 130 }),
             line(&Event::Exit { target: "web01.c", code: 3, record: &record }),
             line(&Event::Error { target: "web01.c", code: 254, error: &failure }),
         ];
@@ -121,6 +135,8 @@ mod tests {
         {"event":"stderr","base64":"/w=="}
         {"event":"lost","target":"web01.c"}
         {"event":"back","target":"web01.c","after_ms":12345}
+        {"event":"missing","target":"web01.c","bytes":9}
+        {"event":"left","target":"web01.c","code":130}
         {"event":"exit","target":"web01.c","code":3,"status":{"exited":{"code":3}},"ended_by":"self","stdout_bytes":1,"stderr_bytes":2,"duration_ms":4,"output_open":false}
         {"event":"error","target":"web01.c","code":254,"error":{"kind":"denied","message":"no","hint":"ask"}}
         "#);

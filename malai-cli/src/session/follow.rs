@@ -7,7 +7,7 @@ use futures_util::{Stream, StreamExt};
 use malai_protocol::codec::{Frame, Kind as FrameKind, MAX_DATA};
 use malai_protocol::failure::{Failure, Kind};
 use malai_protocol::id::Incarnation;
-use malai_protocol::session::{Ack, ExitRecord, Output, Signal, StopOutput};
+use malai_protocol::session::{Ack, ExitRecord, Output, Signal, Started, StopOutput};
 use serde::Serialize;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, sleep_until};
@@ -16,7 +16,7 @@ use super::connection::{Connect, Link, Moment};
 use super::end::note_broken;
 use super::input::Input;
 use super::loss::{Loss, Sending};
-use super::request::Request;
+use super::request::{Part, Request};
 use super::signals::{HUP, INT, TERM};
 use super::sink::{Event as Written, Sink};
 use super::source::Source;
@@ -74,12 +74,27 @@ pub(crate) struct Parts<S, G> {
     pub(crate) patience: Patience,
 }
 
-/// Follows a session to its end, over as many connections as it takes, and returns its record, all of whose output has
-/// been written.
+/// How following ended.
+#[derive(Debug)]
+pub(crate) enum End {
+    /// With the session: its record, all of whose output has been written.
+    Ended(ExitRecord),
+    /// The command runs, and is left to itself as it was asked for.
+    Detached(Started),
+    /// This process follows no more, by this signal; the command goes on.
+    Left {
+        /// The signal's number.
+        signal: u8,
+        /// The session was followed before.
+        followed: bool,
+    },
+}
+
+/// Follows a session to its end, over as many connections as it takes, or until there is no more to be done here.
 ///
 /// # Errors
 /// Why there is no result: refused, lost, given up, or with output missing.
-pub(crate) async fn follow<S, G>(parts: Parts<S, G>) -> Result<ExitRecord, Failure>
+pub(crate) async fn follow<S, G>(parts: Parts<S, G>) -> Result<End, Failure>
 where
     S: AsyncRead + AsyncWrite,
     G: Stream<Item = u8> + Unpin,
@@ -88,10 +103,12 @@ where
         link: Link::Down(Instant::now()),
         connect: parts.connect,
         target: parts.request.target.to_string(),
+        part: parts.request.part(),
         request: parts.request,
         number: 0,
         sending: Sending::default(),
         life: None,
+        told: false,
         loss: None,
         retried: None,
         signals: parts.signals,
@@ -129,12 +146,15 @@ pub(super) struct Session<S, G> {
     pub(super) request: Request,
     /// The target, for people.
     pub(super) target: String,
+    pub(super) part: Part,
     /// Attachments that were asked for.
     pub(super) number: u32,
     /// What is known of the request until it is answered.
     pub(super) sending: Sending,
     /// The command that runs; absent until the target says so.
     pub(super) life: Option<Life>,
+    /// It was shown that the command runs.
+    pub(super) told: bool,
     /// The attachment is lost.
     pub(super) loss: Option<Loss>,
     /// When an attachment was last tried again.
@@ -175,14 +195,14 @@ where
     S: AsyncRead + AsyncWrite,
     G: Stream<Item = u8> + Unpin,
 {
-    /// Until the exit record, or the reason why none will come.
-    async fn run(&mut self) -> Result<ExitRecord, Failure> {
+    /// Until the exit record, or the reason why none will come or is waited for.
+    async fn run(&mut self) -> Result<End, Failure> {
         loop {
             self.feed();
             self.acknowledge()?;
-            let record = match self.next().await {
-                Event::Signal(number) => self.signal(number).map(|()| None),
-                Event::Written(event) => self.written(event).map(|()| None),
+            let end = match self.next().await {
+                Event::Signal(number) => self.signal(number),
+                Event::Written(event) => self.written(event),
                 Event::Input(chunk) => {
                     if let Err(e) = self.input.take(chunk) {
                         let why = format!("standard input could not be read, and the command saw it end early: {e}");
@@ -194,8 +214,8 @@ where
                 Event::Say => self.say().map(|()| None),
                 Event::Deadline => Err(self.late()),
             };
-            if let Some(record) = record? {
-                return Ok(record);
+            if let Some(end) = end? {
+                return Ok(end);
             }
         }
     }
@@ -213,7 +233,7 @@ where
         }
     }
 
-    fn linked(&mut self, moment: Moment<S>) -> Result<Option<ExitRecord>, Failure> {
+    fn linked(&mut self, moment: Moment<S>) -> Result<Option<End>, Failure> {
         match moment {
             Moment::Due => self.dial(),
             Moment::Dialled(Ok(stream)) => self.ask(stream)?,
@@ -261,8 +281,11 @@ where
 
     /// INT, TERM, HUP and QUIT go to the command, later if it cannot be told now. Before it runs there is nobody to send
     /// them to, and when it does not heed them the caller leaves: the daemon sees the socket close without `Goodbye` and
-    /// has the command's tree ended.
-    fn signal(&mut self, number: u8) -> Result<(), Failure> {
+    /// has the command's tree ended. One who looks on just leaves.
+    fn signal(&mut self, number: u8) -> Result<Option<End>, Failure> {
+        if self.part == Part::Watcher {
+            return Ok(Some(self.leave(number)));
+        }
         if self.life.is_none() {
             return Err(self.interrupted_early());
         }
@@ -277,12 +300,12 @@ where
             self.give_up_at.get_or_insert(now + self.patience.ending);
         }
         if self.is_followed() {
-            return self.tell(FrameKind::Signal, &Signal { number });
+            return self.tell(FrameKind::Signal, &Signal { number }).map(|()| None);
         }
         if self.pending.len() < MAX_PENDING {
             self.pending.push(number);
         }
-        Ok(())
+        Ok(None)
     }
 
     /// Tells a target that follows again what it could not be told before.
@@ -295,9 +318,12 @@ where
         gone.try_for_each(|stream| self.tell(FrameKind::StopOutput, &StopOutput { stream }))
     }
 
-    fn written(&mut self, event: Option<Written>) -> Result<(), Failure> {
+    fn written(&mut self, event: Option<Written>) -> Result<Option<End>, Failure> {
         match event {
-            Some(Written::Written { .. }) => Ok(()),
+            Some(Written::Written { .. }) => Ok(None),
+            Some(Written::Broken(stream, error)) if self.part == Part::Watcher => {
+                self.not_shown(stream, &error).map(Some)
+            }
             Some(Written::Broken(stream, error)) => {
                 note_broken(&mut self.cut, stream, &error);
                 // In objects, both streams of the command went to the one that broke.
@@ -305,9 +331,10 @@ where
                 let gone: &[Output] = if self.manner.json { &both } else { std::slice::from_ref(&stream) };
                 gone.iter().for_each(|&stream| self.stopped[stream as usize] = true);
                 if !self.is_followed() {
-                    return Ok(());
+                    return Ok(None);
                 }
-                gone.iter().try_for_each(|&stream| self.tell(FrameKind::StopOutput, &StopOutput { stream }))
+                gone.iter().try_for_each(|&stream| self.tell(FrameKind::StopOutput, &StopOutput { stream }))?;
+                Ok(None)
             }
             None => Err(self.give_up("the thread that writes the output is gone".into())),
         }

@@ -13,6 +13,7 @@ use super::clock::since_boot;
 use super::connection::{Asked, Connection, Dial, Link};
 use super::events::Event as Line;
 use super::follow::Session;
+use super::request::Part;
 use crate::{client, duration, output};
 
 /// What is known of the request until it is answered.
@@ -66,8 +67,12 @@ where
         self.number += 1;
         let left = self.patience.connect_by.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
         let (asked, first) = match (self.life, self.sending.first) {
+            (None, _) if self.part == Part::Watcher => {
+                (Asked::Attach, self.request.attach(self.number, 0, true, left)?)
+            }
             (Some(_), _) => {
-                (Asked::Attach, self.request.attach(self.number, self.out_offset(), self.patience.reconnect)?)
+                let within = self.patience.reconnect;
+                (Asked::Attach, self.request.attach(self.number, self.out_offset(), false, within)?)
             }
             (None, None) => {
                 self.sending.first = Some(since_boot()?);
@@ -104,6 +109,9 @@ where
 
     /// There is no attachment: the daemon or the target says why.
     pub(super) fn refused(&mut self, failure: Failure) -> Result<(), Failure> {
+        if self.part == Part::Watcher && self.life.is_none() && self.loss.is_none() {
+            return Err(failure);
+        }
         let (asked, sent) = self.link.connection().map_or((Asked::Exec, false), |link| (link.asked, link.sent));
         let later = matches!(failure.kind, Kind::Unreachable | Kind::NotConfigured | Kind::Busy | Kind::Internal);
         // What the target itself answers it knows of all sendings; what is said on the way, of none before.
@@ -114,6 +122,9 @@ where
         if later {
             self.lose(Some(failure));
             return Ok(());
+        }
+        if self.life.is_none() && asked == Asked::Attach {
+            return Err(failure);
         }
         Err(if asked == Asked::Attach { self.not_followed(failure) } else { self.unanswered(Some(&failure)) })
     }
@@ -131,13 +142,13 @@ where
     pub(super) fn say(&mut self) -> Result<(), Failure> {
         self.loss.iter_mut().for_each(|loss| loss.said = true);
         let what =
-            if self.request.spec.kill_on_lost { "which ends the command" } else { "the command goes on; retrying…" };
+            if self.request.kills_on_lost() { "which ends the command" } else { "the command goes on; retrying…" };
         let text = format!("connection to {} lost, {what}", self.target);
         self.note(&text, &Line::Lost { target: &self.target }.line()?);
         Ok(())
     }
 
-    fn note(&mut self, text: &str, line: &bytes::Bytes) {
+    pub(super) fn note(&mut self, text: &str, line: &bytes::Bytes) {
         self.sink.push(Output::Stderr, output::note(text).into(), 0);
         if self.manner.json {
             self.sink.push(Output::Stdout, line.clone(), 0);
@@ -163,7 +174,7 @@ where
     }
 
     fn lost_after(&self, grace: Duration) -> Duration {
-        if self.request.spec.kill_on_lost { self.patience.ending } else { self.patience.lost_after.unwrap_or(grace) }
+        if self.request.kills_on_lost() { self.patience.ending } else { self.patience.lost_after.unwrap_or(grace) }
     }
 
     /// A deadline has passed: which one, in words.
@@ -175,8 +186,11 @@ where
         if self.give_up_at.is_some_and(|at| at <= now) {
             return self.left("the command did not heed the signal");
         }
+        if self.part == Part::Watcher {
+            return self.lost_from_view();
+        }
         let (target, why) = (&self.target, self.last_words());
-        if self.request.spec.kill_on_lost {
+        if self.request.kills_on_lost() {
             let message = format!(
                 "connection to {target} lost, which ends the command (--kill-on-lost); how it ended is not known{why}"
             );
@@ -192,7 +206,7 @@ where
     }
 
     /// Why the last try failed, to be put at the end of a sentence.
-    fn last_words(&self) -> String {
+    pub(super) fn last_words(&self) -> String {
         let why = self.loss.as_ref().and_then(|loss| loss.why.as_ref());
         why.map_or_else(String::new, |failure| format!(" ({})", failure.message))
     }
@@ -206,6 +220,10 @@ where
     fn unanswered(&mut self, refusal: Option<&Failure>) -> Failure {
         let why = refusal.map_or_else(|| self.last_words(), |failure| format!(" ({})", failure.message));
         let target = &self.target;
+        if self.part == Part::Watcher {
+            let message = format!("{target} did not answer in time{why}");
+            return Failure::new(Kind::Unreachable, message).hint("give it longer: --connect-timeout 30s");
+        }
         let message = if self.loss.is_some() || refusal.is_some() {
             format!("connection to {target} lost before it answered; whether the command started is not known{why}")
         } else {
@@ -234,7 +252,7 @@ where
 
     /// What came is against the rules.
     pub(super) fn broken(&self, why: &str) -> Failure {
-        let what = if self.life.is_some() { "ended" } else { "started" };
+        let what = if self.life.is_some() || self.part == Part::Watcher { "ended" } else { "started" };
         let message = format!(
             "connection to {} lost, because the daemon here is not understood: {why}; whether the command {what} is not \
              known",

@@ -13,16 +13,20 @@ fn help_shows_the_two_forms_and_every_command() {
            malai <COMMAND>
 
     Commands:
-      exec     Run a command on a machine
-      cluster  Make clusters, and let machines in and out
-      machine  Have this machine join and leave clusters
-      daemon   Run the daemon of all clusters of this home
-      rescan   Check, sign and publish an edited cluster.toml
-      config   Show, check and compare a cluster's config
-      status   Show this machine, its clusters, and what is known of each machine
-      can      Explain whether a machine may run a command on a target
-      audit    Show what was run on this machine, or refused
-      help     Print this message or the help of the given subcommand(s)
+      exec      Run a command on a machine
+      sessions  Show the sessions on a machine, or on all machines
+      attach    Follow a session: its output, and how it ends
+      wait      Wait until a session is over, and exit as its command did
+      kill      End a session with all its processes, or signal its command
+      cluster   Make clusters, and let machines in and out
+      machine   Have this machine join and leave clusters
+      daemon    Run the daemon of all clusters of this home
+      rescan    Check, sign and publish an edited cluster.toml
+      config    Show, check and compare a cluster's config
+      status    Show this machine, its clusters, and what is known of each machine
+      can       Explain whether a machine may run a command on a target
+      audit     Show what was run on this machine, or refused
+      help      Print this message or the help of the given subcommand(s)
 
     Options:
           --json     Answer in JSON: one document, or one object a line for a stream
@@ -32,6 +36,7 @@ fn help_shows_the_two_forms_and_every_command() {
     Run a command on a machine:
       malai web01.company -- uptime           options before the target are malai's: malai exec --help
       malai deploy@web01.company ls -l /srv   everything after the target is the command, word by word
+      malai web01.company --detach -- make    start it, and leave it running
 
     A machine whose name is one of the commands above is reached by its full name, or by malai exec.
     Files are in $MALAI_HOME, by default the platform's data directory for malai.
@@ -94,6 +99,13 @@ fn help_of_exec_shows_its_options() {
           --kill-on-lost
               End the command when the connection is lost
 
+          --detach
+              Leave the command running, and print the session's name, for malai attach, wait and kill
+              
+              It ends when it is done, or by its --timeout or malai kill, whatever becomes of this
+              machine and of the connection. No standard input is sent; its output is kept there. May
+              stand right after the target, too.
+
           --reason <TEXT>
               Why, for the audit of the machine
 
@@ -109,6 +121,10 @@ fn help_of_exec_shows_its_options() {
 #[test]
 fn help_of_every_command_is_there() {
     let all: &[&[&str]] = &[
+        &["sessions"],
+        &["attach"],
+        &["wait"],
+        &["kill"],
         &["cluster"],
         &["cluster", "init"],
         &["cluster", "list"],
@@ -216,6 +232,17 @@ fn what_contradicts_itself_is_a_usage_error() {
         &["machine", "join", "hello"],
         &["machine", "init", "hello", "company"],
         &["can", "laptop"],
+        &["--detach", "--kill-on-lost", "web01.company", "true"],
+        &["--kill-on-lost", "web01.company", "--detach", "true"],
+        &["sessions", "web01.company", "more"],
+        &["sessions", "a.b.c"],
+        &["attach"],
+        &["attach", "web01.company", "0011", "more"],
+        &["wait", "00112233445566778899aabbccddeeff"],
+        &["wait", "web01.company", "001"],
+        &["kill", "web01.company/0011", "--signal", "NONE"],
+        &["kill", "--signal", "0", "web01.company/0011"],
+        &["kill", "web01.company", "web02.company/0011"],
         &["cluster", "invite", "company", "--uses", "0"],
         &["daemon", "--foreground", "stop"],
     ];

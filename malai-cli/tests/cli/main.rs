@@ -6,3 +6,4 @@ mod harness;
 mod help;
 mod offline;
 mod session;
+mod sessions;

@@ -10,7 +10,7 @@ use tokio::time::timeout;
 
 use super::lab::{Dials, Reader, SOON, Wish, parts};
 use super::target::{Cut, Target, WHOLE};
-use crate::session::follow;
+use crate::session::{End, follow};
 
 fn script() -> Vec<(Kind, Bytes)> {
     let pieces: [(Kind, &[u8]); 5] = [
@@ -43,7 +43,7 @@ fn run(script: Vec<(Kind, Bytes)>, stdin: &[u8], cuts: &[Cut]) -> Target {
         timeout(SOON, serving).await.expect("served in time");
         timeout(SOON, session).await.expect("in time").expect("no panic")
     });
-    assert_eq!(outcome.map(|record| record.exit_code()), Ok(7), "{cuts:?}");
+    assert!(matches!(&outcome, Ok(End::Ended(record)) if record.exit_code() == 7), "{cuts:?}: {outcome:?}");
     assert_eq!(stdout.bytes(), target.output(Kind::Stdout), "{cuts:?}");
     assert_eq!(stderr.bytes(), target.output(Kind::Stderr), "{cuts:?}");
     assert!(target.stdin == stdin, "{cuts:?}: {} of {} bytes of input", target.stdin.len(), stdin.len());

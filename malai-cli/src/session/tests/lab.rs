@@ -11,7 +11,7 @@ use bytes::Bytes;
 use futures_util::{SinkExt, Stream, StreamExt, stream};
 use malai_protocol::codec::{Frame, FrameCodec, Kind};
 use malai_protocol::failure::Failure;
-use malai_protocol::id::{FollowerId, Incarnation, SessionId};
+use malai_protocol::id::{FollowerId, Incarnation, MachineId, SessionId};
 use malai_protocol::session::{Attach, Attached, EndedBy, ExecSpec, ExitRecord, STDIN_CREDIT, Started, Status};
 use tokio::io::DuplexStream;
 use tokio::sync::mpsc;
@@ -20,7 +20,7 @@ use tokio::time::{Instant, timeout};
 use tokio_util::codec::Framed;
 
 use crate::client;
-use crate::session::{Connect, Dial, Manner, Parts, Patience, Request, Sink, Source, follow};
+use crate::session::{Connect, Dial, End, Manner, Parts, Patience, Request, Sink, Source, Subject, follow};
 
 pub(super) const SOON: Duration = Duration::from_secs(10);
 pub(super) const NEVER: Duration = Duration::from_secs(3600);
@@ -72,6 +72,9 @@ pub(super) struct Wish {
     pub(super) json: bool,
     pub(super) verbose: bool,
     pub(super) kill_on_lost: bool,
+    pub(super) detach: bool,
+    /// Look on at a session that is there, and whether from its end.
+    pub(super) watch: Option<bool>,
     pub(super) answer: Duration,
     pub(super) retry: Duration,
     pub(super) say: Duration,
@@ -87,6 +90,8 @@ impl Default for Wish {
             json: false,
             verbose: false,
             kill_on_lost: false,
+            detach: false,
+            watch: None,
             answer: NEVER,
             retry: Duration::from_millis(1),
             say: NEVER,
@@ -99,6 +104,11 @@ impl Default for Wish {
 
 pub(super) fn incarnation() -> Incarnation {
     Incarnation::from_bytes([1; 16])
+}
+
+/// The public key of RFC 8032's first test vector.
+pub(super) fn owner() -> MachineId {
+    "qtd9g0c2m45bflabvr9sip07787e2snjraj269df08d6hto7a4d0".parse().unwrap()
 }
 
 pub(super) fn follower() -> FollowerId {
@@ -142,10 +152,12 @@ fn request(wish: &Wish) -> Request {
         follower: None,
         resend: None,
         kill_on_lost: wish.kill_on_lost,
-        detach: false,
+        detach: wish.detach,
         needs: Vec::new(),
     };
-    Request { target: "web01.company".parse().unwrap(), spec, follower: follower() }
+    let watched = |from_end| Subject::Session { owner: Some(owner()), id: spec.id, from_end };
+    let subject = wish.watch.map_or_else(|| Subject::Command(Box::new(spec.clone())), watched);
+    Request { target: "web01.company".parse().unwrap(), subject, follower: follower() }
 }
 
 /// A session that makes its connections by `connect`.
@@ -227,7 +239,7 @@ pub(super) struct Lab {
     pub(super) signals: mpsc::UnboundedSender<u8>,
     pub(super) stdout: Reader,
     pub(super) stderr: Reader,
-    pub(super) session: JoinHandle<Result<ExitRecord, Failure>>,
+    pub(super) session: JoinHandle<Result<End, Failure>>,
     dials: mpsc::UnboundedReceiver<(Dial, DuplexStream)>,
     failing: Arc<Mutex<Failing>>,
     taken: Arc<AtomicUsize>,
@@ -308,6 +320,15 @@ impl Lab {
         self.flight().await.expect(Kind::Attach, "to follow").unwrap()
     }
 
+    /// Looks on at a session whose command runs, whose output is kept from there on.
+    pub(super) async fn watching(wish: Wish, out_offset: u64) -> Self {
+        let mut lab = Self::new(Wish { watch: wish.watch.or(Some(false)), ..wish }).await;
+        let attach: Attach = lab.flight().await.expect(Kind::Attach, "to follow").unwrap();
+        assert_eq!((attach.number, attach.out_offset, attach.owner), (1, 0, Some(owner())));
+        lab.send(Kind::Attached, &attached(out_offset, 0)).await;
+        lab
+    }
+
     /// Takes the next connection, and the request that is sent on it once more.
     pub(super) async fn again(&mut self) -> malai_protocol::session::Resend {
         self.dialled().await;
@@ -351,6 +372,14 @@ impl Lab {
     }
 
     pub(super) async fn outcome(self) -> Result<ExitRecord, Failure> {
+        match self.end().await? {
+            End::Ended(record) => Ok(record),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// How following ended, whatever that was.
+    pub(super) async fn end(self) -> Result<End, Failure> {
         timeout(SOON, self.session).await.expect("in time").expect("no panic")
     }
 

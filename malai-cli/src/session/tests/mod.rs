@@ -1,8 +1,11 @@
 //! The loop against a daemon that speaks frames by hand.
 
+mod ask;
 mod cuts;
+mod detach;
 mod frames;
 mod hostile;
 mod lab;
 mod resume;
 mod target;
+mod watch;

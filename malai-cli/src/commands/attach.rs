@@ -1,0 +1,88 @@
+//! `malai attach`.
+
+use std::time::Duration;
+
+use malai_protocol::failure::Failure;
+use malai_protocol::id::FollowerId;
+use tokio::time::Instant;
+
+use super::exec::{refuse, unasked};
+use super::explain::explain;
+use super::place::Place;
+use super::{Context, process};
+use crate::session::{End, Manner, Name, Parts, Request, Signals, Subject, follow};
+use crate::{client, duration};
+
+/// Follow a session: its output, and how it ends
+///
+/// Shows the output that is kept and what comes, and exits as the command does. No input is sent, and leaving (Ctrl-C)
+/// leaves the command running. Whoever followed it before follows it no more.
+#[derive(Debug, clap::Args)]
+#[command(allow_missing_positional = true)]
+pub(crate) struct Attach {
+    /// Show only output that comes from now on
+    #[arg(long)]
+    from_end: bool,
+    /// How long to try to follow the session again when the connection is lost
+    #[arg(long, value_name = "DURATION", value_parser = duration::parse, default_value = "10m")]
+    lost_after: Duration,
+    #[command(flatten)]
+    place: Place,
+}
+
+impl Attach {
+    /// Follows it and returns its exit code.
+    ///
+    /// # Errors
+    /// Never: what goes wrong is told as part of the stream.
+    pub(super) fn run(self, cx: &Context) -> Result<u8, Failure> {
+        let typed = match self.place.typed() {
+            Ok(typed) => typed,
+            Err(failure) => return Ok(refuse(cx.out, &self.place.session, &failure)),
+        };
+        let outcome = client::block_on(async {
+            let (name, owner) = self.place.find(&cx.home, &typed).await?;
+            let subject = Subject::Session { owner, id: name.id, from_end: self.from_end };
+            let (connect_timeout, lost_after) = (self.place.connect_timeout, Some(self.lost_after));
+            let parts = Parts {
+                connect: process::connect(&cx.home),
+                request: Request {
+                    target: name.target.clone(),
+                    subject,
+                    follower: FollowerId::from_bytes(process::random()?),
+                },
+                signals: Signals::listen().map_err(|e| process::local(&e))?,
+                source: None,
+                sink: process::sink()?,
+                manner: Manner { json: cx.out.json, verbose: false },
+                patience: process::patience(Instant::now(), connect_timeout, lost_after),
+            };
+            Ok((name, follow(parts).await))
+        });
+        match outcome {
+            Err(failure) => Ok(refuse(cx.out, &typed.target.to_string(), &failure)),
+            Ok((name, end)) => Ok(ended(cx, &name, end)),
+        }
+    }
+}
+
+/// Tells how following ended, and returns the exit code.
+fn ended(cx: &Context, name: &Name, end: Result<End, Failure>) -> u8 {
+    match end {
+        Ok(End::Ended(record)) => {
+            explain(cx.out, &name.target.to_string(), &record, None, false);
+            record.exit_code()
+        }
+        Ok(End::Left { signal, followed }) => {
+            if followed {
+                cx.out.last_note(&format!("the command goes on; malai attach {name} follows it again"));
+            }
+            128u8.saturating_add(signal)
+        }
+        Ok(End::Detached(_)) => cx.out.failure(&unasked()),
+        Err(failure) => {
+            cx.out.last_words(&failure);
+            failure.kind.exit_code()
+        }
+    }
+}

@@ -1,0 +1,153 @@
+//! `malai kill`.
+
+use malai_protocol::failure::Failure;
+use malai_protocol::id::SessionId;
+use malai_protocol::session::{EndedBy, ExitRecord};
+use serde::Serialize;
+
+use super::explain::state_of;
+use super::place::Place;
+use super::{Context, process};
+use crate::client;
+use crate::session::{self, Killed, Name};
+
+/// The signals by name, with the numbers that they have on Linux: those travel.
+const SIGNALS: &[(&str, u8)] = &[
+    ("HUP", 1),
+    ("INT", 2),
+    ("QUIT", 3),
+    ("ILL", 4),
+    ("TRAP", 5),
+    ("ABRT", 6),
+    ("BUS", 7),
+    ("FPE", 8),
+    ("KILL", 9),
+    ("USR1", 10),
+    ("SEGV", 11),
+    ("USR2", 12),
+    ("PIPE", 13),
+    ("ALRM", 14),
+    ("TERM", 15),
+    ("STKFLT", 16),
+    ("CHLD", 17),
+    ("CONT", 18),
+    ("STOP", 19),
+    ("TSTP", 20),
+    ("TTIN", 21),
+    ("TTOU", 22),
+    ("URG", 23),
+    ("XCPU", 24),
+    ("XFSZ", 25),
+    ("VTALRM", 26),
+    ("PROF", 27),
+    ("WINCH", 28),
+    ("IO", 29),
+    ("PWR", 30),
+    ("SYS", 31),
+];
+/// The highest number of a signal on Linux.
+const MAX_SIGNAL: u8 = 64;
+
+/// End a session with all its processes, or signal its command
+#[derive(Debug, clap::Args)]
+#[command(allow_missing_positional = true)]
+pub(crate) struct Kill {
+    /// Only send this signal to the command: TERM, SIGTERM or 15
+    #[arg(long, value_name = "NAME|NUMBER", value_parser = parse_signal)]
+    signal: Option<u8>,
+    #[command(flatten)]
+    place: Place,
+}
+
+/// Reads a name, with or without `SIG`, or a number.
+fn parse_signal(text: &str) -> Result<u8, String> {
+    if text.bytes().all(|b| b.is_ascii_digit()) {
+        let number = text.parse().ok().filter(|number| (1..=MAX_SIGNAL).contains(number));
+        return number.ok_or_else(|| format!("the numbers of signals are 1 to {MAX_SIGNAL}"));
+    }
+    let upper = text.to_ascii_uppercase();
+    let name = upper.strip_prefix("SIG").unwrap_or(&upper);
+    let found = SIGNALS.iter().find(|(known, _)| *known == name);
+    found.map(|(_, number)| *number).ok_or_else(|| "no such signal: a name is TERM or SIGTERM, a number 15".into())
+}
+
+/// `malai kill --json`.
+#[derive(Serialize)]
+struct Done<'a> {
+    session: String,
+    target: String,
+    id: SessionId,
+    /// The signal that was sent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    signal: Option<u8>,
+    /// How it ended, where it did.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    record: Option<&'a ExitRecord>,
+}
+
+impl Kill {
+    /// # Errors
+    /// Why it was not done, or that it is not known.
+    pub(super) fn run(self, cx: &Context) -> Result<u8, Failure> {
+        let typed = self.place.typed()?;
+        let (name, killed) = client::block_on(async {
+            let (name, owner) = self.place.find(&cx.home, &typed).await?;
+            let mut connect = process::connect(&cx.home);
+            let killed = session::kill(&mut connect, &name, owner, self.signal, self.place.connect_timeout).await?;
+            Ok((name, killed))
+        })?;
+        let record = match &killed {
+            Killed::Signalled => None,
+            Killed::Ended(record) => Some(record),
+        };
+        record.iter().for_each(|record| cx.out.note(&words(&name, record)));
+        if cx.out.json {
+            let (session, target) = (name.to_string(), name.target.to_string());
+            cx.out.document(&Done { session, target, id: name.id, signal: self.signal, record })?;
+        }
+        Ok(0)
+    }
+}
+
+fn words(name: &Name, record: &ExitRecord) -> String {
+    match record.ended_by {
+        EndedBy::Killed => format!("{name} is ended"),
+        _ => format!("{name} was over before: {}", state_of(record)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use malai_protocol::session::Status;
+
+    #[test]
+    fn a_signal_is_a_name_in_either_case_or_a_number() {
+        for text in ["TERM", "term", "SIGTERM", "sigTerm", "15", "015"] {
+            assert_eq!(parse_signal(text), Ok(15), "{text}");
+        }
+        assert_eq!(parse_signal("usr1"), Ok(10));
+        assert_eq!(parse_signal("64"), Ok(64));
+        for text in ["", "0", "65", "256", "-9", "+9", "SIG", "SIG15", "NONE", "TERM "] {
+            assert!(parse_signal(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_was_over_before_is_not_called_ended_by_this() {
+        let name = Name { target: "web01".parse().expect("a target"), id: SessionId::from_bytes([0; 16]) };
+        let (status, ended_by) = (Status::Exited { code: 3 }, EndedBy::Itself);
+        let record = ExitRecord {
+            status,
+            ended_by,
+            stdout_bytes: 0,
+            stderr_bytes: 0,
+            duration_ms: 0,
+            output_open: false,
+            reason: None,
+        };
+        assert_eq!(words(&name, &record), format!("{name} was over before: exited 3"));
+        let killed = ExitRecord { ended_by: EndedBy::Killed, ..record };
+        assert_eq!(words(&name, &killed), format!("{name} is ended"));
+    }
+}

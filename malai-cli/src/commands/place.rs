@@ -1,0 +1,42 @@
+//! The session that a command is about, as it is typed.
+
+use std::time::Duration;
+
+use malai_protocol::failure::Failure;
+use malai_protocol::home::Home;
+use malai_protocol::id::MachineId;
+
+use super::process;
+use crate::duration;
+use crate::session::{self, Name, Typed};
+
+/// `[TARGET] SESSION`.
+#[derive(Debug, clap::Args)]
+pub(super) struct Place {
+    /// How long to wait until the machine answers
+    #[arg(long, value_name = "DURATION", value_parser = duration::parse, default_value = "10s")]
+    pub(super) connect_timeout: Duration,
+    /// The machine, where SESSION is an id alone
+    target: Option<String>,
+    /// The session: TARGET/ID as malai printed it; of the id, the first 4 or more digits are enough
+    pub(super) session: String,
+}
+
+impl Place {
+    /// What was typed.
+    ///
+    /// # Errors
+    /// When it is no name of a session.
+    pub(super) fn typed(&self) -> Result<Typed, Failure> {
+        Typed::parse(self.target.as_deref(), &self.session)
+    }
+
+    /// Asks the machine which session that is, and whose.
+    ///
+    /// # Errors
+    /// When it cannot be asked, or has none or several that begin so.
+    pub(super) async fn find(&self, home: &Home, typed: &Typed) -> Result<(Name, Option<MachineId>), Failure> {
+        let listed = session::list(&mut process::connect(home), &typed.target, self.connect_timeout).await?;
+        typed.find(&listed)
+    }
+}

@@ -1,0 +1,64 @@
+//! `malai wait`.
+
+use std::time::Duration;
+
+use malai_protocol::failure::Failure;
+use malai_protocol::id::SessionId;
+use malai_protocol::session::ExitRecord;
+use serde::Serialize;
+
+use super::explain::explain;
+use super::place::Place;
+use super::{Context, process};
+use crate::session::{self, Pace};
+use crate::{client, duration};
+
+/// Wait until a session is over, and exit as its command did
+#[derive(Debug, clap::Args)]
+#[command(allow_missing_positional = true)]
+pub(crate) struct Wait {
+    /// How long to try to ask again when the connection is lost
+    #[arg(long, value_name = "DURATION", value_parser = duration::parse, default_value = "10m")]
+    lost_after: Duration,
+    #[command(flatten)]
+    place: Place,
+}
+
+/// `malai wait --json`.
+#[derive(Serialize)]
+struct Ended<'a> {
+    session: String,
+    target: String,
+    id: SessionId,
+    /// What `malai` exits with.
+    code: u8,
+    record: &'a ExitRecord,
+}
+
+impl Wait {
+    /// Waits, and returns the command's exit code.
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub(super) fn run(self, cx: &Context) -> Result<u8, Failure> {
+        let typed = self.place.typed()?;
+        let pace = Pace {
+            connect: self.place.connect_timeout,
+            retry: process::RETRY,
+            say_after: process::SAY_AFTER,
+            lost_after: self.lost_after,
+        };
+        let (name, record) = client::block_on(async {
+            let (name, owner) = self.place.find(&cx.home, &typed).await?;
+            let mut connect = process::connect(&cx.home);
+            let record = session::wait(&mut connect, &name, owner, pace, |text| cx.out.note(text)).await?;
+            Ok((name, record))
+        })?;
+        let (target, code) = (name.target.to_string(), record.exit_code());
+        explain(cx.out, &target, &record, None, false);
+        if cx.out.json {
+            cx.out.document(&Ended { session: name.to_string(), target, id: name.id, code, record: &record })?;
+        }
+        Ok(code)
+    }
+}

@@ -1,0 +1,206 @@
+//! Questions about sessions: a connection to the daemon for each, one question on it, and one answer.
+
+use std::time::Duration;
+
+use futures_util::{SinkExt, StreamExt};
+use malai_protocol::codec::{CodecError, Frame, FrameCodec, Kind as FrameKind};
+use malai_protocol::failure::{Failure, Kind};
+use malai_protocol::id::MachineId;
+use malai_protocol::local::{Request, SessionTarget};
+use malai_protocol::session::ExitRecord;
+use malai_protocol::sessions::{Kill, List, Listed, Summary};
+use malai_protocol::target::Target;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::timeout;
+use tokio_util::codec::Framed;
+
+use super::connection::{Connect, Dial, FAREWELL, is_loss};
+use super::name::Name;
+use crate::{client, duration};
+
+/// The daemon gives up on an unreachable machine by `--connect-timeout`, and so much later the CLI gives up on the
+/// daemon: of two answers the one that knows why has to win.
+pub(crate) const ANSWER_MARGIN: Duration = Duration::from_millis(500);
+/// The most sessions that are taken from one machine: more than it runs at once and keeps, and no list without an end.
+pub(super) const MAX_SESSIONS: usize = 8192;
+
+/// What came of a question.
+pub(super) enum Reply {
+    /// A frame.
+    Frame(Frame),
+    /// There is no answer, and why.
+    Refused(Failure),
+    /// The connection ended.
+    Lost,
+}
+
+/// A question that was asked.
+pub(super) struct Answers<S> {
+    frames: Framed<S, FrameCodec>,
+    /// The machine, for people.
+    target: String,
+}
+
+/// Asks on a connection of its own.
+///
+/// # Errors
+/// When the daemon is not there or is not understood: nothing was asked.
+pub(super) async fn ask<S: AsyncRead + AsyncWrite + Unpin, T: Serialize>(
+    connect: &mut Connect<S>,
+    target: &Target,
+    dial: Dial,
+    (kind, question): (FrameKind, &T),
+) -> Result<Answers<S>, Failure> {
+    let to = SessionTarget {
+        machine: target.machine.clone(),
+        cluster: target.cluster.clone(),
+        connect_timeout_ms: duration::millis(dial.within),
+        attachment: None,
+    };
+    let form = |e| Failure::new(Kind::Internal, format!("the question has no form in frames: {e}"));
+    let request = Frame::control(FrameKind::Request, &Request::Session(to)).map_err(form)?;
+    let question = Frame::control(kind, question).map_err(form)?;
+    let (mut frames, _) = client::greet(connect(dial).await?).await?;
+    let send = async {
+        frames.feed(request).await?;
+        frames.send(question).await
+    };
+    // A daemon that takes no more may have said why, and its end is seen when that is read.
+    drop::<Result<(), CodecError>>(send.await);
+    Ok(Answers { frames, target: target.to_string() })
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Answers<S> {
+    /// What comes next. Cancel-safe.
+    ///
+    /// # Errors
+    /// When it is against the rules.
+    pub(super) async fn next(&mut self) -> Result<Reply, Failure> {
+        match self.frames.next().await {
+            None => Ok(Reply::Lost),
+            Some(Err(e)) if is_loss(&e) => Ok(Reply::Lost),
+            Some(Err(e)) => Err(self.broken(&e.to_string())),
+            Some(Ok(frame)) if frame.kind == FrameKind::Refused => Ok(Reply::Refused(self.decode(&frame)?)),
+            Some(Ok(frame)) => Ok(Reply::Frame(frame)),
+        }
+    }
+
+    pub(super) fn decode<T: DeserializeOwned>(&self, frame: &Frame) -> Result<T, Failure> {
+        frame.decode().map_err(|e| self.broken(&e.to_string()))
+    }
+
+    /// An answer that fits no question.
+    pub(super) fn unexpected(&self, frame: &Frame) -> Failure {
+        self.broken(&format!("a {:?} frame where none may come", frame.kind))
+    }
+
+    fn broken(&self, why: &str) -> Failure {
+        Failure::new(Kind::Internal, format!("what {} answers is not understood: {why}", self.target))
+            .hint(client::RESTART)
+    }
+
+    /// Leaves in good order.
+    pub(super) async fn farewell(mut self) {
+        // The answer is here: nothing depends on whether the daemon hears of it.
+        drop(timeout(FAREWELL, self.frames.send(Frame::empty(FrameKind::Goodbye))).await);
+    }
+}
+
+/// All sessions at a machine that this one may see.
+///
+/// # Errors
+/// When the list cannot be had, or not to its end.
+pub(crate) async fn list<S: AsyncRead + AsyncWrite + Unpin>(
+    connect: &mut Connect<S>,
+    target: &Target,
+    within: Duration,
+) -> Result<Vec<Summary>, Failure> {
+    let late = |_| {
+        Failure::new(Kind::Unreachable, format!("{target} did not answer within {}", duration::words(within)))
+            .hint("give it longer: --connect-timeout 30s")
+    };
+    timeout(within.saturating_add(ANSWER_MARGIN), list_at_leisure(connect, target, within)).await.map_err(late)?
+}
+
+async fn list_at_leisure<S: AsyncRead + AsyncWrite + Unpin>(
+    connect: &mut Connect<S>,
+    target: &Target,
+    within: Duration,
+) -> Result<Vec<Summary>, Failure> {
+    let mut answers = ask(connect, target, Dial { within, agent: true }, (FrameKind::List, &List {})).await?;
+    let mut sessions = Vec::new();
+    loop {
+        let listed: Listed = match answers.next().await? {
+            Reply::Frame(frame) if frame.kind == FrameKind::Listed => answers.decode(&frame)?,
+            Reply::Frame(frame) => return Err(answers.unexpected(&frame)),
+            Reply::Refused(failure) => return Err(failure),
+            Reply::Lost => {
+                return Err(Failure::new(
+                    Kind::Unreachable,
+                    format!("connection to {target} lost before all its sessions were listed"),
+                )
+                .hint("whether the machine is there: malai status"));
+            }
+        };
+        if listed.more && listed.sessions.is_empty() {
+            return Err(answers.broken("a list that goes on with nothing"));
+        }
+        sessions.extend(listed.sessions);
+        if sessions.len() > MAX_SESSIONS {
+            let message =
+                format!("{target} lists more than {MAX_SESSIONS} sessions, which is more than a machine keeps");
+            return Err(Failure::new(Kind::Internal, message));
+        }
+        if !listed.more {
+            answers.farewell().await;
+            return Ok(sessions);
+        }
+    }
+}
+
+/// What came of [`kill`].
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Killed {
+    /// The signal was sent.
+    Signalled,
+    /// The session is over.
+    Ended(ExitRecord),
+}
+
+/// Ends a session, or signals its command.
+///
+/// # Errors
+/// When it was refused, or what came of it is not known.
+pub(crate) async fn kill<S: AsyncRead + AsyncWrite + Unpin>(
+    connect: &mut Connect<S>,
+    name: &Name,
+    owner: Option<MachineId>,
+    signal: Option<u8>,
+    within: Duration,
+) -> Result<Killed, Failure> {
+    let question = Kill { owner, id: name.id, signal };
+    let dial = Dial { within, agent: true };
+    let mut answers = ask(connect, &name.target, dial, (FrameKind::Kill, &question)).await?;
+    // What is not understood may well have been done.
+    let unknown = |failure: Failure| {
+        let what = if signal.is_some() { "signalled" } else { "ended" };
+        Failure::new(Kind::Unknown, format!("{}; whether {name} was {what} is not known", failure.message))
+            .hint(format!("see: malai sessions {}", name.target))
+    };
+    let killed = match answers.next().await.map_err(unknown)? {
+        Reply::Frame(frame) if frame.kind == FrameKind::Killed && signal.is_some() => Killed::Signalled,
+        Reply::Frame(frame) if frame.kind == FrameKind::Exit && signal.is_none() => {
+            Killed::Ended(answers.decode(&frame).map_err(unknown)?)
+        }
+        Reply::Frame(frame) => return Err(unknown(answers.unexpected(&frame))),
+        Reply::Refused(failure) => return Err(failure),
+        Reply::Lost => {
+            let message = format!("connection to {} lost before it answered", name.target);
+            return Err(unknown(Failure::new(Kind::Unknown, message)));
+        }
+    };
+    answers.farewell().await;
+    Ok(killed)
+}
