@@ -142,7 +142,7 @@ fn only_who_is_in_allow_sessions_sees_the_sessions_of_others() -> Result<()> {
     for command in ["attach", "wait", "kill"] {
         told(ops.run(malai([command, &name]))?, 253, &[])?;
     }
-    office.company.publish("[machine.web01]", "allow_sessions = [\"ops\"]")?;
+    office.company.publish("machine.web01", "allow_sessions = [\"ops\"]")?;
     ensure!(run(ops, &["sessions", "web01.company"], 0)?.contains(&name));
     web01.write("/root/go", "")?;
     assert_eq!(run(ops, &["attach", &name], 5)?, "web01\nend");
