@@ -158,8 +158,7 @@ fn a_command_after_two_dashes_may_be_called_detach() {
 fn a_start_whose_outcome_is_unknown_tells_the_name_to_look_for() {
     let home = Home::new();
     let daemon = Daemon::bind(&home);
-    let child =
-        home.malai(&["--connect-timeout", "100ms", "--detach", "web01.company", "make"]).spawn().expect("starts");
+    let child = home.malai(&["--connect-timeout", "1s", "--detach", "web01.company", "make"]).spawn().expect("starts");
     let mut peer = daemon.accept();
     peer.request();
     let spec: ExecSpec = peer.next().expect(Kind::Exec, "the command").expect("decodes");

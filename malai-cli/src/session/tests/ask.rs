@@ -133,12 +133,10 @@ async fn answers_that_fit_no_list_are_not_understood() {
 
 #[tokio::test]
 async fn a_machine_that_does_not_answer_is_waited_for_no_longer_than_asked() {
-    let Dials { mut connect, others, .. } = Dials::new();
-    let answering = tokio::spawn(async move { Desk { others }.question().await });
+    let Dials { mut connect, others: _silent, .. } = Dials::new();
     let failure = list(&mut connect, &name().target, Duration::from_millis(20)).await.expect_err("late");
     assert_eq!(failure.kind, failure::Kind::Unreachable);
     assert_eq!(failure.message, "web01.company did not answer within 20 ms");
-    drop(answering.await.expect("no panic"));
 }
 
 /// Kills against a machine that answers so, or not at all.
@@ -265,12 +263,11 @@ async fn a_loss_that_lasts_is_told_once_and_its_end_too() {
 async fn waiting_is_given_up_as_unknown_when_a_loss_lasts_too_long() {
     let mut waiting = waiting(Pace { lost_after: Duration::from_millis(20), ..pace() });
     drop(waiting.question().await);
-    let line = waiting.question().await;
+    // The next connection is there, and nobody greets on it.
     let failure = waiting.ends().await.expect_err("given up");
     assert_eq!(failure.kind, failure::Kind::Unknown);
     let words = format!("connection to web01.company lost for 20 ms; whether {} ended is not known", name());
     assert_eq!(failure.message, words);
-    drop(line);
 }
 
 #[tokio::test]

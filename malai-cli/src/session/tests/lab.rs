@@ -298,6 +298,11 @@ impl Lab {
         dial
     }
 
+    /// Whether there is a connection that was not taken.
+    pub(super) fn is_dialled(&mut self) -> bool {
+        self.dials.try_recv().is_ok()
+    }
+
     /// Greets, and returns what is asked on this connection.
     pub(super) async fn flight(&mut self) -> Frame {
         self.send(Kind::LocalHello, &client::hello()).await;

@@ -7,12 +7,15 @@ use malai_protocol::codec::Kind;
 use malai_protocol::failure::{self, Failure};
 use malai_protocol::id::{FollowerId, Incarnation};
 use malai_protocol::session::{Ack, Attach, Attached, ExitRecord, StdinAck, Superseded};
+use tokio::time::timeout;
 
-use super::lab::{Lab, Wish, attached, follower, owner, record, started};
+use super::lab::{Lab, NEVER, SOON, Wish, attached, follower, owner, record, started};
 use crate::session::End;
 use crate::session::signals::{HUP, INT, QUIT, TERM};
 
 const BRIEF: Duration = Duration::from_millis(20);
+/// Long enough for what a test does in between on a busy machine.
+const A_WHILE: Duration = Duration::from_secs(1);
 
 fn watch(from_end: bool) -> Wish {
     Wish { watch: Some(from_end), ..Wish::default() }
@@ -136,13 +139,15 @@ async fn leaving_before_there_is_an_answer_or_while_it_is_lost_asks_for_nothing_
     lab.rest().await;
     assert!(matches!(lab.end().await, Ok(End::Left { signal: INT, followed: false })));
 
-    let mut lab = Lab::watching(Wish::default(), 0).await;
-    lab.output(Kind::Stdout, b"x").await;
-    lab.expect::<Ack>(Kind::Ack).await;
+    let mut lab = Lab::watching(Wish { retry: NEVER, say: BRIEF, ..Wish::default() }, 0).await;
     lab.daemon = None;
-    lab.fail_dials(Some(Failure::new(failure::Kind::Internal, "no daemon"))).await;
+    lab.attach().await;
+    lab.daemon = None;
+    lab.stderr.contains("the command goes on").await;
     lab.signal(&[INT]).await;
-    assert!(matches!(lab.end().await, Ok(End::Left { signal: INT, followed: true })));
+    let end = timeout(SOON, &mut lab.session).await.expect("in time").expect("no panic");
+    assert!(matches!(end, Ok(End::Left { signal: INT, followed: true })), "{end:?}");
+    assert!(!lab.is_dialled(), "nobody is told that the caller is gone");
 }
 
 #[tokio::test]
@@ -220,7 +225,7 @@ async fn a_loss_before_the_answer_asks_again_and_still_takes_the_place() {
 
 #[tokio::test]
 async fn an_answer_that_does_not_come_is_no_unknown_outcome() {
-    let mut lab = Lab::new(Wish { answer: BRIEF, ..watch(false) }).await;
+    let mut lab = Lab::new(Wish { answer: A_WHILE, ..watch(false) }).await;
     lab.flight().await;
     let (code, why) = lab.failure().await;
     assert_eq!((code, why.as_str()), (255, "web01.company did not answer in time"));
@@ -231,8 +236,8 @@ async fn a_loss_that_lasts_is_given_up_as_unknown() {
     let mut lab = Lab::watching(Wish { lost: BRIEF, ..Wish::default() }, 0).await;
     lab.output(Kind::Stdout, b"x").await;
     lab.expect::<Ack>(Kind::Ack).await;
+    // The next connection is there, and nobody greets on it.
     lab.daemon = None;
-    lab.attach().await;
     let (code, why) = lab.failure().await;
     assert_eq!(code, 253);
     assert_eq!(why, "connection to web01.company lost for 20 ms; whether the command ended is not known");
