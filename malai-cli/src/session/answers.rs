@@ -40,6 +40,10 @@ where
             (FrameKind::Attached, Stage::Waiting) if asked != Asked::Exec => {
                 return self.attached(&self.decode(frame)?);
             }
+            // Some of the output was dropped before it came here.
+            (FrameKind::Attached, Stage::Running) if self.part == Part::Watcher => {
+                return self.watched(&self.decode(frame)?);
+            }
             (FrameKind::Started, Stage::Waiting) if asked != Asked::Attach => {
                 // Input follows a first sending at once, and a later one only now.
                 if asked == Asked::Again {

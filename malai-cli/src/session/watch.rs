@@ -53,7 +53,7 @@ where
         let text = if is_first {
             format!("{bytes} earlier bytes of output are not kept any more")
         } else {
-            format!("{bytes} bytes of output are missing here: they were not kept until it was followed again")
+            format!("{bytes} bytes of output are missing here: they are not kept any more")
         };
         self.note(&text, &Line::Missing { target: &self.target, bytes }.line()?);
         Ok(())

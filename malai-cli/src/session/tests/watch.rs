@@ -79,13 +79,26 @@ async fn a_later_gap_is_told_and_the_record_stays_the_result() {
     lab.send(Kind::Attached, &attached(8, 0)).await;
     lab.exit(&record(4, 8, 0)).await;
     assert_eq!(lab.rest().await.last(), Some(&Kind::Goodbye));
-    let words = "malai: 5 bytes of output are missing here: they were not kept until it was followed again\n";
+    let words = "malai: 5 bytes of output are missing here: they are not kept any more\n";
     let stdout = lab.stdout.clone();
     assert_eq!(ended(lab).await, (record(4, 8, 0), words.to_owned()));
     let events = String::from_utf8(stdout.bytes()).expect("text");
     let starts: Vec<&str> = events.lines().filter_map(|line| line.split(',').next()).collect();
     let expected = ["{\"event\":\"started\"", "{\"event\":\"stdout\"", "{\"event\":\"missing\"", "{\"event\":\"exit\""];
     assert_eq!(starts, expected, "{events}");
+}
+
+#[tokio::test]
+async fn a_gap_in_the_middle_is_told_where_it_is() {
+    let mut lab = Lab::watching(Wish::default(), 0).await;
+    lab.output(Kind::Stdout, b"abc").await;
+    lab.send(Kind::Attached, &attached(8, 0)).await;
+    lab.output(Kind::Stdout, b"de").await;
+    lab.exit(&record(4, 10, 0)).await;
+    let stdout = lab.stdout.clone();
+    let words = "malai: 5 bytes of output are missing here: they are not kept any more\n";
+    assert_eq!(ended(lab).await, (record(4, 10, 0), words.to_owned()));
+    assert_eq!(stdout.bytes(), b"abcde");
 }
 
 #[tokio::test]
