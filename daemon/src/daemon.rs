@@ -93,7 +93,7 @@ impl Daemon {
         let clusters = Clusters::new(Arc::clone(&shared), settings);
         // The executor first: what it still runs is decided anew, and what ended without a daemon is written down,
         // before a session is accepted.
-        let executor = if shared.agent { None } else { Some(shared.executor.get().await?) };
+        let executor = if shared.agent { None } else { Some(shared.executor.get_installed().await?) };
         clusters.load_all().await?;
         if let Some(executor) = executor {
             clusters.take_over().await;

@@ -96,6 +96,16 @@ impl ExecutorSlot {
         }
     }
 
+    /// The same; one of another program is replaced first where nothing needs it any more.
+    ///
+    /// # Errors
+    /// As [`ExecutorSlot::get`].
+    pub(crate) async fn get_installed(&self) -> Result<Executor, Failure> {
+        self.get().await?;
+        self.refresh().await;
+        self.get().await
+    }
+
     async fn start(&self, running: &mut Option<Executor>) -> Result<Executor, Failure> {
         let mode = match &self.program {
             Some((program, args)) => Mode::Process { program: program.clone(), args: args.clone() },

@@ -277,6 +277,9 @@ async fn an_executor_of_another_program_is_replaced_when_its_last_command_has_en
     scene.web01 = support::Machine::start_with(scene.web01.stop().await?, Some(upgraded)).await?;
     scene.serves().await?;
     ensure!(executor_of(&scene).await? == new, "it was replaced by its like");
+    // Without a command it is replaced before anybody is served.
+    scene.web01 = support::Machine::start_with(scene.web01.stop().await?, Some(program)).await?;
+    ensure!(executor_of(&scene).await? != new && !lives(new));
     scene.web01.end().await
 }
 
