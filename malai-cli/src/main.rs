@@ -2,8 +2,8 @@
 //!
 //! # Layout
 //! [`args`] cuts the command line at the target; [`commands`] has one file for each command; [`client`] talks to the
-//! daemon; [`session`] follows one command on a machine, and asks about others; [`background`] starts the daemon and the agent; [`output`] is
-//! the only file that prints.
+//! daemon; [`session`] follows one command on a machine, and asks about others; [`background`] starts the daemon and the
+//! agent; [`output`] is the only file that prints.
 
 mod args;
 mod background;

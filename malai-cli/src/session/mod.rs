@@ -6,7 +6,7 @@
 //! Nothing in the loop blocks. Standard input and output have threads of their own ([`source`], [`sink`]), and at most
 //! one frame of input waits for the socket, so that a signal or an ack never stands behind more than that.
 //!
-//! Besides, what is asked about sessions without following them: [`list`], [`wait`], [`kill`].
+//! Besides, what is asked about sessions without following them: [`list()`], [`wait()`], [`kill()`].
 
 mod answers;
 mod ask;
