@@ -49,6 +49,7 @@ pub(crate) async fn connect(
         // A machine that dials us while we dial it is just as good.
         conn = arrival(membership, id) => Ok(conn),
         () = tokio::time::sleep_until(deadline) => Err("no answer in time".to_owned()),
+        () = membership.cancel.cancelled() => Err("its cluster is taken in anew, or the daemon stops".to_owned()),
         dialed = attempt => dialed,
     }
     .map_err(|why| unreachable(membership, id, &name, &why))

@@ -56,7 +56,7 @@ async fn watch(membership: &Arc<Membership>) {
         let (silence, age) = if relay_is_up(membership) { (DOUBT, NEW) } else { (SILENCE, PATIENCE) };
         if has_relays && heard.elapsed() >= silence && begun.elapsed() >= age {
             tracing::info!(cluster = %membership.alias, "no peer is heard: the endpoint is rebuilt");
-            return membership.shared.reload(&membership.alias);
+            return membership.rebuild();
         }
     }
 }

@@ -12,6 +12,7 @@ use malai_protocol::config::Network;
 use malai_protocol::failure::{Failure, Kind};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
+use tracing::subscriber::NoSubscriber;
 use url::Url;
 
 use super::mdns::Mdns;
@@ -95,6 +96,13 @@ pub(crate) async fn close(endpoint: &Endpoint, rtt: Duration) {
         Ok(Err(error)) => tracing::error!("an endpoint did not close in good order: {error}"),
         Err(_) => tracing::info!("not every peer has confirmed that the connection is closed"),
     }
+}
+
+/// Lets go of an endpoint with which nobody is heard, without a word: its sockets are free a moment later. No other
+/// handle to it may be left.
+pub(crate) fn abandon(endpoint: Endpoint) {
+    // iroh calls that an error, which it is wherever somebody is there to be told.
+    tracing::subscriber::with_default(NoSubscriber::default(), || drop(endpoint));
 }
 
 /// Binding with a port in use for one family only would leave the endpoint half bound, so it is tried first.
