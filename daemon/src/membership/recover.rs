@@ -2,7 +2,8 @@
 //!
 //! Two things that a connection's own heartbeat cannot do. A target whose caller is lost dials that caller: when it was the
 //! target's address that changed, only the target knows. And an endpoint whose relay is gone is rebuilt: iroh's link to a
-//! relay comes back after a pause of up to 16 s, which only a new endpoint does not make (docs/decisions/0008).
+//! relay comes back after a pause of up to 16 s, which only a new endpoint does not make (docs/decisions/0008). The new one
+//! is bound within a tenth of a second, so that a network that comes back meanwhile is not missed.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;

@@ -250,3 +250,38 @@ pub(crate) fn address_text(addr: &TransportAddr) -> Option<String> {
         _ => None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::UdpSocket;
+    use tokio::time::{Instant, timeout};
+
+    use super::*;
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn the_port_of_an_endpoint_that_is_abandoned_while_it_dials_is_free_long_before_its_dialling_is_over() {
+        let network = Network { relays: Some(Vec::new()), discovery: Some(Vec::new()), ..Network::default() };
+        let endpoint = bind(&Options::caller([1; 32], &network)).await.unwrap();
+        let sockets = endpoint.bound_sockets();
+        // A peer that takes what comes, and never answers.
+        let silent = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let id = SecretKey::from_bytes(&[2; 32]).public();
+        let addr = iroh::EndpointAddr::new(id).with_ip_addr(silent.local_addr().unwrap());
+        let dialling = tokio::spawn({
+            let endpoint = endpoint.clone();
+            async move { endpoint.connect(addr, b"test").await.map(drop) }
+        });
+        let first = timeout(RELEASE, silent.recv_from(&mut [0; 2048])).await;
+        assert!(first.is_ok(), "the endpoint dials");
+        dialling.abort();
+        assert!(dialling.await.is_err_and(|ended| ended.is_cancelled()));
+
+        let begun = Instant::now();
+        abandon(endpoint);
+        released(&sockets).await;
+        assert!(begun.elapsed() < RELEASE / 2, "it took {:?}", begun.elapsed());
+        for socket in sockets {
+            std::net::UdpSocket::bind(socket).unwrap();
+        }
+    }
+}
