@@ -1,11 +1,13 @@
-//! The heartbeat of a connection that carries sessions: it finds a stall within 3 s, and looks for another way at once.
+//! The heartbeat of a connection that carries sessions: it finds a stall within 2.5 s, and looks for another way at
+//! once.
 //!
 //! Whatever comes from the peer on the path in use is a sign of life; pings see to it that something does. When this
 //! machine has lost one of its addresses, another connection is looked for at once if that took the path away, and
-//! otherwise if a ping is not answered soon. A connection that is silent is *stalled*: no new session takes it, and another one is looked for, in both directions. Once
-//! there is one, and the old one has not recovered, the callers' sockets are closed, so that they attach over the new one;
-//! without a new one the same happens after a while, so that they can say so. A connection without sessions has no
-//! heartbeat, and one whose sessions are over within half a second sends no ping.
+//! otherwise if a ping is not answered soon. A connection that is silent is *stalled*: no new session takes it, and
+//! another one is looked for, in both directions. Once there is one, and the old one has not recovered, the callers'
+//! sockets are closed, so that they attach over the new one; without a new one the same happens after a while, so that
+//! they can say so. A connection without sessions has no heartbeat, and one whose sessions are over within half a second
+//! sends no ping.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -29,11 +31,11 @@ const BEAT: Duration = Duration::from_millis(500);
 const STALL: Duration = Duration::from_secs(2);
 /// A connection of a machine that lost an address is stalled when a ping is not answered within so long.
 const MOVED: Duration = Duration::from_secs(1);
-/// An address that is gone took the path away when another path is in use since so long, at most: iroh looks around and
-/// asks its relay before it tells.
-const TAKEN: Duration = Duration::from_secs(4);
 /// Or within so many round trips, on a path where they take long.
 const MOVED_ROUND_TRIPS: u32 = 3;
+/// A lost address took the path in use away when another path has been in use for no longer than this: iroh changes the
+/// path first, and tells the new addresses when it has asked its relay for them.
+const TAKEN: Duration = Duration::from_secs(4);
 /// A connection whose relay has not come to the rescue within so long after it stalled is let go.
 const LET_GO: Duration = Duration::from_millis(250);
 /// So long after the last sign of life the callers are told, another connection or not.
