@@ -369,15 +369,20 @@ fn bound(cluster: Option<&Cluster>) -> Vec<SocketAddr> {
 async fn stop(cluster: Option<Cluster>) {
     match cluster {
         Some(Cluster::Ready(served)) => {
+            let Served { membership, desk } = served;
             let desk = async {
-                if let Some(desk) = &served.desk {
+                if let Some(desk) = desk {
                     desk.shutdown().await;
                 }
             };
-            tokio::join!(desk, served.membership.shutdown());
-            if let Err(failure) = remember(&served.membership) {
-                tracing::warn!("last known addresses were not kept: {failure}");
-            }
+            let membership = async {
+                membership.shutdown().await;
+                if let Err(failure) = remember(&membership) {
+                    tracing::warn!("last known addresses were not kept: {failure}");
+                }
+                membership.release().await;
+            };
+            tokio::join!(desk, membership);
         }
         Some(Cluster::Waiting(waiting)) => waiting.stop().await,
         Some(Cluster::Broken(_)) | None => {}

@@ -9,6 +9,7 @@ pub(crate) mod recover;
 pub(crate) mod serve;
 pub(crate) mod sync;
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -20,6 +21,7 @@ use malai_protocol::id::{ClusterId, MachineId};
 use malai_protocol::peer::{Close, VERSION};
 use malai_protocol::snapshot::Snapshot;
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -28,6 +30,11 @@ use crate::machine::refusals::Refusals;
 use crate::net::endpoint::{self, own_addresses};
 use crate::net::pool::Pool;
 use crate::shared::Shared;
+
+/// In so long, what was said last has left this machine.
+const LAST_WORDS: Duration = Duration::from_millis(20);
+/// How long an answer may hold on to the endpoint that is let go.
+const HELD: Duration = Duration::from_secs(2);
 
 /// The snapshot that is held, and what it says.
 #[derive(Debug)]
@@ -86,6 +93,8 @@ pub(crate) struct Membership {
     /// One snapshot is installed at a time.
     installing: tokio::sync::Mutex<()>,
     alarm: Mutex<Option<String>>,
+    /// Nobody is heard: what it says last, nobody confirms.
+    deaf: AtomicBool,
     /// To a machine that was connected when the connections were closed.
     longest_rtt: OnceLock<Duration>,
     pub(crate) tasks: TaskTracker,
@@ -130,6 +139,7 @@ impl Membership {
             fetching: tokio::sync::Mutex::default(),
             installing: tokio::sync::Mutex::default(),
             alarm: Mutex::new(parts.alarm),
+            deaf: AtomicBool::new(false),
             longest_rtt: OnceLock::new(),
             tasks: TaskTracker::new(),
             cancel: CancellationToken::new(),
@@ -230,11 +240,33 @@ impl Membership {
         }
     }
 
-    /// Ends all tasks and closes the endpoint.
+    /// Has the endpoint bound anew, since nobody is heard with it.
+    pub(crate) fn rebuild(&self) {
+        self.deaf.store(true, Ordering::Relaxed);
+        self.shared.reload(&self.alias);
+    }
+
+    /// Ends all tasks. The endpoint is still there: [`Membership::release`] closes it.
     pub(crate) async fn shutdown(&self) {
         self.close_connections();
         self.tasks.close();
         self.tasks.wait().await;
+    }
+
+    /// Closes the endpoint, after the end of all tasks. One with which nobody is heard waits for nobody: its port is
+    /// needed at once.
+    pub(crate) async fn release(mut self: Arc<Self>) {
+        if self.deaf.load(Ordering::Relaxed) {
+            let deadline = Instant::now() + HELD;
+            while Instant::now() < deadline {
+                tokio::time::sleep(LAST_WORDS).await;
+                match Arc::try_unwrap(self) {
+                    Ok(last) => return endpoint::abandon(last.endpoint),
+                    Err(held) => self = held,
+                }
+            }
+            tracing::info!(cluster = %self.alias, "somebody still holds the endpoint that is rebuilt");
+        }
         endpoint::close(&self.endpoint, self.longest_rtt.get().copied().unwrap_or_default()).await;
     }
 }

@@ -59,14 +59,15 @@ pub(crate) async fn session(
     }
     let (mut reader, mut head) = frames.into_parts();
     let deadline = Instant::now() + Duration::from_millis(target.connect_timeout_ms);
+    let (cluster, alias) = (membership.cluster, membership.alias.clone());
     let opened = tokio::select! {
-        opened = open(&membership, id, deadline) => Some(opened),
+        opened = reach(clusters, target, membership, id, deadline) => Some(opened),
         () = closed(&mut reader, &mut head) => None,
     };
     let left = match opened {
         Some(Ok((conn, _counted, send_half, recv))) => {
             let attached = Attached { reader, head, writer, send_half, recv };
-            attached.follow(first, target, &conn, &membership.alias).await?
+            attached.follow(first, target, &conn, &alias).await?
         }
         Some(Err(failure)) => match refuse(&mut writer, &failure).await {
             Ok(()) => Left::InGoodOrder,
@@ -75,7 +76,7 @@ pub(crate) async fn session(
         None => unsent(target, &head),
     };
     if let (Left::Untold, Some(gone)) = (left, target.attachment) {
-        farewell::keep(clusters, membership.cluster, id, gone);
+        farewell::keep(clusters, cluster, id, gone);
     }
     Ok(())
 }
@@ -136,6 +137,29 @@ pub(crate) async fn refuse(writer: &mut OwnedWriteHalf, failure: &Failure) -> an
 }
 
 type Opened = (Arc<PeerConn>, SessionGuard, SendStream, RecvStream);
+
+/// A stream to the target. When its cluster is taken in anew meanwhile, the waiting goes on there.
+async fn reach(
+    clusters: &Clusters,
+    target: &SessionTarget,
+    mut membership: Arc<Membership>,
+    id: MachineId,
+    deadline: Instant,
+) -> Result<Opened, Failure> {
+    loop {
+        let failure = match open(&membership, id, deadline).await {
+            Err(failure) if membership.cancel.is_cancelled() && Instant::now() < deadline => failure,
+            opened => return opened,
+        };
+        // With it the old sockets would stay open.
+        drop(membership);
+        clusters.settled().await;
+        membership = match crate::resolve::resolve(clusters, target) {
+            Ok((next, same)) if same == id && !next.cancel.is_cancelled() => next,
+            _ => return Err(failure),
+        };
+    }
+}
 
 async fn open(membership: &Arc<Membership>, id: MachineId, deadline: Instant) -> Result<Opened, Failure> {
     let waiting = membership.pool.wait();

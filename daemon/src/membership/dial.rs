@@ -21,6 +21,8 @@ use crate::net::pool::PeerConn;
 
 /// While an attempt has not failed, another begins after so long.
 const NEXT_ATTEMPT: Duration = Duration::from_secs(2);
+/// The longest pause after an attempt that failed; the first is a fifth of it, and it doubles.
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// Attempts at once.
 const ATTEMPTS: usize = 4;
 
@@ -49,6 +51,7 @@ pub(crate) async fn connect(
         // A machine that dials us while we dial it is just as good.
         conn = arrival(membership, id) => Ok(conn),
         () = tokio::time::sleep_until(deadline) => Err("no answer in time".to_owned()),
+        () = membership.cancel.cancelled() => Err("its cluster is taken in anew, or the daemon stops".to_owned()),
         dialed = attempt => dialed,
     }
     .map_err(|why| unreachable(membership, id, &name, &why))
@@ -73,7 +76,7 @@ async fn dial(membership: &Arc<Membership>, id: MachineId) -> Result<Arc<PeerCon
     let key = endpoint_id(id.as_bytes()).ok_or("its id52 is not a key that can be dialled")?;
     let mut attempts = FuturesUnordered::new();
     let mut begun = VecDeque::new();
-    let mut pause = Duration::from_millis(200);
+    let mut pause = LONGEST_PAUSE / 5;
     loop {
         if membership.endpoint.is_closed() {
             return Err("the daemon shuts down".to_owned());
@@ -100,7 +103,7 @@ async fn dial(membership: &Arc<Membership>, id: MachineId) -> Result<Arc<PeerCon
                     Ok(Err(error)) => {
                         tracing::debug!(peer = %id.short(), "dialling failed: {error:#}");
                         next.as_mut().reset(Instant::now() + pause);
-                        pause = (pause * 2).min(NEXT_ATTEMPT);
+                        pause = (pause * 2).min(LONGEST_PAUSE);
                     }
                     Err(Aborted) => {}
                 },

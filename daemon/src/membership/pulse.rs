@@ -1,14 +1,21 @@
-//! The heartbeat of a connection that carries sessions: it finds a stall within 3 s, and looks for another way at once.
+//! The heartbeat of a connection that carries sessions: it finds a stall within 2.5 s, and looks for another way at
+//! once.
 //!
-//! Whatever comes from the peer on the path in use is a sign of life; a ping a second sees to it that something does. A
-//! connection that is silent is *stalled*: no new session takes it, and another one is looked for, in both directions. Once
-//! there is one, and the old one has not recovered, the callers' sockets are closed, so that they attach over the new one;
-//! without a new one the same happens after a while, so that they can say so. A connection without sessions has no
-//! heartbeat, and one whose sessions are over within half a second sends no ping.
+//! Whatever comes from the peer on the path in use is a sign of life; pings see to it that something does. When this
+//! machine has lost one of its addresses, another connection is looked for at once if that took the path away, and
+//! otherwise if a ping is not answered soon. A connection that is silent is *stalled*: no new session takes it, and
+//! another one is looked for, in both directions. Once there is one, and the old one has not recovered, the callers'
+//! sockets are closed, so that they attach over the new one; without a new one the same happens after a while, so that
+//! they can say so. A connection without sessions has no heartbeat, and one whose sessions are over within half a second
+//! sends no ping.
 
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use iroh::endpoint::PathId;
+use iroh::{EndpointAddr, Watcher};
 use malai_protocol::peer::Close;
 use tokio::time::{Instant, MissedTickBehavior};
 
@@ -16,17 +23,26 @@ use super::{Membership, dial};
 use crate::net::pool::{PeerConn, SessionGuard};
 use crate::net::{close, ping};
 
-/// Between two looks at what came, and two pings.
+/// Between two looks at what came.
+const LOOK: Duration = Duration::from_millis(250);
+/// Between an answer and the next ping.
 const BEAT: Duration = Duration::from_millis(500);
-/// A connection on which nothing came for so long is stalled.
-const STALL: Duration = Duration::from_millis(2500);
+/// A connection on which nothing came for so long is stalled: three pings, or what QUIC sent again for them, were lost.
+const STALL: Duration = Duration::from_secs(2);
+/// A connection of a machine that lost an address is stalled when a ping is not answered within so long.
+const MOVED: Duration = Duration::from_secs(1);
+/// Or within so many round trips, on a path where they take long.
+const MOVED_ROUND_TRIPS: u32 = 3;
+/// A lost address took the path in use away when another path has been in use for no longer than this: iroh changes the
+/// path first, and tells the new addresses when it has asked its relay for them.
+const TAKEN: Duration = Duration::from_secs(4);
 /// A connection whose relay has not come to the rescue within so long after it stalled is let go.
-const LET_GO: Duration = Duration::from_millis(500);
+const LET_GO: Duration = Duration::from_millis(250);
 /// So long after the last sign of life the callers are told, another connection or not.
 const TELL: Duration = Duration::from_secs(6);
 /// How long streams may take to leave a stalled connection once there is another. Those that callers here opened leave at
 /// once; the peer may not have noticed, and learns it from the close.
-const LEAVE: Duration = Duration::from_millis(500);
+const LEAVE: Duration = Duration::from_millis(100);
 
 /// Counts a session on this connection for as long as the guard lives, with a heartbeat. `None` when there are `most`.
 pub(crate) fn enter(membership: &Arc<Membership>, conn: &Arc<PeerConn>, most: u32) -> Option<SessionGuard> {
@@ -45,7 +61,7 @@ pub(crate) fn enter(membership: &Arc<Membership>, conn: &Arc<PeerConn>, most: u3
 }
 
 /// What was heard on a connection, and when.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Heard {
     signs: u64,
     at: Instant,
@@ -66,9 +82,9 @@ impl Heard {
     }
 
     /// Waits until something comes.
-    async fn again(&mut self, conn: &PeerConn) {
+    async fn again(mut self, conn: &PeerConn) {
         let before = self.signs;
-        let mut look = tokio::time::interval(BEAT / 5);
+        let mut look = tokio::time::interval(LOOK / 5);
         while self.signs == before {
             look.tick().await;
             self.silence(conn);
@@ -79,34 +95,109 @@ impl Heard {
 /// Beats until no session is left.
 async fn beat(membership: &Arc<Membership>, conn: &Arc<PeerConn>) {
     let mut heard = Heard::new(conn);
-    let mut ticks = tokio::time::interval_at(Instant::now() + BEAT, BEAT);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut pings = None;
+    let (mut own, mut in_use) = (OwnAddresses::of(membership), InUse::new(conn));
+    let mut looks = tokio::time::interval_at(Instant::now() + LOOK, LOOK);
+    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let (mut pings, mut next_ping) = (None, Instant::now() + BEAT);
     loop {
         tokio::select! {
-            _ = ticks.tick() => {}
+            _ = looks.tick() => {}
             _ = async { pings.as_mut().expect("there is one").await }, if pings.is_some() => {
-                pings = None;
-                ticks.tick().await;
+                (pings, next_ping) = (None, Instant::now() + BEAT);
             }
         }
         if conn.sessions() == 0 && conn.end_pulse() {
             return;
         }
-        if heard.silence(conn) >= STALL {
-            stalled(membership, conn, &mut heard).await;
+        let taken = in_use.is_new(conn);
+        if own.lost_one() && conn.callable() {
+            moved(membership, conn, &mut heard, taken).await;
             pings = None;
         }
-        // One ping at a time; where it is answered the next follows with the next beat. An agent is not asked: it asks.
-        if pings.is_none() && conn.callable() {
+        if heard.silence(conn) >= STALL {
+            tracing::info!(peer = %conn.peer.short(), cluster = %membership.alias, "nothing comes from there: looking for another way");
+            let again = heard.clone().again(conn);
+            stalled(membership, conn, &mut heard, again, LET_GO).await;
+            pings = None;
+        }
+        // One ping at a time; where it is answered the next follows. An agent is not asked: it asks.
+        if pings.is_none() && Instant::now() >= next_ping && conn.callable() {
             pings = Some(Box::pin(ping(&conn.conn, STALL)));
         }
     }
 }
 
-/// Looks for another way until there is one, or the connection comes back.
-async fn stalled(membership: &Arc<Membership>, conn: &Arc<PeerConn>, heard: &mut Heard) {
-    tracing::info!(peer = %conn.peer.short(), cluster = %membership.alias, "nothing comes from there: looking for another way");
+/// The addresses of this machine.
+struct OwnAddresses<W> {
+    watcher: W,
+    last: BTreeSet<SocketAddr>,
+}
+
+impl OwnAddresses<()> {
+    fn of(membership: &Membership) -> OwnAddresses<impl Watcher<Value = EndpointAddr> + use<>> {
+        let mut watcher = membership.endpoint.watch_addr();
+        let last = watcher.get().ip_addrs().copied().collect();
+        OwnAddresses { watcher, last }
+    }
+}
+
+impl<W: Watcher<Value = EndpointAddr>> OwnAddresses<W> {
+    /// Whether one of them is gone since the last call.
+    fn lost_one(&mut self) -> bool {
+        let now = self.watcher.get().ip_addrs().copied().collect();
+        let before = std::mem::replace(&mut self.last, now);
+        !before.is_subset(&self.last)
+    }
+}
+
+/// The path in use, and since when, if another one was before.
+struct InUse {
+    path: Option<PathId>,
+    since: Option<Instant>,
+}
+
+impl InUse {
+    fn new(conn: &PeerConn) -> Self {
+        Self { path: conn.path_in_use(), since: None }
+    }
+
+    /// Whether there was another one a moment ago.
+    fn is_new(&mut self, conn: &PeerConn) -> bool {
+        let path = conn.path_in_use();
+        if path != self.path {
+            *self = Self { path, since: Some(Instant::now()) };
+        }
+        self.since.is_some_and(|since| since.elapsed() < TAKEN)
+    }
+}
+
+/// This machine has lost an address, which took the path away or did not. What was under way on that path is sent again
+/// only after seconds, and all that follows waits for it, although the connection came along and answers: so sessions do
+/// not wait for it.
+async fn moved(membership: &Arc<Membership>, conn: &Arc<PeerConn>, heard: &mut Heard, taken: bool) {
+    let patience = MOVED.max(conn.rtt() * MOVED_ROUND_TRIPS);
+    let mut answer = Box::pin(ping(&conn.conn, TELL));
+    if !taken && let Ok(true) = tokio::time::timeout(patience, &mut answer).await {
+        return;
+    }
+    tracing::info!(peer = %conn.peer.short(), cluster = %membership.alias, taken, "an address is lost: looking for another way");
+    let again = async {
+        if taken || !answer.await {
+            std::future::pending::<()>().await;
+        }
+    };
+    stalled(membership, conn, heard, again, patience).await;
+}
+
+/// Looks for another way until there is one, or the connection is there again. After `let_go` it is closed where that may
+/// open a way by a relay.
+async fn stalled(
+    membership: &Arc<Membership>,
+    conn: &Arc<PeerConn>,
+    heard: &mut Heard,
+    again: impl Future<Output = ()>,
+    let_go: Duration,
+) {
     conn.set_stalled(true);
     membership.pool.touch();
     let tell = heard.at + TELL;
@@ -123,13 +214,13 @@ async fn stalled(membership: &Arc<Membership>, conn: &Arc<PeerConn>, heard: &mut
     // As long as there is a connection, iroh sends to the path that it chose, new connections' handshakes too: where
     // that path is dead and a relay is there, only a closed connection makes it try all ways.
     let let_go = async {
-        tokio::time::sleep(LET_GO).await;
+        tokio::time::sleep(let_go).await;
         if !conn.has_relay_to_spare() {
             std::future::pending::<()>().await;
         }
     };
     let found = tokio::select! {
-        () = heard.again(conn) => None,
+        () = again => None,
         () = let_go => {
             tracing::info!(peer = %conn.peer.short(), "its path is dead and a relay is there: it is let go");
             return close(&conn.conn, Close::Replaced, "its path is dead, and a relay may reach the peer");
@@ -144,7 +235,7 @@ async fn stalled(membership: &Arc<Membership>, conn: &Arc<PeerConn>, heard: &mut
             conn.give_up();
             let emptied = async {
                 while conn.sessions() > 0 {
-                    tokio::time::sleep(BEAT / 5).await;
+                    tokio::time::sleep(LEAVE / 10).await;
                 }
             };
             // What is left by then is lost with the connection, and attaches again.
@@ -155,7 +246,7 @@ async fn stalled(membership: &Arc<Membership>, conn: &Arc<PeerConn>, heard: &mut
         Some(false) => {
             tracing::info!(peer = %conn.peer.short(), "the callers are told");
             conn.give_up();
-            heard.again(conn).await;
+            heard.clone().again(conn).await;
         }
     }
     conn.set_stalled(false);

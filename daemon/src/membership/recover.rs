@@ -2,7 +2,8 @@
 //!
 //! Two things that a connection's own heartbeat cannot do. A target whose caller is lost dials that caller: when it was the
 //! target's address that changed, only the target knows. And an endpoint whose relay is gone is rebuilt: iroh's link to a
-//! relay comes back after a pause of up to 16 s, which only a new endpoint does not make (docs/decisions/0008).
+//! relay comes back after a pause of up to 16 s, which only a new endpoint does not make (docs/decisions/0008). The new one
+//! is bound within a tenth of a second, so that a network that comes back meanwhile is not missed.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -56,7 +57,7 @@ async fn watch(membership: &Arc<Membership>) {
         let (silence, age) = if relay_is_up(membership) { (DOUBT, NEW) } else { (SILENCE, PATIENCE) };
         if has_relays && heard.elapsed() >= silence && begun.elapsed() >= age {
             tracing::info!(cluster = %membership.alias, "no peer is heard: the endpoint is rebuilt");
-            return membership.shared.reload(&membership.alias);
+            return membership.rebuild();
         }
     }
 }

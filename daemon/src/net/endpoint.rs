@@ -12,6 +12,7 @@ use malai_protocol::config::Network;
 use malai_protocol::failure::{Failure, Kind};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
+use tracing::subscriber::NoSubscriber;
 use url::Url;
 
 use super::mdns::Mdns;
@@ -95,6 +96,13 @@ pub(crate) async fn close(endpoint: &Endpoint, rtt: Duration) {
         Ok(Err(error)) => tracing::error!("an endpoint did not close in good order: {error}"),
         Err(_) => tracing::info!("not every peer has confirmed that the connection is closed"),
     }
+}
+
+/// Lets go of an endpoint with which nobody is heard, without a word: its sockets are free a moment later. No other
+/// handle to it may be left.
+pub(crate) fn abandon(endpoint: Endpoint) {
+    // iroh calls that an error, which it is wherever somebody is there to be told.
+    tracing::subscriber::with_default(NoSubscriber::default(), || drop(endpoint));
 }
 
 /// Binding with a port in use for one family only would leave the endpoint half bound, so it is tried first.
@@ -240,5 +248,40 @@ pub(crate) fn address_text(addr: &TransportAddr) -> Option<String> {
         TransportAddr::Ip(ip) => Some(ip.to_string()),
         TransportAddr::Relay(url) => Some(url.to_string()),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::UdpSocket;
+    use tokio::time::{Instant, timeout};
+
+    use super::*;
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn the_port_of_an_endpoint_that_is_abandoned_while_it_dials_is_free_long_before_its_dialling_is_over() {
+        let network = Network { relays: Some(Vec::new()), discovery: Some(Vec::new()), ..Network::default() };
+        let endpoint = bind(&Options::caller([1; 32], &network)).await.unwrap();
+        let sockets = endpoint.bound_sockets();
+        // A peer that takes what comes, and never answers.
+        let silent = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let id = SecretKey::from_bytes(&[2; 32]).public();
+        let addr = iroh::EndpointAddr::new(id).with_ip_addr(silent.local_addr().unwrap());
+        let dialling = tokio::spawn({
+            let endpoint = endpoint.clone();
+            async move { endpoint.connect(addr, b"test").await.map(drop) }
+        });
+        let first = timeout(RELEASE, silent.recv_from(&mut [0; 2048])).await;
+        assert!(first.is_ok(), "the endpoint dials");
+        dialling.abort();
+        assert!(dialling.await.is_err_and(|ended| ended.is_cancelled()));
+
+        let begun = Instant::now();
+        abandon(endpoint);
+        released(&sockets).await;
+        assert!(begun.elapsed() < RELEASE / 2, "it took {:?}", begun.elapsed());
+        for socket in sockets {
+            std::net::UdpSocket::bind(socket).unwrap();
+        }
     }
 }

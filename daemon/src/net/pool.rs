@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use iroh::TransportAddr;
-use iroh::endpoint::Connection;
+use iroh::endpoint::{Connection, PathId};
 use malai_protocol::id::{Incarnation, MachineId};
 use malai_protocol::peer::Close;
 use malai_protocol::snapshot::Header;
@@ -134,6 +134,11 @@ impl PeerConn {
         self.conn.stats().frame_rx.stream.wrapping_add(used)
     }
 
+    /// The path in use.
+    pub(crate) fn path_in_use(&self) -> Option<PathId> {
+        self.conn.paths().iter().find(|path| path.is_selected()).map(|path| path.id())
+    }
+
     /// Whether there is another path than the one in use, by a relay.
     pub(crate) fn has_relay_to_spare(&self) -> bool {
         let paths = self.conn.paths();
@@ -181,6 +186,11 @@ impl PeerConn {
     /// How many sessions run over it.
     pub(crate) fn sessions(&self) -> u32 {
         self.sessions.load(Ordering::SeqCst)
+    }
+
+    /// The round-trip time of the path in use.
+    pub(crate) fn rtt(&self) -> Duration {
+        Duration::from_micros(self.path().1)
     }
 
     /// The path in use, for people, and its round-trip time in microseconds.
@@ -417,7 +427,7 @@ impl Pool {
 
     /// The longest round trip to a machine that is connected.
     pub(crate) fn longest_rtt(&self) -> Duration {
-        let rtts = self.all().into_iter().map(|conn| Duration::from_micros(conn.path().1));
+        let rtts = self.all().into_iter().map(|conn| conn.rtt());
         rtts.max().unwrap_or_default()
     }
 

@@ -2,17 +2,22 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 
-use super::stage::Stage;
-use super::traffic::Traffic;
+use super::stage::{Stage, kill};
+use super::traffic::{FLOWING, Traffic};
 use super::{Evidence, Row, Scale};
+use crate::cluster::{SOON, malai, start};
 use crate::lab::Nat;
+
+/// How long a command waits: the caller's endpoint is rebuilt more than once meanwhile.
+const WAITING: Duration = Duration::from_secs(15);
 
 pub(super) fn rows(scale: Scale) -> Vec<Row> {
     let away = Duration::from_secs(scale.pick(8, 30));
     vec![
         Row::new("a_relay_that_is_restarted_loses_nothing", move || restarted(away)),
+        Row::new("a_command_begun_while_the_relay_is_away_runs_when_it_is_back", begun_meanwhile),
         Row::new("a_relay_that_is_gone_for_good_is_not_missed_on_a_direct_path", move || gone(away)),
         Row::new("udp_that_is_blocked_and_comes_back_loses_nothing", move || udp_blocked(away)),
     ]
@@ -29,6 +34,27 @@ fn restarted(away: Duration) -> Result<Evidence> {
     stage.start_services()?;
     traffic.repaired()?;
     traffic.finish(&stage)
+}
+
+/// A daemon that never had a connection: the command waits for one, across all that is tried to get it.
+fn begun_meanwhile() -> Result<Evidence> {
+    let stage = Stage::internet(Nat::Symmetric)?;
+    stage.wait_for_path("relay ")?;
+    stage.stop_services()?;
+    kill(&stage.laptop, "/pid")?;
+    start(&stage.laptop)?;
+    let child = stage.laptop.spawn(malai(["--connect-timeout", "2m", "web01.company", "--", "hostname"]))?;
+    if let Ok(status) = child.wait(WAITING) {
+        bail!("it did not wait for the relay, but ended with {status}: {:?}", String::from_utf8_lossy(&child.stderr()));
+    }
+    stage.start_services()?;
+    let repaired = Instant::now();
+    let status = child.wait(SOON)?;
+    let recovery = repaired.elapsed();
+    child.wait_for_end_of_output(SOON)?;
+    ensure!(status.success() && child.stdout() == b"web01\n", "it ended with {status}: {child:?}");
+    ensure!(recovery <= FLOWING, "it ended {recovery:.1?} after the relay was back");
+    Ok(Evidence { recoveries: vec![recovery], ..Evidence::default() })
 }
 
 fn gone(away: Duration) -> Result<Evidence> {
