@@ -6,8 +6,8 @@
 //! otherwise if a ping is not answered soon. A connection that is silent is *stalled*: no new session takes it, and
 //! another one is looked for, in both directions. Once there is one, and the old one has not recovered, the callers'
 //! sockets are closed, so that they attach over the new one; without a new one the same happens after a while, so that
-//! they can say so. A connection without sessions has no heartbeat, and one whose sessions are over within half a second
-//! sends no ping.
+//! they can say so. A connection without sessions has no heartbeat, and one whose sessions are over within half a
+//! second sends no ping.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
