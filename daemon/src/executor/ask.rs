@@ -1,5 +1,6 @@
 //! Questions about sessions, each on a connection of its own: which there are, how one ended, and to end one.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use futures_util::StreamExt;
@@ -94,11 +95,10 @@ async fn tell(writer: &mut WriteHalf<Connection>, frames: Vec<Result<Frame, Code
 fn inventory(shared: &Shared) -> Vec<Result<Frame, CodecError>> {
     let kept = shared.spools.kept();
     // One that is just over may be in both.
-    let over = |name| kept.iter().any(|kept| kept.about.session == name);
-    let live = shared.table.all_live();
-    let live = live.iter().filter(|live| !over(live.session)).map(|live| known(live, State::Running));
+    let over: HashSet<_> = kept.iter().map(|kept| kept.about.session).collect();
+    let live = shared.table.all_live(|live| (!over.contains(&live.session)).then(|| known(live, State::Running)));
     let kept = kept.iter().map(|kept| known(&kept.about, state(&kept.end.outcome)));
-    let mut sessions: Vec<Known> = live.chain(kept).collect();
+    let mut sessions: Vec<Known> = live.into_iter().chain(kept).collect();
     sessions.sort_by_key(|known| known.summary.since_ms);
     let mut parts: Vec<_> = sessions.chunks(PART).map(<[Known]>::to_vec).collect();
     if parts.is_empty() {

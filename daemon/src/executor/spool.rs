@@ -32,8 +32,9 @@ use serde::{Deserialize, Serialize};
 
 use malai_protocol::failure::{Failure, Kind};
 use malai_protocol::home::Home;
-use malai_protocol::plan::{Live, Outcome, SessionName};
+use malai_protocol::plan::{Decided, Live, Outcome, SessionName};
 use malai_protocol::session::Started;
+use malai_protocol::sessions::MAX_COMMAND;
 
 use super::journal::now_ms;
 use ledger::Ledger;
@@ -255,11 +256,28 @@ impl Spools {
 
 impl State {
     /// Takes one in that counts already.
-    fn keep(&mut self, kept: Kept) {
+    fn keep(&mut self, mut kept: Kept) {
+        shorten(&mut kept.about.request);
         let (session, at_ms) = (kept.about.session, kept.end.at_ms);
         self.ends.insert(session, at_ms);
         self.kept.insert((at_ms, session), Arc::new(kept));
     }
+}
+
+/// Keeps of a request that is over what is shown of it: thousands are kept, and one may have a megabyte of words.
+fn shorten(request: &mut Decided) {
+    let (mut left, mut shown) = (MAX_COMMAND + 1, Vec::new());
+    for mut word in std::mem::take(&mut request.words).into_iter().take(MAX_COMMAND) {
+        word.truncate(left);
+        word.shrink_to_fit();
+        left -= word.len();
+        shown.push(word);
+        if left == 0 {
+            break;
+        }
+    }
+    request.words = shown;
+    (request.env_names, request.reason) = (Vec::new(), None);
 }
 
 /// The name of a session's directory.

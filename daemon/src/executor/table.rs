@@ -301,9 +301,9 @@ impl Table {
         (live, inner.ended.values().cloned().collect())
     }
 
-    /// Those that live.
-    pub(crate) fn all_live(&self) -> Vec<Live> {
-        self.lock().live.values().map(|entry| entry.live.clone()).collect()
+    /// What `of` makes of those that live.
+    pub(crate) fn all_live<T>(&self, of: impl FnMut(&Live) -> Option<T>) -> Vec<T> {
+        self.lock().live.values().map(|entry| &entry.live).filter_map(of).collect()
     }
 
     /// Whether this one lives.

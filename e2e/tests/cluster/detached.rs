@@ -2,7 +2,7 @@
 
 use anyhow::{Context as _, Result, ensure};
 use libtest_mimic::Trial;
-use malai_e2e::cluster::{SOON, audit, json, malai, start, stop, text};
+use malai_e2e::cluster::{SOON, audit, daemon_status, json, malai, start, stop, text};
 use malai_e2e::lab::{Host, wait_until};
 use malai_e2e::trials;
 use nix::sys::signal::Signal;
@@ -14,6 +14,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         a_detached_command_outlives_its_caller_and_everybody_who_may_reads_its_output,
         a_detached_command_outlives_both_daemons,
         a_detached_command_is_signalled_and_ended_from_elsewhere,
+        a_detached_command_whose_executor_was_killed_keeps_its_output_and_is_never_a_success,
         an_attachment_outlives_the_network_and_its_end_leaves_the_command_running,
         sessions_of_all_machines_are_listed_and_one_that_is_missing_is_told,
         only_who_is_in_allow_sessions_sees_the_sessions_of_others,
@@ -99,6 +100,22 @@ fn a_detached_command_is_signalled_and_ended_from_elsewhere() -> Result<()> {
     // There is nothing to signal any more, and to end it again changes nothing.
     told(laptop.run(malai(["kill", "--signal", "9", &name]))?, 255, &["is over"])?;
     run(laptop, &["kill", &name], 0)?;
+    Ok(())
+}
+
+fn a_detached_command_whose_executor_was_killed_keeps_its_output_and_is_never_a_success() -> Result<()> {
+    let office = Office::open(["web01"])?;
+    let (laptop, [web01]) = (office.laptop(), &office.machines);
+    let name = detach(&office, &["sh", "-c", WAITS])?;
+    laptop.spawn(malai(["attach", &name]))?.wait_for_line("web01", SOON)?;
+    let executor = daemon_status(web01)?.pointer("/executor_pid").context("an executor")?.to_string();
+    web01.sh(&format!("kill -9 {executor}"))?.exited(0)?;
+    // By then the next one has it.
+    let output = told(laptop.run(malai(["wait", &name]))?, 253, &["the executor died"])?;
+    ensure!(output.stdout.is_empty());
+    let output = told(laptop.run(malai(["attach", &name]))?, 253, &["the executor died"])?;
+    assert_eq!(output.text(), "web01");
+    ensure!(run(laptop, &["sessions"], 0)?.contains("unknown"));
     Ok(())
 }
 

@@ -147,3 +147,25 @@ fn a_name_is_for_one_session_while_it_runs_and_while_it_is_kept() {
     let kept = spools.find(&session(1)).expect("is kept");
     assert_eq!(read(&mut kept.reader(), 0), [(0, b"output".to_vec())]);
 }
+
+#[test]
+fn of_a_long_request_that_is_over_only_what_is_shown_stays_in_memory() {
+    let mut request = live(1).request;
+    request.words = vec![vec![b'a'; 300].into(), vec![b'b'; 1 << 20].into(), vec![b'c'; 1 << 20].into()];
+    request.env_names = vec!["x".repeat(1 << 20)];
+    request.reason = Some("y".repeat(1 << 20));
+    shorten(&mut request);
+    let sizes: Vec<_> = request.words.iter().map(|word| (word.len(), word.capacity() <= 1024)).collect();
+    assert_eq!(sizes, [(300, true), (MAX_COMMAND + 1 - 300, true)]);
+    assert!(request.env_names.is_empty() && request.reason.is_none());
+
+    request.words = vec![Vec::new().into(); 1 << 20];
+    shorten(&mut request);
+    assert!(request.words.len() <= MAX_COMMAND);
+    for last in ["x".to_owned(), "x".repeat(MAX_COMMAND + 1)] {
+        let words = vec![Vec::new().into(), last.into_bytes().into()];
+        request.words.clone_from(&words);
+        shorten(&mut request);
+        assert_eq!(request.words, words);
+    }
+}
