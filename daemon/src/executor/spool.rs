@@ -73,7 +73,7 @@ pub(crate) struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            segment: 256 * 1024,
+            segment: 128 * 1024,
             session: 64 * 1024 * 1024,
             budget: 2 * 1024 * 1024 * 1024,
             sessions: 4096,

@@ -130,11 +130,33 @@ fn size(bytes: u64) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::super::testing::session;
+    use super::super::FLOOR;
     use super::*;
 
     #[test]
     fn sizes_are_told_with_one_digit_after_the_point() {
         assert_eq!([0, 1023, 1 << 10].map(size), ["0 bytes", "1023 bytes", "1 KiB"]);
         assert_eq!([3 << 29, (1 << 31) - 1, 1 << 31].map(size), ["1.5 GiB", "1.9 GiB", "2 GiB"]);
+    }
+
+    #[test]
+    fn a_thousand_sessions_of_one_caller_that_print_for_ever_leave_room_for_five_hundred_more() {
+        let limits = Limits::default();
+        let mut ledger = Ledger::new(&limits);
+        let caller = session(1).caller;
+        // A request of usual length.
+        let least = limits.bytes(FLOOR) + 1000;
+        for _ in 0..1000 {
+            ledger.begin(caller, least).expect("there is room");
+            // Each takes what it may at once.
+            let mut own = limits.bytes(FLOOR);
+            while own < limits.session && ledger.grow(caller, limits.segment) {
+                own += limits.segment;
+            }
+        }
+        for _ in 0..500 {
+            ledger.begin(caller, least).expect("there is room");
+        }
     }
 }
