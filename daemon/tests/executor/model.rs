@@ -22,7 +22,10 @@ const SESSIONS: usize = 2;
 #[derive(Debug, Clone, Copy)]
 enum Step {
     /// Its plan comes, with an attachment or alone.
-    Send { met: Met, follow: bool },
+    Send {
+        met: Met,
+        follow: bool,
+    },
     Attach(Attach),
     /// So many bytes of input.
     Write(u64),
@@ -32,7 +35,10 @@ enum Step {
     Ack(u64),
     Cut(Cut),
     /// The caller of this process's attachment goes: the last one, or so much later or older.
-    Gone { process: usize, later: i32 },
+    Gone {
+        process: usize,
+        later: i32,
+    },
     End(End),
     Goodbye,
     /// Its end is in the audit.
@@ -40,7 +46,9 @@ enum Step {
     /// The daemon dies, and with it all attachments; another comes.
     Crash,
     /// The executor is stopped, and another one comes: attachments are lost before, or not.
-    Restart { cut: bool },
+    Restart {
+        cut: bool,
+    },
 }
 
 /// Which executor the first sending of a request met.
@@ -123,6 +131,10 @@ fn met() -> impl Strategy<Value = Met> {
     prop_oneof![4 => Just(Met::First), 2 => Just(Met::This), 1 => Just(Met::Another), 1 => Just(Met::Unknown)]
 }
 
+fn process() -> impl Strategy<Value = usize> {
+    prop_oneof![3 => Just(0usize), 1 => Just(1), 1 => Just(2)]
+}
+
 fn attaches() -> impl Strategy<Value = Attach> {
     let number = prop_oneof![
         6 => Just(Number::Next),
@@ -136,9 +148,8 @@ fn attaches() -> impl Strategy<Value = Attach> {
         2 => Just(Offset::Acked),
         1 => Just(Offset::Beyond),
     ];
-    let process = prop_oneof![3 => Just(0usize), 1 => Just(1), 1 => Just(2)];
     let (binding, take_over) = (proptest::bool::weighted(0.7), proptest::bool::weighted(0.4));
-    (process, number, offset, binding, take_over, met()).prop_map(
+    (process(), number, offset, binding, take_over, met()).prop_map(
         |(process, number, offset, binding, take_over, met)| Attach {
             process,
             number,
@@ -155,22 +166,29 @@ fn steps() -> impl Strategy<Value = Vec<(usize, Step)>> {
     let cut = prop_oneof![3 => Just(Cut::Anywhere), 2 => Just(Cut::AtItsEnd), 1 => Just(Cut::Broken)];
     let end = prop_oneof![Just(End::Followed), Just(End::Unfollowed), Just(End::Killed)];
     let but = prop_oneof![Just(0u64), 0..100u64, 0..20_000u64];
+    let send = |follow| (met(), proptest::bool::weighted(follow)).prop_map(|(met, follow)| Step::Send { met, follow });
     let step = prop_oneof![
-        3 => (met(), proptest::bool::weighted(0.8)).prop_map(|(met, follow)| Step::Send { met, follow }),
+        2 => send(0.8),
         8 => attaches().prop_map(Step::Attach),
         8 => (1..80u64).prop_map(Step::Write),
         6 => prop_oneof![1..6usize, Just(usize::MAX)].prop_map(Step::Read),
         4 => but.prop_map(Step::Ack),
         4 => cut.prop_map(Step::Cut),
-        3 => (0..3usize, -2..3i32).prop_map(|(process, later)| Step::Gone { process, later }),
-        1 => end.prop_map(Step::End),
+        2 => (process(), -2..3i32).prop_map(|(process, later)| Step::Gone { process, later }),
+        2 => end.prop_map(Step::End),
         1 => Just(Step::Goodbye),
         1 => Just(Step::Audit),
         1 => Just(Step::Crash),
         1 => any::<bool>().prop_map(|cut| Step::Restart { cut }),
-    ];
+    ]
+    .boxed();
     let session = prop_oneof![4 => Just(0usize), 1 => Just(1)];
-    proptest::collection::vec((session, step), 5..40)
+    // Before it is sent little can happen.
+    let first = prop_oneof![4 => send(0.9).boxed(), 1 => step.clone()];
+    (first, proptest::collection::vec((session, step), 4..39)).prop_map(|(first, mut steps)| {
+        steps.insert(0, (0, first));
+        steps
+    })
 }
 
 /// Returns when the executor has taken all that the daemon sent before: it refuses a plan at once that is not sure.
@@ -297,11 +315,11 @@ impl Scene {
             for step in rest {
                 self = self.step(index, step).await;
             }
-            let unfinished = matches!(self.sessions[index].phase, Phase::Live | Phase::Kept);
             // What was never sent runs now.
-            if unfinished {
-                self = self.step(index, Step::End(End::Killed)).await;
+            for step in [Step::End(End::Killed), Step::Goodbye] {
+                self = self.step(index, step).await;
             }
+            assert!(matches!(self.sessions[index].phase, Phase::Record | Phase::Past));
         }
         self.lab.close().await;
     }
@@ -311,7 +329,7 @@ proptest! {
     #![proptest_config(ProptestConfig {
         failure_persistence: None,
         max_shrink_time: 60_000,
-        ..ProptestConfig::with_cases(40)
+        ..ProptestConfig::with_cases(100)
     })]
 
     /// Whatever comes in whatever order: a command starts once at the most and reads its input once; each follower gets
