@@ -1,17 +1,20 @@
 //! One session as the model knows it, beside the real one: who follows it, what they got, and how it must answer.
 
-use futures_util::SinkExt;
+use futures_util::{SinkExt, StreamExt};
 
-use malai_protocol::codec::{Frame, Kind};
+use malai_protocol::codec::{CodecError, Frame, Kind};
 use malai_protocol::failure::Kind as FailureKind;
 use malai_protocol::plan::{CallerGone, Ended, Hello, Outcome, SessionName};
 use malai_protocol::session::{
-    Ack, Attached, EndedBy, ExitRecord, Output, STDIN_CREDIT, Started, Status, StdinAck, Superseded,
+    Ack, Attached, EndedBy, ExitRecord, OUTPUT_WINDOW, Output, STDIN_CREDIT, Started, Status, StdinAck, Superseded,
 };
 
-use super::super::harness::{Caller, Lab, attachment, process};
+use super::super::harness::{Caller, Lab, attachment, process, within};
 use super::command::{CODE, Command, LINE, input};
 use super::{Attach, Cut, End, Met, Number, Offset, settle};
+
+/// So much output a command is made to write, and some lines more: less than is kept.
+const MOST: u64 = OUTPUT_WINDOW * 2 / 3;
 
 /// What there is of a session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -193,6 +196,7 @@ impl Session {
             Offset::Zero => 0,
             Offset::Acked => own.acked,
             Offset::Has => own.has,
+            Offset::Less(by) => own.has.saturating_sub(by),
             Offset::Beyond => most + 1,
         };
         let who = attachment(self.name, Some(process(u8::try_from(attach.process).expect("small"))), number);
@@ -300,8 +304,14 @@ impl Session {
         assert!(most, "{stdout} and {stderr} bytes of output, more than the record tells: {record:?}");
     }
 
-    /// Sends so many more bytes of input.
+    /// Sends so many more bytes of input, if all that is answered is kept when nobody takes it.
     pub(super) async fn write(&mut self, count: u64) {
+        if 2 * self.command.answers(self.stdin.1 + count) < MOST {
+            self.write_on(count).await;
+        }
+    }
+
+    async fn write_on(&mut self, count: u64) {
         let Some(seat) = self.seat.as_mut().filter(|_| self.phase == Phase::Live) else { return };
         let bytes: Vec<u8> = (seat.stdin..seat.stdin + count).map(input).collect();
         seat.caller.stdin(&bytes).await;
@@ -333,7 +343,7 @@ impl Session {
         self.acked = self.acked.max(out_offset);
         // It was taken when something is answered that was sent after it, or the connection is closed at its end.
         if self.phase == Phase::Live {
-            self.write(LINE).await;
+            self.write_on(LINE).await;
             self.read(usize::MAX).await;
         } else {
             self.cut(Cut::AtItsEnd).await;
@@ -350,8 +360,17 @@ impl Session {
             }
             Cut::Broken => seat.caller.send(Kind::Ack, &Ack { out_offset: self.most() + 1 }).await,
         }
-        while let Some(frame) = seat.caller.next().await {
-            self.take(&mut seat, &frame);
+        self.rest(seat).await;
+    }
+
+    /// Takes what comes until the executor closes, be it within a frame.
+    async fn rest(&mut self, mut seat: Seat) {
+        loop {
+            match within("the executor closes", seat.caller.framed.next()).await {
+                Some(Ok(frame)) => self.take(&mut seat, &frame),
+                Some(Err(CodecError::Truncated)) | None => return,
+                Some(Err(error)) => panic!("{error}"),
+            }
         }
     }
 
@@ -378,9 +397,8 @@ impl Session {
 
     /// The executor closes the attachment, if there is one.
     async fn close(&mut self) {
-        let Some(mut seat) = self.seat.take() else { return };
-        while let Some(frame) = seat.caller.next().await {
-            self.take(&mut seat, &frame);
+        if let Some(seat) = self.seat.take() {
+            self.rest(seat).await;
         }
     }
 
