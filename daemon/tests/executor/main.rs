@@ -13,6 +13,7 @@ mod commands;
 mod detached;
 mod endings;
 mod hostile;
+mod model;
 mod records;
 mod refusals;
 mod resume;

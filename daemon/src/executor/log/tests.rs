@@ -135,9 +135,10 @@ enum Step {
         binding: bool,
         take_over: bool,
     },
+    /// The caller of a process's last attachment goes, or of one so much later, which never arrived, or older.
     Gone {
         process: usize,
-        back: u32,
+        later: i32,
     },
     End,
 }
@@ -175,7 +176,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         3 => (0..3usize, number, offset, any::<bool>(), proptest::bool::weighted(0.2)).prop_map(
             |(process, number, offset, binding, take_over)| Step::Attach { process, number, offset, binding, take_over }
         ),
-        1 => (0..3usize, 0..3u32).prop_map(|(process, back)| Step::Gone { process, back }),
+        1 => (0..3usize, -2..3i32).prop_map(|(process, later)| Step::Gone { process, later }),
         1 => Just(Step::End),
     ];
     proptest::collection::vec(step, 1..200)
@@ -279,8 +280,8 @@ impl Scene {
         (self.last, self.open) = (Some((process, number, binding)), true);
     }
 
-    fn gone(&mut self, process: usize, back: u32) {
-        let number = self.processes[process].number.saturating_sub(back);
+    fn gone(&mut self, process: usize, later: i32) {
+        let number = self.processes[process].number.saturating_add_signed(later);
         let follower = attachment(process, number, true).follower;
         let wanted = self.last.is_none_or(|(last, counted, binding)| binding && last == process && number >= counted);
         assert_eq!(self.followers.is_ended_by(follower, number), wanted);
@@ -314,7 +315,7 @@ impl Scene {
             Step::Attach { process, number, offset, binding, take_over } => {
                 self.attach(process, number, offset, binding, take_over);
             }
-            Step::Gone { process, back } => self.gone(process, back),
+            Step::Gone { process, later } => self.gone(process, later),
             Step::End => self.ended = true,
             Step::Send(_) => {}
         }
