@@ -28,6 +28,17 @@ async fn launch(lab: &mut Lab, plan: Plan) -> u32 {
     pid
 }
 
+/// Starts one that prints a line, waits until somebody writes to a pipe, and prints another; returns the pipe's path.
+async fn one_and_two(lab: &mut Lab) -> (SessionName, String) {
+    let fifo = lab.path("fifo");
+    nix::unistd::mkfifo(fifo.as_str(), nix::sys::stat::Mode::S_IRWXU).expect("a fifo");
+    let plan = detached(script("echo one; read -r line < fifo; echo two"));
+    let plan = Plan { cwd: Some(lab.dir.path().as_os_str().as_encoded_bytes().to_vec().into()), ..plan };
+    let session = plan.session;
+    launch(lab, plan).await;
+    (session, fifo)
+}
+
 async fn attach(lab: &Lab, who: Attachment, out_offset: u64, from_end: bool) -> Caller {
     let hello = Hello::Resume { attachment: who, out_offset, from_end, take_over: true, resend: None };
     Caller { received: out_offset, ..lab.greet(hello).await }
@@ -80,12 +91,7 @@ async fn a_detached_command_outlives_its_caller_and_its_whole_output_waits_for_w
 #[tokio::test]
 async fn a_detached_command_is_followed_while_it_runs_and_another_may_take_over() {
     let mut lab = Lab::new().await;
-    let plan = detached(script("echo one; read -r line < fifo; echo two"));
-    let fifo = lab.path("fifo");
-    nix::unistd::mkfifo(fifo.as_str(), nix::sys::stat::Mode::S_IRWXU).expect("a fifo");
-    let plan = Plan { cwd: Some(lab.dir.path().as_os_str().as_encoded_bytes().to_vec().into()), ..plan };
-    let session = plan.session;
-    launch(&mut lab, plan).await;
+    let (session, fifo) = one_and_two(&mut lab).await;
     let mut first = attach(&lab, watching(session, 2, 1), 0, false).await;
     let attached = first.attached().await;
     assert!(attached.started.is_some() && attached.stdin_closed && attached.out_offset == 0, "{attached:?}");
@@ -106,12 +112,7 @@ async fn a_detached_command_is_followed_while_it_runs_and_another_may_take_over(
 #[tokio::test]
 async fn a_follower_that_comes_at_the_end_gets_only_what_comes_from_now_on() {
     let mut lab = Lab::new().await;
-    let plan = detached(script("echo one; read -r line < fifo; echo two"));
-    let fifo = lab.path("fifo");
-    nix::unistd::mkfifo(fifo.as_str(), nix::sys::stat::Mode::S_IRWXU).expect("a fifo");
-    let plan = Plan { cwd: Some(lab.dir.path().as_os_str().as_encoded_bytes().to_vec().into()), ..plan };
-    let session = plan.session;
-    launch(&mut lab, plan).await;
+    let (session, fifo) = one_and_two(&mut lab).await;
     // The first line is on the disk when somebody has it from there.
     let mut first = attach(&lab, watching(session, 2, 1), 0, false).await;
     first.wait_for(Kind::Stdout).await;
