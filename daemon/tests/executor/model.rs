@@ -338,7 +338,7 @@ proptest! {
     #![proptest_config(ProptestConfig {
         failure_persistence: None,
         max_shrink_time: 60_000,
-        ..ProptestConfig::with_cases(120)
+        ..ProptestConfig::with_cases(80)
     })]
 
     /// Whatever comes in whatever order: a command starts once at the most and reads its input once; each follower gets
