@@ -62,8 +62,9 @@ pub(crate) async fn ping(
                 }
                 asked.spawn(one(Arc::clone(&way.membership), way.id, seq, patience));
             }
+            Some(refused) = way.keeping.join_next() => return Err(refused.unwrap_or_else(|error| cut_short(&error))),
             Some(done) = asked.join_next() => {
-                let answer = done.map_err(|error| cut_short(&error))??;
+                let answer = done.map_err(|error| cut_short(&error))?;
                 if answers.send(Response::Ping(answer)).await.is_err() {
                     // Nobody listens any more.
                     return Ok(());
@@ -93,7 +94,7 @@ fn cut_short(error: &JoinError) -> Failure {
 struct Way {
     membership: Arc<Membership>,
     id: MachineId,
-    _keeping: JoinSet<()>,
+    keeping: JoinSet<Failure>,
 }
 
 impl Way {
@@ -139,29 +140,27 @@ async fn way_to(clusters: &Arc<Clusters>, ask: &Ping) -> Result<Way, Failure> {
     if id != membership.me {
         keeping.spawn(keep(Arc::clone(&membership), id));
     }
-    Ok(Way { membership, id, _keeping: keeping })
+    Ok(Way { membership, id, keeping })
 }
 
-/// Looks for a connection whenever there is none.
-async fn keep(membership: Arc<Membership>, id: MachineId) {
-    let mut changes = membership.pool.watch();
+/// Looks for a connection whenever there is none. Returns when the machine says that it does not know this one.
+async fn keep(membership: Arc<Membership>, id: MachineId) -> Failure {
     loop {
-        changes.borrow_and_update();
-        if membership.pool.live(id).is_some() {
-            if changes.changed().await.is_err() {
-                return;
+        match dial::connect(&membership, id, Instant::now() + REDIAL).await {
+            Ok(conn) if closed_with(&conn.conn.closed().await) == Some(Close::NotAMember) => {
+                return not_a_member(&membership.alias);
             }
-        } else if let Err(failure) = dial::connect(&membership, id, Instant::now() + REDIAL).await {
-            tracing::debug!(peer = %id.short(), "not found again: {failure}");
-            sleep(PAUSE).await;
+            Ok(_) => {}
+            Err(failure) => tracing::debug!(peer = %id.short(), "not found again: {failure}"),
         }
+        sleep(PAUSE).await;
     }
 }
 
 /// One ping.
-async fn one(membership: Arc<Membership>, id: MachineId, seq: u64, patience: Duration) -> Result<PingAnswer, Failure> {
+async fn one(membership: Arc<Membership>, id: MachineId, seq: u64, patience: Duration) -> PingAnswer {
     if id == membership.me {
-        return Ok(PingAnswer { seq, outcome: PingOutcome::Answered { rtt_us: 0, path: THIS_MACHINE.to_owned() } });
+        return PingAnswer { seq, outcome: PingOutcome::Answered { rtt_us: 0, path: THIS_MACHINE.to_owned() } };
     }
     let lost = Instant::now() + patience;
     if let Some(conn) = membership.pool.live(id) {
@@ -170,18 +169,13 @@ async fn one(membership: Arc<Membership>, id: MachineId, seq: u64, patience: Dur
                 membership.pool.heard(id);
                 let (path, _) = conn.path();
                 let rtt_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
-                return Ok(PingAnswer { seq, outcome: PingOutcome::Answered { rtt_us, path } });
+                return PingAnswer { seq, outcome: PingOutcome::Answered { rtt_us, path } };
             }
-            Ok(Err(error)) => {
-                if conn.conn.close_reason().as_ref().and_then(closed_with) == Some(Close::NotAMember) {
-                    return Err(not_a_member(&membership.alias));
-                }
-                tracing::debug!(peer = %id.short(), seq, "a ping is lost: {error:#}");
-            }
+            Ok(Err(error)) => tracing::debug!(peer = %id.short(), seq, "a ping is lost: {error:#}"),
             Err(_) => {}
         }
     }
     sleep_until(lost).await;
     let after_ms = u64::try_from(patience.as_millis()).unwrap_or(u64::MAX);
-    Ok(PingAnswer { seq, outcome: PingOutcome::Lost { after_ms } })
+    PingAnswer { seq, outcome: PingOutcome::Lost { after_ms } }
 }
