@@ -36,9 +36,11 @@ pub(crate) fn code(number: u32) -> VarInt {
     VarInt::from_u32(number)
 }
 
-/// Closes a connection with one of malai's codes.
+/// Closes a connection with one of malai's codes. One that is closed already keeps the peer's reason.
 pub(crate) fn close(conn: &iroh::endpoint::Connection, why: Close, reason: &str) {
-    conn.close(code(why as u32), reason.as_bytes());
+    if conn.close_reason().is_none() {
+        conn.close(code(why as u32), reason.as_bytes());
+    }
 }
 
 /// The code with which the peer closed a connection, if it did and the code is one of malai's.
