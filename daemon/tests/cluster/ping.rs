@@ -115,6 +115,27 @@ async fn pings_of_a_machine_that_is_away_are_lost_and_answered_again_when_it_is_
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_machine_whose_connection_is_lost_is_dialled_again() -> Result<()> {
+    let scene = Scene::new().await?;
+    let sockets = scene.friend.endpoint.bound_sockets();
+    let address = sockets.first().context("friend has no address")?;
+    let key = format!("id52 = \"{}\"\n", scene.friend.id);
+    scene.publish(&scene.text().replace(&key, &format!("{key}addresses = [\"{address}\"]\n"))).await?;
+    let conn = scene.friend.dial(&scene.web01).await?;
+    let mut socket = begin(&scene.web01, pings("friend", None)).await?;
+    pong(arrived(&conn).await?).await?;
+    answer(&mut socket).await?;
+    conn.close((Close::Done as u32).into(), b"");
+    let incoming = timeout(SOON, scene.friend.endpoint.accept()).await.context("nobody dials")?;
+    let conn = incoming.context("no endpoint")?.await?;
+    let _control = peer::accept(&conn).await?;
+    pong(arrived(&conn).await?).await?;
+    first(&mut socket, |answer| answer.seq > 1 && answer.outcome.is_direct()).await?;
+    scene.web01.stop().await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_ping_that_is_lost_does_not_delay_the_next() -> Result<()> {
     let scene = Scene::new().await?;
     let conn = scene.friend.dial(&scene.web01).await?;
