@@ -16,7 +16,7 @@ use crate::{client, duration, stdio};
 /// The exit code when no answer came, or none over a direct path where one was waited for.
 const NONE: u8 = 1;
 
-/// Ask a machine again and again whether it is there, how soon it answers, and by which path
+/// Show whether a machine answers, how soon, and by which path
 ///
 /// Goes on until interrupted, and then sums up on standard error. Exits with 0 when an answer came (with --until-direct:
 /// over a direct path), with 1 when none did, and with 255 when there was no connection at all within --connect-timeout.
