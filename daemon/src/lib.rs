@@ -25,6 +25,7 @@ mod membership;
 mod net;
 pub mod offline;
 mod outbound;
+mod ping;
 mod program;
 mod requests;
 mod resolve;

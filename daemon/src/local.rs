@@ -26,8 +26,8 @@ const MOST: usize = 2048;
 const REQUEST: Duration = Duration::from_secs(10);
 /// A path in `sockaddr_un` has at most so many bytes.
 const MAX_PATH: usize = 107;
-/// Progress lines that wait for a slow CLI.
-const PROGRESS: usize = 16;
+/// Answers before the last one that wait for a slow CLI.
+const ANSWERS: usize = 16;
 
 /// Binds the socket, 0600. The caller holds the lock, so whatever is there is a leftover.
 ///
@@ -137,10 +137,13 @@ async fn connection(stream: UnixStream, context: &Arc<Context>) -> anyhow::Resul
     }
 }
 
+async fn say(writer: &mut OwnedWriteHalf, response: &Response) -> anyhow::Result<()> {
+    Ok(writer.write_all(&Frame::control(Kind::Response, response)?.to_bytes()).await?)
+}
+
 async fn last(writer: &mut OwnedWriteHalf, response: &Response) -> anyhow::Result<()> {
-    writer.write_all(&Frame::control(Kind::Response, response)?.to_bytes()).await?;
-    writer.shutdown().await?;
-    Ok(())
+    say(writer, response).await?;
+    Ok(writer.shutdown().await?)
 }
 
 /// Carries a request out. A CLI that leaves ends what only waits for others; what was begun on the disk is finished.
@@ -150,15 +153,18 @@ async fn answer(
     mut frames: Frames<OwnedReadHalf>,
     mut writer: OwnedWriteHalf,
 ) -> anyhow::Result<()> {
-    let (progress, mut lines) = mpsc::channel(PROGRESS);
-    let work = requests::answer(context, request, progress);
+    let (more, mut answers) = mpsc::channel(ANSWERS);
+    let work = requests::answer(context, request, more);
     tokio::pin!(work);
     loop {
         tokio::select! {
-            response = &mut work => return last(&mut writer, &response).await,
-            Some(line) = lines.recv() => {
-                writer.write_all(&Frame::control(Kind::Response, &Response::Progress(line))?.to_bytes()).await?;
+            response = &mut work => {
+                while let Ok(answer) = answers.try_recv() {
+                    say(&mut writer, &answer).await?;
+                }
+                return last(&mut writer, &response).await;
             }
+            Some(answer) = answers.recv() => say(&mut writer, &answer).await?,
             more = frames.next_unbounded() => {
                 if more.is_some() {
                     anyhow::bail!("a frame after the request");

@@ -12,7 +12,7 @@ use malai_protocol::codec::{CodecError, Frame, FrameCodec, Kind};
 use malai_protocol::id::MachineId;
 use malai_protocol::peer::{Close, RESET_CALLER_GONE};
 use malai_protocol::snapshot::SnapshotError;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::io::AsyncRead;
 use tokio_util::codec::FramedRead;
 
@@ -36,9 +36,11 @@ pub(crate) fn code(number: u32) -> VarInt {
     VarInt::from_u32(number)
 }
 
-/// Closes a connection with one of malai's codes.
+/// Closes a connection with one of malai's codes. One that is closed already keeps the peer's reason.
 pub(crate) fn close(conn: &iroh::endpoint::Connection, why: Close, reason: &str) {
-    conn.close(code(why as u32), reason.as_bytes());
+    if conn.close_reason().is_none() {
+        conn.close(code(why as u32), reason.as_bytes());
+    }
 }
 
 /// The code with which the peer closed a connection, if it did and the code is one of malai's.
@@ -162,11 +164,19 @@ pub(crate) fn abandon(send: &mut SendStream, recv: &mut RecvStream, number: u32)
 
 /// Whether the peer answers now.
 pub(crate) async fn ping(conn: &iroh::endpoint::Connection, within: Duration) -> bool {
-    let asked = async {
-        let (mut send_half, recv) = conn.open_bi().await?;
-        send(&mut send_half, Frame::empty(Kind::Ping)).await?;
-        let frame = Frames::new(recv, 0).next(within).await?;
-        anyhow::Ok(frame.kind == Kind::Pong)
-    };
-    matches!(tokio::time::timeout(within, asked).await, Ok(Ok(true)))
+    matches!(tokio::time::timeout(within, round_trip(conn)).await, Ok(Ok(_)))
+}
+
+/// How long the peer took to answer, from sending the question; the caller bounds it.
+///
+/// # Errors
+/// When the stream or the connection is lost, or something else is answered.
+pub(crate) async fn round_trip(conn: &iroh::endpoint::Connection) -> anyhow::Result<Duration> {
+    let (mut send_half, recv) = conn.open_bi().await?;
+    let asked = Instant::now();
+    send(&mut send_half, Frame::empty(Kind::Ping)).await?;
+    let Some(frame) = Frames::new(recv, 0).next_unbounded().await else { return Err(FrameError::Ended.into()) };
+    let took = asked.elapsed();
+    anyhow::ensure!(frame?.kind == Kind::Pong, "something else was answered");
+    Ok(took)
 }

@@ -183,7 +183,8 @@ async fn open(membership: &Arc<Membership>, id: MachineId, deadline: Instant) ->
     }
 }
 
-fn not_a_member(cluster: &str) -> Failure {
+/// The target closed the connection because it does not know this machine.
+pub(crate) fn not_a_member(cluster: &str) -> Failure {
     Failure::new(FailureKind::NotAMember, "the target does not know this machine as a member of the cluster").hint(
         format!("`malai status` shows which generation each machine holds; on the manager: `malai rescan {cluster}`"),
     )

@@ -20,6 +20,7 @@ use crate::join;
 use crate::manager::Rescan as Outcome;
 use crate::membership::sync;
 use crate::net::endpoint::own_addresses;
+use crate::ping;
 use crate::spread::spread;
 use crate::status;
 use crate::store::lock::Changes;
@@ -106,20 +107,21 @@ pub(crate) async fn blocking<T: Send + 'static>(
     }
 }
 
-/// Carries out one request. `progress` is told what is being waited for.
-pub(crate) async fn answer(context: &Arc<Context>, request: Request, progress: mpsc::Sender<String>) -> Response {
-    carry_out(context, request, progress).await.unwrap_or_else(Response::Failed)
+/// Carries out one request. `more` takes what is answered before the last response.
+pub(crate) async fn answer(context: &Arc<Context>, request: Request, more: mpsc::Sender<Response>) -> Response {
+    carry_out(context, request, more).await.unwrap_or_else(Response::Failed)
 }
 
 async fn carry_out(
     context: &Arc<Context>,
     request: Request,
-    progress: mpsc::Sender<String>,
+    more: mpsc::Sender<Response>,
 ) -> Result<Response, Failure> {
     let clusters = &context.clusters;
     match request {
         Request::Session(_) => Err(Failure::new(Kind::Internal, "a session is not answered by a response")),
         Request::Status => Ok(Response::Status(status::status(clusters).await)),
+        Request::Ping(ask) => ping::ping(clusters, &ask, &more).await.map(|()| Response::Done),
         Request::DaemonStatus => Ok(Response::Daemon(status::daemon(clusters).await)),
         Request::Stop => stop(context).await,
         Request::Leave => {
@@ -165,7 +167,7 @@ async fn carry_out(
         }
         Request::MachineJoin { token, alias } => {
             // A CLI that is slow to read loses lines of progress, and nothing else.
-            let say = move |line: String| drop(progress.try_send(line));
+            let say = move |line: String| drop(more.try_send(Response::Progress(line)));
             let (joining, asked) = (Arc::clone(clusters), CancellationToken::new());
             let (_leaves, left) = (asked.clone().drop_guard(), asked);
             let work = async move { join::invite::join(&joining, &token, alias.as_deref(), left, say).await };

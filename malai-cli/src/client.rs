@@ -194,16 +194,38 @@ pub(crate) async fn greet<S: AsyncRead + AsyncWrite + Unpin>(
 /// # Errors
 /// When no answer comes, or none that can be understood.
 pub(crate) async fn answer(mut frames: Frames, request: Request, out: Output) -> Result<Response, Failure> {
-    let asked = Frame::control(FrameKind::Request, &request)
-        .map_err(|e| Failure::new(Kind::Usage, format!("the request is too long: {e}")))?;
-    frames.send(asked).await.map_err(|e| lost(&e))?;
+    send(&mut frames, &request).await?;
     loop {
-        let frame = frames.next().await.ok_or_else(gone)?.map_err(|e| lost(&e))?;
-        match frame.expect(FrameKind::Response, "a response").map_err(|e| not_understood(&e))? {
+        match next(&mut frames).await? {
             Response::Progress(words) => out.note(&words),
             last => return Ok(last),
         }
     }
+}
+
+/// Sends a request that needs the network to the daemon, or to an agent; [`next`] has the answers.
+///
+/// # Errors
+/// When nobody is there to be asked.
+pub(crate) async fn begin(home: &Home, request: &Request) -> Result<Frames, Failure> {
+    let (mut frames, _) = greet(dial_or_start(home, AGENT_START).await?).await?;
+    send(&mut frames, request).await?;
+    Ok(frames)
+}
+
+async fn send(frames: &mut Frames, request: &Request) -> Result<(), Failure> {
+    let asked = Frame::control(FrameKind::Request, request)
+        .map_err(|e| Failure::new(Kind::Usage, format!("the request is too long: {e}")))?;
+    frames.send(asked).await.map_err(|e| lost(&e))
+}
+
+/// The next answer. Cancel-safe.
+///
+/// # Errors
+/// When none comes, or none that can be understood.
+pub(crate) async fn next(frames: &mut Frames) -> Result<Response, Failure> {
+    let frame = frames.next().await.ok_or_else(gone)?.map_err(|e| lost(&e))?;
+    frame.expect(FrameKind::Response, "a response").map_err(|e| not_understood(&e))
 }
 
 /// Checks the daemon's first frame.

@@ -52,6 +52,15 @@ pub(crate) fn is_writable(stream: &impl AsFd, within: PollTimeout) -> bool {
     is_ready(stream.as_fd(), PollFlags::POLLOUT, within).unwrap_or(false)
 }
 
+/// Whether whoever read `stream` has left.
+pub(crate) fn is_abandoned(stream: &impl AsFd) -> bool {
+    let gone = PollFlags::POLLERR | PollFlags::POLLHUP | PollFlags::POLLNVAL;
+    let mut asked = [PollFd::new(stream.as_fd(), PollFlags::empty())];
+    // A file that cannot be asked is not taken for abandoned: writing to it tells.
+    poll(&mut asked, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
+        && asked.iter().any(|one| one.revents().is_some_and(|events| events.intersects(gone)))
+}
+
 fn is_ready(stream: BorrowedFd<'_>, flags: PollFlags, within: PollTimeout) -> io::Result<bool> {
     match poll(&mut [PollFd::new(stream, flags)], within) {
         Ok(ready) => Ok(ready > 0),

@@ -3,9 +3,15 @@
 //! The CLI sends `LocalHello`, then one `Request`. For [`Request::Session`] the frames of the session follow at once,
 //! `Exec`, `Attach`, `List`, `Wait` or `Kill` first, and the target's frames come back, after `Sent` where the CLI said
 //! which attachment it makes and there is a connection. Every other request is answered by any number of
-//! [`Response::Progress`] and one last [`Response`].
+//! [`Response::Progress`] or [`Response::Ping`], and one last [`Response`].
+
+mod machine;
+mod ping;
 
 use serde::{Deserialize, Serialize};
+
+pub use machine::{Joined, MachineInit, MachineMade};
+pub use ping::{MIN_PING_INTERVAL_MS, Ping, PingAnswer, PingOutcome, THIS_MACHINE};
 
 use crate::failure::Failure;
 use crate::id::{ClusterId, MachineId};
@@ -37,6 +43,8 @@ pub enum Request {
     Session(SessionTarget),
     /// [`Status`] of all clusters.
     Status,
+    /// Ask a machine whether it is there, again and again. Answered by `Done` after so many pings as were asked for.
+    Ping(Ping),
     /// [`DaemonStatus`].
     DaemonStatus,
     /// End all sessions, then the executor, then the daemon. Answered when the sessions have ended.
@@ -182,27 +190,14 @@ pub struct Can {
     pub literal: bool,
 }
 
-/// `malai machine init`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct MachineInit {
-    /// The cluster's key.
-    pub cluster: ClusterId,
-    /// The alias.
-    pub alias: String,
-    /// No public service is ever contacted.
-    pub private: bool,
-    /// Relays to be used.
-    pub relays: Vec<String>,
-    /// Addresses of the manager's join endpoint.
-    pub at: Vec<String>,
-}
-
 /// What came of a request.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Response {
     /// What is being waited for, in words; more follows.
     Progress(String),
+    /// To [`Request::Ping`]: what came of one ping; more follows.
+    Ping(PingAnswer),
     /// It failed; last.
     Failed(Failure),
     /// Done, with nothing to tell; last.
@@ -465,32 +460,4 @@ pub struct Verdict {
     pub steps: Vec<String>,
     /// What to change to allow it, when it is not.
     pub hint: Option<String>,
-}
-
-/// To [`Request::MachineInit`].
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct MachineMade {
-    /// The cluster's alias.
-    pub alias: String,
-    /// This machine's key.
-    pub machine_id: MachineId,
-    /// Its name, from the host name.
-    pub name: String,
-    /// The lines that the manager's config needs.
-    pub toml: String,
-}
-
-/// To [`Request::MachineJoin`].
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Joined {
-    /// The cluster's alias here.
-    pub alias: String,
-    /// Its key.
-    pub cluster: ClusterId,
-    /// This machine's name in it.
-    pub machine: String,
-    /// This machine's key.
-    pub machine_id: MachineId,
-    /// The generation received.
-    pub generation: u64,
 }

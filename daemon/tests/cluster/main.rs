@@ -1,5 +1,5 @@
 //! Daemons of one cluster: who may do what, callers that go and come back, config sync, neighbouring versions, stalls,
-//! machines that do not answer.
+//! machines that do not answer, pings.
 
 #[path = "../support/pipes.rs"]
 mod pipes;
@@ -10,6 +10,7 @@ mod attend;
 mod callers;
 mod matrix;
 mod neighbours;
+mod ping;
 mod resume;
 mod sessions;
 mod stalls;

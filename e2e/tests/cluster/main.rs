@@ -19,6 +19,7 @@ mod journey;
 mod knocks;
 mod lifecycle;
 mod network;
+mod ping;
 mod publish;
 mod signals;
 mod spread;
@@ -44,6 +45,7 @@ fn main() -> ExitCode {
         agent::trials(),
         lifecycle::trials(),
         network::trials(),
+        ping::trials(),
         weather::trials(),
     ] {
         trials.extend(module);

@@ -89,7 +89,7 @@ fn a_machine_that_moved_is_found_by_what_it_announces() -> Result<()> {
 }
 
 /// A host alone behind a router that shows another port to every destination.
-fn behind_nat(lab: &Lab, internet: &Segment, name: &str) -> Result<(Host, Router)> {
+pub(crate) fn behind_nat(lab: &Lab, internet: &Segment, name: &str) -> Result<(Host, Router)> {
     let lan = lab.segment(name)?;
     let router = lab.router(name).between(&lan, internet).nat(Nat::Symmetric).start()?;
     Ok((lab.host(name).on(&lan).boot()?, router))

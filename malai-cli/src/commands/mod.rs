@@ -12,6 +12,7 @@ mod executor;
 mod explain;
 mod kill;
 mod machine;
+mod ping;
 mod place;
 mod process;
 mod publication;
@@ -69,6 +70,7 @@ enum Command {
     Rescan(rescan::Rescan),
     Config(config::Config),
     Status(status::Status),
+    Ping(ping::Ping),
     Can(can::Can),
     Audit(audit::Audit),
     Executor(executor::Executor),
@@ -112,6 +114,7 @@ fn dispatch(command: Command, cx: &Context, literal: bool, words: Vec<OsString>)
         Command::Rescan(rescan) => rescan.run(cx),
         Command::Config(config) => config.run(cx),
         Command::Status(status) => status.run(cx),
+        Command::Ping(ping) => ping.run(cx),
         Command::Can(can) => can.run(cx, literal, words),
         Command::Audit(audit) => audit.run(cx),
         Command::Executor(executor) => executor.run(cx),
