@@ -1,0 +1,113 @@
+//! What a daemon tells of itself, of its clusters and of their machines.
+
+use serde::{Deserialize, Serialize};
+
+use crate::failure::Failure;
+use crate::id::{ClusterId, MachineId};
+
+/// To [`super::Request::DaemonStatus`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DaemonStatus {
+    /// The daemon's process id.
+    pub pid: u32,
+    /// Its malai version.
+    pub version: String,
+    /// It is an agent, which only calls.
+    pub agent: bool,
+    /// It serves.
+    pub ready: bool,
+    /// How sessions' processes are found when they end; absent while no executor runs.
+    pub tree: Option<crate::plan::Tree>,
+    /// The executor's process id; absent while none runs, or when it runs inside the daemon.
+    pub executor_pid: Option<u32>,
+    /// Live sessions on this machine.
+    pub sessions: u32,
+}
+
+/// To [`super::Request::Status`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// The answering daemon.
+    pub daemon: DaemonStatus,
+    /// All clusters of this home.
+    pub clusters: Vec<ClusterStatus>,
+}
+
+/// This machine's part in a cluster.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// It holds the cluster key, and is a machine besides.
+    Manager,
+    /// A machine.
+    Machine,
+}
+
+/// Whether a cluster works here.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ClusterState {
+    /// It does.
+    Ready,
+    /// It has no config yet, and waits for this.
+    Waiting(String),
+    /// It does not.
+    Broken(Failure),
+}
+
+/// One cluster in [`Status`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterStatus {
+    /// Its name here.
+    pub alias: String,
+    /// Its key; absent when that cannot be read.
+    pub cluster: Option<ClusterId>,
+    /// This machine's part.
+    pub role: Role,
+    /// This machine's name in the config.
+    pub machine: Option<String>,
+    /// This machine's key.
+    pub machine_id: Option<MachineId>,
+    /// Whether it works.
+    pub state: ClusterState,
+    /// The generation held.
+    pub generation: Option<u64>,
+    /// Something an administrator must look at: a fork, a foreign snapshot.
+    pub alarm: Option<String>,
+    /// Where this machine's key is bound and announced.
+    pub addresses: Vec<String>,
+    /// Manager: where the join endpoint is bound.
+    pub join_addresses: Vec<String>,
+    /// All machines of the config, in its order of names.
+    pub machines: Vec<MachineStatus>,
+}
+
+/// One machine in [`ClusterStatus`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MachineStatus {
+    /// Its name.
+    pub name: String,
+    /// Its key.
+    pub id: MachineId,
+    /// It is this machine.
+    pub this: bool,
+    /// It is the cluster manager.
+    pub manager: bool,
+    /// A live connection to it, proven by traffic; absent = none, and then it is not known to be online.
+    pub connection: Option<Connection>,
+    /// The generation that it last told.
+    pub generation: Option<u64>,
+    /// When something was last heard of it over a connection, milliseconds since the epoch.
+    pub last_seen_ms: Option<u64>,
+}
+
+/// A live connection to a machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Connection {
+    /// Since when, milliseconds since the epoch.
+    pub since_ms: u64,
+    /// The path in use: `direct IP:PORT` or `relay URL`.
+    pub path: String,
+    /// Round-trip time of that path, in microseconds.
+    pub rtt_us: u64,
+}
