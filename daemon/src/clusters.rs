@@ -18,6 +18,7 @@ use crate::manager::Manager;
 use crate::membership::{Held, Membership, Parts, sync};
 use crate::net::endpoint::{self, bound_port};
 use crate::net::pool::Pool;
+use crate::outbound::absent::Absent;
 use crate::outbound::farewell::Farewells;
 use crate::requests::blocking;
 use crate::shared::Shared;
@@ -55,6 +56,7 @@ pub(crate) struct Clusters {
     map: Mutex<BTreeMap<String, Cluster>>,
     tasks: TaskTracker,
     farewells: Farewells,
+    absent: Absent,
     refreshing: tokio::sync::Mutex<()>,
     /// Held for writing while a cluster is between what was known of it and what is on the disk. One at a time: two that
     /// took in the same one would both serve it.
@@ -70,6 +72,7 @@ impl Clusters {
             map: Mutex::default(),
             tasks: TaskTracker::new(),
             farewells: Farewells::default(),
+            absent: Absent::default(),
             refreshing: tokio::sync::Mutex::default(),
             changing: tokio::sync::RwLock::default(),
         })
@@ -87,6 +90,11 @@ impl Clusters {
     /// Callers that are gone, where the target does not know yet.
     pub(crate) fn farewells(&self) -> &Farewells {
         &self.farewells
+    }
+
+    /// CLIs that lost their attachment and have to come back.
+    pub(crate) fn absent(&self) -> &Absent {
+        &self.absent
     }
 
     /// Runs a task that ends when [`Clusters::farewells`] are stopped.

@@ -1,5 +1,6 @@
 //! The caller's side of a session: resolve the name, find a connection, write one header, and copy.
 
+pub(crate) mod absent;
 pub(crate) mod farewell;
 
 use std::sync::Arc;
@@ -44,6 +45,9 @@ pub(crate) async fn session(
     frames: Frames<OwnedReadHalf>,
     mut writer: OwnedWriteHalf,
 ) -> anyhow::Result<()> {
+    if let Some(gone) = &target.attachment {
+        clusters.absent().returned(gone);
+    }
     let (membership, id) = match crate::resolve::resolve(clusters, target) {
         Ok(found) => found,
         Err(failure) => return refuse(&mut writer, &failure).await,
@@ -60,6 +64,7 @@ pub(crate) async fn session(
     let (mut reader, mut head) = frames.into_parts();
     let deadline = Instant::now() + Duration::from_millis(target.connect_timeout_ms);
     let (cluster, alias) = (membership.cluster, membership.alias.clone());
+    let cli = absent::process(&writer);
     let opened = tokio::select! {
         opened = reach(clusters, target, membership, id, deadline) => Some(opened),
         () = closed(&mut reader, &mut head) => None,
@@ -67,18 +72,31 @@ pub(crate) async fn session(
     let left = match opened {
         Some(Ok((conn, _counted, send_half, recv))) => {
             let attached = Attached { reader, head, writer, send_half, recv };
-            attached.follow(first, target, &conn, &alias).await?
+            attached.follow(first, target, &conn, &alias).await.unwrap_or_else(Left::Lost)
         }
         Some(Err(failure)) => match refuse(&mut writer, &failure).await {
+            Ok(()) if came_before(target) => Left::Lost(failure.into()),
             Ok(()) => Left::InGoodOrder,
             Err(_) => unsent(target, &head),
         },
         None => unsent(target, &head),
     };
-    if let (Left::Untold, Some(gone)) = (left, target.attachment) {
-        farewell::keep(clusters, cluster, id, gone);
+    match (left, target.attachment) {
+        (Left::Untold, Some(gone)) => farewell::keep(clusters, cluster, id, gone),
+        (Left::Lost(why), Some(gone)) => {
+            tracing::debug!(session = %gone.id.short(), "a CLI has to come back: {why:#}");
+            // It sees that only when its socket is closed, and by then it is watched.
+            absent::watch(clusters, cluster, id, gone, cli);
+        }
+        (Left::Lost(why), None) => return Err(why),
+        _ => {}
     }
     Ok(())
+}
+
+/// Whether a command of this CLI may run already.
+fn came_before(target: &SessionTarget) -> bool {
+    target.attachment.is_some_and(|attachment| attachment.number > 1)
 }
 
 /// Returns when the CLI has closed its socket. What it sends meanwhile is kept, up to a bound.
@@ -97,8 +115,7 @@ async fn closed(reader: &mut OwnedReadHalf, head: &mut BytesMut) {
 fn unsent(target: &SessionTarget, head: &BytesMut) -> Left {
     let mut scanner = Scanner::new(Direction::ToTarget);
     let in_good_order = scanner.feed(head).is_ok() && scanner.last() == Some(Kind::Goodbye);
-    let earlier = target.attachment.is_some_and(|attachment| attachment.number > 1);
-    if earlier && !in_good_order { Left::Untold } else { Left::InGoodOrder }
+    if came_before(target) && !in_good_order { Left::Untold } else { Left::InGoodOrder }
 }
 
 /// A session on this very machine.
@@ -206,6 +223,8 @@ enum Left {
     InGoodOrder,
     /// The CLI is gone for good, and it is not certain that the target knows.
     Untold,
+    /// The attachment is lost, and the CLI will come back; why.
+    Lost(anyhow::Error),
 }
 
 impl Attached {
@@ -220,7 +239,7 @@ impl Attached {
         if send(&mut self.send_half, first).await.is_err() {
             // It never had all of the request. What it said last is still on its way.
             let (end, writer) = pump(Direction::ToCaller, BytesMut::new(), self.recv, self.writer).await;
-            return finish(end, writer, cluster).await.map(|()| Left::InGoodOrder);
+            return finish(end, writer, cluster).await;
         }
         // When the CLI is gone already, its own end of the socket tells so below.
         if let Err(error) = tell_sent(target.attachment, conn.executor(), &mut self.writer).await {
@@ -245,14 +264,14 @@ impl Attached {
                     match (end, timeout(patience, up).await) {
                         (End::Write(_) | End::Read(_), Ok((End::Eof { last }, _))) => End::Eof { last },
                         (End::Write(error), _) => End::Read(error),
-                        (end, _) => return finish(end, writer, cluster).await.map(|()| Left::InGoodOrder),
+                        (end, _) => return finish(end, writer, cluster).await,
                     }
                 }
                 (end, _) = &mut up => match end {
                     // The target stopped reading: what it said last is still on its way.
                     End::Write(_) => {
                         let (end, writer) = down.await;
-                        return finish(end, writer, cluster).await.map(|()| Left::InGoodOrder);
+                        return finish(end, writer, cluster).await;
                     }
                     end => end,
                 },
@@ -289,14 +308,26 @@ async fn gone(mut send_half: SendStream, mut recv: RecvStream) -> Left {
 }
 
 /// The target has said its last word, or is lost: then the CLI's socket is closed, and it draws the conclusion itself.
-async fn finish(end: End, mut writer: OwnedWriteHalf, cluster: &str) -> anyhow::Result<()> {
+async fn finish(end: End, mut writer: OwnedWriteHalf, cluster: &str) -> anyhow::Result<Left> {
     match end {
-        End::Eof { .. } => Ok(writer.shutdown().await?),
-        End::Read(error) if refused_as_stranger(&error) => refuse(&mut writer, &not_a_member(cluster)).await,
+        End::Eof { last: Some(last) } if is_last_word(last) => {
+            writer.shutdown().await?;
+            Ok(Left::InGoodOrder)
+        }
+        End::Eof { .. } => anyhow::bail!("the target ended the stream before its last word"),
+        End::Read(error) if refused_as_stranger(&error) => {
+            refuse(&mut writer, &not_a_member(cluster)).await?;
+            Ok(Left::InGoodOrder)
+        }
         End::Read(error) => anyhow::bail!("the attachment is lost: {error}"),
         End::Write(error) => anyhow::bail!("the CLI is gone: {error}"),
         End::Protocol(error) => Err(error.into()),
     }
+}
+
+/// After this the CLI does not come back.
+fn is_last_word(kind: Kind) -> bool {
+    matches!(kind, Kind::Exit | Kind::Refused | Kind::Superseded | Kind::Listed | Kind::Killed)
 }
 
 /// The target closed the connection because it does not know this machine: then it read nothing of the request.

@@ -78,7 +78,7 @@ impl Context {
                 () = tokio::time::sleep_until(deadline.into()) => {}
             }
             let running = self.clusters.ready().iter().any(|membership| membership.live.len() > 0);
-            let told = self.clusters.farewells().is_empty();
+            let told = self.clusters.farewells().is_empty() && self.clusters.absent().is_empty();
             if self.connections.load(Ordering::Relaxed) == 0 && !running && told {
                 return;
             }

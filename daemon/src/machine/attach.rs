@@ -14,6 +14,7 @@ use malai_protocol::sessions::Summary;
 use tokio::time::{Instant, sleep};
 
 use super::admit::{SYNC_WAIT, decided, entry, write_refusal};
+use super::live::LiveTable;
 use super::{Opened, begin};
 use crate::clock::now_ms;
 use crate::membership::Membership;
@@ -92,12 +93,25 @@ pub(super) async fn resend(
 pub(crate) async fn gone(membership: &Arc<Membership>, peer: MachineId, gone: &Gone) -> Result<(), Failure> {
     let session = SessionName { caller: gone.owner.unwrap_or(peer), id: gone.id };
     attend(membership, peer, session, 0, "ending").await?;
+    decided_on(&membership.live, peer, session).await;
     let Some(executor) = membership.shared.executor.running().await else { return Ok(()) };
     if is_elsewhere(membership, peer, &session, &executor).await? {
         return Ok(());
     }
     tracing::info!(session = %session.id.short(), peer = %peer.short(), number = gone.number, "its caller is gone");
     executor.caller_gone(CallerGone { session, follower: Some(gone.follower), number: gone.number }).await
+}
+
+/// Waits until a request that is being decided has come to the executor, or never will. One that has not come at all and
+/// that this peer itself would have made never shall: nobody waits for it any more.
+async fn decided_on(live: &LiveTable, peer: MachineId, session: SessionName) {
+    let until = Instant::now() + SETTLE;
+    while live.is_undecided(&session) && Instant::now() < until {
+        sleep(LOOK).await;
+    }
+    if session.caller == peer && !live.has(&session) {
+        live.spend(session);
+    }
 }
 
 /// Decides whether the caller may follow and end this session; a refusal goes to the audit.

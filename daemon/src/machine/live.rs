@@ -131,6 +131,11 @@ impl LiveTable {
         lock(&self.entries).get(name).is_some_and(|entry| entry.planned)
     }
 
+    /// Whether a request of this name is being decided: whether it will be a session is not known yet.
+    pub(crate) fn is_undecided(&self, name: &SessionName) -> bool {
+        lock(&self.entries).get(name).is_some_and(|entry| !entry.planned)
+    }
+
     /// This id was sent again, and its caller is told that it never ran: so it never shall, although the first sending
     /// may still arrive.
     pub(crate) fn spend(&self, name: SessionName) {

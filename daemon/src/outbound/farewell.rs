@@ -77,6 +77,11 @@ impl Farewells {
         self.stop.cancel();
     }
 
+    /// Is cancelled when the daemon stops.
+    pub(super) fn stopped(&self) -> CancellationToken {
+        self.stop.clone()
+    }
+
     /// Notes one. True when a task has to be started for this machine.
     fn note(&self, due: Due) -> bool {
         let mut kept = self.lock();

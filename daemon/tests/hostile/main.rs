@@ -6,6 +6,7 @@ mod support;
 mod attach;
 mod desk;
 mod flood;
+mod gone;
 mod member;
 mod pulls;
 mod refused;

@@ -19,6 +19,7 @@ pub(super) fn rows(_scale: Scale) -> Vec<Row> {
     vec![
         Row::new("a_caller_that_is_killed_during_a_partition_leaves_no_tree", || leave(false, true)),
         Row::new("a_terminal_that_is_closed_during_a_partition_leaves_no_tree", || leave(true, true)),
+        Row::new("a_caller_that_is_killed_while_it_is_disconnected_leaves_no_tree", leave_unheard),
         Row::new("a_caller_that_is_killed_leaves_no_tree", || leave(false, false)),
         Row::new("a_terminal_that_is_closed_leaves_no_tree", || leave(true, false)),
     ]
@@ -38,6 +39,21 @@ fn leave(terminal: bool, partition: bool) -> Result<Evidence> {
         tree::stands(&stage.web01)?;
         stage.wire.mend();
     }
+    tree::is_gone(&stage.web01, Duration::ZERO)?;
+    Ok(Evidence::default())
+}
+
+/// The caller goes while it has no connection to its daemon that could break: it stands still, so that it does not come
+/// back after the daemon has closed the one it had.
+fn leave_unheard() -> Result<Evidence> {
+    let stage = Stage::segment()?;
+    let tree = Tree::grow(&stage, &[])?;
+    tree.child.signal(Signal::SIGSTOP)?;
+    stage.wire.cut();
+    thread::sleep(AFTER);
+    tree.child.signal(Signal::SIGKILL)?;
+    tree::stands(&stage.web01)?;
+    stage.wire.mend();
     tree::is_gone(&stage.web01, Duration::ZERO)?;
     Ok(Evidence::default())
 }
