@@ -169,6 +169,15 @@ pub struct Sent {
 pub struct Signal {
     /// Its number on Linux: 1 HUP, 2 INT, 3 QUIT, 15 TERM, …
     pub number: u8,
+    /// Which one it is of this follower, from 1 on. It may be sent again after a loss, since it may have been lost, too: the
+    /// target sends each once. 0 = it is not counted, and always sent.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub order: u32,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
+fn is_zero(number: &u32) -> bool {
+    *number == 0
 }
 
 /// Output up to here was written out by the caller.

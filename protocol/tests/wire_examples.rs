@@ -213,7 +213,7 @@ fn session_from_the_caller(examples: &mut Examples) {
     examples.control("attach", Kind::Attach, &attach);
     examples.data("stdin", Kind::Stdin, b"hi\n");
     examples.empty("stdin-eof", Kind::StdinEof);
-    examples.control("signal", Kind::Signal, &Signal { number: 15 });
+    examples.control("signal", Kind::Signal, &Signal { number: 15, order: 0 });
     examples.control("ack", Kind::Ack, &Ack { out_offset: 65_536 });
     examples.control("stop-output", Kind::StopOutput, &StopOutput { stream: Output::Stdout });
     examples.empty("goodbye", Kind::Goodbye);

@@ -19,6 +19,8 @@ pub(crate) enum Verdict {
 #[derive(Debug, Default)]
 pub(crate) struct Followers {
     last: Option<Attachment>,
+    /// The last one's signals up to here were sent.
+    signalled: u32,
 }
 
 impl Followers {
@@ -31,6 +33,9 @@ impl Followers {
             }
             if !same && !take_over {
                 return Verdict::Taken;
+            }
+            if !same {
+                self.signalled = 0;
             }
         }
         self.last = Some(new);
@@ -45,6 +50,13 @@ impl Followers {
             let later = follower.is_some() && number > last.number;
             last.binding && last.follower == follower && (number == last.number || later)
         })
+    }
+
+    /// Whether the follower's signal of this order was not sent yet; from now on it was. Those of order 0 are not counted.
+    pub(crate) fn is_new_signal(&mut self, order: u32) -> bool {
+        let is_new = order == 0 || order > self.signalled;
+        self.signalled = self.signalled.max(order);
+        is_new
     }
 
     /// Whether the process that follows, or followed last, may come back.
@@ -100,6 +112,19 @@ mod tests {
         assert_eq!(followers.attach(attachment(None, 2, true), false), Verdict::Taken);
         assert!(followers.is_ended_by(None, 1));
         assert!(!followers.is_ended_by(None, 2));
+    }
+
+    #[test]
+    fn a_signal_that_is_told_again_is_new_once_and_another_process_begins_anew() {
+        let mut followers = Followers::default();
+        followers.attach(attachment(Some(1), 1, true), false);
+        assert!(followers.is_new_signal(1) && followers.is_new_signal(2));
+        followers.attach(attachment(Some(1), 2, true), false);
+        let again: Vec<bool> = [1, 2, 3, 3].map(|order| followers.is_new_signal(order)).to_vec();
+        assert_eq!(again, [false, false, true, false]);
+        assert!(followers.is_new_signal(0) && followers.is_new_signal(0), "not counted");
+        followers.attach(attachment(Some(2), 1, true), true);
+        assert!(followers.is_new_signal(1));
     }
 
     #[test]

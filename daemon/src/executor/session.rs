@@ -223,9 +223,10 @@ impl Session {
             Kind::Stdin => {}
             Kind::StdinEof => self.input.end(),
             Kind::Signal => {
-                let session::Signal { number } = frame.decode()?;
+                let session::Signal { number, order } = frame.decode()?;
                 match signal(number) {
-                    Some(signal) => self.child.signal_group(signal),
+                    Some(signal) if self.following.is_new_signal(order) => self.child.signal_group(signal),
+                    Some(_) => {}
                     None => return wrong("a signal that there is"),
                 }
             }

@@ -95,7 +95,7 @@ async fn an_interrupt_gets_through_to_a_command_that_reads_nothing() -> Result<(
     let pid = started(&mut session).await?;
     let sent = fill(&mut session, pid).await?;
     ensure!(sent >= STDIN_CREDIT, "{sent} bytes: nothing stalled");
-    session.send(Frame::control(Kind::Signal, &Signal { number: 2 })?).await?;
+    session.send(Frame::control(Kind::Signal, &Signal { number: 2, order: 0 })?).await?;
     let record = follow(session).await?.end.expect("a record");
     ensure!(record.status == Status::Signalled { signal: 2, core: false }, "{record:?}");
     ensure!(record.ended_by == EndedBy::Itself, "{record:?}");
@@ -108,7 +108,7 @@ async fn an_interrupt_gets_through_although_the_output_is_stalled() -> Result<()
     let mut session = laptop.begin("web01", &spec(&["yes"])).await?;
     let pid = started(&mut session).await?;
     stalled(&laptop, pid).await?;
-    session.send(Frame::control(Kind::Signal, &Signal { number: 2 })?).await?;
+    session.send(Frame::control(Kind::Signal, &Signal { number: 2, order: 0 })?).await?;
     until("the command is gone", || async { Ok(kill(pid, None).is_err()) }).await?;
     let record = follow(session).await?.end.expect("a record");
     ensure!(record.status == Status::Signalled { signal: 2, core: false }, "{record:?}");

@@ -250,7 +250,7 @@ impl Caller {
     }
 
     pub(crate) async fn signal(&mut self, number: u8) {
-        self.send(Kind::Signal, &Signal { number }).await;
+        self.send(Kind::Signal, &Signal { number, order: 0 }).await;
     }
 
     /// Reads all to the last frame, after which the executor must say nothing more.

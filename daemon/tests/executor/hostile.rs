@@ -64,7 +64,7 @@ async fn a_caller_that_breaks_the_protocol_loses_its_session_and_no_other() {
         ("a daemon's frame", Frame::data(Kind::Plan, Bytes::new())),
         ("input where there is none", Frame::data(Kind::Stdin, Bytes::from_static(b"x"))),
         ("an offset that was not sent", Frame::control(Kind::Ack, &Ack { out_offset: 1 }).expect("fits")),
-        ("a signal that there is not", Frame::control(Kind::Signal, &Signal { number: 99 }).expect("fits")),
+        ("a signal that there is not", Frame::control(Kind::Signal, &Signal { number: 99, order: 0 }).expect("fits")),
         ("no CBOR", Frame::data(Kind::Signal, Bytes::from_static(b"\xff"))),
     ];
     for (what, frame) in broken {

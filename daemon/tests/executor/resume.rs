@@ -5,7 +5,7 @@ use futures_util::SinkExt;
 use malai_protocol::codec::{Frame, Kind};
 use malai_protocol::failure;
 use malai_protocol::plan::{CallerGone, Hello, Outcome};
-use malai_protocol::session::{Ack, EndedBy, OUTPUT_WINDOW, STDIN_CREDIT, Superseded};
+use malai_protocol::session::{Ack, EndedBy, OUTPUT_WINDOW, STDIN_CREDIT, Signal, Superseded};
 use nix::unistd::Pid;
 
 use super::harness::{Caller, Lab, attachment, lives, patient, plan, process, script, within};
@@ -38,6 +38,30 @@ async fn a_new_attachment_goes_on_at_the_byte_it_asks_for() {
     let done = caller.finish().await;
     assert_eq!(done.text(), "rst\nsecond\n");
     assert_eq!((done.code(), done.record().stdout_bytes), (Some(3), 13));
+    lab.close().await;
+}
+
+#[tokio::test]
+async fn a_signal_that_is_told_again_after_a_loss_is_sent_once() {
+    let mut lab = Lab::new().await;
+    let mut counter = patient(script("trap 'echo got' USR1; echo ready; while :; do read -r line && echo $line; done"));
+    counter.stdin = true;
+    let session = counter.session;
+    let mut caller = lab.follow(counter, process(1)).await;
+    assert_eq!(caller.wait_for(Kind::Stdout).await.payload, "ready\n");
+    caller.send(Kind::Signal, &Signal { number: 10, order: 1 }).await;
+    assert_eq!(caller.wait_for(Kind::Stdout).await.payload, "got\n");
+    drop(caller);
+
+    let mut caller = lab.resume(attachment(session, Some(process(1)), 2), 10).await;
+    caller.attached().await;
+    caller.send(Kind::Signal, &Signal { number: 10, order: 1 }).await;
+    caller.stdin(b"nothing\n").await;
+    assert_eq!(caller.wait_for(Kind::Stdout).await.payload, "nothing\n");
+    caller.send(Kind::Signal, &Signal { number: 10, order: 2 }).await;
+    assert_eq!(caller.wait_for(Kind::Stdout).await.payload, "got\n");
+    lab.control.send(Kind::CallerGone, &CallerGone { session, follower: Some(process(1)), number: 2 }).await;
+    lab.control.ended().await;
     lab.close().await;
 }
 

@@ -52,10 +52,10 @@ async fn a_caller_that_reads_nothing_can_still_signal() {
     let mut lab = Lab::new().await;
     let mut caller = lab.start(plan(&["cat", "/dev/zero"])).await;
     caller.started().await;
-    let session = malai_protocol::session::Signal { number: 2 };
+    let session = malai_protocol::session::Signal { number: 2, order: 0 };
     // Written without reading anything: the executor's side is full, and reads nevertheless.
     for _ in 0..10_000 {
-        caller.send(Kind::Signal, &Signal { number: 18 }).await;
+        caller.send(Kind::Signal, &Signal { number: 18, order: 0 }).await;
     }
     caller.send(Kind::Signal, &session).await;
     assert_eq!(caller.finish().await.record().status, INTERRUPTED);

@@ -242,7 +242,10 @@ async fn a_running_session_that_breaks_the_protocol_ends_with_its_whole_tree() -
         ("a second command", bytes(Kind::Exec, &spec(&["true"]))?),
         ("a frame of the target's", claim(Kind::Started, 0)),
         ("data over its cap", claim(Kind::Stdin, MAX_DATA + 1)),
-        ("a signal that there is not", bytes(Kind::Signal, &malai_protocol::session::Signal { number: 200 })?),
+        (
+            "a signal that there is not",
+            bytes(Kind::Signal, &malai_protocol::session::Signal { number: 200, order: 0 })?,
+        ),
         (
             "a confirmation of what was not sent",
             bytes(Kind::Ack, &malai_protocol::session::Ack { out_offset: 1 << 40 })?,

@@ -154,7 +154,7 @@ async fn a_running_session_that_breaks_the_protocol_ends_with_its_command() -> R
         ("a frame of the target's", claim(Kind::Exit, 0)),
         ("data over its cap", claim(Kind::Stdin, MAX_DATA + 1)),
         ("data beyond its credit", [claim(Kind::Stdin, MAX_DATA), vec![0; MAX_DATA]].concat().repeat(6)),
-        ("a signal that there is not", frame(Kind::Signal, &Signal { number: 222 })?),
+        ("a signal that there is not", frame(Kind::Signal, &Signal { number: 222, order: 0 })?),
     ];
     for (what, bytes) in wrong {
         let mut socket = laptop.begin("laptop", &ExecSpec { stdin: true, ..spec(&["sleep", "600"]) }).await?;

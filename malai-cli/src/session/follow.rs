@@ -1,5 +1,6 @@
 //! The loop of one session, and what signals, input and written output do to it.
 
+use std::collections::VecDeque;
 use std::io;
 use std::time::Duration;
 
@@ -23,7 +24,7 @@ use super::source::Source;
 
 /// Written output is acknowledged after so many bytes, or when nothing waits to be written.
 const ACK_EVERY: u64 = 32 * 1024;
-/// How many signals are kept for a command that cannot be told of them now.
+/// How many signals are kept for a command that cannot be told of them now, or may not have heard of them.
 const MAX_PENDING: usize = 16;
 
 /// How long what may take.
@@ -112,7 +113,8 @@ where
         loss: None,
         retried: None,
         signals: parts.signals,
-        pending: Vec::new(),
+        pending: VecDeque::new(),
+        signalled: 0,
         input: Input::new(parts.source),
         sink: parts.sink,
         manner: parts.manner,
@@ -160,8 +162,10 @@ pub(super) struct Session<S, G> {
     /// When an attachment was last tried again.
     pub(super) retried: Option<Instant>,
     pub(super) signals: G,
-    /// Signals for the command that came while it could not be told.
-    pub(super) pending: Vec<u8>,
+    /// The last signals for the command: those that were told are told again after a loss.
+    pub(super) pending: VecDeque<Signal>,
+    /// How many there were.
+    pub(super) signalled: u32,
     pub(super) input: Input,
     pub(super) sink: Sink,
     pub(super) manner: Manner,
@@ -299,19 +303,20 @@ where
         if number == HUP || number == TERM {
             self.give_up_at.get_or_insert(now + self.patience.ending);
         }
-        if self.is_followed() {
-            return self.tell(FrameKind::Signal, &Signal { number }).map(|()| None);
+        self.signalled = self.signalled.saturating_add(1);
+        let signal = Signal { number, order: self.signalled };
+        if self.pending.len() >= MAX_PENDING {
+            self.pending.pop_front();
         }
-        if self.pending.len() < MAX_PENDING {
-            self.pending.push(number);
-        }
-        Ok(None)
+        self.pending.push_back(signal);
+        if self.is_followed() { self.tell(FrameKind::Signal, &signal).map(|()| None) } else { Ok(None) }
     }
 
-    /// Tells a target that follows again what it could not be told before.
+    /// Tells a target that follows again what it was not told before, or may not have heard.
     pub(super) fn catch_up(&mut self) -> Result<(), Failure> {
-        for number in std::mem::take(&mut self.pending) {
-            self.tell(FrameKind::Signal, &Signal { number })?;
+        for at in 0..self.pending.len() {
+            let Some(signal) = self.pending.get(at).copied() else { break };
+            self.tell(FrameKind::Signal, &signal)?;
         }
         let stopped = self.stopped;
         let mut gone = [Output::Stdout, Output::Stderr].into_iter().filter(|stream| stopped[*stream as usize]);

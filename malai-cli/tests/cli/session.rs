@@ -178,7 +178,7 @@ fn signals_go_to_the_command_and_the_cli_waits_for_its_end() {
         peer.output(Kind::Stdout, b"x");
         peer.await_kind(Kind::Ack);
         send_signal(&child, signal);
-        assert_eq!(peer.await_kind(Kind::Signal).decode::<Signal>().unwrap(), Signal { number });
+        assert_eq!(peer.await_kind(Kind::Signal).decode::<Signal>().unwrap(), Signal { number, order: 1 });
         peer.exit(&ExitRecord { status: Status::Signalled { signal: number, core: false }, ..record(0, 1, 0) });
         assert_eq!(wait(child).code, 128 + i32::from(number));
     }

@@ -189,6 +189,11 @@ impl Following {
         !self.detached && self.followers.is_ended_by(follower, number)
     }
 
+    /// Whether the follower's signal of this order was not sent yet.
+    pub(crate) fn is_new_signal(&mut self, order: u32) -> bool {
+        self.followers.is_new_signal(order)
+    }
+
     /// Whether somebody who followed may come back.
     pub(crate) fn may_return(&self) -> bool {
         self.followers.may_return()

@@ -54,7 +54,7 @@ async fn input_is_sent_only_against_credit_and_its_end_is_told() {
     assert_eq!(sent, STDIN_CREDIT);
     // An answer to a signal shows that the session has come round, and that no input went before it.
     lab.signals.send(TERM).unwrap();
-    assert_eq!(lab.expect::<Signal>(Kind::Signal).await, Signal { number: TERM });
+    assert_eq!(lab.expect::<Signal>(Kind::Signal).await, Signal { number: TERM, order: 1 });
     lab.send(Kind::StdinAck, &StdinAck { offset: sent, credit: sent + 1000 }).await;
     assert_eq!(lab.next().await.payload.len(), 100);
     assert_eq!(lab.next().await.kind, Kind::StdinEof);
@@ -127,7 +127,7 @@ async fn a_reader_that_pauses_stops_neither_signals_nor_input() {
     lab.stdout.set(|state| state.paused = true);
     lab.output(Kind::Stdout, b"abc").await;
     lab.signals.send(INT).unwrap();
-    assert_eq!(lab.expect::<Signal>(Kind::Signal).await, Signal { number: INT });
+    assert_eq!(lab.expect::<Signal>(Kind::Signal).await, Signal { number: INT, order: 1 });
     writer.write_all(b"typed").unwrap();
     assert_eq!(lab.next().await.payload, Bytes::from_static(b"typed"));
     lab.exit(&record(130, 3, 0)).await;
@@ -221,7 +221,7 @@ async fn frames_out_of_order_end_the_session_as_unknown() {
         Frame::control(Kind::Started, &started).unwrap(),
         Frame::control(Kind::Refused, &Failure::new(failure::Kind::Denied, "no")).unwrap(),
         Frame::control(Kind::StdinAck, &StdinAck { offset: 1, credit: 2 }).unwrap(),
-        Frame::control(Kind::Signal, &Signal { number: 1 }).unwrap(),
+        Frame::control(Kind::Signal, &Signal { number: 1, order: 0 }).unwrap(),
         Frame::data(Kind::Exit, Bytes::from_static(b"\xff")),
     ];
     for frame in late {

@@ -376,19 +376,31 @@ async fn a_superseded_session_says_by_whom_and_never_tries_again() {
 }
 
 #[tokio::test]
+async fn signals_that_were_sent_before_a_loss_are_sent_again_and_say_so() {
+    let mut lab = Lab::started(Wish { second_int: Duration::ZERO, ..Wish::default() }).await;
+    lab.signal(&[INT]).await;
+    assert_eq!(lab.expect::<Signal>(Kind::Signal).await, Signal { number: INT, order: 1 });
+    lab.daemon = None;
+    lab.attach().await;
+    lab.send(Kind::Attached, &attached(0, 0)).await;
+    assert_eq!(lab.expect::<Signal>(Kind::Signal).await, Signal { number: INT, order: 1 });
+    lab.signal(&[TERM]).await;
+    assert_eq!(lab.expect::<Signal>(Kind::Signal).await, Signal { number: TERM, order: 2 });
+    lab.exit(&record(0, 0, 0)).await;
+    assert_eq!(lab.rest().await, [Kind::Goodbye]);
+}
+
+#[tokio::test]
 async fn signals_during_a_loss_reach_the_command_when_it_is_followed_again() {
     let mut lab = Lab::started(Wish { second_int: Duration::ZERO, ..Wish::default() }).await;
     lab.daemon = None;
     lab.attach().await;
     lab.signal(&[INT, HUP, INT]).await;
-    lab.signal(&[TERM; 100]).await;
+    lab.signal(&[TERM; 14]).await;
     lab.send(Kind::Attached, &attached(0, 0)).await;
-    for number in [INT, HUP, INT] {
-        assert_eq!(lab.expect::<Signal>(Kind::Signal).await, Signal { number });
-    }
-    // So many are kept.
-    for _ in 0..13 {
-        assert_eq!(lab.expect::<Signal>(Kind::Signal).await, Signal { number: TERM });
+    // So many are kept, the last ones.
+    for (order, number) in (2..).zip([HUP, INT].into_iter().chain([TERM; 14])) {
+        assert_eq!(lab.expect::<Signal>(Kind::Signal).await, Signal { number, order });
     }
     lab.exit(&record(0, 0, 0)).await;
     assert_eq!(lab.rest().await, [Kind::Goodbye]);
