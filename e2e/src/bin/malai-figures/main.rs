@@ -4,13 +4,14 @@
 //!
 //! # Layout
 //! [`report`] the document; [`place`] the hosts; [`ssh`] what malai is compared with; [`process`] what the kernel says
-//! of a process; [`warm`], [`memory`], [`throughput`], [`idle`] the measurements.
+//! of a process; [`warm`], [`memory`], [`throughput`], [`idle`], [`sessions`] the measurements.
 
 mod idle;
 mod memory;
 mod place;
 mod process;
 mod report;
+mod sessions;
 mod ssh;
 mod throughput;
 mod warm;
@@ -27,11 +28,12 @@ use report::Report;
 type Measure = fn(&mut Report) -> Result<()>;
 
 /// All of them, by the word that selects one on the command line.
-const MEASURES: [(&str, Measure); 4] = [
+const MEASURES: [(&str, Measure); 5] = [
     ("idle", idle::measure),
     ("warm", warm::measure),
     ("throughput", throughput::measure),
     ("memory", memory::measure),
+    ("sessions", sessions::measure),
 ];
 
 fn main() -> ExitCode {
