@@ -368,6 +368,8 @@ fn the_example_token_is_what_the_code_writes_and_reads() {
         relays: Some(Vec::new()),
         discovery: None,
         ca: None,
+        pinned: Vec::new(),
+        ticket: None,
     };
     let token = invite.to_token();
     assert!(DOCUMENT.lines().any(|line| line == token), "docs/protocol.md needs this token:\n{token}");

@@ -28,7 +28,8 @@ pub fn machine_init(changes: &Changes, ask: &MachineInit) -> Result<MachineMade,
     }
     let relays = if ask.private || !ask.relays.is_empty() { Some(ask.relays.clone()) } else { None };
     let discovery = ask.private.then(|| vec!["mdns".to_owned()]);
-    let joining = Joining { cluster: ask.cluster, addresses: ask.at.clone(), relays, discovery, ca: None };
+    let joining =
+        Joining { cluster: ask.cluster, addresses: ask.at.clone(), relays, discovery, ca: None, pinned: Vec::new() };
     let key = prepare(changes, &ask.alias, &joining)?;
     let name = Name::from_hostname(&hostname()).map_or_else(|| NAMELESS.to_owned(), |name| name.to_string());
     let toml = format!("[machine.{name}]\nid52 = \"{}\"\n", key.id());
@@ -48,6 +49,7 @@ pub fn join_begin(changes: &Changes, invite: &Invite, alias: Option<&str>) -> Re
         relays: invite.relays.clone(),
         discovery: invite.discovery.clone(),
         ca: invite.ca.clone(),
+        pinned: invite.pinned.clone(),
     };
     prepare(changes, alias, &joining)?;
     clusters::load(changes.home(), alias)

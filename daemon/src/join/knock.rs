@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use iroh::Endpoint;
-use malai_protocol::config::Network;
+use malai_protocol::config::{Network, Relay};
 use malai_protocol::failure::{Failure, Kind};
 use malai_protocol::id::MachineId;
 use tokio_util::sync::CancellationToken;
@@ -38,7 +38,8 @@ pub(crate) struct Waiting {
 
 /// `[network]` as a newcomer knows it before its first snapshot.
 pub(crate) fn network(joining: &store::clusters::Joining) -> Network {
-    Network { relays: joining.relays.clone(), discovery: joining.discovery.clone(), ca: joining.ca.clone() }
+    let relays = Relay::unite(joining.relays.as_deref(), &joining.pinned);
+    Network { relays, discovery: joining.discovery.clone(), ca: joining.ca.clone() }
 }
 
 impl Waiting {

@@ -158,7 +158,7 @@ fn relay_mode(network: &Network) -> Result<RelayMode, Failure> {
     if relays.is_empty() {
         return Ok(RelayMode::Disabled);
     }
-    let urls: Result<Vec<RelayUrl>, _> = relays.iter().map(|text| text.parse::<RelayUrl>()).collect();
+    let urls: Result<Vec<RelayUrl>, _> = relays.iter().map(|relay| relay.url.parse::<RelayUrl>()).collect();
     let urls = urls.map_err(|e| Failure::new(Kind::BadConfig, format!("[network] relays: {e}")))?;
     Ok(RelayMode::custom(urls))
 }

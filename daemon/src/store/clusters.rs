@@ -7,7 +7,7 @@ use std::fs::{self, DirBuilder};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 
-use malai_protocol::config::Name;
+use malai_protocol::config::{Name, Relay};
 use malai_protocol::failure::{Failure, Kind};
 use malai_protocol::home::{ClusterDir, Home};
 use malai_protocol::id::ClusterId;
@@ -31,7 +31,7 @@ pub struct Joining {
     /// Addresses of the manager's join endpoint, `IP:PORT`.
     #[serde(default)]
     pub addresses: Vec<String>,
-    /// `[network] relays`; absent = iroh's public ones.
+    /// URLs of those of `[network] relays` of which there is no more to know; absent = iroh's public relays.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub relays: Option<Vec<String>>,
     /// `[network] discovery`; absent = the default.
@@ -40,6 +40,9 @@ pub struct Joining {
     /// Roots for the relays and servers above, PEM; absent = the web's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca: Option<String>,
+    /// The others of `[network] relays`: with a pinned certificate, or a key.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pinned: Vec<Relay>,
 }
 
 /// A directory under `clusters/`.
@@ -268,6 +271,7 @@ mod tests {
             relays: Some(Vec::new()),
             discovery: None,
             ca: None,
+            pinned: vec![Relay { url: "https://192.0.2.2:7443".into(), sha256: Some([0xab; 32]), id: None }],
         };
         create(&changes, alias, |dir| {
             MachineKey::generate()?.create(&dir.machine_key())?;
@@ -284,7 +288,8 @@ mod tests {
         let id = joining(&home, "company");
         let cluster = load(&home, "company").expect("loads");
         assert_eq!((cluster.id, cluster.role(), cluster.snapshot), (id, Role::Machine, None));
-        assert_eq!(cluster.joining.expect("is there").relays, Some(Vec::new()));
+        let joining = cluster.joining.expect("is there");
+        assert_eq!((joining.relays, joining.pinned[0].sha256), (Some(Vec::new()), Some([0xab; 32])));
     }
 
     #[test]
