@@ -91,7 +91,11 @@ impl Trust {
         let hosts = self.lock();
         let pins = &hosts.get(host).filter(|known| !known.pins.is_empty())?.pins;
         let shown: [u8; 32] = Sha256::digest(certificate).into();
-        Some(if pins.contains(&shown) { Ok(()) } else { Err(NotPinned { shown, pinned: pins.iter().copied().collect() }) })
+        Some(if pins.contains(&shown) {
+            Ok(())
+        } else {
+            Err(NotPinned { shown, pinned: pins.iter().copied().collect() })
+        })
     }
 
     /// Notes what came of a look at a certificate. Hosts that no relay of the config is on are not kept.
@@ -256,7 +260,7 @@ mod tests {
         let refused = [
             ("vouched.example.com", VOUCHED, EXPIRED, "certificate expired"),
             ("relay.example.com", VOUCHED, VALID, "not valid for name"),
-            ("relay.example.com", FIRST, VALID, "UnknownIssuer"),
+            ("relay.example.com", FIRST, VALID, "CaUsedAsEndEntity"),
         ];
         for (name, shown, at, why) in refused {
             let error = believed(&verifier, name, shown, at).unwrap_err();
@@ -272,7 +276,8 @@ mod tests {
 
     #[test]
     fn two_relays_on_one_host_may_have_a_certificate_each() {
-        let relays = vec![relay("https://[2001:db8::5]:1", Some(FIRST)), relay("https://[2001:DB8::5]:2", Some(SECOND))];
+        let relays =
+            vec![relay("https://[2001:db8::5]:1", Some(FIRST)), relay("https://[2001:DB8::5]:2", Some(SECOND))];
         let verifier = verifier(&Trust::new(&network(relays)), None);
         assert_eq!(believed(&verifier, "2001:db8::5", FIRST, VALID), Ok(()));
         assert_eq!(believed(&verifier, "2001:db8::5", SECOND, VALID), Ok(()));
