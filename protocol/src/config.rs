@@ -13,6 +13,7 @@ pub(crate) mod environment;
 mod groups;
 mod names;
 mod problem;
+mod relays;
 mod sections;
 mod shape;
 mod values;
@@ -28,6 +29,7 @@ pub use groups::Via;
 pub(crate) use names::shown;
 pub use names::{MAX_NAME, Name, NameError, is_user};
 pub use problem::{MAX_PROBLEMS, Problem};
+pub use relays::{MAX_RELAYS, Relay};
 
 use crate::id::{ClusterId, MachineId};
 use crate::session::DEFAULT_GRACE_MS;
@@ -64,8 +66,8 @@ pub struct Cluster {
 /// `[network]`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Network {
-    /// URLs of the relays; absent = iroh's public ones, empty = none.
-    pub relays: Option<Vec<String>>,
+    /// The relays; absent = iroh's public ones, empty = none.
+    pub relays: Option<Vec<Relay>>,
     /// `dns`, `mdns`, or the URL of a pkarr/DNS server; absent = `dns` and `mdns`, empty = none.
     pub discovery: Option<Vec<String>>,
     /// Certificates in PEM that the relays and servers above are trusted by; absent = the web's.

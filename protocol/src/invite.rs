@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_bytes::ByteArray;
 use zeroize::Zeroize;
 
+use crate::config::Relay;
 use crate::id::ClusterId;
 
 const PREFIX: &str = "malai1";
@@ -31,15 +32,22 @@ pub struct Invite {
     /// Addresses of the manager's join endpoint, `IP:PORT`.
     #[serde(default)]
     pub addresses: Vec<String>,
-    /// `[network] relays`; absent = iroh's public ones.
+    /// URLs of those of `[network] relays` of which there is no more to know; absent = iroh's public relays. See
+    /// [`Invite::relays`].
     #[serde(default)]
     pub relays: Option<Vec<String>>,
+    /// The others of `[network] relays`: with a pinned certificate, or a key.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pinned: Vec<Relay>,
     /// `[network] discovery`; absent = the default.
     #[serde(default)]
     pub discovery: Option<Vec<String>>,
     /// `[network] ca`: roots for the relays and servers above, PEM; absent = the web's.
     #[serde(default)]
     pub ca: Option<String>,
+    /// A secret that lets the newcomer through the pinned relays until the invite expires, and is shown to no others.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ticket: Option<String>,
 }
 
 /// Why a text is not an invite token.
@@ -59,16 +67,22 @@ pub enum TokenError {
 impl Drop for Invite {
     fn drop(&mut self) {
         self.secret.zeroize();
+        self.ticket.zeroize();
     }
 }
 
 impl fmt::Debug for Invite {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Invite {{ cluster: {:?}, name: {:?}, secret: … }}", self.cluster, self.name)
+        write!(f, "Invite {{ cluster: {:?}, name: {:?}, secret: …, ticket: … }}", self.cluster, self.name)
     }
 }
 
 impl Invite {
+    /// `[network] relays`; absent = iroh's public ones.
+    pub fn relays(&self) -> Option<Vec<Relay>> {
+        Relay::unite(self.relays.as_deref(), &self.pinned)
+    }
+
     /// The token, one word.
     pub fn to_token(&self) -> String {
         let mut bytes = Vec::new();
@@ -120,12 +134,33 @@ mod tests {
             relays: Some(Vec::new()),
             discovery: None,
             ca: None,
+            pinned: Vec::new(),
+            ticket: None,
         }
     }
 
     #[test]
     fn a_token_round_trips() {
         assert_eq!(invite().to_token().parse(), Ok(invite()));
+    }
+
+    #[test]
+    fn a_token_carries_the_pins_of_the_relays_and_an_older_reader_sees_the_others() {
+        #[derive(Deserialize)]
+        struct Older {
+            relays: Option<Vec<String>>,
+        }
+        let pinned = Relay { url: "https://192.0.2.5:7443".into(), sha256: Some([0xcd; 32]), id: None };
+        let mut told = invite();
+        (told.relays, told.pinned) = Relay::split(Some(&[pinned.clone(), Relay::at("https://a.example.com")]));
+        told.ticket = Some("a ticket".into());
+        let token = told.to_token();
+        let read: Invite = token.parse().expect("a token");
+        assert_eq!(read, told);
+        assert_eq!(read.relays(), Some(vec![Relay::at("https://a.example.com"), pinned]));
+        let bytes = data_encoding::BASE32HEX_NOPAD.decode(token[PREFIX.len()..].to_uppercase().as_bytes()).expect("it");
+        let older: Older = ciborium::from_reader(&bytes[..bytes.len() - CHECKSUM_LEN]).expect("readable");
+        assert_eq!(older.relays, Some(vec!["https://a.example.com".to_owned()]));
     }
 
     #[test]
@@ -140,6 +175,9 @@ mod tests {
 
     #[test]
     fn an_invite_does_not_show_its_secret() {
-        assert!(!format!("{:?}", invite()).contains("171"), "{:?}", invite());
+        let mut invite = invite();
+        invite.ticket = Some("malaiticket1".into());
+        let shown = format!("{invite:?}");
+        assert!(!shown.contains("171") && !shown.contains("malaiticket1"), "{shown}");
     }
 }

@@ -19,6 +19,7 @@ const TARGETS: &[(&str, Target)] = &[
     ("snapshot", targets::snapshot),
     ("invite", targets::invite),
     ("target", targets::target),
+    ("ticket", targets::ticket),
     ("config", targets::config),
 ];
 
@@ -126,7 +127,7 @@ macro_rules! generated {
     )*};
 }
 
-generated!(frame control snapshot invite target config);
+generated!(frame control snapshot invite target ticket config);
 
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
@@ -147,6 +148,7 @@ proptest! {
             targets::target(text.as_bytes());
             targets::config(text.as_bytes());
             targets::invite(text.as_bytes());
+            targets::ticket(text.as_bytes());
         }
     }
 }

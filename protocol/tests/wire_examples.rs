@@ -18,6 +18,7 @@ use malai_protocol::session::{
 };
 use malai_protocol::sessions::{Kill, List, Listed, State, Summary, Wait};
 use malai_protocol::snapshot::{HEADER_LEN, Signed, Snapshot};
+use malai_protocol::ticket::Ticket;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_bytes::{ByteArray, ByteBuf};
@@ -367,10 +368,20 @@ fn the_example_token_is_what_the_code_writes_and_reads() {
         relays: Some(Vec::new()),
         discovery: None,
         ca: None,
+        pinned: Vec::new(),
+        ticket: None,
     };
     let token = invite.to_token();
     assert!(DOCUMENT.lines().any(|line| line == token), "docs/protocol.md needs this token:\n{token}");
     assert_eq!(token.parse(), Ok(invite));
+}
+
+#[test]
+fn the_example_ticket_is_what_the_code_writes_and_reads() {
+    let ticket = Ticket::sign(&key(0), 1_767_229_200_000, [0x5a; 16]).expect("signs");
+    let text = ticket.to_text();
+    assert!(DOCUMENT.lines().any(|line| line == text), "docs/protocol.md needs this ticket:\n{text}");
+    assert_eq!(Ticket::from_text(&text), Ok(ticket));
 }
 
 #[test]

@@ -191,6 +191,8 @@ fn a_repeated_join_has_the_key_of_the_first_attempt_and_ends_with_the_snapshot()
         relays: None,
         discovery: None,
         ca: None,
+        pinned: Vec::new(),
+        ticket: None,
     };
     let changes = Changes::begin(&home).expect("free");
     let first = join_begin(&changes, &invite, None).expect("prepared").machine_key.id();

@@ -1,7 +1,7 @@
 //! Putting machines into the config and taking them out: edits of the last signed text, made to `cluster.toml` as well.
 
 use malai_protocol::config::edit::{NewMachine, add_machine, remove_machine};
-use malai_protocol::config::{Config, MAX_NAME, Name};
+use malai_protocol::config::{Config, MAX_NAME, Name, Relay};
 use malai_protocol::failure::{Failure, Kind};
 use malai_protocol::id::MachineId;
 use malai_protocol::invite::Invite;
@@ -70,15 +70,21 @@ impl Manager<'_> {
         };
         invites.add(&secret, promise)?;
         invites.save(&self.dir.invites())?;
+        let (relays, pinned) = Relay::split(config.network.relays.as_deref());
+        // Other relays ask for none, and are shown none.
+        let has_pin = pinned.iter().any(|relay| relay.sha256.is_some());
+        let ticket = if has_pin { Some(self.key.ticket(expires_ms)?.to_text()) } else { None };
         Ok(Invite {
             cluster: self.id(),
             name: config.cluster.name.to_string(),
             secret: serde_bytes::ByteArray::new(*secret),
             expires_ms,
             addresses,
-            relays: config.network.relays,
+            relays,
+            pinned,
             discovery: config.network.discovery,
             ca: config.network.ca,
+            ticket,
         })
     }
 

@@ -7,17 +7,19 @@ use std::fs::{self, DirBuilder};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 
-use malai_protocol::config::Name;
+use malai_protocol::config::{Name, Relay};
 use malai_protocol::failure::{Failure, Kind};
 use malai_protocol::home::{ClusterDir, Home};
 use malai_protocol::id::ClusterId;
 use malai_protocol::local::Role;
 use malai_protocol::snapshot::Snapshot;
+use malai_protocol::ticket::Ticket;
 use serde::{Deserialize, Serialize};
 
 use super::keys::{ClusterKey, MachineKey};
 use super::lock::Changes;
 use super::{disk_failure, snapshot};
+use crate::net::relays::Pass;
 
 const MAX_JOINING: usize = 256 * 1024;
 
@@ -31,7 +33,7 @@ pub struct Joining {
     /// Addresses of the manager's join endpoint, `IP:PORT`.
     #[serde(default)]
     pub addresses: Vec<String>,
-    /// `[network] relays`; absent = iroh's public ones.
+    /// URLs of those of `[network] relays` of which there is no more to know; absent = iroh's public relays.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub relays: Option<Vec<String>>,
     /// `[network] discovery`; absent = the default.
@@ -40,6 +42,19 @@ pub struct Joining {
     /// Roots for the relays and servers above, PEM; absent = the web's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca: Option<String>,
+    /// The others of `[network] relays`: with a pinned certificate, or a key.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pinned: Vec<Relay>,
+    /// What lets this machine through those with a pin until it is a member there, or the invite expires.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ticket: Option<Ticket>,
+}
+
+impl Joining {
+    /// What is shown to the relays that are named here.
+    pub(crate) fn pass(&self) -> Option<Pass> {
+        self.ticket.as_ref().map(|ticket| Pass::new(ticket, &self.pinned))
+    }
 }
 
 /// A directory under `clusters/`.
@@ -268,6 +283,8 @@ mod tests {
             relays: Some(Vec::new()),
             discovery: None,
             ca: None,
+            pinned: vec![Relay { url: "https://192.0.2.2:7443".into(), sha256: Some([0xab; 32]), id: None }],
+            ticket: None,
         };
         create(&changes, alias, |dir| {
             MachineKey::generate()?.create(&dir.machine_key())?;
@@ -284,7 +301,8 @@ mod tests {
         let id = joining(&home, "company");
         let cluster = load(&home, "company").expect("loads");
         assert_eq!((cluster.id, cluster.role(), cluster.snapshot), (id, Role::Machine, None));
-        assert_eq!(cluster.joining.expect("is there").relays, Some(Vec::new()));
+        let joining = cluster.joining.expect("is there");
+        assert_eq!((joining.relays, joining.pinned[0].sha256), (Some(Vec::new()), Some([0xab; 32])));
     }
 
     #[test]

@@ -179,5 +179,7 @@ pub(crate) fn invite(cluster: ClusterId, name: &str) -> Invite {
         relays: Some(Vec::new()),
         discovery: Some(Vec::new()),
         ca: None,
+        pinned: Vec::new(),
+        ticket: None,
     }
 }

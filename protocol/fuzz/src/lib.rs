@@ -10,6 +10,7 @@ use malai_protocol::invite::Invite;
 use malai_protocol::scan::{Direction, Scanner};
 use malai_protocol::snapshot::Signed;
 use malai_protocol::target::Target;
+use malai_protocol::ticket::{TEXT_LEN, Ticket};
 use malai_protocol::{failure, local, peer, plan, session, sessions};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -138,6 +139,15 @@ pub fn invite(data: &[u8]) -> bool {
     let Ok(text) = std::str::from_utf8(data) else { return false };
     let Ok(invite) = text.parse::<Invite>() else { return false };
     assert_eq!(invite.to_token().parse(), Ok(invite));
+    true
+}
+
+/// A relay ticket: what parses is written as it was, and does not show itself.
+pub fn ticket(data: &[u8]) -> bool {
+    let Ok(text) = std::str::from_utf8(data) else { return false };
+    let Ok(ticket) = Ticket::from_text(text) else { return false };
+    assert_eq!((ticket.to_text().as_str(), text.len()), (text, TEXT_LEN));
+    assert_eq!(format!("{ticket:?}"), "Ticket(…)");
     true
 }
 

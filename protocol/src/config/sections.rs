@@ -10,7 +10,7 @@ use toml::de::DeTable;
 use super::names::{is_user, shown};
 use super::problem::Problem;
 use super::walk::{Mode, Scope, Section, Walk, at_key};
-use super::{Cluster, Command, Config, Defaults, Group, Machine, Name, Network, check, environment, values};
+use super::{Cluster, Command, Config, Defaults, Group, Machine, Name, Network, check, environment, relays, values};
 use crate::id::IdError;
 
 const TOP: &[&str] = &["cluster", "network", "defaults", "machine", "group"];
@@ -65,7 +65,8 @@ pub(super) fn read<'w>(text: &'w str, root: &'w DeTable<'w>, mode: Mode) -> Resu
     Ok(Config { cluster, network, defaults, machines, groups, unsupported })
 }
 
-fn known(walk: &mut Walk<'_>, section: &Section<'_>, keys: &[&str]) {
+/// Looks for keys that are not known in this section.
+pub(super) fn known(walk: &mut Walk<'_>, section: &Section<'_>, keys: &[&str]) {
     walk.known(section, keys, |word| {
         let (place, _) = PLACES.iter().find(|(_, keys)| keys.contains(&word))?;
         Some(format!("`{word}` belongs under [{place}]"))
@@ -112,7 +113,7 @@ fn cluster<'w>(walk: &mut Walk<'w>, section: &Section<'w>) -> Option<Cluster> {
 
 fn network<'w>(walk: &mut Walk<'w>, section: &Section<'w>) -> Network {
     known(walk, section, NETWORK);
-    let mut relays = parsed(walk, section, "relays", |text| values::url(text).map(|()| text.to_owned()));
+    let mut relays = relays::read(walk, section);
     let mut discovery = parsed(walk, section, "discovery", |text| match text {
         "dns" | "mdns" => Ok(text.to_owned()),
         url if values::url(url).is_ok() => Ok(url.to_owned()),

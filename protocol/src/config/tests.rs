@@ -243,7 +243,10 @@ fn a_member_uses_what_it_understands_of_a_network_and_never_a_public_service_in_
         ("quic = 2\n".to_owned(), "quic", None, None),
         (format!("relays = [\"moq://x\", \"{own}\"]\n"), "relays", list(&[own]), None),
         ("relays = [\"moq://x\"]\n".to_owned(), "relays", none(), None),
-        ("relays = [{ url = \"x\" }]\n".to_owned(), "relays", none(), None),
+        ("relays = [{ url = \"x\" }]\n".to_owned(), "relays.url", none(), None),
+        (format!("relays = [{{ url = \"{own}\", spki = \"x\" }}]\n"), "relays.spki", none(), None),
+        (format!("relays = [{{ url = \"{own}\", sha256 = 1 }}]\n"), "relays.sha256", none(), None),
+        (format!("relays = [{{ url = \"{own}\", id52 = \"x\" }}]\n"), "relays.id52", none(), None),
         ("relays = \"best\"\n".to_owned(), "relays", none(), None),
         ("discovery = [\"dht\", \"mdns\"]\n".to_owned(), "discovery", None, list(&["mdns"])),
         ("discovery = { dht = true }\n".to_owned(), "discovery", None, none()),
@@ -258,10 +261,75 @@ fn a_member_uses_what_it_understands_of_a_network_and_never_a_public_service_in_
         let text = with(&format!("[network]\n{lines}"));
         assert!(Config::check(&text).is_err(), "{lines}");
         let config = Config::read(&text).unwrap_or_else(|problems| panic!("{lines}: {problems:?}"));
-        assert_eq!((&config.network.relays, &config.network.discovery), (&relays, &discovery), "{lines}");
+        let urls = config.network.relays.as_ref().map(|all| all.iter().map(|relay| relay.url.clone()).collect());
+        assert_eq!((&urls, &config.network.discovery), (&relays, &discovery), "{lines}");
         assert!(config.unheeded().is_some_and(|text| text.contains(&format!("`network.{key}`"))), "{lines}");
         assert_eq!(config.blocked(&name("web01")), None, "{lines}");
     }
+}
+
+#[test]
+fn relays_are_urls_or_tables_with_a_pin() {
+    let pin = "AB".repeat(32);
+    let lines = format!(
+        "[network]\nrelays = [\"https://a.example.com\", {{ url = \"https://192.0.2.5:7443\", sha256 = \"{pin}\", \
+         id52 = \"{}\" }}, {{ url = \"https://192.0.2.5:7444\", sha256 = \"{}\" }}]\n",
+        machine_id(7),
+        "cd".repeat(32)
+    );
+    let config = Config::check(&with(&lines)).expect("in order");
+    let wanted = [
+        Relay::at("https://a.example.com"),
+        Relay { url: "https://192.0.2.5:7443".into(), sha256: Some([0xab; 32]), id: Some(machine_id(7)) },
+        Relay { url: "https://192.0.2.5:7444".into(), sha256: Some([0xcd; 32]), id: None },
+    ];
+    assert_eq!(config.network.relays.as_deref(), Some(&wanted[..]));
+    assert_eq!(Config::read(&with(&lines)).as_ref(), Ok(&config));
+    let (plain, pinned) = Relay::split(config.network.relays.as_deref());
+    assert_eq!((plain.as_deref(), pinned.len()), (Some(&["https://a.example.com".to_owned()][..]), 2));
+    assert_eq!(Relay::unite(plain.as_deref(), &pinned), config.network.relays);
+}
+
+#[test]
+fn every_mistake_in_a_relay_has_its_own_words_and_place() {
+    let pin = "ab".repeat(32);
+    let table = [
+        ("1", "line 12, column 11: `relays` must have URLs or tables only", "write a URL in quotes"),
+        ("{ }", "line 12, column 11: a relay in `relays` has no `url`", "write it as {"),
+        ("{ url = \"h\" }", "line 12, column 19: `h` in `url` must be a URL such as", ""),
+        (
+            "{ url = \"https://h\", sha265 = \"PIN\" }",
+            "line 12, column 32: unknown key `sha265` in [network.relays]",
+            "did you mean `sha256`?",
+        ),
+        (
+            "{ url = \"https://h\", sha256 = \"abcd\" }",
+            "line 12, column 41: `sha256` must be 64 hexadecimal digits without colons",
+            "the relay prints it",
+        ),
+        ("{ url = \"https://h\", sha256 = \"PINPIN\" }", "line 12, column 41: `sha256` must be 64", ""),
+        ("{ url = \"https://h\", sha256 = 1 }", "line 12, column 41: `sha256` must be a string", ""),
+        ("{ url = \"https://h\", id52 = \"x\" }", "line 12, column 39: `id52` of a relay: an id52 has 52", ""),
+        ("{ url = \"http://h\", sha256 = \"PIN\" }", "line 12, column 13: `http://h` has a `sha256`", "write https://"),
+        (
+            "\"https://h\", { url = \"https://H:443/\", sha256 = \"PIN\" }",
+            "line 12, column 24: the relay `https://H:443/` is there a second time",
+            "",
+        ),
+        (
+            "\"https://h\", { url = \"https://h:444\", sha256 = \"PIN\" }",
+            "line 12, column 11: `https://h` needs a `sha256`, as another relay on its host has one",
+            "a pin holds for the whole host",
+        ),
+    ];
+    for (items, wanted, hint) in table {
+        let (problem, told) = only(&with(&format!("[network]\nrelays = [{}]\n", items.replace("PIN", &pin))));
+        assert!(problem.starts_with(wanted), "{items}\nwanted: {wanted}\ngot:    {problem}");
+        assert!(told.starts_with(hint), "{items}: {told}");
+    }
+    let many: Vec<String> = (0..=MAX_RELAYS).map(|i| format!("\"https://r{i}\"")).collect();
+    let (problem, _) = only(&with(&format!("[network]\nrelays = [{}]\n", many.join(", "))));
+    assert!(problem.ends_with("`relays` has more than 16 relays"), "{problem}");
 }
 
 #[test]

@@ -40,6 +40,13 @@ pub(super) fn url(text: &str) -> Result<(), &'static str> {
     }
 }
 
+/// The SHA-256 of a certificate.
+pub(super) fn sha256(text: &str) -> Result<[u8; 32], &'static str> {
+    let form = "must be 64 hexadecimal digits without colons";
+    let bytes = data_encoding::HEXLOWER_PERMISSIVE.decode(text.as_bytes()).map_err(|_| form)?;
+    bytes.try_into().map_err(|_| form)
+}
+
 /// Whether this is one or more certificates in PEM, and no key.
 pub(super) fn certificates(text: &str) -> Result<(), &'static str> {
     if text.contains("PRIVATE KEY-----") {
