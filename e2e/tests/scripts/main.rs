@@ -4,12 +4,15 @@ use std::process::ExitCode;
 
 use malai_e2e::harness;
 
+mod cloud;
+mod digitalocean;
 mod multi_server;
 mod stage;
 mod two_hosts;
 
 fn main() -> ExitCode {
     let mut trials = two_hosts::trials();
+    trials.extend(digitalocean::trials());
     trials.extend(multi_server::trials());
     harness::main_with(trials, harness::MOSTLY_WAITING)
 }

@@ -16,15 +16,17 @@ pub(crate) const LONG: Duration = Duration::from_secs(300);
 const SOON: Duration = Duration::from_secs(15);
 
 /// The scripts as they are here; a host of the lab may not see where the sources are.
-const SCRIPTS: [(&str, &str); 4] = [
+const SCRIPTS: [(&str, &str); 5] = [
     ("e2e-two-hosts", include_str!("../../../scripts/e2e-two-hosts")),
     ("two-hosts/checks", include_str!("../../../scripts/two-hosts/checks")),
     ("two-hosts/report", include_str!("../../../scripts/two-hosts/report")),
+    ("digitalocean", include_str!("../../../scripts/digitalocean")),
     ("multi-server", include_str!("../../../scripts/multi-server")),
 ];
 
 /// Puts the scripts into `/root/scripts`.
 pub(crate) fn install(host: &Host) -> Result<()> {
+    ensure!(host.exists("/usr/local/bin/malai")?, "MALAI_BIN does not say where malai is");
     for (name, text) in SCRIPTS {
         host.write(format!("/root/scripts/{name}"), text)?;
     }
@@ -36,7 +38,8 @@ pub(crate) fn install(host: &Host) -> Result<()> {
 pub(crate) fn script(name: &str, words: &[&str]) -> Cmd {
     let path = format!("/root/scripts/{name}");
     let words = std::iter::once(path.as_str()).chain(words.iter().copied());
-    Cmd::new(words).cwd("/root/work").env("MALAI_BIN", "/usr/local/bin/malai").timeout(LONG)
+    let command = Cmd::new(words).cwd("/root/work").timeout(LONG);
+    command.env("MALAI_BIN", "/usr/local/bin/malai").env("MALAI_PAUSE", "0.2")
 }
 
 /// A document that a script has left.
@@ -63,9 +66,9 @@ pub(crate) struct Possessions(String);
 impl Possessions {
     /// What it has now.
     pub(crate) fn of(host: &Host) -> Result<Self> {
-        let look = "ps -A -ww -o args= | grep -v -e '^ps ' -e '^sh -c ps ' -e '^grep ' -e '^sort$' -e 'defunct' | sort
-            find /root /home /tmp /sys/fs/cgroup -name '*.ssh*' -prune -o -path '/sys/*' ! -name 'malai-*' -o -print | sort";
-        Ok(Self(host.sh(look)?.success()?.text()))
+        let find = "find /root /home /tmp /sys/fs/cgroup -path '/sys/*' ! -name 'malai-*' -o -print | sort";
+        let files = host.sh(find)?.success()?.text();
+        Ok(Self(format!("{}\n{files}", processes(host)?.join("\n"))))
     }
 
     /// Waits until the host has this again, and nothing else.
@@ -78,6 +81,19 @@ impl Possessions {
         let now = last.map(|now| now.0).unwrap_or_default();
         again.with_context(|| format!("{} had before:\n{}\nand now:\n{now}", host.hostname(), self.0))
     }
+}
+
+/// The command lines of a host's processes.
+pub(crate) fn processes(host: &Host) -> Result<Vec<String>> {
+    let mut found = host.inside(|| {
+        let entries = std::fs::read_dir("/proc")?;
+        // A process that ends meanwhile has no command line any more, and a thread of the kernel never had one.
+        let lines = entries.flatten().filter_map(|entry| std::fs::read(entry.path().join("cmdline")).ok());
+        let lines = lines.map(|line| String::from_utf8_lossy(&line).trim_end_matches('\0').replace('\0', " "));
+        Ok(lines.filter(|line| !line.is_empty()).collect::<Vec<_>>())
+    })?;
+    found.sort();
+    Ok(found)
 }
 
 /// Two hosts with an OpenSSH server, and a third one that reaches them as `a` and `b`: as root, and as another user.
