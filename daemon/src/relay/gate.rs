@@ -11,6 +11,7 @@ use iroh_relay::server::clients::Clients as Connections;
 use iroh_relay::server::{Access, AccessControl, ClientRequest, ConnectionId};
 use malai_protocol::id::{ClusterId, MachineId};
 use malai_protocol::ticket::{Ticket, TicketError};
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -26,6 +27,10 @@ const BY_TICKET: usize = 1024;
 const MOST: usize = 16 * 1024;
 /// Between two looks for tickets that expired.
 const LOOK: Duration = Duration::from_secs(1);
+/// A stranger waits so long for a snapshot that makes it a machine: it may have the news before the relay has.
+const PATIENCE: Duration = Duration::from_millis(1500);
+/// As many wait at once; more are refused at once.
+const WAITING: usize = 64;
 /// At most one refusal in so long is written to the log; the others are counted.
 const LOG_PACE: Duration = Duration::from_secs(1);
 
@@ -81,13 +86,20 @@ pub(crate) struct Gate {
     refused: AtomicU64,
     let_go: AtomicU64,
     logged: Mutex<Option<Instant>>,
+    waiting: Semaphore,
 }
 
 impl Gate {
     /// Nobody is connected yet.
     pub(crate) fn new(clusters: Arc<Clusters>) -> Arc<Self> {
-        let (connected, logged) = (Mutex::default(), Mutex::default());
-        Arc::new(Self { clusters, connected, refused: AtomicU64::new(0), let_go: AtomicU64::new(0), logged })
+        Arc::new(Self {
+            clusters,
+            connected: Mutex::default(),
+            refused: AtomicU64::new(0),
+            let_go: AtomicU64::new(0),
+            logged: Mutex::default(),
+            waiting: Semaphore::new(WAITING),
+        })
     }
 
     fn connected(&self) -> MutexGuard<'_, HashMap<ConnectionId, Client>> {
@@ -144,6 +156,18 @@ impl Gate {
         Ok(())
     }
 
+    /// The same, for a stranger once more when a snapshot comes soon.
+    async fn admit_soon(&self, id: ConnectionId, key: EndpointId, token: Option<&str>) -> Result<(), Denied> {
+        let mut changes = self.clusters.watch();
+        let first = self.admit(id, key, token, now_ms());
+        let Err(Denied::Stranger) = first else { return first };
+        let Ok(_place) = self.waiting.try_acquire() else { return first };
+        match tokio::time::timeout(PATIENCE, changes.changed()).await {
+            Ok(Ok(())) => self.admit(id, key, token, now_ms()),
+            _ => first,
+        }
+    }
+
     /// Disconnects everybody who may not be here any more. One who is about to be connected is not found by the server
     /// yet: the next look finds it.
     fn review(&self, connections: &Connections, now_ms: u64) {
@@ -195,7 +219,7 @@ impl Gate {
 impl AccessControl for Gate {
     async fn on_connect(&self, request: &ClientRequest) -> Access {
         let (id, key) = (request.connection_id(), request.endpoint_id());
-        match self.admit(id, key, request.auth_token().as_deref(), now_ms()) {
+        match self.admit_soon(id, key, request.auth_token().as_deref()).await {
             Ok(()) => Access::Allow,
             Err(why) => {
                 self.log_refusal(key, why);

@@ -241,4 +241,3 @@ fn greeting(header: Option<SignedHeader>) -> Hello {
         malai: crate::VERSION.to_owned(),
     }
 }
-

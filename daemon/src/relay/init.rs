@@ -206,7 +206,10 @@ mod tests {
         let certificate = Some(("/nowhere/cert.pem".into(), "/nowhere/key.pem".into()));
         let given = Init { certificate, ..ask(cluster(), "company", Some("https://a.example:7443")) };
         assert_eq!(init(&home, &given).expect_err("no file").kind, Kind::BadConfig);
-        assert_eq!(init(&home, &ask(cluster(), "Not A Name", Some("https://a"))).expect_err("a name").kind, Kind::Usage);
+        assert_eq!(
+            init(&home, &ask(cluster(), "Not A Name", Some("https://a"))).expect_err("a name").kind,
+            Kind::Usage
+        );
         assert_eq!(Settings::load(&home.relay()), Ok(None));
     }
 }

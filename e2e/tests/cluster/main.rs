@@ -21,6 +21,7 @@ mod lifecycle;
 mod network;
 mod ping;
 mod publish;
+mod relay;
 mod signals;
 mod spread;
 mod streams;
@@ -45,6 +46,7 @@ fn main() -> ExitCode {
         agent::trials(),
         lifecycle::trials(),
         network::trials(),
+        relay::trials(),
         ping::trials(),
         weather::trials(),
     ] {

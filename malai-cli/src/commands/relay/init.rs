@@ -39,7 +39,8 @@ impl Init {
     pub(super) fn run(self, cx: &Context) -> Result<u8, Failure> {
         let token = if self.token == "-" { read_token()? } else { self.token };
         let invite: Invite = token.trim().parse().map_err(|e: malai_protocol::invite::TokenError| {
-            Failure::new(Kind::Usage, e.to_string()).hint("make one on the manager: malai cluster invite company --relay")
+            Failure::new(Kind::Usage, e.to_string())
+                .hint("make one on the manager: malai cluster invite company --relay")
         })?;
         let (name, lets_in) = (invite.name.clone(), invite.lets_in());
         let ask = init::Init { invite, url: self.url, listen: self.listen, certificate: self.cert.zip(self.key) };
