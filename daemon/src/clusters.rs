@@ -15,7 +15,7 @@ use tokio_util::task::TaskTracker;
 use crate::join::desk::Desk;
 use crate::join::knock::Waiting;
 use crate::manager::Manager;
-use crate::membership::{Held, Membership, Parts, sync};
+use crate::membership::{Held, Membership, Parts, sync, tell};
 use crate::net::endpoint::{self, bound_port};
 use crate::net::pool::Pool;
 use crate::outbound::absent::Absent;
@@ -260,6 +260,11 @@ impl Clusters {
         membership.tasks.spawn(keep_addresses(Arc::clone(&membership)));
         if let Some(desk) = &desk {
             desk.start();
+        }
+        if !agent {
+            // A relay that holds no snapshot yet lets the cluster key through, and no machine.
+            let endpoint = desk.as_ref().map_or(&membership.endpoint, |desk| &desk.endpoint).clone();
+            membership.tasks.spawn(tell::run(Arc::clone(&membership), endpoint));
         }
         Ok(Cluster::Ready(Served { membership, desk }))
     }

@@ -27,6 +27,7 @@ pub mod offline;
 mod outbound;
 mod ping;
 mod program;
+pub mod relay;
 mod requests;
 mod resolve;
 mod shared;

@@ -97,7 +97,7 @@ async fn accept(
 }
 
 /// Only the daemon's own user and root are served.
-fn may_connect(stream: &UnixStream) -> bool {
+pub(crate) fn may_connect(stream: &UnixStream) -> bool {
     let Ok(peer) = stream.peer_cred() else { return false };
     let allowed = peer.uid() == 0 || peer.uid() == Uid::effective().as_raw();
     if !allowed {

@@ -9,6 +9,7 @@ pub(crate) mod pulse;
 pub(crate) mod recover;
 pub(crate) mod serve;
 pub(crate) mod sync;
+pub(crate) mod tell;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};

@@ -23,10 +23,22 @@ const LOG_VARIABLE: &str = "MALAI_LOG";
 /// What is logged otherwise.
 const LOG_DEFAULT: &str = "warn,malai=info,malai_daemon=info";
 
+/// What a relay logs otherwise: iroh's server has a line for every stranger who says something else than expected.
+const LOG_RELAY: &str = "warn,malai=info,malai_daemon=info,iroh_relay=off";
+
 /// Starts to log, as `MALAI_LOG` says.
 pub(crate) fn log(to: impl for<'a> tracing_subscriber::fmt::MakeWriter<'a> + Send + Sync + 'static) {
+    log_or(LOG_DEFAULT, to);
+}
+
+/// The same for a relay.
+pub(crate) fn log_relay(to: impl for<'a> tracing_subscriber::fmt::MakeWriter<'a> + Send + Sync + 'static) {
+    log_or(LOG_RELAY, to);
+}
+
+fn log_or(default: &str, to: impl for<'a> tracing_subscriber::fmt::MakeWriter<'a> + Send + Sync + 'static) {
     let filter = tracing_subscriber::EnvFilter::try_from_env(LOG_VARIABLE)
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(LOG_DEFAULT));
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(default));
     tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).with_writer(to).init();
 }
 

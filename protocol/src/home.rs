@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::id::ClusterId;
+
 /// The directory that holds everything of one malai installation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Home {
@@ -72,6 +74,59 @@ impl Home {
     /// The executor's socket for the daemon.
     pub fn executor_socket(&self) -> PathBuf {
         self.root.join("executor.sock")
+    }
+
+    /// The directory of the relay that runs on this host, if one does.
+    pub fn relay(&self) -> RelayDir {
+        RelayDir { root: self.root.join("relay") }
+    }
+}
+
+/// The directory of a relay.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RelayDir {
+    root: PathBuf,
+}
+
+impl RelayDir {
+    /// The directory itself.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Where it is reached, and whose machines it serves.
+    pub fn settings(&self) -> PathBuf {
+        self.root.join("relay.toml")
+    }
+
+    /// The relay's own secret key.
+    pub fn key(&self) -> PathBuf {
+        self.root.join("relay.key")
+    }
+
+    /// The certificate that it made, PEM; absent where one was given.
+    pub fn certificate(&self) -> PathBuf {
+        self.root.join("certificate.pem")
+    }
+
+    /// That certificate's secret key, PEM.
+    pub fn certificate_key(&self) -> PathBuf {
+        self.root.join("certificate.key")
+    }
+
+    /// The last accepted signed snapshot of this cluster.
+    pub fn snapshot(&self, cluster: &ClusterId) -> PathBuf {
+        self.root.join(format!("{cluster}.snapshot"))
+    }
+
+    /// The lock that a running relay holds.
+    pub fn lock(&self) -> PathBuf {
+        self.root.join("relay.lock")
+    }
+
+    /// Where a running relay tells its state.
+    pub fn socket(&self) -> PathBuf {
+        self.root.join("relay.sock")
     }
 }
 

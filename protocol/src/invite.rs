@@ -25,7 +25,9 @@ pub struct Invite {
     pub cluster: ClusterId,
     /// The cluster's name, proposed as the alias.
     pub name: String,
-    /// The secret that is redeemed.
+    /// The secret that is redeemed. Zeroes are none, and are not written: the token names a cluster to the host of a
+    /// relay, and lets nobody in.
+    #[serde(default = "no_secret", skip_serializing_if = "is_no_secret")]
     pub secret: ByteArray<32>,
     /// When it expires, milliseconds since the epoch by the manager's clock.
     pub expires_ms: u64,
@@ -64,6 +66,14 @@ pub enum TokenError {
     TooLong,
 }
 
+fn no_secret() -> ByteArray<32> {
+    ByteArray::new([0; 32])
+}
+
+fn is_no_secret(secret: &ByteArray<32>) -> bool {
+    *secret == no_secret()
+}
+
 impl Drop for Invite {
     fn drop(&mut self) {
         self.secret.zeroize();
@@ -78,6 +88,27 @@ impl fmt::Debug for Invite {
 }
 
 impl Invite {
+    /// What the host of a relay has to know of a cluster: which it is. It holds no secret and lets nobody in.
+    pub fn for_relay(cluster: ClusterId, name: String) -> Self {
+        Self {
+            cluster,
+            name,
+            secret: no_secret(),
+            expires_ms: 0,
+            addresses: Vec::new(),
+            relays: None,
+            pinned: Vec::new(),
+            discovery: None,
+            ca: None,
+            ticket: None,
+        }
+    }
+
+    /// Whether it lets a machine in: one for the host of a relay does not.
+    pub fn lets_in(&self) -> bool {
+        !is_no_secret(&self.secret)
+    }
+
     /// `[network] relays`; absent = iroh's public ones.
     pub fn relays(&self) -> Option<Vec<Relay>> {
         Relay::unite(self.relays.as_deref(), &self.pinned)
@@ -161,6 +192,16 @@ mod tests {
         let bytes = data_encoding::BASE32HEX_NOPAD.decode(token[PREFIX.len()..].to_uppercase().as_bytes()).expect("it");
         let older: Older = ciborium::from_reader(&bytes[..bytes.len() - CHECKSUM_LEN]).expect("readable");
         assert_eq!(older.relays, Some(vec!["https://a.example.com".to_owned()]));
+    }
+
+    #[test]
+    fn a_token_for_a_relay_names_the_cluster_and_has_no_secret() {
+        let token = Invite::for_relay(invite().cluster, "company".into()).to_token();
+        let read: Invite = token.parse().expect("a token");
+        assert_eq!((read.cluster, read.name.as_str(), read.lets_in()), (invite().cluster, "company", false));
+        assert!(invite().lets_in());
+        let bytes = data_encoding::BASE32HEX_NOPAD.decode(token[PREFIX.len()..].to_uppercase().as_bytes()).expect("it");
+        assert!(!bytes.windows(6).any(|word| word == b"secret"), "a place for a secret is in the token");
     }
 
     #[test]

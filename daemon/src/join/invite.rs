@@ -37,6 +37,11 @@ pub(crate) async fn join(
     let invite: Invite = token.parse().map_err(|e| {
         Failure::new(Kind::Usage, format!("{e}")).hint("on the cluster manager: `malai cluster invite <cluster>`")
     })?;
+    if !invite.lets_in() {
+        let message = format!("this token is for the host of a relay of {}, and lets no machine in", invite.name);
+        let hint = format!("on the cluster manager: `malai cluster invite {}`, without --relay", invite.name);
+        return Err(Failure::new(Kind::Usage, message).hint(hint));
+    }
     let home = clusters.shared().home.clone();
     let (asked, wanted) = (invite.clone(), alias.map(str::to_owned));
     let begun = blocking(move || admin::join_begin(&Changes::begin(&home)?, &asked, wanted.as_deref())).await?;

@@ -3,8 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use iroh::endpoint::Connection;
 use malai_protocol::codec::{Frame, Kind, MAX_SNAPSHOT};
 use malai_protocol::failure::Failure;
+use malai_protocol::id::ClusterId;
 use malai_protocol::peer::{Close, Pull};
 use malai_protocol::snapshot::{Header, Order, Signed, Snapshot, order};
 
@@ -68,16 +70,7 @@ pub(crate) async fn fetch(membership: &Arc<Membership>, conn: &Arc<PeerConn>, he
     if matches!(order(header, Some(membership.held().snapshot.header())), Order::Same | Order::Older) {
         return Ok(());
     }
-    let (mut send_half, recv) = conn.conn.open_bi().await?;
-    send(&mut send_half, Frame::control(Kind::Pull, &Pull { generation: header.generation })?).await?;
-    send_half.finish()?;
-    let answer = Frames::new(recv, MAX_SNAPSHOT).next(BODY).await?;
-    if answer.kind == Kind::Refused {
-        let failure: Failure = answer.decode()?;
-        anyhow::bail!("{failure}");
-    }
-    let signed: Signed = answer.expect(Kind::Snapshot, "Snapshot")?;
-    let snapshot = signed.verify(&membership.cluster)?;
+    let snapshot = pull(&conn.conn, &membership.cluster, header).await?;
     let from = conn.peer.short();
     let _one_at_a_time = membership.installing.lock().await;
     if membership.is_manager {
@@ -86,6 +79,23 @@ pub(crate) async fn fetch(membership: &Arc<Membership>, conn: &Arc<PeerConn>, he
         install(membership, snapshot, &from).await?
     }
     Ok(())
+}
+
+/// Asks for the snapshot with this header, or a later one, and verifies what comes.
+///
+/// # Errors
+/// Whatever the stream or the snapshot say.
+pub(crate) async fn pull(conn: &Connection, cluster: &ClusterId, header: &Header) -> anyhow::Result<Snapshot> {
+    let (mut send_half, recv) = conn.open_bi().await?;
+    send(&mut send_half, Frame::control(Kind::Pull, &Pull { generation: header.generation })?).await?;
+    send_half.finish()?;
+    let answer = Frames::new(recv, MAX_SNAPSHOT).next(BODY).await?;
+    if answer.kind == Kind::Refused {
+        let failure: Failure = answer.decode()?;
+        anyhow::bail!("{failure}");
+    }
+    let signed: Signed = answer.expect(Kind::Snapshot, "Snapshot")?;
+    Ok(signed.verify(cluster)?)
 }
 
 /// Takes a verified snapshot that came over the network: stored first, then held.

@@ -91,6 +91,11 @@ secret_key! {
     MachineKey, MachineId, "machine key"
 }
 
+secret_key! {
+    /// The secret key of the relay on this host. Zeroes itself.
+    RelayKey, MachineId, "relay key"
+}
+
 impl ClusterKey {
     /// Signs a text as this generation.
     ///

@@ -67,7 +67,7 @@ impl Settings {
 }
 
 /// Reads TOML into a value, with the position of what is wrong.
-pub(super) fn parse<T: serde::de::DeserializeOwned>(path: &Path, text: &str) -> Result<T, Failure> {
+pub(crate) fn parse<T: serde::de::DeserializeOwned>(path: &Path, text: &str) -> Result<T, Failure> {
     toml::from_str(text).map_err(|e| {
         let place = e.span().map(|span| position(text, span.start)).unwrap_or_default();
         let what = e.message().trim_end().replace('\n', "; ");

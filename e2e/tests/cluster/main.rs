@@ -22,6 +22,7 @@ mod network;
 mod ping;
 mod publish;
 mod relays;
+mod relay;
 mod signals;
 mod spread;
 mod streams;
@@ -47,6 +48,7 @@ fn main() -> ExitCode {
         lifecycle::trials(),
         network::trials(),
         relays::trials(),
+        relay::trials(),
         ping::trials(),
         weather::trials(),
     ] {

@@ -182,18 +182,23 @@ async fn run(options: Options, mut tell: impl FnMut(&Report) -> std::io::Result<
     })
 }
 
-/// The signals that stop a daemon.
-struct Stops {
+/// The signals that stop a daemon, or a relay.
+pub(super) struct Stops {
     term: tokio::signal::unix::Signal,
     int: tokio::signal::unix::Signal,
 }
 
 impl Stops {
-    fn listen() -> std::io::Result<Self> {
+    /// From here on they do not end the process.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub(super) fn listen() -> std::io::Result<Self> {
         Ok(Self { term: signal(SignalKind::terminate())?, int: signal(SignalKind::interrupt())? })
     }
 
-    async fn cancel(mut self, token: CancellationToken) {
+    /// Waits for one of them, and cancels.
+    pub(super) async fn cancel(mut self, token: CancellationToken) {
         tokio::select! {
             _ = self.term.recv() => {}
             _ = self.int.recv() => {}

@@ -16,6 +16,7 @@ mod ping;
 mod place;
 mod process;
 mod publication;
+mod relay;
 mod rescan;
 mod sessions;
 mod status;
@@ -67,6 +68,7 @@ enum Command {
     Cluster(cluster::Cluster),
     Machine(machine::Machine),
     Daemon(daemon::Daemon),
+    Relay(relay::Relay),
     Rescan(rescan::Rescan),
     Config(config::Config),
     Status(status::Status),
@@ -111,6 +113,7 @@ fn dispatch(command: Command, cx: &Context, literal: bool, words: Vec<OsString>)
         Command::Cluster(cluster) => cluster.run(cx),
         Command::Machine(machine) => machine.run(cx),
         Command::Daemon(daemon) => daemon.run(cx),
+        Command::Relay(relay) => relay.run(cx),
         Command::Rescan(rescan) => rescan.run(cx),
         Command::Config(config) => config.run(cx),
         Command::Status(status) => status.run(cx),

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use malai_protocol::failure::Failure;
+use malai_protocol::failure::{Failure, Kind};
+use malai_protocol::invite::Invite as Token;
 use malai_protocol::local::{ClusterInvite, Invited, Request, Response};
 
 use crate::client::{self, Otherwise};
@@ -31,13 +32,19 @@ pub(super) struct Invite {
     /// The user that commands run as there; default when root asks: root
     #[arg(long, value_name = "USER")]
     username: Option<String>,
+    /// For the host of a relay: the token names the cluster, holds no secret, and lets nobody in
+    #[arg(long, conflicts_with_all = ["name", "uses", "expires", "groups", "username"])]
+    relay: bool,
 }
 
 impl Invite {
     /// # Errors
     /// What went wrong.
     pub(super) fn run(self, cx: &Context) -> Result<u8, Failure> {
-        let Self { cluster, name, uses, expires, groups, username } = self;
+        let Self { cluster, name, uses, expires, groups, username, relay } = self;
+        if relay {
+            return for_relay(cx, &cluster);
+        }
         let username = super::username(username);
         // Never shorter than asked for, and never zero.
         let expires_s = duration::millis(expires).div_ceil(1000);
@@ -61,4 +68,24 @@ impl Invite {
         cx.out.hint("on the newcomer: malai machine join TOKEN; malai daemon");
         Ok(0)
     }
+}
+
+/// The token for a relay: what every machine of the cluster knows anyway.
+fn for_relay(cx: &Context, alias: &str) -> Result<u8, Failure> {
+    let Response::Clusters(clusters) = client::request(&cx.home, Request::ClusterList, Otherwise::Disk, cx.out)? else {
+        return Err(client::unexpected());
+    };
+    let found = clusters.iter().find(|cluster| cluster.alias == alias).and_then(|cluster| cluster.cluster);
+    let id = found.ok_or_else(|| {
+        Failure::new(Kind::NotConfigured, format!("there is no cluster {alias} here"))
+            .hint("see which there are: malai cluster list")
+    })?;
+    let token = Token::for_relay(id, alias.to_owned()).to_token();
+    if cx.out.json {
+        cx.out.document(&serde_json::json!({ "token": token }))?;
+    } else {
+        cx.out.row(&token)?;
+    }
+    cx.out.hint("on the relay's host: malai relay init TOKEN --url https://HOST:7443");
+    Ok(0)
 }

@@ -44,7 +44,11 @@ impl Join {
     }
 }
 
-fn read_token() -> Result<String, Failure> {
+/// The token on standard input.
+///
+/// # Errors
+/// When it cannot be read.
+pub(in crate::commands) fn read_token() -> Result<String, Failure> {
     let fail =
         |e: std::io::Error| Failure::new(Kind::Usage, format!("the token cannot be read from standard input: {e}"));
     let mut token = String::new();

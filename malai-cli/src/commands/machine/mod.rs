@@ -4,6 +4,7 @@ mod init;
 mod join;
 mod leave;
 
+pub(super) use join::read_token;
 use malai_protocol::failure::Failure;
 
 use super::Context;

@@ -1,0 +1,204 @@
+//! The clusters of a relay: the snapshot that it holds of each, and whom that admits.
+
+use std::collections::HashSet;
+use std::path::PathBuf;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
+use std::time::Duration;
+
+use iroh::endpoint::Connection;
+use malai_protocol::failure::Failure;
+use malai_protocol::home::RelayDir;
+use malai_protocol::id::{ClusterId, MachineId};
+use malai_protocol::snapshot::{Header, Order, SignedHeader, Snapshot, order};
+use tokio::sync::watch;
+
+use super::settings::{Entry, Settings};
+use crate::membership::{Held, sync};
+use crate::requests::blocking;
+use crate::store;
+
+/// One that delivers slowly keeps nobody else from being asked.
+const PATIENCE: Duration = Duration::from_millis(250);
+
+/// All clusters of a relay.
+#[derive(Debug)]
+pub(crate) struct Clusters {
+    all: Vec<Cluster>,
+    changes: watch::Sender<u64>,
+}
+
+/// One cluster of a relay.
+#[derive(Debug)]
+pub(crate) struct Cluster {
+    /// Its key.
+    pub(crate) id: ClusterId,
+    /// Its name, for people.
+    pub(crate) name: String,
+    path: PathBuf,
+    state: RwLock<State>,
+    fetching: tokio::sync::Mutex<()>,
+    installing: tokio::sync::Mutex<()>,
+}
+
+/// What a relay knows of a cluster.
+#[derive(Debug, Default)]
+struct State {
+    held: Option<Arc<Held>>,
+    machines: HashSet<MachineId>,
+    /// Those that were taken out of the config while this relay ran: a ticket does not bring them back.
+    removed: HashSet<MachineId>,
+    alarm: Option<String>,
+}
+
+impl State {
+    fn take(&mut self, held: Held) {
+        let machines: HashSet<MachineId> = held.config.machines.values().map(|machine| machine.id).collect();
+        self.removed.extend(self.machines.difference(&machines).copied());
+        self.removed.retain(|id| !machines.contains(id));
+        self.machines = machines;
+        self.held = Some(Arc::new(held));
+        self.alarm = None;
+    }
+}
+
+impl Clusters {
+    /// The clusters of these settings, with the snapshots that are stored.
+    ///
+    /// # Errors
+    /// [`malai_protocol::failure::Kind::BadConfig`] for a stored snapshot that is broken, or that this version cannot
+    /// read: whom it admits is then not known.
+    pub(crate) fn load(dir: &RelayDir, settings: &Settings) -> Result<Arc<Self>, Failure> {
+        let all: Result<Vec<_>, _> = settings.cluster.iter().map(|entry| Cluster::load(dir, entry)).collect();
+        Ok(Arc::new(Self { all: all?, changes: watch::Sender::new(0) }))
+    }
+
+    /// All of them.
+    pub(crate) fn all(&self) -> &[Cluster] {
+        &self.all
+    }
+
+    /// Wakes whenever another snapshot is held.
+    pub(crate) fn watch(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
+    /// The cluster with this key.
+    pub(crate) fn get(&self, id: &ClusterId) -> Option<&Cluster> {
+        self.all.iter().find(|cluster| cluster.id == *id)
+    }
+
+    /// Whether this is the key of a machine of one of them, or of one of them itself.
+    pub(crate) fn has(&self, key: &MachineId) -> bool {
+        self.all.iter().any(|cluster| cluster.id.as_bytes() == key.as_bytes() || cluster.read().machines.contains(key))
+    }
+
+    /// The cluster that signed this header; `None` when it is no cluster's of this relay, or not validly signed.
+    pub(crate) fn signer(&self, header: &SignedHeader) -> Option<(&Cluster, Header)> {
+        self.all.iter().find_map(|cluster| Some((cluster, header.verify(&cluster.id).ok()?)))
+    }
+
+    /// Fetches the snapshot with this verified header over the connection that it was announced on, and holds it, when
+    /// it is newer than what is held by then.
+    ///
+    /// # Errors
+    /// Whatever the stream, the snapshot or the disk say.
+    pub(crate) async fn fetch(&self, cluster: &Cluster, conn: &Connection, header: &Header) -> anyhow::Result<()> {
+        let _turn = tokio::time::timeout(PATIENCE, cluster.fetching.lock()).await;
+        match cluster.order(header) {
+            Order::Newer => {}
+            Order::Fork => {
+                cluster.fork(header);
+                return Ok(());
+            }
+            Order::Same | Order::Older => return Ok(()),
+        }
+        let snapshot = sync::pull(conn, &cluster.id, header).await?;
+        if cluster.install(snapshot).await? {
+            self.changes.send_modify(|changes| *changes = changes.wrapping_add(1));
+        }
+        Ok(())
+    }
+}
+
+impl Cluster {
+    fn load(dir: &RelayDir, entry: &Entry) -> Result<Self, Failure> {
+        let path = dir.snapshot(&entry.id52);
+        let mut state = State::default();
+        if let Some(snapshot) = store::snapshot::load(&path, &entry.id52)? {
+            state.take(Held::new(snapshot)?);
+        }
+        Ok(Self {
+            id: entry.id52,
+            name: entry.name.clone(),
+            path,
+            state: RwLock::new(state),
+            fetching: tokio::sync::Mutex::default(),
+            installing: tokio::sync::Mutex::default(),
+        })
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, State> {
+        self.state.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The snapshot that is held.
+    pub(crate) fn held(&self) -> Option<Arc<Held>> {
+        self.read().held.clone()
+    }
+
+    /// Something an administrator must look at.
+    pub(crate) fn alarm(&self) -> Option<String> {
+        self.read().alarm.clone()
+    }
+
+    /// Whether this machine was taken out of the config while the relay ran.
+    pub(crate) fn removed(&self, key: &MachineId) -> bool {
+        self.read().removed.contains(key)
+    }
+
+    /// Whether this key speaks for the cluster manager: the cluster's own, or that of the machine that holds it.
+    pub(crate) fn is_manager(&self, key: &MachineId) -> bool {
+        let manager = |held: &Held| held.config.machines.get(&held.config.cluster.manager).map(|machine| machine.id);
+        key.as_bytes() == self.id.as_bytes() || self.held().and_then(|held| manager(&held)).as_ref() == Some(key)
+    }
+
+    /// How this header stands to what is held.
+    pub(crate) fn order(&self, header: &Header) -> Order {
+        order(header, self.read().held.as_ref().map(|held| held.snapshot.header()))
+    }
+
+    fn fork(&self, header: &Header) {
+        self.alarm_with(format!(
+            "two snapshots were signed with generation {}: the second is refused. On the cluster manager run `malai \
+             rescan`: a new generation replaces both",
+            header.generation
+        ));
+    }
+
+    fn alarm_with(&self, text: String) {
+        tracing::error!(cluster = %self.name, "{text}");
+        self.state.write().unwrap_or_else(PoisonError::into_inner).alarm = Some(text);
+    }
+
+    /// Takes a verified snapshot: stored first, then held. Whether it was newer.
+    async fn install(&self, snapshot: Snapshot) -> Result<bool, Failure> {
+        let _one_at_a_time = self.installing.lock().await;
+        match self.order(snapshot.header()) {
+            Order::Newer => {}
+            Order::Fork => {
+                self.fork(snapshot.header());
+                return Ok(false);
+            }
+            Order::Same | Order::Older => return Ok(false),
+        }
+        let generation = snapshot.header().generation;
+        let held = Held::new(snapshot).inspect_err(|failure| {
+            self.alarm_with(format!("the config of generation {generation} cannot be used here: {failure}"));
+        })?;
+        let (path, stored) = (self.path.clone(), held.snapshot.clone());
+        blocking(move || store::snapshot::save(&path, &stored)).await?;
+        tracing::info!(cluster = %self.name, generation, "snapshot accepted");
+        self.state.write().unwrap_or_else(PoisonError::into_inner).take(held);
+        Ok(true)
+    }
+}

@@ -1,0 +1,243 @@
+//! The relay's own endpoint: whoever shows a header that one of its clusters signed is heard, and a newer snapshot is
+//! fetched from it. Nothing else is served here: no session, no snapshot, no address.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use iroh::endpoint::{
+    Connection, Incoming, IncomingAddr, PortmapperConfig, QuicTransportConfig, RecvStream, SendStream, VarInt, presets,
+};
+use iroh::{Endpoint, RelayMode, SecretKey};
+use malai_protocol::codec::{Frame, Kind as FrameKind, MAX_HELLO};
+use malai_protocol::failure::{Failure, Kind};
+use malai_protocol::id::MachineId;
+use malai_protocol::peer::{ALPN, Announce, Close, Hello, VERSION, unknown_need};
+use malai_protocol::snapshot::{Header, SignedHeader};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::clusters::{Cluster, Clusters};
+use super::pace::Pace;
+use crate::net::{Frames, close, machine_id, send};
+
+/// How long a greeting may take.
+const HELLO: Duration = Duration::from_secs(2);
+/// Connections at once that are heard, beyond those of cluster managers.
+const HEARD: usize = 64;
+/// One address may come so often at once.
+const BURST: u32 = 16;
+/// And then once in so long.
+const PACE: Duration = Duration::from_millis(250);
+/// Connections of the manager of one cluster: by its cluster key, by its machine key, and those that are being replaced.
+const MANAGERS: usize = 4;
+/// A manager announces at most one change in so long on average.
+const ANNOUNCE_PACE: Duration = Duration::from_millis(20);
+/// How long the last word may take to arrive.
+const LAST_WORD: Duration = Duration::from_secs(2);
+/// What may be on its way on one connection: of strangers only a greeting comes, and snapshots wait a round trip more.
+const WINDOW: u32 = 256 * 1024;
+/// A connection on which nothing was heard for so long is dead.
+const IDLE: Duration = Duration::from_secs(30);
+/// All that whoever is not heard is told.
+const NOT_HEARD: &str = "not of a cluster that this relay serves";
+
+/// Binds the relay's endpoint at UDP `listen`; for an unspecified IPv6 address, at IPv4 too.
+///
+/// # Errors
+/// [`Kind::Internal`] when the port is taken.
+pub(crate) async fn bind(key: &[u8; 32], listen: SocketAddr) -> Result<Endpoint, Failure> {
+    let fail = |e: &dyn std::fmt::Display| {
+        Failure::new(Kind::Internal, format!("cannot bind UDP {listen}: {e}"))
+            .hint("another program may hold the port: `ss -ulpn` shows which")
+    };
+    let mut transport = QuicTransportConfig::builder()
+        .max_concurrent_bidi_streams(VarInt::from_u32(1))
+        .max_concurrent_uni_streams(VarInt::from_u32(0))
+        .stream_receive_window(VarInt::from_u32(WINDOW))
+        .receive_window(VarInt::from_u32(WINDOW));
+    if let Ok(idle) = IDLE.try_into() {
+        transport = transport.max_idle_timeout(Some(idle));
+    }
+    let mut builder = Endpoint::builder(presets::Minimal)
+        .secret_key(SecretKey::from_bytes(key))
+        .alpns(vec![ALPN.to_vec()])
+        .relay_mode(RelayMode::Disabled)
+        .portmapper_config(PortmapperConfig::Disabled)
+        .transport_config(transport.build())
+        .clear_ip_transports();
+    let both = listen.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED);
+    if both {
+        builder = builder.bind_addr((Ipv4Addr::UNSPECIFIED, listen.port())).map_err(|e| fail(&e))?;
+    }
+    if !both || std::net::UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0)).is_ok() {
+        builder = builder.bind_addr(listen).map_err(|e| fail(&e))?;
+    }
+    builder.bind().await.map_err(|e| fail(&format!("{e:#}")))
+}
+
+/// What all connections share.
+#[derive(Debug)]
+pub(crate) struct Ear {
+    clusters: Arc<Clusters>,
+    pace: Pace,
+    places: Semaphore,
+    managers: Vec<AtomicUsize>,
+}
+
+impl Ear {
+    /// Hears for these clusters.
+    pub(crate) fn new(clusters: &Arc<Clusters>) -> Arc<Self> {
+        let managers = clusters.all().iter().map(|_| AtomicUsize::new(0)).collect();
+        let clusters = Arc::clone(clusters);
+        Arc::new(Self { clusters, pace: Pace::new(BURST, PACE), places: Semaphore::new(HEARD), managers })
+    }
+
+    /// Hears until `cancel`, and closes the endpoint.
+    pub(crate) async fn run(self: Arc<Self>, endpoint: Endpoint, cancel: CancellationToken) {
+        let tasks = TaskTracker::new();
+        loop {
+            let incoming = tokio::select! {
+                () = cancel.cancelled() => break,
+                incoming = endpoint.accept() => incoming,
+            };
+            let Some(incoming) = incoming else { break };
+            let paced = match incoming.remote_addr() {
+                IncomingAddr::Ip(from) => self.pace.admits(from.ip()),
+                _ => true,
+            };
+            if !paced || tasks.len() >= HEARD + MANAGERS * self.managers.len() {
+                incoming.refuse();
+                continue;
+            }
+            let (ear, cancel) = (Arc::clone(&self), cancel.clone());
+            tasks.spawn(async move {
+                tokio::select! {
+                    () = cancel.cancelled() => {}
+                    () = ear.connection(incoming) => {}
+                }
+            });
+        }
+        tasks.close();
+        tasks.wait().await;
+        crate::net::endpoint::close(&endpoint, Duration::ZERO).await;
+    }
+
+    async fn connection(&self, incoming: Incoming) {
+        let Ok(place) = self.places.try_acquire() else { return incoming.refuse() };
+        let handshake = async { incoming.accept()?.await.map_err(anyhow::Error::from) };
+        let conn = match tokio::time::timeout(HELLO, handshake).await {
+            Ok(Ok(conn)) => conn,
+            Ok(Err(error)) => return tracing::debug!("handshake failed: {error:#}"),
+            Err(_) => return tracing::debug!("handshake took too long"),
+        };
+        let Some(peer) = machine_id(&conn.remote_id()) else { return };
+        match self.heard(&conn, peer, place).await {
+            Ok(()) => close(&conn, Close::Done, "heard"),
+            Err(error) => {
+                tracing::info!(peer = %peer.short(), "not heard: {error:#}");
+                close(&conn, Close::NotAMember, NOT_HEARD);
+            }
+        }
+    }
+
+    /// Reads the greeting, fetches what is newer, and stays with a manager for what it announces.
+    async fn heard(
+        &self,
+        conn: &Connection,
+        peer: MachineId,
+        place: tokio::sync::SemaphorePermit<'_>,
+    ) -> anyhow::Result<()> {
+        let (mut send_half, recv) = tokio::time::timeout(HELLO, conn.accept_bi()).await??;
+        let mut frames = Frames::new(recv, MAX_HELLO);
+        let hello: Hello = frames.next(HELLO).await?.expect(FrameKind::PeerHello, "PeerHello")?;
+        if let Some(need) = unknown_need(&hello.needs) {
+            anyhow::bail!("it needs a feature that this version does not have: {}", need.escape_debug());
+        }
+        let signed = hello.header.as_ref();
+        let (cluster, header) = signed
+            .and_then(|header| self.clusters.signer(header))
+            .ok_or_else(|| anyhow::anyhow!("its header is not signed by a cluster of this relay"))?;
+        let answer = greeting(cluster.held().map(|held| held.snapshot.signed_header().clone()));
+        send(&mut send_half, Frame::control(FrameKind::PeerHello, &answer)?).await?;
+        self.learn(cluster, conn, &header, &mut send_half).await?;
+        let Some(_stays) = cluster.is_manager(&peer).then(|| self.stay(cluster)).flatten() else {
+            send_half.finish()?;
+            // Whoever greeted closes when it has read the last word.
+            drop(tokio::time::timeout(LAST_WORD, conn.closed()).await);
+            return Ok(());
+        };
+        drop(place);
+        self.follow(cluster, conn, send_half, frames).await
+    }
+
+    /// Fetches what this header announces, and says what is held then.
+    async fn learn(
+        &self,
+        cluster: &Cluster,
+        conn: &Connection,
+        header: &Header,
+        send_half: &mut SendStream,
+    ) -> anyhow::Result<()> {
+        self.clusters.fetch(cluster, conn, header).await?;
+        let Some(held) = cluster.held() else { return Ok(()) };
+        let announce = Announce { header: held.snapshot.signed_header().clone(), addresses: Vec::new() };
+        send(send_half, Frame::control(FrameKind::Announce, &announce)?).await?;
+        Ok(())
+    }
+
+    /// Stays on the line with a manager: what it announces is fetched at once.
+    async fn follow(
+        &self,
+        cluster: &Cluster,
+        conn: &Connection,
+        mut send_half: SendStream,
+        mut frames: Frames<RecvStream>,
+    ) -> anyhow::Result<()> {
+        tracing::info!(cluster = %cluster.name, "the cluster manager is on the line");
+        loop {
+            let frame = tokio::select! {
+                _ = conn.closed() => return Ok(()),
+                frame = frames.next_unbounded() => frame,
+            };
+            let Some(frame) = frame else { return Ok(()) };
+            let announce: Announce = frame?.expect(FrameKind::Announce, "Announce")?;
+            let header = announce.header.verify(&cluster.id)?;
+            self.learn(cluster, conn, &header, &mut send_half).await?;
+            tokio::time::sleep(ANNOUNCE_PACE).await;
+        }
+    }
+
+    /// A place for a manager's connection, given back when it is dropped.
+    fn stay(&self, cluster: &Cluster) -> Option<Stays<'_>> {
+        let at = self.clusters.all().iter().position(|one| one.id == cluster.id)?;
+        let count = self.managers.get(at)?;
+        let taken = count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| (n < MANAGERS).then_some(n + 1));
+        taken.is_ok().then_some(Stays(count))
+    }
+}
+
+/// A manager's connection counts as long as this lives.
+#[derive(Debug)]
+struct Stays<'e>(&'e AtomicUsize);
+
+impl Drop for Stays<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+fn greeting(header: Option<SignedHeader>) -> Hello {
+    Hello {
+        version: VERSION,
+        needs: Vec::new(),
+        header,
+        addresses: Vec::new(),
+        caller_only: true,
+        boot: None,
+        executor: None,
+        malai: crate::VERSION.to_owned(),
+    }
+}

@@ -1,0 +1,154 @@
+//! The relay's TCP side: takes connections at a bounded rate and hands them to iroh's relay service.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use iroh_relay::KeyCache;
+use iroh_relay::http::RELAY_PROBE_PATH;
+use iroh_relay::server::Metrics;
+use iroh_relay::server::http_server::{Handlers, RelayService, TlsConfig};
+use malai_protocol::failure::{Failure, Kind};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::gate::Gate;
+use super::pace::Pace;
+
+/// Connections at once that have not said yet what they want. An honest one takes a few round trips.
+const ESTABLISHING: usize = 512;
+/// How long that may take.
+const ESTABLISH: Duration = Duration::from_secs(10);
+/// One address may open so many connections at once: a whole office behind one address comes back after a restart.
+const BURST: u32 = 512;
+/// And then one in so long.
+const PACE: Duration = Duration::from_millis(125);
+/// Keys whose decoding is remembered, 56 bytes each.
+const KEYS: usize = 16 * 1024;
+/// Open files that stay free for snapshots, the socket and the endpoint.
+const SPARE_FILES: u64 = 128;
+/// Between two looks at how many files are open.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// The service behind the doors.
+///
+/// # Errors
+/// [`Failure`] when a constant of HTTP is none, which does not happen.
+pub(crate) fn service(gate: &Arc<Gate>) -> Result<RelayService, Failure> {
+    let mut handlers = Handlers::default();
+    let get = "GET".parse().map_err(|e| Failure::new(Kind::Internal, format!("no such method: {e}")))?;
+    // Machines measure by it how far the relay is.
+    handlers.insert(
+        (get, RELAY_PROBE_PATH),
+        Box::new(|_request, response| {
+            response.header("Access-Control-Allow-Origin", "*").body(Box::new(String::new()) as _).map_err(Into::into)
+        }),
+    );
+    let access = Arc::clone(gate);
+    let metrics = Arc::new(Metrics::default());
+    Ok(RelayService::new(handlers, Default::default(), None, KeyCache::new(KEYS), access, metrics))
+}
+
+/// Where connections come in.
+#[derive(Debug)]
+pub(crate) struct Doors {
+    service: RelayService,
+    tls: TlsConfig,
+    pace: Pace,
+    places: Arc<Semaphore>,
+    turned_away: AtomicU64,
+    tasks: TaskTracker,
+}
+
+impl Doors {
+    /// Doors to this service, with this certificate.
+    pub(crate) fn new(service: RelayService, tls: rustls::ServerConfig) -> Self {
+        Self {
+            service,
+            tls: TlsConfig::new(Arc::new(tls)),
+            pace: Pace::new(BURST, PACE),
+            places: Arc::new(Semaphore::new(ESTABLISHING)),
+            turned_away: AtomicU64::new(0),
+            tasks: TaskTracker::new(),
+        }
+    }
+
+    /// The service behind them.
+    pub(crate) fn service(&self) -> &RelayService {
+        &self.service
+    }
+
+    /// How many connections were closed unheard: too many at once, or too fast from one address.
+    pub(crate) fn turned_away(&self) -> u64 {
+        self.turned_away.load(Ordering::Relaxed)
+    }
+
+    /// Takes connections until `cancel`; then all clients are disconnected.
+    pub(crate) async fn run(&self, listener: TcpListener, cancel: CancellationToken) {
+        let most = most_files();
+        let mut looks = tokio::time::interval(LOOK);
+        let mut is_full = false;
+        loop {
+            let accepted = tokio::select! {
+                () = cancel.cancelled() => break,
+                accepted = listener.accept() => accepted,
+                _ = looks.tick() => {
+                    is_full = most.is_some_and(|most| open_files() + SPARE_FILES >= most);
+                    continue;
+                }
+            };
+            match accepted {
+                Ok((stream, from)) if !is_full => self.take(stream, from, &cancel),
+                Ok(_) => {
+                    self.turned_away.fetch_add(1, Ordering::Relaxed);
+                }
+                Err(error) => {
+                    // Out of descriptors, most likely: those that are served will return some.
+                    tracing::warn!("a connection could not be accepted: {error}");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            }
+        }
+        drop(listener);
+        self.tasks.close();
+        self.service.shutdown().await;
+        self.tasks.wait().await;
+    }
+
+    fn take(&self, stream: TcpStream, from: SocketAddr, cancel: &CancellationToken) {
+        let place = self.pace.admits(from.ip()).then(|| Arc::clone(&self.places).try_acquire_owned().ok()).flatten();
+        let Some(place) = place else {
+            self.turned_away.fetch_add(1, Ordering::Relaxed);
+            return;
+        };
+        // A host that vanished without a word must not keep its socket here for good.
+        if let Err(error) = nix::sys::socket::setsockopt(&stream, nix::sys::socket::sockopt::KeepAlive, &true) {
+            tracing::debug!("no keep-alive for {from}: {error}");
+        }
+        let (service, tls, cancel) = (self.service.clone(), self.tls.clone(), cancel.clone());
+        self.tasks.spawn(async move {
+            tokio::select! {
+                () = cancel.cancelled() => {}
+                () = service.handle_connection(stream, Some(tls), ESTABLISH) => {}
+            }
+            drop(place);
+        });
+    }
+}
+
+/// How many files this process may have open, raised as far as it may.
+fn most_files() -> Option<u64> {
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).ok()?;
+    Some(match setrlimit(Resource::RLIMIT_NOFILE, hard, hard) {
+        Ok(()) => hard,
+        Err(_) => soft,
+    })
+}
+
+fn open_files() -> u64 {
+    std::fs::read_dir("/dev/fd").map_or(0, |entries| entries.count() as u64)
+}

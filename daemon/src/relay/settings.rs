@@ -1,0 +1,177 @@
+//! `relay.toml`: where the relay is reached, and whose machines it serves. `malai relay init` writes it.
+//!
+//! ```toml
+//! url    = "https://203.0.113.5:7443"   # as the machines have it in their config
+//! listen = "[::]:7443"                  # TCP for the relay, and UDP of the same number for the clusters' snapshots
+//! certificate     = "/etc/…/cert.pem"   # where one was given; else the relay's own
+//! certificate_key = "/etc/…/key.pem"
+//!
+//! [[cluster]]
+//! name = "company"
+//! id52 = "…"
+//! ```
+
+use std::net::{Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
+
+use malai_protocol::config::Name;
+use malai_protocol::failure::{Failure, Kind};
+use malai_protocol::home::RelayDir;
+use malai_protocol::id::ClusterId;
+use serde::{Deserialize, Serialize};
+use url::{Host, Url};
+
+use crate::store;
+
+/// The most clusters of one relay: each greeting is compared with all of them.
+pub(crate) const MAX_CLUSTERS: usize = 64;
+const MAX_FILE: usize = 64 * 1024;
+
+/// The settings of a relay.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Settings {
+    /// Where the machines reach it.
+    pub(crate) url: String,
+    /// Where it listens.
+    pub(crate) listen: SocketAddr,
+    /// The certificate that was given, PEM; absent = its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) certificate: Option<PathBuf>,
+    /// That certificate's secret key, PEM.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) certificate_key: Option<PathBuf>,
+    /// Whose machines it serves.
+    #[serde(default)]
+    pub(crate) cluster: Vec<Entry>,
+}
+
+/// A cluster whose machines a relay serves.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Entry {
+    /// Its name, for people.
+    pub(crate) name: String,
+    /// Its key.
+    pub(crate) id52: ClusterId,
+}
+
+impl Settings {
+    /// Reads the settings; `None` when this host has none.
+    ///
+    /// # Errors
+    /// [`Kind::BadConfig`] with the position of what is wrong; else what the disk says.
+    pub(crate) fn load(dir: &RelayDir) -> Result<Option<Self>, Failure> {
+        let path = dir.settings();
+        let Some(text) = store::read_text(&path, MAX_FILE)? else { return Ok(None) };
+        let settings: Self = store::settings::parse(&path, &text)?;
+        let bad = |what: String| Failure::new(Kind::BadConfig, format!("{}: {what}", path.display()));
+        Place::parse(&settings.url).map_err(|failure| bad(failure.message))?;
+        if settings.cluster.len() > MAX_CLUSTERS {
+            return Err(bad(format!("more than {MAX_CLUSTERS} clusters")));
+        }
+        for entry in &settings.cluster {
+            let named: Result<Name, _> = entry.name.parse();
+            named.map_err(|e| bad(format!("no cluster can be called `{}`: {e}", entry.name)))?;
+        }
+        if settings.certificate.is_some() != settings.certificate_key.is_some() {
+            return Err(bad("`certificate` and `certificate_key` go together".to_owned()));
+        }
+        Ok(Some(settings))
+    }
+
+    /// Writes the settings.
+    ///
+    /// # Errors
+    /// What the disk says.
+    pub(crate) fn save(&self, dir: &RelayDir) -> Result<(), Failure> {
+        let text = toml::to_string(self)
+            .map_err(|e| Failure::new(Kind::Internal, format!("the relay's settings do not encode: {e}")))?;
+        store::write(&dir.settings(), text.as_bytes())
+    }
+}
+
+/// What the URL of a relay says: `https://HOST` or `https://HOST:PORT`, and nothing more.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Place {
+    /// The host as a certificate names it: an address without brackets, or a name.
+    pub(crate) host: String,
+    /// The port.
+    pub(crate) port: u16,
+    /// The URL in its one spelling.
+    pub(crate) url: String,
+}
+
+impl Place {
+    /// Reads a URL.
+    ///
+    /// # Errors
+    /// [`Kind::Usage`] with the form that is wanted.
+    pub(crate) fn parse(text: &str) -> Result<Self, Failure> {
+        let wrong = |why: &str| {
+            let message = format!("`{text}` cannot be the URL of a relay: {why}");
+            Failure::new(Kind::Usage, message).hint("write https://HOST or https://HOST:PORT, as the machines reach it")
+        };
+        let url: Url = text.parse().map_err(|_| wrong("it is not a URL"))?;
+        if url.scheme() != "https" {
+            return Err(wrong("a relay is reached by https"));
+        }
+        let bare = matches!(url.path(), "" | "/") && url.query().is_none() && url.fragment().is_none();
+        if !bare || !url.username().is_empty() || url.password().is_some() {
+            return Err(wrong("there is more in it than host and port"));
+        }
+        let host = match url.host() {
+            Some(Host::Ipv4(ip)) => ip.to_string(),
+            Some(Host::Ipv6(ip)) => ip.to_string(),
+            Some(Host::Domain(name)) => name.to_owned(),
+            None => return Err(wrong("it names no host")),
+        };
+        let port = url.port_or_known_default().filter(|port| *port != 0).ok_or_else(|| wrong("its port is 0"))?;
+        Ok(Self { host, port, url: url.as_str().trim_end_matches('/').to_owned() })
+    }
+
+    /// Where such a relay listens unless it is told otherwise.
+    pub(crate) fn listen(&self) -> SocketAddr {
+        (Ipv6Addr::UNSPECIFIED, self.port).into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use malai_protocol::home::Home;
+
+    use super::*;
+
+    #[test]
+    fn a_url_says_host_and_port_and_nothing_more() {
+        let place = |text: &str| Place::parse(text).map(|place| (place.host, place.port, place.url));
+        let wanted = |host: &str, port, url: &str| Ok((host.to_owned(), port, url.to_owned()));
+        assert_eq!(place("https://203.0.113.5:7443/"), wanted("203.0.113.5", 7443, "https://203.0.113.5:7443"));
+        assert_eq!(place("https://Relay.Example"), wanted("relay.example", 443, "https://relay.example"));
+        assert_eq!(place("https://[2001:db8::1]:7443"), wanted("2001:db8::1", 7443, "https://[2001:db8::1]:7443"));
+        for bad in ["", "relay", "http://a", "https://a/b", "https://a?b", "https://u@a", "https://a:0", "https://"] {
+            assert_eq!(place(bad).map_err(|failure| failure.kind), Err(Kind::Usage), "{bad}");
+        }
+    }
+
+    #[test]
+    fn settings_survive_the_disk_and_an_unknown_key_is_refused_with_its_place() {
+        let home = tempfile::tempdir().expect("a directory");
+        let dir = Home::new(home.path()).relay();
+        assert_eq!(Settings::load(&dir), Ok(None));
+        store::make_dir(dir.root()).expect("made");
+        let id52 = store::keys::ClusterKey::generate().expect("randomness").id();
+        let settings = Settings {
+            url: "https://a:7443".into(),
+            listen: (Ipv6Addr::UNSPECIFIED, 7443).into(),
+            certificate: None,
+            certificate_key: None,
+            cluster: vec![Entry { name: "company".into(), id52 }],
+        };
+        settings.save(&dir).expect("written");
+        assert_eq!(Settings::load(&dir), Ok(Some(settings)));
+        std::fs::write(dir.settings(), "url = \"https://a\"\nlisten = \"[::]:1\"\nlisen = 1\n").expect("written");
+        let refused = Settings::load(&dir).expect_err("a typo").message;
+        assert!(refused.contains("line 3, column 1: unknown field `lisen`"), "{refused}");
+    }
+}

@@ -1,0 +1,168 @@
+//! What a running relay tells of itself, at a Unix socket for its own user and root: one JSON document, then the end.
+
+use std::io::Read;
+use std::os::unix::net::UnixStream as BlockingStream;
+use std::sync::Arc;
+use std::time::Duration;
+
+use malai_protocol::failure::{Failure, Kind};
+use malai_protocol::home::Home;
+use malai_protocol::id::{ClusterId, MachineId};
+use serde::{Deserialize, Serialize};
+use tokio::io::AsyncWriteExt;
+use tokio::net::{UnixListener, UnixStream};
+use tokio_util::sync::CancellationToken;
+
+use super::clusters::Clusters;
+use super::gate::Gate;
+use super::serve::Doors;
+use crate::local::may_connect;
+
+/// How long whoever asks may take to read.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// The largest document: 64 clusters with their alarms are far below it.
+const MAX_DOCUMENT: u64 = 1024 * 1024;
+
+/// The state of a relay.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// Its process id.
+    pub pid: u32,
+    /// Its malai version.
+    pub version: String,
+    /// Where the machines reach it.
+    pub url: String,
+    /// Its key.
+    pub id52: MachineId,
+    /// The SHA-256 of its certificate, 64 hexadecimal digits.
+    pub sha256: String,
+    /// The clusters whose machines it serves.
+    pub clusters: Vec<ClusterStatus>,
+    /// Connections that there are.
+    pub connected: usize,
+    /// Those of them by a ticket.
+    pub by_ticket: usize,
+    /// Connections that were refused since the start: of strangers, or with a ticket that is not valid.
+    pub refused: u64,
+    /// Connections that were ended since their machine was removed or their ticket expired.
+    pub let_go: u64,
+    /// Connections that were closed unheard: too many at once, or too fast from one address.
+    pub unheard: u64,
+}
+
+/// One cluster of a relay.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterStatus {
+    /// Its name.
+    pub name: String,
+    /// Its key.
+    pub id52: ClusterId,
+    /// The generation that the relay holds; absent = it was told none yet, and admits nobody but newcomers.
+    pub generation: Option<u64>,
+    /// Machines in its config.
+    pub machines: usize,
+    /// Something an administrator must look at.
+    pub alarm: Option<String>,
+}
+
+/// What the state is made of.
+#[derive(Debug)]
+pub(crate) struct Source {
+    /// Where the machines reach it.
+    pub(crate) url: String,
+    /// Its key.
+    pub(crate) id: MachineId,
+    /// The SHA-256 of its certificate.
+    pub(crate) sha256: [u8; 32],
+    /// Its clusters.
+    pub(crate) clusters: Arc<Clusters>,
+    /// Who is connected.
+    pub(crate) gate: Arc<Gate>,
+    /// Where they come in.
+    pub(crate) doors: Arc<Doors>,
+}
+
+impl Source {
+    fn status(&self) -> Status {
+        let clusters = self.clusters.all().iter().map(|cluster| {
+            let held = cluster.held();
+            ClusterStatus {
+                name: cluster.name.clone(),
+                id52: cluster.id,
+                generation: held.as_ref().map(|held| held.generation()),
+                machines: held.map_or(0, |held| held.config.machines.len()),
+                alarm: cluster.alarm(),
+            }
+        });
+        let (connected, by_ticket) = self.gate.count();
+        let (refused, let_go) = self.gate.turned_away();
+        Status {
+            pid: std::process::id(),
+            version: crate::VERSION.to_owned(),
+            url: self.url.clone(),
+            id52: self.id,
+            sha256: data_encoding::HEXLOWER.encode(&self.sha256),
+            clusters: clusters.collect(),
+            connected,
+            by_ticket,
+            refused,
+            let_go,
+            unheard: self.doors.turned_away(),
+        }
+    }
+
+    /// Tells whoever may know, one after the other, until `cancel`.
+    pub(crate) async fn run(self, listener: UnixListener, cancel: CancellationToken) {
+        loop {
+            let stream = tokio::select! {
+                () = cancel.cancelled() => return,
+                accepted = listener.accept() => match accepted {
+                    Ok((stream, _)) => stream,
+                    Err(error) => {
+                        tracing::warn!("nobody can ask for the state: {error}");
+                        tokio::time::sleep(PATIENCE).await;
+                        continue;
+                    }
+                },
+            };
+            if may_connect(&stream)
+                && let Err(error) = tokio::time::timeout(PATIENCE, self.tell(stream)).await
+            {
+                tracing::debug!("whoever asked for the state does not read it: {error}");
+            }
+        }
+    }
+
+    async fn tell(&self, mut stream: UnixStream) {
+        let Ok(document) = serde_json::to_vec(&self.status()) else { return };
+        let told = async {
+            stream.write_all(&document).await?;
+            stream.shutdown().await
+        };
+        if let Err(error) = told.await {
+            tracing::debug!("the state was not told: {error}");
+        }
+    }
+}
+
+/// The state of the relay of this home; `None` when none runs. Blocks the thread, 2 s at most.
+///
+/// # Errors
+/// [`Kind::Internal`] when one runs and does not tell.
+pub fn status(home: &Home) -> Result<Option<Status>, Failure> {
+    let path = home.relay().socket();
+    let fail = |e: std::io::Error| {
+        Failure::new(Kind::Internal, format!("the relay at {} does not tell its state: {e}", path.display()))
+    };
+    let stream = match BlockingStream::connect(&path) {
+        Ok(stream) => stream,
+        Err(e) if matches!(e.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::ConnectionRefused) => {
+            return Ok(None);
+        }
+        Err(e) => return Err(fail(e)),
+    };
+    stream.set_read_timeout(Some(PATIENCE)).map_err(fail)?;
+    let mut document = Vec::new();
+    stream.take(MAX_DOCUMENT).read_to_end(&mut document).map_err(fail)?;
+    serde_json::from_slice(&document).map(Some).map_err(|e| fail(e.into()))
+}

@@ -1,0 +1,70 @@
+//! `malai relay init`.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use malai_daemon::relay::init::{self, Made};
+use malai_protocol::failure::{Failure, Kind};
+use malai_protocol::invite::Invite;
+
+use crate::commands::Context;
+use crate::commands::machine::read_token;
+
+/// Make a relay on this host, or add a cluster to the one that is there
+///
+/// Prints on standard output the entry for `[network] relays` of the cluster's config. The relay admits machines of its
+/// clusters, and newcomers with an invite; what it knows of a cluster the cluster manager tells it.
+#[derive(Debug, clap::Args)]
+pub(super) struct Init {
+    /// The token that `malai cluster invite company --relay` printed; `-` reads it from standard input
+    #[arg(env = "MALAI_INVITE", hide_env_values = true)]
+    token: String,
+    /// Where machines reach it; needed when it is made
+    #[arg(long, value_name = "https://HOST[:PORT]")]
+    url: Option<String>,
+    /// A certificate for HOST, PEM; default: it makes one, which the machines know by its hash
+    #[arg(long, value_name = "FILE", requires = "key")]
+    cert: Option<PathBuf>,
+    /// That certificate's key, PEM
+    #[arg(long, value_name = "FILE", requires = "cert")]
+    key: Option<PathBuf>,
+    /// Where it listens; default: every address, at the port of the URL
+    #[arg(long, value_name = "IP:PORT")]
+    listen: Option<SocketAddr>,
+}
+
+impl Init {
+    /// # Errors
+    /// What went wrong.
+    pub(super) fn run(self, cx: &Context) -> Result<u8, Failure> {
+        let token = if self.token == "-" { read_token()? } else { self.token };
+        let invite: Invite = token.trim().parse().map_err(|e: malai_protocol::invite::TokenError| {
+            Failure::new(Kind::Usage, e.to_string())
+                .hint("make one on the manager: malai cluster invite company --relay")
+        })?;
+        let (name, lets_in) = (invite.name.clone(), invite.lets_in());
+        let ask = init::Init { invite, url: self.url, listen: self.listen, certificate: self.cert.zip(self.key) };
+        let made = init::init(&cx.home, &ask)?;
+        if cx.out.json {
+            cx.out.document(&made)?;
+        } else {
+            cx.out.row(&made.entry())?;
+        }
+        if lets_in {
+            cx.out.note("this token lets a machine in, too: its secret was neither kept nor used, and is still good");
+        }
+        let Made { url, listen, given, clusters, .. } = &made;
+        cx.out.note(&format!("relay {url}, at TCP and UDP {listen} and UDP 7842, for: {}", clusters.join(", ")));
+        if *given {
+            cx.out.note(
+                "warning: when the certificate is renewed, its sha256 changes; leave that out if a public authority \
+                 signed it",
+            );
+        }
+        cx.out.hint(&format!(
+            "on the cluster manager put this into `relays` under [network] of cluster.toml, then: malai rescan {name}; \
+             here: malai relay run (one that runs already has to be started again to serve another cluster)"
+        ));
+        Ok(0)
+    }
+}

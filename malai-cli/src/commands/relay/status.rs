@@ -1,0 +1,49 @@
+//! `malai relay status`.
+
+use malai_daemon::relay::status::{self, ClusterStatus, Status as Told};
+use malai_protocol::failure::Failure;
+
+use crate::commands::Context;
+use crate::output;
+
+/// Show the relay that runs on this host: 0 when one does, 1 when not
+#[derive(Debug, clap::Args)]
+pub(super) struct Status;
+
+impl Status {
+    /// # Errors
+    /// When it runs and does not answer.
+    pub(super) fn run(self, cx: &Context) -> Result<u8, Failure> {
+        let told = status::status(&cx.home)?;
+        if cx.out.json {
+            cx.out.document(&serde_json::json!({ "relay": told }))?;
+        } else {
+            match &told {
+                Some(told) => describe(told).iter().try_for_each(|line| cx.out.row(line))?,
+                None => cx.out.row("no relay runs here")?,
+            }
+        }
+        Ok(u8::from(told.is_none()))
+    }
+}
+
+fn describe(told: &Told) -> Vec<String> {
+    let Told { pid, version, url, id52, sha256, clusters, connected, by_ticket, refused, let_go, unheard } = told;
+    let mut lines = vec![
+        format!("relay {url}, pid {pid}, malai {version}"),
+        format!("id52 {id52}, certificate sha256 {sha256}"),
+        format!("connected: {connected}, of them newcomers with a ticket: {by_ticket}"),
+        format!("since its start refused: {refused}, disconnected: {let_go}, closed unheard: {unheard}"),
+    ];
+    let mut rows = vec![["CLUSTER", "GENERATION", "MACHINES", "ID52"].map(String::from).to_vec()];
+    rows.extend(clusters.iter().map(row));
+    lines.extend(output::table(&rows));
+    let alarm = |cluster: &ClusterStatus| Some(format!("alarm: {}: {}", cluster.name, cluster.alarm.as_ref()?));
+    lines.extend(clusters.iter().filter_map(alarm));
+    lines
+}
+
+fn row(cluster: &ClusterStatus) -> Vec<String> {
+    let generation = cluster.generation.map_or_else(|| "none yet".to_owned(), |generation| generation.to_string());
+    vec![cluster.name.clone(), generation, cluster.machines.to_string(), cluster.id52.to_string()]
+}
