@@ -4,7 +4,7 @@
 //! It prints one line of JSON when it is ready; `malai_e2e::lab::Services` reads it.
 
 use std::fs;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -32,17 +32,18 @@ fn main() -> ExitCode {
 
 async fn serve() -> Result<()> {
     let address = std::env::args().nth(1).context("usage: malai-lab-net ADDRESS")?;
-    let address: Ipv4Addr = address.parse().with_context(|| format!("{address} is no IPv4 address"))?;
+    let address: IpAddr = address.parse().with_context(|| format!("{address} is no IP address"))?;
     let (authority, tls) = certify(address)?;
     let relay = start_relay(address, tls).await?;
     let dns = start_dns(address).await?;
+    let host = if address.is_ipv6() { format!("[{address}]") } else { address.to_string() };
     program::ready(&json!({
-        "relay": format!("https://{address}/"),
-        "relay_http": format!("http://{address}/"),
+        "relay": format!("https://{host}/"),
+        "relay_http": format!("http://{host}/"),
         "quic_port": QUIC_PORT,
         "authority": authority,
         "dns": dns.dns_addr().to_string(),
-        "pkarr": format!("http://{address}:{PKARR_PORT}/pkarr"),
+        "pkarr": format!("http://{host}:{PKARR_PORT}/pkarr"),
     }))?;
     program::released().await?;
     dns.shutdown().await.context("cannot shut the DNS server down")?;
@@ -50,7 +51,7 @@ async fn serve() -> Result<()> {
 }
 
 /// A private authority (PEM) and a server that it vouches for, the same ones as long as the host's disk lives.
-fn certify(address: Ipv4Addr) -> Result<(String, rustls::ServerConfig)> {
+fn certify(address: IpAddr) -> Result<(String, rustls::ServerConfig)> {
     if !Path::new(KEPT).exists() {
         fs::write(KEPT, make_certificates(address)?.to_string()).with_context(|| format!("cannot write {KEPT}"))?;
     }
@@ -69,7 +70,7 @@ fn certify(address: Ipv4Addr) -> Result<(String, rustls::ServerConfig)> {
     Ok((text("authority")?.to_owned(), tls))
 }
 
-fn make_certificates(address: Ipv4Addr) -> Result<Value> {
+fn make_certificates(address: IpAddr) -> Result<Value> {
     let mut authority = CertificateParams::new(Vec::new()).context("cannot make an authority")?;
     authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     let key = KeyPair::generate().context("cannot make a key")?;
@@ -81,7 +82,7 @@ fn make_certificates(address: Ipv4Addr) -> Result<Value> {
     Ok(json!({ "authority": authority.pem(), "certificate": server.pem(), "key": key.serialize_pem() }))
 }
 
-async fn start_relay(address: Ipv4Addr, tls: rustls::ServerConfig) -> Result<Server> {
+async fn start_relay(address: IpAddr, tls: rustls::ServerConfig) -> Result<Server> {
     let mut relay = RelayConfig::new((address, 80));
     relay.tls = Some(TlsConfig::new((address, 443), CertConfig::Manual { server_config: tls.clone() }));
     let mut quic = QuicConfig::new((address, QUIC_PORT));
@@ -92,15 +93,15 @@ async fn start_relay(address: Ipv4Addr, tls: rustls::ServerConfig) -> Result<Ser
     Server::spawn(config).await.context("cannot start the relay")
 }
 
-async fn start_dns(address: Ipv4Addr) -> Result<iroh_dns_server::Server> {
+async fn start_dns(address: IpAddr) -> Result<iroh_dns_server::Server> {
     let mut config = Config::default();
     config.https = None;
     if let Some(http) = &mut config.http {
         http.port = PKARR_PORT;
-        http.bind_addr = Some(IpAddr::V4(address));
+        http.bind_addr = Some(address);
     }
     config.dns.port = 53;
-    config.dns.bind_addr = Some(IpAddr::V4(address));
+    config.dns.bind_addr = Some(address);
     config.dns.default_ttl = TTL_SECONDS;
     config.dns.origins = vec![".".to_owned()];
     config.metrics = Some(MetricsConfig::disabled());

@@ -36,7 +36,8 @@ impl Services {
     ///
     /// When they do not start, or are not ready in time.
     pub fn start(host: &Host) -> Result<Self> {
-        let process = host.spawn(Cmd::new([NET, &host.ip().to_string()]).stdin_open())?;
+        let address = *host.addresses().first().context("the services need an address")?;
+        let process = host.spawn(Cmd::new([NET, &address.to_string()]).stdin_open())?;
         let line = process.wait_for_line("{", DEADLINE)?;
         let ready: Value = serde_json::from_str(&line).with_context(|| format!("{NET} printed no JSON: {line}"))?;
         let text = |name: &str| {
