@@ -9,6 +9,7 @@ use futures_util::future::{Aborted, abortable};
 use futures_util::stream::FuturesUnordered;
 use iroh::endpoint::{Connection, RecvStream, SendStream};
 use iroh::{EndpointAddr, TransportAddr};
+use malai_protocol::config::Network;
 use malai_protocol::failure::{Failure, Kind};
 use malai_protocol::id::MachineId;
 use malai_protocol::peer::ALPN;
@@ -23,6 +24,8 @@ use crate::net::pool::PeerConn;
 const NEXT_ATTEMPT: Duration = Duration::from_secs(2);
 /// The longest pause after an attempt that failed; the first is a fifth of it, and it doubles.
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+/// A machine is looked for at so many of the cluster's own relays.
+const RELAYS: usize = 4;
 /// Attempts at once.
 const ATTEMPTS: usize = 4;
 
@@ -125,7 +128,17 @@ async fn attempt(
 pub(crate) fn addresses(membership: &Membership, id: MachineId) -> Vec<TransportAddr> {
     let held = membership.held();
     let fixed = held.config.machine_by_id(&id).map(|(_, machine)| machine.addresses.clone()).unwrap_or_default();
-    fixed.into_iter().map(TransportAddr::Ip).chain(membership.pool.addresses(id)).collect()
+    let known = membership.pool.addresses(id);
+    let relays = if known.iter().any(TransportAddr::is_relay) { Vec::new() } else { own_relays(&held.config.network) };
+    fixed.into_iter().map(TransportAddr::Ip).chain(known).chain(relays).collect()
+}
+
+/// The cluster's own relays. A machine whose relay is not known is at one of them, or will be in a moment: its link is
+/// made before it has told any directory where it is.
+fn own_relays(network: &Network) -> Vec<TransportAddr> {
+    let relays = network.relays.iter().flatten().take(RELAYS);
+    // What is no URL is refused when the endpoint is bound.
+    relays.filter_map(|text| text.parse().ok()).map(TransportAddr::Relay).collect()
 }
 
 fn unreachable(membership: &Membership, id: MachineId, name: &str, why: &str) -> Failure {
@@ -159,7 +172,18 @@ fn ago(ms: u64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::ago;
+    use super::*;
+
+    #[test]
+    fn a_machine_is_looked_for_at_few_of_the_clusters_own_relays_and_at_no_public_one() {
+        let network = |relays: Option<Vec<String>>| Network { relays, ..Network::default() };
+        assert_eq!(own_relays(&network(None)), []);
+        assert_eq!(own_relays(&network(Some(Vec::new()))), []);
+        let urls: Vec<String> = (0..6).map(|number| format!("https://relay{number}.example/")).collect();
+        let found = own_relays(&network(Some(urls.clone())));
+        let expected: Vec<_> = urls[..RELAYS].iter().map(|url| TransportAddr::Relay(url.parse().unwrap())).collect();
+        assert_eq!(found, expected);
+    }
 
     #[test]
     fn durations_are_told_in_the_unit_a_person_would_use() {
