@@ -130,17 +130,28 @@ impl Cluster {
     /// # Errors
     /// When malai refuses, or the relay does not come to know the manager.
     pub fn init_at(alias: &str, manager: Host, services: &Services) -> Result<Self> {
+        Self::init_between(alias, manager, std::slice::from_ref(services), Some(services))
+    }
+
+    /// The same with several relays, and with this DNS server or none.
+    ///
+    /// # Errors
+    /// When malai refuses, or no relay comes to know the manager.
+    pub fn init_between(alias: &str, manager: Host, relays: &[Services], dns: Option<&Services>) -> Result<Self> {
         let cluster = Self::on_disk(alias, manager, &[])?;
-        cluster.set("network", &format!("relays = [{:?}]", services.relay))?;
-        cluster.set("network", &format!("discovery = [{:?}]", services.pkarr))?;
-        cluster.set("network", &format!("ca = {:?}", services.authority))?;
+        let authorities: String = relays.iter().map(|relay| relay.authority.as_str()).collect();
+        let relays: Vec<&str> = relays.iter().map(|relay| relay.relay.as_str()).collect();
+        let discovery: Vec<&str> = dns.iter().map(|dns| dns.pkarr.as_str()).collect();
+        cluster.set("network", &format!("relays = {relays:?}"))?;
+        cluster.set("network", &format!("discovery = {discovery:?}"))?;
+        cluster.set("network", &format!("ca = {authorities:?}"))?;
         // Signed, and not published: there is no daemon yet.
         cluster.rescan_with(&[])?.exited(1)?;
         start(&cluster.manager)?;
         wait_for(SOON, "the manager is known to the relay", || {
             let status = cluster.status(&cluster.manager)?;
-            let known = status.get("join_addresses").is_some_and(|all| all.to_string().contains(&services.relay));
-            Ok(known.then_some(()))
+            let known = status.get("join_addresses").map(Value::to_string).unwrap_or_default();
+            Ok(relays.iter().any(|relay| known.contains(relay)).then_some(()))
         })?;
         Ok(cluster)
     }

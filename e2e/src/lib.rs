@@ -5,6 +5,7 @@
 //! * [`lab`] builds a topology: segments, wires, routers, hosts. A test reads as prose.
 //! * [`cluster`] uses malai on such hosts: a cluster, its config, its machines.
 //! * [`survival`] is the fault table: what must hold for a command while networks and processes fail under it.
+//! * [`reach`] is the table of networks: from which machine which other is reached, how soon, and by which way.
 //! * [`harness`] runs a list of trials, or says why this machine cannot run them.
 //! * [`program`] is the frame of the programs that serve on such hosts.
 //!
@@ -16,11 +17,13 @@
 //!
 //! # Non-goals
 //!
-//! This is no sandbox: a host's root is this machine's root. Only IPv4 is simulated.
+//! This is no sandbox: a host's root is this machine's root. Only IPv4 is routed, translated and
+//! counted; IPv6 goes from host to host on one segment.
 
 pub mod cluster;
 pub mod harness;
 pub mod lab;
 pub mod program;
+pub mod reach;
 pub mod survival;
 mod toml;

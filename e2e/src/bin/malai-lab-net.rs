@@ -7,7 +7,7 @@
 
 use std::fs;
 use std::io::Write as _;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -48,19 +48,20 @@ fn main() -> ExitCode {
 
 async fn serve() -> Result<()> {
     let address = std::env::args().nth(1).context("usage: malai-lab-net ADDRESS")?;
-    let address: Ipv4Addr = address.parse().with_context(|| format!("{address} is no IPv4 address"))?;
+    let address: IpAddr = address.parse().with_context(|| format!("{address} is no IP address"))?;
     let options = options(std::env::args().skip(2))?;
     let (authority, sha256, tls) = certify(address, options.expired)?;
     let relay = start_relay(address, tls, options).await?;
     let dns = start_dns(address).await?;
+    let host = if address.is_ipv6() { format!("[{address}]") } else { address.to_string() };
     program::ready(&json!({
-        "relay": format!("https://{address}/"),
-        "relay_http": format!("http://{address}/"),
+        "relay": format!("https://{host}/"),
+        "relay_http": format!("http://{host}/"),
         "quic_port": QUIC_PORT,
         "authority": authority,
         "sha256": sha256,
         "dns": dns.dns_addr().to_string(),
-        "pkarr": format!("http://{address}:{PKARR_PORT}/pkarr"),
+        "pkarr": format!("http://{host}:{PKARR_PORT}/pkarr"),
     }))?;
     program::released().await?;
     dns.shutdown().await.context("cannot shut the DNS server down")?;
@@ -82,7 +83,7 @@ fn options(mut words: impl Iterator<Item = String>) -> Result<Options> {
 
 /// A private authority (PEM) and a server that it vouches for, the same ones as long as the host's disk lives, with the
 /// SHA-256 of the server's certificate.
-fn certify(address: Ipv4Addr, expired: bool) -> Result<(String, String, rustls::ServerConfig)> {
+fn certify(address: IpAddr, expired: bool) -> Result<(String, String, rustls::ServerConfig)> {
     if !Path::new(KEPT).exists() {
         fs::write(KEPT, make_certificates(address, expired)?.to_string())
             .with_context(|| format!("cannot write {KEPT}"))?;
@@ -111,7 +112,7 @@ fn digest(bytes: &[u8]) -> String {
     hash.iter().flat_map(|hash| hash.as_ref()).map(|byte| format!("{byte:02x}")).collect()
 }
 
-fn make_certificates(address: Ipv4Addr, expired: bool) -> Result<Value> {
+fn make_certificates(address: IpAddr, expired: bool) -> Result<Value> {
     let mut authority = CertificateParams::new(Vec::new()).context("cannot make an authority")?;
     authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     let key = KeyPair::generate().context("cannot make a key")?;
@@ -140,7 +141,7 @@ impl AccessControl for Options {
     }
 }
 
-async fn start_relay(address: Ipv4Addr, tls: rustls::ServerConfig, options: Options) -> Result<Server> {
+async fn start_relay(address: IpAddr, tls: rustls::ServerConfig, options: Options) -> Result<Server> {
     let mut relay = RelayConfig::new((address, 80));
     relay.access = Arc::new(options);
     relay.tls = Some(TlsConfig::new((address, 443), CertConfig::Manual { server_config: tls.clone() }));
@@ -152,15 +153,15 @@ async fn start_relay(address: Ipv4Addr, tls: rustls::ServerConfig, options: Opti
     Server::spawn(config).await.context("cannot start the relay")
 }
 
-async fn start_dns(address: Ipv4Addr) -> Result<iroh_dns_server::Server> {
+async fn start_dns(address: IpAddr) -> Result<iroh_dns_server::Server> {
     let mut config = Config::default();
     config.https = None;
     if let Some(http) = &mut config.http {
         http.port = PKARR_PORT;
-        http.bind_addr = Some(IpAddr::V4(address));
+        http.bind_addr = Some(address);
     }
     config.dns.port = 53;
-    config.dns.bind_addr = Some(IpAddr::V4(address));
+    config.dns.bind_addr = Some(address);
     config.dns.default_ttl = TTL_SECONDS;
     config.dns.origins = vec![".".to_owned()];
     config.metrics = Some(MetricsConfig::disabled());

@@ -1,7 +1,7 @@
 //! A host: namespaces, a process 1, a disk, interfaces.
 
 use std::fs;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -12,7 +12,7 @@ use super::command::{Cmd, Output};
 use super::disk::Disk;
 use super::machine::{Inside, Machine};
 use super::netns::on_own_thread;
-use super::port::Plug;
+use super::port::{Family, Plug, v6};
 use super::{Flow, Prefix, Segment, Shared, Wire, traffic};
 
 /// A host to be.
@@ -21,6 +21,7 @@ pub struct HostBuilder {
     lab: Arc<Shared>,
     name: String,
     cgroups: bool,
+    family: Family,
     sockets: Vec<(Segment, Option<Wire>)>,
 }
 
@@ -43,7 +44,7 @@ struct State {
 
 impl HostBuilder {
     pub(crate) fn new(lab: Arc<Shared>, name: &str) -> Self {
-        Self { lab, name: name.to_owned(), cgroups: true, sockets: Vec::new() }
+        Self { lab, name: name.to_owned(), cgroups: true, family: Family::V4, sockets: Vec::new() }
     }
 
     /// Plugs it into a segment; the first one is where it sends what is for elsewhere.
@@ -62,6 +63,13 @@ impl HostBuilder {
         self
     }
 
+    /// The kinds of its addresses; IPv4 unless told.
+    #[must_use]
+    pub fn family(mut self, family: Family) -> Self {
+        self.family = family;
+        self
+    }
+
     /// Shows it no cgroup hierarchy. (The lab can still freeze it.)
     #[must_use]
     pub fn without_cgroups(mut self) -> Self {
@@ -75,11 +83,11 @@ impl HostBuilder {
     ///
     /// When a part of it cannot be made; the message says which.
     pub fn boot(self) -> Result<Host> {
-        let Self { lab, name, cgroups, sockets } = self;
+        let Self { lab, name, cgroups, family, sockets } = self;
         let mut plugs = Vec::new();
         for (number, (segment, wire)) in sockets.into_iter().enumerate() {
             let address = segment.next_address()?;
-            plugs.push(Plug { interface: format!("eth{number}"), segment, wire, address });
+            plugs.push(Plug { interface: format!("eth{number}"), segment, wire, address, family });
         }
         let nameserver = plugs.first().map_or(Ipv4Addr::LOCALHOST, |plug| plug.segment.gateway());
         let disk = Disk::new(lab.directory.join(&name), &name, &nameserver.to_string())
@@ -264,6 +272,16 @@ impl Host {
         self.lock().plugs.first().map_or(Ipv4Addr::UNSPECIFIED, |plug| plug.address)
     }
 
+    /// Its addresses at its first interface, of either kind.
+    #[must_use]
+    pub fn addresses(&self) -> Vec<IpAddr> {
+        let state = self.lock();
+        let Some(plug) = state.plugs.first() else { return Vec::new() };
+        let old = plug.family.has_v4().then_some(IpAddr::V4(plug.address));
+        let new = plug.family.has_v6().then(|| IpAddr::V6(v6(plug.address)));
+        old.into_iter().chain(new).collect()
+    }
+
     /// Every packet that it sent, since it is on, by destination. What stayed inside it is not counted.
     ///
     /// # Errors
@@ -314,11 +332,8 @@ impl Host {
     pub fn change_address(&self) -> Result<()> {
         self.with_first_plug(|machine, plug| {
             plug.address = plug.segment.next_address()?;
-            let (interface, address) = (&plug.interface, plug.address);
-            let routes = plug.routes(true);
-            machine
-                .network()
-                .ip(&format!("addr flush dev {interface}\naddr add {address}/24 dev {interface}\n{routes}"))
+            let (interface, addresses, routes) = (&plug.interface, plug.addresses(), plug.routes(true));
+            machine.network().ip(&format!("addr flush dev {interface}\n{addresses}{routes}"))
         })
     }
 

@@ -41,6 +41,7 @@ use anyhow::{Context as _, Result};
 pub use child::{Arrival, Child};
 pub use command::{Cmd, Output};
 pub use host::{Host, HostBuilder};
+pub use port::Family;
 pub use router::{Nat, Router, RouterBuilder};
 pub use segment::Segment;
 pub use services::Services;

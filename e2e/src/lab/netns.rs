@@ -30,6 +30,12 @@ impl NetNs {
         Ok(namespace)
     }
 
+    /// Lets its interfaces have IPv6 addresses, its loopback at once.
+    pub(crate) fn allow_ipv6(&self) -> Result<()> {
+        self.sysctl("ipv6/conf/all/disable_ipv6", "0")?;
+        self.sysctl("ipv6/conf/default/disable_ipv6", "0")
+    }
+
     /// A path by which `ip link … netns PATH` finds this namespace.
     pub(crate) fn path(&self) -> String {
         format!("/proc/{}/fd/{}", std::process::id(), self.file.as_raw_fd())

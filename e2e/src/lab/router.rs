@@ -6,7 +6,7 @@ use std::sync::Arc;
 use anyhow::{Context as _, Result};
 
 use super::netns::NetNs;
-use super::port::{Plug, Port};
+use super::port::{Family, Plug, Port};
 use super::segment::ROUTER;
 use super::traffic::Prefix;
 use super::{Segment, Shared, Wire};
@@ -16,6 +16,8 @@ use super::{Segment, Shared, Wire};
 pub enum Nat {
     /// Endpoint-independent mapping and filtering: once a host has sent from a port, anybody reaches it there.
     FullCone,
+    /// A full cone whose customers reach each other by their outer addresses too (RFC 6888): a carrier's.
+    Carrier,
     /// Endpoint-independent mapping, address-and-port-dependent filtering: the usual home router.
     PortRestricted,
     /// Address-and-port-dependent mapping: another outer port for every destination.
@@ -83,8 +85,14 @@ impl RouterBuilder {
         namespace.sysctl("ipv4/ip_forward", "1")?;
         namespace.sysctl("ipv4/conf/all/rp_filter", "1")?;
         let outside = outer.next_address()?;
-        let lan = Plug { interface: "lan".into(), segment: inner.clone(), wire: None, address: inner.address(ROUTER) };
-        let wan = Plug { interface: "wan".into(), segment: outer, wire, address: outside };
+        let lan = Plug {
+            interface: "lan".into(),
+            segment: inner.clone(),
+            wire: None,
+            address: inner.address(ROUTER),
+            family: Family::V4,
+        };
+        let wan = Plug { interface: "wan".into(), segment: outer, wire, address: outside, family: Family::V4 };
         let ports = [lan.connect(&lab, &namespace)?, wan.connect(&lab, &namespace)?];
         namespace.ip(&wan.routes(true)).with_context(|| what.clone())?;
         namespace.nft(&rules(nat, inner.prefix(), outside)).with_context(|| what)?;
@@ -129,24 +137,13 @@ impl Router {
 
 /// The rule set of a kind of router. Chains are not called `fwd`: nft has that for a keyword.
 fn rules(nat: Nat, inner: Prefix, outside: Ipv4Addr) -> String {
-    let mut translation = String::new();
+    let translation = match nat {
+        Nat::FullCone => cone(inner, outside, ""),
+        Nat::Carrier => cone(inner, outside, "\"lan\", "),
+        Nat::PortRestricted | Nat::UdpBlocked => outgoing("masquerade"),
+        Nat::Symmetric => outgoing("masquerade random,fully-random"),
+    };
     let mut blocked = "";
-    match nat {
-        Nat::FullCone => {
-            translation = format!(
-                r#"map cone {{ type inet_service : ipv4_addr . inet_service; flags dynamic,timeout; timeout 300s; size 65535; }}
-  chain incoming {{ type nat hook prerouting priority -100; policy accept;
-    iifname "wan" meta l4proto udp dnat ip to udp dport map @cone
-  }}
-  chain outgoing {{ type nat hook postrouting priority 100; policy accept;
-    oifname "wan" ip saddr {inner} meta l4proto udp update @cone {{ udp sport : ip saddr . udp sport }} snat to {outside}
-    oifname "wan" snat to {outside}
-  }}"#
-            );
-        }
-        Nat::PortRestricted | Nat::UdpBlocked => translation.push_str(&outgoing("masquerade")),
-        Nat::Symmetric => translation.push_str(&outgoing("masquerade random,fully-random")),
-    }
     if nat == Nat::UdpBlocked {
         blocked = "meta l4proto udp drop";
     }
@@ -168,6 +165,20 @@ fn rules(nat: Nat, inner: Prefix, outside: Ipv4Addr) -> String {
   }}
 }}
 "#
+    )
+}
+
+/// Mappings that anybody may use from the outside, and from these further interfaces.
+fn cone(inner: Prefix, outside: Ipv4Addr, further: &str) -> String {
+    format!(
+        r#"map cone {{ type inet_service : ipv4_addr . inet_service; flags dynamic,timeout; timeout 300s; size 65535; }}
+  chain incoming {{ type nat hook prerouting priority -100; policy accept;
+    iifname {{ {further}"wan" }} ip daddr {outside} meta l4proto udp dnat ip to udp dport map @cone
+  }}
+  chain outgoing {{ type nat hook postrouting priority 100; policy accept;
+    oifname {{ {further}"wan" }} ip saddr {inner} meta l4proto udp update @cone {{ udp sport : ip saddr . udp sport }} snat to {outside}
+    oifname "wan" snat to {outside}
+  }}"#
     )
 }
 

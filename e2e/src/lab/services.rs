@@ -47,7 +47,7 @@ impl Services {
     ///
     /// As [`Services::start`].
     pub fn start_with(host: &Host, options: &[&str]) -> Result<Self> {
-        let address = host.ip().to_string();
+        let address = host.addresses().first().context("the services need an address")?.to_string();
         let words = [NET, address.as_str()].into_iter().chain(options.iter().copied());
         let process = host.spawn(Cmd::new(words).stdin_open())?;
         let line = process.wait_for_line("{", DEADLINE)?;

@@ -1,11 +1,12 @@
 //! Hosts: their own name, files, processes, users; power and sleep; nothing left behind.
 
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail, ensure};
 use libtest_mimic::Trial;
-use malai_e2e::lab::{Cmd, Lab, Wire, wait_until};
+use malai_e2e::lab::{Cmd, Family, Host, Lab, Wire, wait_until};
 use malai_e2e::trials;
 use nix::sys::signal::Signal;
 
@@ -14,6 +15,7 @@ use crate::{SOON, ping};
 pub(crate) fn trials() -> Vec<Trial> {
     trials![
         a_host_has_its_own_name_files_and_processes,
+        a_host_has_the_kinds_of_addresses_that_it_was_given,
         a_user_of_one_host_is_none_of_another,
         a_host_without_cgroups_sees_none,
         a_command_that_hangs_is_killed_and_shown,
@@ -47,6 +49,30 @@ fn a_host_has_its_own_name_files_and_processes() -> Result<()> {
     let names: Vec<_> = environment.lines().filter_map(|line| line.split('=').next()).collect();
     let wanted = ["HOME", "LANG", "LOGNAME", "MALAI_HOME", "PATH", "USER"];
     ensure!(names.len() == wanted.len() && wanted.iter().all(|name| names.contains(name)), "{environment}");
+    Ok(())
+}
+
+fn a_host_has_the_kinds_of_addresses_that_it_was_given() -> Result<()> {
+    let lab = Lab::new("families")?;
+    let lan = lab.segment("lan")?;
+    let host = |name: &str, family| lab.host(name).on(&lan).family(family).boot();
+    let (old, new, both) = (host("old", Family::V4)?, host("new", Family::V6)?, host("both", Family::Dual)?);
+    let reaches = |from: &Host, to: &Host| {
+        let address = |address: &IpAddr| SocketAddr::new(*address, 9);
+        let mut reached = Vec::new();
+        for address in to.addresses().iter().map(address) {
+            let listener = to.inside(|| Ok(TcpListener::bind(address)?))?;
+            // Whoever has no address of that kind is told so at once.
+            if from.inside(|| Ok(TcpStream::connect_timeout(&address, SOON).is_ok()))? {
+                listener.accept()?;
+                reached.push(if address.is_ipv4() { "IPv4" } else { "IPv6" });
+            }
+        }
+        anyhow::Ok(reached)
+    };
+    assert_eq!((reaches(&both, &old)?, reaches(&both, &new)?), (vec!["IPv4"], vec!["IPv6"]));
+    assert_eq!((reaches(&old, &both)?, reaches(&new, &both)?), (vec!["IPv4"], vec!["IPv6"]));
+    assert_eq!((reaches(&old, &new)?, reaches(&new, &old)?), (vec![], vec![]));
     Ok(())
 }
 

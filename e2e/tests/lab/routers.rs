@@ -15,6 +15,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         a_symmetric_nat_shows_a_port_for_each_destination,
         a_port_restricted_nat_keeps_the_port,
         a_full_cone_nat_lets_anybody_in,
+        two_customers_of_a_carrier_reach_each_other_at_its_outer_address,
         a_router_that_blocks_udp_lets_tcp_out,
     ]
 }
@@ -67,6 +68,42 @@ fn a_full_cone_nat_lets_anybody_in() -> Result<()> {
     let [one, two] = seen_from(&home)?;
     assert_eq!(one, two);
     ensure!(stranger_gets_in(&home)?, "a stranger did not reach an open port");
+    Ok(())
+}
+
+/// Behind a router of their own each, whose translation is translated once more.
+fn two_customers_of_a_carrier_reach_each_other_at_its_outer_address() -> Result<()> {
+    let lab = Lab::new("carrier")?;
+    let (internet, carrier) = (lab.internet()?, lab.segment("carrier")?);
+    let outer = lab.router("carrier").between(&carrier, &internet).nat(Nat::Carrier).start()?;
+    let server = lab.host("server").on(&internet).boot()?;
+    let mut customers = Vec::new();
+    for name in ["one", "two"] {
+        let lan = lab.segment(name)?;
+        let router = lab.router(name).between(&lan, &carrier).start()?;
+        customers.push((lab.host(name).on(&lan).boot()?, router));
+    }
+    let [(one, _), (two, _)] = customers.as_slice() else { anyhow::bail!("two customers") };
+    let (address, at_server) = listen(&server, 9)?;
+    let mut seen = Vec::new();
+    let mut sockets = Vec::new();
+    for (host, port) in [(one, 4000), (two, 4001)] {
+        let socket = host.inside(|| Ok(UdpSocket::bind(("0.0.0.0", port))?))?;
+        socket.set_read_timeout(Some(SOON))?;
+        socket.send_to(b"x", &address)?;
+        seen.push(at_server.recv_from(&mut [0])?.1);
+        sockets.push(socket);
+    }
+    let ([from_one, from_two], [one, two]) = (seen.as_slice(), sockets.as_slice()) else {
+        anyhow::bail!("two sockets")
+    };
+    ensure!(from_one.ip() == outer.outside() && from_two.ip() == outer.outside(), "{seen:?}");
+    // Each has to send first: their own routers let nobody in uncalled.
+    one.send_to(b"first", from_two)?;
+    two.send_to(b"answer", from_one)?;
+    let mut buffer = [0; 16];
+    let (length, sender) = one.recv_from(&mut buffer)?;
+    ensure!(buffer.get(..length) == Some(b"answer") && sender == *from_two, "{sender}");
     Ok(())
 }
 
