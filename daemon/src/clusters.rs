@@ -16,7 +16,7 @@ use crate::join::desk::Desk;
 use crate::join::knock::Waiting;
 use crate::manager::Manager;
 use crate::membership::{Held, Membership, Parts, sync};
-use crate::net::endpoint::{self, bound_port};
+use crate::net::endpoint::{self, Finding, bound_port};
 use crate::net::pool::Pool;
 use crate::outbound::farewell::Farewells;
 use crate::requests::blocking;
@@ -225,6 +225,7 @@ impl Clusters {
             listen: listen.filter(|_| !agent),
             kept_port: ports.machine.filter(|_| !agent),
             publish: !agent,
+            finding: Finding::default(),
         };
         let endpoint = endpoint::bind(&options).await?;
         let alarm = if is_manager { self.alarm(alias).await? } else { None };
@@ -234,6 +235,7 @@ impl Clusters {
             me: stored.machine_key.id(),
             is_manager,
             endpoint,
+            finding: options.finding,
             held,
             alarm,
         };
@@ -276,6 +278,7 @@ impl Clusters {
             listen: self.settings.join_listen(&membership.alias),
             kept_port,
             publish: true,
+            finding: Finding::default(),
         };
         let endpoint = endpoint::bind(&options).await?;
         Ok(Desk::new(Arc::clone(membership), endpoint))

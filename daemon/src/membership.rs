@@ -2,6 +2,7 @@
 
 pub(crate) mod accept;
 pub(crate) mod dial;
+pub(crate) mod directory;
 pub(crate) mod greet;
 pub(crate) mod link;
 pub(crate) mod pulse;
@@ -27,7 +28,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::machine::live::LiveTable;
 use crate::machine::refusals::Refusals;
-use crate::net::endpoint::{self, own_addresses};
+use crate::net::endpoint::{self, Finding, own_addresses};
 use crate::net::pool::Pool;
 use crate::shared::Shared;
 
@@ -79,6 +80,10 @@ pub(crate) struct Membership {
     pub(crate) is_manager: bool,
     /// The endpoint of the machine key.
     pub(crate) endpoint: Endpoint,
+    /// How it finds the other machines.
+    pub(crate) finding: Finding,
+    /// What the others may ask of the directory.
+    pub(crate) directory: directory::Limits,
     /// Connections to the other machines.
     pub(crate) pool: Pool,
     /// Sessions on this machine, of this cluster.
@@ -114,6 +119,8 @@ pub(crate) struct Parts {
     pub(crate) is_manager: bool,
     /// The endpoint of the machine key.
     pub(crate) endpoint: Endpoint,
+    /// How that finds the other machines.
+    pub(crate) finding: Finding,
     /// The stored snapshot.
     pub(crate) held: Held,
     /// Something an administrator must look at, known from the disk.
@@ -131,6 +138,8 @@ impl Membership {
             me: parts.me,
             is_manager: parts.is_manager,
             endpoint: parts.endpoint,
+            finding: parts.finding,
+            directory: directory::Limits::default(),
             pool: Pool::new(parts.me),
             live: shared.executor.tables().of(cluster),
             refusals: Refusals::default(),
@@ -222,6 +231,7 @@ impl Membership {
 
     /// Starts the tasks that run for as long as the cluster is served.
     pub(crate) fn start(self: &Arc<Self>) {
+        directory::open(self);
         if !self.shared.agent {
             self.tasks.spawn(accept::run(Arc::clone(self)));
             self.tasks.spawn(link::run(Arc::clone(self)));

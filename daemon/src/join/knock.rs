@@ -38,7 +38,12 @@ pub(crate) struct Waiting {
 
 /// `[network]` as a newcomer knows it before its first snapshot.
 pub(crate) fn network(joining: &store::clusters::Joining) -> Network {
-    Network { relays: joining.relays.clone(), discovery: joining.discovery.clone(), ca: joining.ca.clone() }
+    Network {
+        relays: joining.relays.clone(),
+        discovery: joining.discovery.clone(),
+        ca: joining.ca.clone(),
+        directory: None,
+    }
 }
 
 impl Waiting {

@@ -1,13 +1,14 @@
 //! Binds an iroh endpoint as the cluster's `[network]` and the local settings say.
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use iroh::address_lookup::{AddrFilter, DnsAddressLookup, PkarrPublisher, PkarrResolver};
 use iroh::dns::DnsResolver;
 use iroh::endpoint::{Builder, PortmapperConfig, QuicTransportConfig, VarInt, presets};
 use iroh::tls::CaTlsConfig;
-use iroh::{Endpoint, RelayMode, RelayUrl, SecretKey, TransportAddr};
+use iroh::{Endpoint, RelayMap, RelayMode, RelayUrl, SecretKey, TransportAddr};
 use malai_protocol::config::Network;
 use malai_protocol::failure::{Failure, Kind};
 use rustls::pki_types::CertificateDer;
@@ -15,7 +16,9 @@ use rustls::pki_types::pem::PemObject;
 use tracing::subscriber::NoSubscriber;
 use url::Url;
 
+use super::directory::Directory;
 use super::mdns::Mdns;
+use super::ways::{Noting, Ways};
 
 /// Sessions on one connection; the next one is refused by name.
 pub(crate) const MAX_SESSIONS: u32 = 1024;
@@ -48,12 +51,31 @@ pub(crate) struct Options<'a> {
     pub(crate) kept_port: Option<u16>,
     /// It makes itself known to discovery services.
     pub(crate) publish: bool,
+    /// How it finds others.
+    pub(crate) finding: Finding,
+}
+
+/// How an endpoint finds others: what is kept by whoever uses it.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Finding {
+    /// Which way told what.
+    pub(crate) ways: Arc<Ways>,
+    /// Other members, where there are any to ask.
+    pub(crate) directory: Directory,
 }
 
 impl<'a> Options<'a> {
     /// For an endpoint that only calls, at any port, and tells no discovery service of itself.
     pub(crate) fn caller(key: [u8; 32], network: &'a Network) -> Self {
-        Self { key, alpns: Vec::new(), network, listen: None, kept_port: None, publish: false }
+        Self {
+            key,
+            alpns: Vec::new(),
+            network,
+            listen: None,
+            kept_port: None,
+            publish: false,
+            finding: Finding::default(),
+        }
     }
 }
 
@@ -145,7 +167,7 @@ fn builder(options: &Options<'_>) -> Result<Builder, Failure> {
     if let Some(ca) = &network.ca {
         builder = builder.ca_tls_config(CaTlsConfig::custom_roots(certificates(ca)?));
     }
-    add_discovery(builder, network, options.publish)
+    add_discovery(builder, network, options)
 }
 
 /// Whether the cluster named its own relays or none: then nothing public may be contacted that it did not name.
@@ -180,29 +202,41 @@ fn certificates(pem: &str) -> Result<Vec<CertificateDer<'static>>, Failure> {
     if found.is_empty() { Err(bad("no certificate in it".into())) } else { Ok(found) }
 }
 
-fn add_discovery(mut builder: Builder, network: &Network, publish: bool) -> Result<Builder, Failure> {
+fn add_discovery(mut builder: Builder, network: &Network, options: &Options<'_>) -> Result<Builder, Failure> {
     let default = ["dns".to_owned(), "mdns".to_owned()];
-    let ways = network.discovery.as_deref().unwrap_or(&default);
-    for way in ways {
-        builder = match way.as_str() {
-            "mdns" => builder.address_lookup(Mdns { advertise: publish }),
+    let names = network.discovery.as_deref().unwrap_or(&default);
+    let ways = &options.finding.ways;
+    for name in names {
+        builder = match name.as_str() {
+            "mdns" => builder.address_lookup(noting(Mdns { advertise: options.publish }, name, ways)),
             "dns" => {
-                let builder =
-                    builder.address_lookup(PkarrResolver::n0_dns()).address_lookup(DnsAddressLookup::n0_dns());
-                if publish { builder.address_lookup(PkarrPublisher::n0_dns()) } else { builder }
+                let builder = builder
+                    .address_lookup(noting(PkarrResolver::n0_dns(), name, ways))
+                    .address_lookup(noting(DnsAddressLookup::n0_dns(), name, ways));
+                if options.publish { builder.address_lookup(PkarrPublisher::n0_dns()) } else { builder }
             }
             url => {
                 let url: Url = url.parse().map_err(|e| {
                     Failure::new(Kind::BadConfig, format!("[network] discovery: `{url}` is not a URL: {e}"))
                 })?;
-                let builder = builder.address_lookup(PkarrResolver::builder(url.clone()));
+                let builder = builder.address_lookup(noting(PkarrResolver::builder(url.clone()), name, ways));
                 // A server of the cluster's own may know the direct addresses, too: without relays there is nothing else.
                 let publisher = PkarrPublisher::builder(url).addr_filter(AddrFilter::unfiltered());
-                if publish { builder.address_lookup(publisher) } else { builder }
+                if options.publish { builder.address_lookup(publisher) } else { builder }
             }
         };
     }
-    Ok(builder)
+    let asks = network.has_directory();
+    Ok(if asks { builder.address_lookup(options.finding.directory.clone()) } else { builder })
+}
+
+fn noting<B>(lookup: B, name: &str, ways: &Arc<Ways>) -> Noting<B> {
+    Noting { lookup, way: name.into(), ways: Arc::clone(ways) }
+}
+
+/// The relays that the cluster uses.
+pub(crate) fn relays(network: &Network) -> RelayMap {
+    relay_mode(network).map_or_else(|_| RelayMap::empty(), |mode| mode.relay_map())
 }
 
 /// Where this endpoint can be reached: `IP:PORT` and relay URLs, most useful first, at most `most`.

@@ -80,6 +80,9 @@ pub struct ClusterStatus {
     pub join_addresses: Vec<String>,
     /// All machines of the config, in its order of names.
     pub machines: Vec<MachineStatus>,
+    /// Ways to find machines that could not be asked lately, and why.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub discovery_failures: Vec<String>,
 }
 
 /// One machine in [`ClusterStatus`].
@@ -110,4 +113,7 @@ pub struct Connection {
     pub path: String,
     /// Round-trip time of that path, in microseconds.
     pub rtt_us: u64,
+    /// What told of that path's address, as [`crate::session::Reached::found_by`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub found_by: Option<String>,
 }
