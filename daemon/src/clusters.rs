@@ -16,7 +16,7 @@ use crate::join::desk::Desk;
 use crate::join::knock::Waiting;
 use crate::manager::Manager;
 use crate::membership::{Held, Membership, Parts, sync, tell};
-use crate::net::endpoint::{self, bound_port};
+use crate::net::endpoint::{self, Finding, bound_port};
 use crate::net::pool::Pool;
 use crate::outbound::absent::Absent;
 use crate::outbound::farewell::Farewells;
@@ -235,6 +235,7 @@ impl Clusters {
             kept_port: ports.machine.filter(|_| !agent),
             publish: !agent,
             pass: stored.joining.as_ref().and_then(Joining::pass),
+            finding: Finding::default(),
         };
         let bound = endpoint::bind(&options).await?;
         let alarm = if is_manager { self.alarm(alias).await? } else { None };
@@ -244,6 +245,7 @@ impl Clusters {
             me: stored.machine_key.id(),
             is_manager,
             bound,
+            finding: options.finding,
             held,
             alarm,
         };
@@ -292,6 +294,7 @@ impl Clusters {
             kept_port,
             publish: true,
             pass: None,
+            finding: Finding::default(),
         };
         let bound = endpoint::bind(&options).await?;
         Ok(Desk::new(Arc::clone(membership), bound))

@@ -2,6 +2,7 @@
 
 pub(crate) mod accept;
 pub(crate) mod dial;
+pub(crate) mod directory;
 pub(crate) mod greet;
 pub(crate) mod link;
 pub(crate) mod network;
@@ -29,7 +30,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::machine::live::LiveTable;
 use crate::machine::refusals::Refusals;
-use crate::net::endpoint::{self, Bound, own_addresses};
+use crate::net::endpoint::{self, Bound, Finding, own_addresses};
 use crate::net::pool::Pool;
 use crate::net::relays::Relays;
 use crate::shared::Shared;
@@ -84,6 +85,10 @@ pub(crate) struct Membership {
     pub(crate) endpoint: Endpoint,
     /// Its relays.
     pub(crate) relays: Relays,
+    /// How it finds the other machines.
+    pub(crate) finding: Finding,
+    /// What the others may ask of the directory.
+    pub(crate) directory: directory::Limits,
     /// Connections to the other machines.
     pub(crate) pool: Pool,
     /// Sessions on this machine, of this cluster.
@@ -119,6 +124,8 @@ pub(crate) struct Parts {
     pub(crate) is_manager: bool,
     /// The endpoint of the machine key, and its relays.
     pub(crate) bound: Bound,
+    /// How that finds the other machines.
+    pub(crate) finding: Finding,
     /// The stored snapshot.
     pub(crate) held: Held,
     /// Something an administrator must look at, known from the disk.
@@ -137,6 +144,8 @@ impl Membership {
             is_manager: parts.is_manager,
             endpoint: parts.bound.endpoint,
             relays: parts.bound.relays,
+            finding: parts.finding,
+            directory: directory::Limits::default(),
             pool: Pool::new(parts.me),
             live: shared.executor.tables().of(cluster),
             refusals: Refusals::default(),
@@ -228,6 +237,7 @@ impl Membership {
 
     /// Starts the tasks that run for as long as the cluster is served.
     pub(crate) fn start(self: &Arc<Self>) {
+        directory::open(self);
         if !self.shared.agent {
             self.tasks.spawn(accept::run(Arc::clone(self)));
             self.tasks.spawn(link::run(Arc::clone(self)));

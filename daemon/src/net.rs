@@ -1,11 +1,13 @@
 //! The network below malai: endpoints, connections to peers, and the streams on them.
 
 pub(crate) mod budget;
+pub(crate) mod directory;
 pub(crate) mod endpoint;
 mod mdns;
 pub(crate) mod pool;
 pub(crate) mod relays;
 pub(crate) mod trust;
+pub(crate) mod ways;
 
 use bytes::BytesMut;
 use futures_util::StreamExt;

@@ -10,7 +10,7 @@ use bytes::BytesMut;
 use iroh::endpoint::{ConnectionError, ReadError, RecvStream, SendStream};
 use malai_protocol::codec::{Frame, Kind, MAX_EXEC};
 use malai_protocol::failure::{Failure, Kind as FailureKind};
-use malai_protocol::id::{Incarnation, MachineId};
+use malai_protocol::id::MachineId;
 use malai_protocol::local::SessionTarget;
 use malai_protocol::peer::{Close, Gone, Open, RESET_CALLER_GONE, RESET_PROTOCOL};
 use malai_protocol::scan::{Direction, Scanner};
@@ -126,7 +126,9 @@ async fn here(
     mut writer: OwnedWriteHalf,
 ) -> anyhow::Result<()> {
     match membership.shared.executor.get().await {
-        Ok(executor) => tell_sent(target.attachment, Some(executor.incarnation()), &mut writer).await?,
+        Ok(executor) => {
+            tell_sent(target.attachment, Sent { met: Some(executor.incarnation()), reached: None }, &mut writer).await?
+        }
         Err(failure) => return refuse(&mut writer, &failure).await,
     }
     let (me, generation) = (membership.me, membership.held().generation());
@@ -135,13 +137,9 @@ async fn here(
 
 /// Tells the CLI that its request is on its way, and what it meets. One that did not say which attachment it makes
 /// never comes back, and does not know this frame.
-async fn tell_sent(
-    attachment: Option<Gone>,
-    met: Option<Incarnation>,
-    writer: &mut OwnedWriteHalf,
-) -> anyhow::Result<()> {
+async fn tell_sent(attachment: Option<Gone>, sent: Sent, writer: &mut OwnedWriteHalf) -> anyhow::Result<()> {
     if attachment.is_some() {
-        writer.write_all(&Frame::control(Kind::Sent, &Sent { met })?.to_bytes()).await?;
+        writer.write_all(&Frame::control(Kind::Sent, &sent)?.to_bytes()).await?;
     }
     Ok(())
 }
@@ -241,8 +239,9 @@ impl Attached {
             let (end, writer) = pump(Direction::ToCaller, BytesMut::new(), self.recv, self.writer).await;
             return finish(end, writer, cluster).await;
         }
+        let sent = Sent { met: conn.executor(), reached: Some(conn.reached()) };
         // When the CLI is gone already, its own end of the socket tells so below.
-        if let Err(error) = tell_sent(target.attachment, conn.executor(), &mut self.writer).await {
+        if let Err(error) = tell_sent(target.attachment, sent, &mut self.writer).await {
             tracing::debug!("the CLI was not told that its request is sent: {error:#}");
         }
         self.copy(conn, cluster).await

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use malai_protocol::id::MachineId;
 use malai_protocol::local::{ClusterState, ClusterStatus, Connection, DaemonStatus, MachineStatus, Role, Status};
+use malai_protocol::session::Reached;
 use tokio::task::JoinSet;
 
 use crate::clusters::{Cluster, Clusters, Served};
@@ -74,6 +75,7 @@ fn unready(alias: String, state: ClusterState, waiting: Option<&Waiting>) -> Clu
         join_addresses: Vec::new(),
         machines: Vec::new(),
         relays: Vec::new(),
+        discovery_failures: Vec::new(),
     }
 }
 
@@ -93,6 +95,7 @@ async fn ready(alias: String, served: &Served) -> ClusterStatus {
         join_addresses: served.desk.as_ref().map_or_else(Vec::new, |desk| own_addresses(&desk.endpoint, ADDRESSES)),
         machines: machines(membership).await,
         relays: membership.relays.states(&membership.endpoint),
+        discovery_failures: membership.finding.ways.failures(),
     }
 }
 
@@ -131,6 +134,6 @@ async fn machines(membership: &Arc<Membership>) -> Vec<MachineStatus> {
 }
 
 fn connection(conn: &PeerConn) -> Connection {
-    let (path, rtt_us) = conn.path();
-    Connection { since_ms: conn.since_ms, path, rtt_us }
+    let Reached { path, rtt_us, found_by } = conn.reached();
+    Connection { since_ms: conn.since_ms, path, rtt_us, found_by }
 }

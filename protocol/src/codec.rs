@@ -113,12 +113,16 @@ kinds! {
     Pong = 0x45, 0;
     /// First on a stream of its own: a caller went away for good: [`crate::peer::Gone`].
     Gone = 0x46, MAX_HELLO;
+    /// First on a stream of its own: where is this machine? [`crate::peer::Resolve`].
+    Resolve = 0x47, MAX_HELLO;
     /// A newcomer shows its invite: [`crate::peer::Redeem`].
     Redeem = 0x48, MAX_HELLO;
     /// A newcomer without an invite asks to be approved: [`crate::peer::Knock`].
     Knock = 0x49, MAX_HELLO;
     /// The knock was noted and waits for an administrator; empty payload.
     Waiting = 0x4a, 0;
+    /// Where a machine is: [`crate::peer::Resolved`].
+    Resolved = 0x4b, MAX_HELLO;
 
     /// First on the CLI's socket, both ways: [`crate::local::Hello`].
     LocalHello = 0x60, MAX_CONTROL;

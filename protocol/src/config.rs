@@ -72,12 +72,19 @@ pub struct Network {
     pub discovery: Option<Vec<String>>,
     /// Certificates in PEM that the relays and servers above are trusted by; absent = the web's.
     pub ca: Option<String>,
+    /// Whether machines ask each other where another one is; absent = they do.
+    pub directory: Option<bool>,
 }
 
 impl Network {
     /// No relay and no discovery service at all.
     fn nothing() -> Self {
-        Self { relays: Some(Vec::new()), discovery: Some(Vec::new()), ca: None }
+        Self { relays: Some(Vec::new()), discovery: Some(Vec::new()), ca: None, directory: Some(false) }
+    }
+
+    /// Whether machines ask each other where another one is.
+    pub fn has_directory(&self) -> bool {
+        self.directory.unwrap_or(true)
     }
 }
 

@@ -2,11 +2,15 @@
 //!
 //! On a `malai/1` connection the dialling side opens the control stream first and sends `PeerHello`; the accepting side
 //! answers with its own. Both send `Announce` there whenever their snapshot changes. Every other bidirectional stream
-//! begins with `Open` (a session), `Gone` (a caller went away), `Pull` (asks for the snapshot) or `Ping`, and either side may
-//! open them. No message names its sender: the connection does.
+//! begins with `Open` (a session), `Gone` (a caller went away), `Pull` (asks for the snapshot), `Resolve` (asks where a
+//! machine is) or `Ping`, and either side may open them. No message names its sender: the connection does.
+
+mod directory;
 
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteArray;
+
+pub use directory::{MAX_HOPS, Resolve, Resolved};
 
 use crate::id::{ClusterId, FollowerId, Incarnation, MachineId, SessionId};
 use crate::snapshot::SignedHeader;

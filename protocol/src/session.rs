@@ -157,11 +157,45 @@ pub struct Superseded {
 }
 
 /// From the caller's daemon to its own CLI, before the target's answer: the request is on its way.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sent {
     /// The life of the target's executor, as the target's daemon told in its greeting.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub met: Option<Incarnation>,
+    /// Which way the request takes; absent on this very machine.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reached: Option<Reached>,
+}
+
+/// The way to a machine over the connection that there is.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reached {
+    /// The path in use: `direct IP:PORT` or `relay URL`.
+    pub path: String,
+    /// Round-trip time of that path, in microseconds.
+    pub rtt_us: u64,
+    /// What told of the path's address, for people: `mdns`, `directory (by web02)`, `fixed address`, …; absent = not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub found_by: Option<String>,
+}
+
+impl Reached {
+    /// In `found_by`: the peer dialled, and so nothing was looked for here.
+    pub const BY_THE_PEER: &str = "it dialled";
+    /// In `found_by`: the peer told the address over the connection that it had by another one.
+    pub const TOLD: &str = "told over the connection";
+
+    /// All of it, for people.
+    pub fn words(&self) -> String {
+        let Self { path, rtt_us, found_by } = self;
+        let ms = *rtt_us as f64 / 1000.0;
+        let found = match found_by.as_deref() {
+            None => String::new(),
+            Some(itself @ (Self::BY_THE_PEER | Self::TOLD)) => format!(", {itself}"),
+            Some(way) => format!(", found by {way}"),
+        };
+        format!("{path}, {ms:.1} ms{found}")
+    }
 }
 
 /// Sends a signal to the command's process group.

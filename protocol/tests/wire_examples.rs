@@ -11,10 +11,10 @@ use malai_protocol::failure::{Failure, Kind as FailureKind};
 use malai_protocol::id::{ClusterId, FollowerId, Incarnation, MachineId, SessionId};
 use malai_protocol::invite::Invite;
 use malai_protocol::local::{self, Request, Response, SessionTarget};
-use malai_protocol::peer::{self, Announce, Close, Gone, Hello, Knock, Open, Pull, Redeem};
+use malai_protocol::peer::{self, Announce, Close, Gone, Hello, Knock, Open, Pull, Redeem, Resolve, Resolved};
 use malai_protocol::session::{
-    Ack, Attach, Attached, EndedBy, ExecSpec, ExitRecord, Output, Resend, Sent, Signal, Started, Status, StdinAck,
-    StopOutput, Superseded,
+    Ack, Attach, Attached, EndedBy, ExecSpec, ExitRecord, Output, Reached, Resend, Sent, Signal, Started, Status,
+    StdinAck, StopOutput, Superseded,
 };
 use malai_protocol::sessions::{Kill, List, Listed, State, Summary, Wait};
 use malai_protocol::snapshot::{HEADER_LEN, Signed, Snapshot};
@@ -261,7 +261,10 @@ fn session_from_the_target(examples: &mut Examples) {
     examples.control("attached", Kind::Attached, &attached);
     let web01 = MachineId::from_bytes(key(2).verifying_key().to_bytes()).expect("a key");
     examples.control("superseded", Kind::Superseded, &Superseded { by: web01, follower: follower() });
-    examples.control("sent", Kind::Sent, &Sent { met: Some(attached.incarnation) });
+    examples.control("sent", Kind::Sent, &Sent { met: Some(attached.incarnation), reached: None });
+    let reached = Reached { path: "direct 192.0.2.7:4001".into(), rtt_us: 1200, found_by: Some("mdns".into()) };
+    let sent = Sent { met: Some(attached.incarnation), reached: Some(reached) };
+    examples.control("sent-reached", Kind::Sent, &sent);
     examples.data("stdout", Kind::Stdout, b"hi\n");
     examples.data("stderr", Kind::Stderr, b"oh\n");
     examples.control("stdin-ack", Kind::StdinAck, &StdinAck { offset: 65_536, credit: 327_680 });
@@ -307,6 +310,12 @@ fn between_machines(examples: &mut Examples) {
     let gone = Gone { owner: None, id: exec().id, follower: follower(), number: 3 };
     examples.control("gone", Kind::Gone, &gone);
     examples.empty("pong", Kind::Pong);
+    let web01 = MachineId::from_bytes(key(2).verifying_key().to_bytes()).expect("a key");
+    let laptop = MachineId::from_bytes(key(1).verifying_key().to_bytes()).expect("a key");
+    examples.control("resolve", Kind::Resolve, &Resolve { machine: web01, hops: 1 });
+    let resolved = Resolved { addresses: vec!["192.0.2.7:4001".into()], said_by: Some(laptop), heard_ms_ago: 1500 };
+    examples.control("resolved", Kind::Resolved, &resolved);
+    examples.control("resolved-unknown", Kind::Resolved, &Resolved::default());
 }
 
 fn joining(examples: &mut Examples) {

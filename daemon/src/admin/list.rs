@@ -33,6 +33,7 @@ fn one(home: &Home, alias: String) -> ClusterStatus {
             join_addresses: Vec::new(),
             machines: Vec::new(),
             relays: Vec::new(),
+            discovery_failures: Vec::new(),
         },
     }
 }
@@ -58,5 +59,6 @@ fn whole(alias: String, cluster: &Cluster) -> ClusterStatus {
         join_addresses: Vec::new(),
         machines: Vec::new(),
         relays: Vec::new(),
+        discovery_failures: Vec::new(),
     }
 }

@@ -38,7 +38,7 @@ pub(crate) struct Waiting {
 /// `[network]` as a newcomer knows it before its first snapshot.
 pub(crate) fn network(joining: &store::clusters::Joining) -> Network {
     let relays = Relay::unite(joining.relays.as_deref(), &joining.pinned);
-    Network { relays, discovery: joining.discovery.clone(), ca: joining.ca.clone() }
+    Network { relays, discovery: joining.discovery.clone(), ca: joining.ca.clone(), directory: None }
 }
 
 impl Waiting {

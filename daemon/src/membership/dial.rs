@@ -1,6 +1,8 @@
 //! Finds a connection to a machine: a live one in either direction, or a new one by all known ways at once.
 
+use std::cmp::Reverse;
 use std::collections::VecDeque;
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,7 +10,7 @@ use futures_util::StreamExt;
 use futures_util::future::{Aborted, abortable};
 use futures_util::stream::FuturesUnordered;
 use iroh::endpoint::{Connection, RecvStream, SendStream};
-use iroh::{EndpointAddr, TransportAddr};
+use iroh::{EndpointAddr, EndpointId, TransportAddr};
 use malai_protocol::failure::{Failure, Kind};
 use malai_protocol::id::MachineId;
 use malai_protocol::peer::ALPN;
@@ -18,13 +20,20 @@ use super::{Membership, serve};
 use crate::clock::now_ms;
 use crate::net::endpoint_id;
 use crate::net::pool::PeerConn;
+use crate::net::ways::{FIXED, LAST_KNOWN, RELAY};
 
 /// While an attempt has not failed, another begins after so long.
 const NEXT_ATTEMPT: Duration = Duration::from_secs(2);
 /// The longest pause after an attempt that failed; the first is a fifth of it, and it doubles.
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+/// When an address is told that was not known, the next attempt begins after so long: the one under way may use it too.
+const LEARNT: Duration = Duration::from_millis(150);
 /// Attempts at once.
 const ATTEMPTS: usize = 4;
+/// Where nobody is connected, so long is waited for the machine itself before others are dialled who may know of it.
+const HEAD_START: Duration = Duration::from_millis(150);
+/// As many others are dialled then.
+const OTHERS: usize = 3;
 
 /// A connection to this machine: the live one, or a new one before `deadline`.
 ///
@@ -39,22 +48,54 @@ pub(crate) async fn connect(
         return Ok(conn);
     }
     let name = membership.held().config.machine_by_id(&id).map_or_else(|| id.short(), |(name, _)| name.to_string());
-    let lock = membership.pool.dial_lock(id);
-    let attempt = async {
-        let _one_at_a_time = lock.lock().await;
-        match membership.pool.live(id) {
-            Some(conn) => Ok(conn),
-            None => dial(membership, id).await,
-        }
-    };
     tokio::select! {
         // A machine that dials us while we dial it is just as good.
         conn = arrival(membership, id) => Ok(conn),
         () = tokio::time::sleep_until(deadline) => Err("no answer in time".to_owned()),
         () = membership.cancel.cancelled() => Err("its cluster is taken in anew, or the daemon stops".to_owned()),
-        dialed = attempt => dialed,
+        dialed = one_at_a_time(membership, id) => dialed,
+        never = ask_around(membership, id) => match never {},
     }
     .map_err(|why| unreachable(membership, id, &name, &why))
+}
+
+async fn one_at_a_time(membership: &Arc<Membership>, id: MachineId) -> Result<Arc<PeerConn>, String> {
+    let lock = membership.pool.dial_lock(id);
+    let _one_at_a_time = lock.lock().await;
+    match membership.pool.live(id) {
+        Some(conn) => Ok(conn),
+        None => dial(membership, id).await,
+    }
+}
+
+/// Sees to it that there is somebody to ask where the machine is: where nobody is connected, some of those are dialled
+/// that were heard last. The directory asks whoever gets connected.
+async fn ask_around(membership: &Arc<Membership>, id: MachineId) -> Infallible {
+    if !addresses(membership, id).is_empty() {
+        tokio::time::sleep(HEAD_START).await;
+    }
+    let has_directory = membership.held().config.network.has_directory();
+    if has_directory && membership.pool.all().iter().all(|conn| conn.peer == id || !conn.callable()) {
+        let others = heard_last(membership, id);
+        let mut dialling: FuturesUnordered<_> =
+            others.into_iter().map(|other| one_at_a_time(membership, other)).collect();
+        while dialling.next().await.is_some() {}
+    }
+    std::future::pending().await
+}
+
+/// The cluster manager and those that were heard last, of whom there is an address.
+fn heard_last(membership: &Membership, but: MachineId) -> Vec<MachineId> {
+    let held = membership.held();
+    let manager = membership.manager_id();
+    let ids = held.config.machines.values().map(|machine| machine.id);
+    let mut others: Vec<MachineId> = ids
+        .filter(|id| *id != but && *id != membership.me)
+        .filter(|id| Some(*id) == manager || !addresses(membership, *id).is_empty())
+        .collect();
+    others.sort_by_cached_key(|id| (Some(*id) != manager, Reverse(membership.pool.seen(*id).last_seen_ms)));
+    others.truncate(OTHERS);
+    others
 }
 
 async fn arrival(membership: &Membership, id: MachineId) -> Arc<PeerConn> {
@@ -81,7 +122,12 @@ async fn dial(membership: &Arc<Membership>, id: MachineId) -> Result<Arc<PeerCon
         if membership.endpoint.is_closed() {
             return Err("the daemon shuts down".to_owned());
         }
-        let (attempt, stop) = abortable(attempt(membership, EndpointAddr::from_parts(key, addresses(membership, id))));
+        let addresses = tried(membership, id, key);
+        let ways = &membership.finding.ways;
+        let (mut learnt, known) = (ways.learnt(), ways.count(key));
+        // Without any address the attempt itself waits for what is told.
+        let wants_more = !addresses.is_empty();
+        let (attempt, stop) = abortable(attempt(membership, EndpointAddr::from_parts(key, addresses)));
         attempts.push(attempt);
         begun.push_back(stop);
         if begun.len() > ATTEMPTS
@@ -94,9 +140,16 @@ async fn dial(membership: &Arc<Membership>, id: MachineId) -> Result<Arc<PeerCon
         loop {
             tokio::select! {
                 () = &mut next => break,
+                Ok(()) = learnt.changed(), if wants_more => {
+                    let soon = Instant::now() + LEARNT;
+                    if ways.count(key) > known && soon < next.deadline() {
+                        next.as_mut().reset(soon);
+                    }
+                }
                 Some(ended) = attempts.next() => match ended {
                     Ok(Ok((conn, control))) => {
                         let conn = PeerConn::new(conn, id, true);
+                        conn.set_trail(ways.trail(key));
                         serve::spawn_dialed(membership, &conn, control);
                         return Ok(conn);
                     }
@@ -124,16 +177,33 @@ async fn attempt(
 /// Fixed addresses from the config and last known ones, and every relay of the config: the machine is at one of them,
 /// and not for ever at the one where it was last. Discovery adds its own.
 pub(crate) fn addresses(membership: &Membership, id: MachineId) -> Vec<TransportAddr> {
-    let held = membership.held();
-    let fixed = held.config.machine_by_id(&id).map(|(_, machine)| machine.addresses.clone()).unwrap_or_default();
-    let mut all: Vec<TransportAddr> = fixed.into_iter().map(TransportAddr::Ip).collect();
+    let mut all = fixed(membership, id);
     all.extend(membership.pool.addresses(id));
-    for relay in membership.relays.urls().into_iter().map(TransportAddr::Relay) {
+    for relay in relays(membership) {
         if !all.contains(&relay) {
             all.push(relay);
         }
     }
     all
+}
+
+fn fixed(membership: &Membership, id: MachineId) -> Vec<TransportAddr> {
+    let held = membership.held();
+    let fixed = held.config.machine_by_id(&id).map(|(_, machine)| machine.addresses.clone()).unwrap_or_default();
+    fixed.into_iter().map(TransportAddr::Ip).collect()
+}
+
+fn relays(membership: &Membership) -> Vec<TransportAddr> {
+    membership.relays.urls().into_iter().map(TransportAddr::Relay).collect()
+}
+
+/// The same, noted as what is tried now.
+fn tried(membership: &Membership, id: MachineId, key: EndpointId) -> Vec<TransportAddr> {
+    let ways = &membership.finding.ways;
+    ways.tried(key, &relays(membership), RELAY);
+    ways.tried(key, &membership.pool.addresses(id), LAST_KNOWN);
+    ways.tried(key, &fixed(membership, id), FIXED);
+    addresses(membership, id)
 }
 
 fn unreachable(membership: &Membership, id: MachineId, name: &str, why: &str) -> Failure {
@@ -151,8 +221,9 @@ fn unreachable(membership: &Membership, id: MachineId, name: &str, why: &str) ->
         .chain(["discovery".to_owned()])
         .collect();
     let relays = membership.relays.failures(&membership.endpoint);
-    let alias = &membership.alias;
-    let message = format!("{name}.{alias} cannot be reached: {why}; tried {}; {seen}{relays}", tried.join(", "));
+    let failed: String = membership.finding.ways.failures().iter().map(|failure| format!("; {failure}")).collect();
+    let (alias, tried) = (&membership.alias, tried.join(", "));
+    let message = format!("{name}.{alias} cannot be reached: {why}; tried {tried}{failed}; {seen}{relays}");
     Failure::new(Kind::Unreachable, message)
         .hint(format!("on {name}: `malai daemon status`, then `malai daemon`; here: `malai status`"))
 }

@@ -97,6 +97,7 @@ fn meet(membership: &Arc<Membership>, conn: &Arc<PeerConn>, hello: &Hello) -> an
     if let Some(boot) = hello.boot {
         membership.pool.booted(conn, boot);
     }
+    conn.set_met();
     hear(membership, conn, hello.header.as_ref(), &hello.addresses)?;
     Ok(())
 }

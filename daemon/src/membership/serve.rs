@@ -11,7 +11,7 @@ use malai_protocol::peer::{Close, Gone, Hello, Open, Pull, RESET_LOST, RESET_PRO
 use tokio_util::task::TaskTracker;
 
 use super::sync::BODY;
-use super::{Membership, greet, pulse};
+use super::{Membership, directory, greet, pulse};
 use crate::machine;
 use crate::net::budget::Exceeded;
 use crate::net::endpoint::MAX_SESSIONS;
@@ -150,6 +150,7 @@ async fn stream(membership: Arc<Membership>, conn: Arc<PeerConn>, mut send_half:
         Kind::Open => session(&membership, &conn, &first, &mut send_half, frames).await,
         Kind::Gone => gone(&membership, &conn, &first, &mut send_half).await,
         Kind::Pull => pull(&membership, &conn, &first, &mut send_half).await,
+        Kind::Resolve => directory(&membership, &conn, &first, &mut send_half).await,
         Kind::Ping => answer(&mut send_half, Frame::empty(Kind::Pong)).await,
         got => Err(CodecError::OutOfOrder { got, wanted: "the beginning of a stream" }.into()),
     };
@@ -177,6 +178,16 @@ async fn answer(send_half: &mut SendStream, frame: Frame) -> anyhow::Result<()> 
     send(send_half, frame).await?;
     send_half.finish()?;
     Ok(())
+}
+
+async fn directory(
+    membership: &Arc<Membership>,
+    conn: &PeerConn,
+    first: &Frame,
+    send_half: &mut SendStream,
+) -> anyhow::Result<()> {
+    let told = directory::answer(membership, conn, first).await?;
+    answer(send_half, told).await
 }
 
 async fn pull(

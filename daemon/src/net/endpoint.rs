@@ -13,9 +13,11 @@ use malai_protocol::failure::{Failure, Kind};
 use tracing::subscriber::NoSubscriber;
 use url::Url;
 
+use super::directory::Directory;
 use super::mdns::Mdns;
 use super::relays::{Pass, Relays};
 use super::trust::Trust;
+use super::ways::{Noting, Ways};
 
 /// Sessions on one connection; the next one is refused by name.
 pub(crate) const MAX_SESSIONS: u32 = 1024;
@@ -50,6 +52,8 @@ pub(crate) struct Options<'a> {
     pub(crate) publish: bool,
     /// What a newcomer shows to relays.
     pub(crate) pass: Option<Pass>,
+    /// How it finds others.
+    pub(crate) finding: Finding,
 }
 
 /// An endpoint and its relays.
@@ -61,10 +65,28 @@ pub(crate) struct Bound {
     pub(crate) relays: Relays,
 }
 
+/// How an endpoint finds others: what is kept by whoever uses it.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Finding {
+    /// Which way told what.
+    pub(crate) ways: Arc<Ways>,
+    /// Other members, where there are any to ask.
+    pub(crate) directory: Directory,
+}
+
 impl<'a> Options<'a> {
     /// For an endpoint that only calls, at any port, and tells no discovery service of itself.
     pub(crate) fn caller(key: [u8; 32], network: &'a Network) -> Self {
-        Self { key, alpns: Vec::new(), network, listen: None, kept_port: None, publish: false, pass: None }
+        Self {
+            key,
+            alpns: Vec::new(),
+            network,
+            listen: None,
+            kept_port: None,
+            publish: false,
+            pass: None,
+            finding: Finding::default(),
+        }
     }
 }
 
@@ -157,7 +179,7 @@ fn builder(options: &Options<'_>, trust: &Arc<Trust>, relays: &Relays) -> Result
             .portmapper_config(PortmapperConfig::Disabled)
             .dns_resolver(DnsResolver::builder().with_system_defaults().disable_fallback().build());
     }
-    add_discovery(builder, network, options.publish)
+    add_discovery(builder, network, options)
 }
 
 /// Whether the cluster named its own relays or none: then nothing public may be contacted that it did not name.
@@ -175,29 +197,41 @@ fn transport_config() -> QuicTransportConfig {
     config.build()
 }
 
-fn add_discovery(mut builder: Builder, network: &Network, publish: bool) -> Result<Builder, Failure> {
+fn add_discovery(mut builder: Builder, network: &Network, options: &Options<'_>) -> Result<Builder, Failure> {
     let default = ["dns".to_owned(), "mdns".to_owned()];
-    let ways = network.discovery.as_deref().unwrap_or(&default);
-    for way in ways {
-        builder = match way.as_str() {
-            "mdns" => builder.address_lookup(Mdns { advertise: publish }),
+    let names = network.discovery.as_deref().unwrap_or(&default);
+    let ways = &options.finding.ways;
+    for name in names {
+        builder = match name.as_str() {
+            "mdns" => builder.address_lookup(noting(Mdns { advertise: options.publish }, name, ways)),
             "dns" => {
-                let builder =
-                    builder.address_lookup(PkarrResolver::n0_dns()).address_lookup(DnsAddressLookup::n0_dns());
-                if publish { builder.address_lookup(PkarrPublisher::n0_dns()) } else { builder }
+                let builder = builder
+                    .address_lookup(noting(PkarrResolver::n0_dns(), name, ways))
+                    .address_lookup(noting(DnsAddressLookup::n0_dns(), name, ways));
+                if options.publish { builder.address_lookup(PkarrPublisher::n0_dns()) } else { builder }
             }
             url => {
                 let url: Url = url.parse().map_err(|e| {
                     Failure::new(Kind::BadConfig, format!("[network] discovery: `{url}` is not a URL: {e}"))
                 })?;
-                let builder = builder.address_lookup(PkarrResolver::builder(url.clone()));
+                let builder = builder.address_lookup(noting(PkarrResolver::builder(url.clone()), name, ways));
                 // A server of the cluster's own may know the direct addresses, too: without relays there is nothing else.
                 let publisher = PkarrPublisher::builder(url).addr_filter(AddrFilter::unfiltered());
-                if publish { builder.address_lookup(publisher) } else { builder }
+                if options.publish { builder.address_lookup(publisher) } else { builder }
             }
         };
     }
-    Ok(builder)
+    let asks = network.has_directory();
+    Ok(if asks { builder.address_lookup(options.finding.directory.clone()) } else { builder })
+}
+
+fn noting<B>(lookup: B, name: &str, ways: &Arc<Ways>) -> Noting<B> {
+    Noting { lookup, way: name.into(), ways: Arc::clone(ways) }
+}
+
+/// The relays that the cluster uses.
+pub(crate) fn relays(network: &Network) -> RelayMap {
+    relay_mode(network).map_or_else(|_| RelayMap::empty(), |mode| mode.relay_map())
 }
 
 /// Where this endpoint can be reached: `IP:PORT` and relay URLs, most useful first, at most `most`.

@@ -18,6 +18,7 @@ use tokio::sync::{Notify, watch};
 
 use super::budget::Budget;
 use super::close;
+use super::ways::Trail;
 use crate::clock::now_ms;
 
 /// Connections from one machine at once. It needs one; some more are of its earlier lives, or on their way out.
@@ -40,12 +41,14 @@ pub(crate) struct PeerConn {
     boot: OnceLock<Incarnation>,
     executor: OnceLock<Incarnation>,
     greeted: AtomicBool,
+    met: AtomicBool,
     caller_only: AtomicBool,
     sessions: AtomicU32,
     pulsing: AtomicBool,
     stalled: AtomicBool,
     given_up: Notify,
     offers: Mutex<Offers>,
+    trail: OnceLock<Trail>,
 }
 
 /// The snapshot that the peer offers.
@@ -66,12 +69,14 @@ impl PeerConn {
             boot: OnceLock::new(),
             executor: OnceLock::new(),
             greeted: AtomicBool::new(false),
+            met: AtomicBool::new(false),
             caller_only: AtomicBool::new(false),
             sessions: AtomicU32::new(0),
             pulsing: AtomicBool::new(false),
             stalled: AtomicBool::new(false),
             given_up: Notify::new(),
             offers: Mutex::default(),
+            trail: OnceLock::new(),
         })
     }
 
@@ -95,9 +100,29 @@ impl PeerConn {
         !self.dialed && !self.greeted.swap(true, Ordering::Relaxed)
     }
 
+    /// What was known of the peer when this side had dialled it.
+    pub(crate) fn set_trail(&self, trail: Trail) {
+        self.trail.get_or_init(|| trail);
+    }
+
+    /// Absent where the peer dialled.
+    pub(crate) fn trail(&self) -> Option<&Trail> {
+        self.trail.get()
+    }
+
     /// The peer is an agent: no stream may be opened towards it.
     pub(crate) fn set_caller_only(&self) {
         self.caller_only.store(true, Ordering::Relaxed);
+    }
+
+    /// The peer's greeting was taken in.
+    pub(crate) fn set_met(&self) {
+        self.met.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the peer has said what it is.
+    pub(crate) fn is_met(&self) -> bool {
+        self.met.load(Ordering::Relaxed)
     }
 
     /// Whether the peer is an agent.

@@ -32,8 +32,15 @@ impl Target {
         Ok(Self { conn, streams })
     }
 
+    /// The next stream, but for questions where a machine is, which get no answer.
     async fn stream(&mut self) -> Result<(Wire, Frame)> {
-        timeout(SOON, self.streams.recv()).await.context("no stream was opened")?.context("no streams any more")
+        loop {
+            let next = timeout(SOON, self.streams.recv()).await.context("no stream was opened")?;
+            match next.context("no streams any more")? {
+                (_, frame) if frame.kind == Kind::Resolve => {}
+                stream => return Ok(stream),
+            }
+        }
     }
 
     /// The next stream of a session, and its first frame.

@@ -5,6 +5,7 @@ mod support;
 
 mod attach;
 mod desk;
+mod directory;
 mod flood;
 mod gone;
 mod member;

@@ -49,8 +49,10 @@ fn broken_streams(scene: &Scene) -> Result<Vec<(String, Vec<u8>)>> {
         ("an attachment that is no CBOR".into(), [&request[..], &claim(Kind::Attach, 2), &[0xff; 2]].concat()),
         ("a caller gone over its cap".into(), claim(Kind::Gone, MAX_HELLO + 1)),
         ("a caller gone that is no CBOR".into(), [claim(Kind::Gone, 2), vec![0xff; 2]].concat()),
+        ("a question where a machine is over its cap".into(), claim(Kind::Resolve, MAX_HELLO + 1)),
+        ("a question where a machine is that is no CBOR".into(), [claim(Kind::Resolve, 2), vec![0xff; 2]].concat()),
     ];
-    let beginnings = [Kind::Open, Kind::PeerHello, Kind::Pull, Kind::Ping, Kind::Gone];
+    let beginnings = [Kind::Open, Kind::PeerHello, Kind::Pull, Kind::Ping, Kind::Gone, Kind::Resolve];
     for kind in Kind::ALL.iter().filter(|kind| !beginnings.contains(kind)) {
         all.push((format!("{kind:?} first"), [claim(*kind, 0), vec![0; 64]].concat()));
     }

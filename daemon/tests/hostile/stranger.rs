@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use malai_daemon::store::keys::ClusterKey;
 use malai_protocol::codec::{Frame, Kind, MAX_HELLO};
-use malai_protocol::peer::{ALPN, Close, Hello, Open, Pull};
+use malai_protocol::peer::{ALPN, Close, Hello, Open, Pull, Resolve};
 
 use tokio::task::JoinSet;
 
@@ -27,6 +27,10 @@ fn openings(scene: &Scene) -> Result<Vec<(&'static str, Vec<u8>)>> {
     Ok(vec![
         ("a session", request),
         ("a pull", Frame::control(Kind::Pull, &Pull { generation: 1 })?.to_bytes().to_vec()),
+        (
+            "a question where a machine is",
+            Frame::control(Kind::Resolve, &Resolve { machine: scene.web01_id, hops: 1 })?.to_bytes().to_vec(),
+        ),
         ("a ping", Frame::empty(Kind::Ping).to_bytes().to_vec()),
         ("an unknown kind", vec![0xfe, 0, 0, 0, 0]),
         ("garbage", vec![0xff; 4096]),

@@ -145,11 +145,16 @@ pub(crate) async fn deliver(conn: &Connection, announced: &Snapshot, bytes: &[u8
     peer::closed(conn).await
 }
 
-/// The stream on which the daemon asks for an announced snapshot.
+/// The stream on which the daemon asks for an announced snapshot. Where it asks for a machine, it gets no answer.
 pub(crate) async fn asked(conn: &Connection) -> Result<Wire> {
-    let mut wire = peer::accept(conn).await?;
-    let _pull: Pull = next(&mut wire).await?.expect(Kind::Pull, "Pull")?;
-    Ok(wire)
+    loop {
+        let mut wire = peer::accept(conn).await?;
+        let frame = next(&mut wire).await?;
+        if frame.kind != Kind::Resolve {
+            let _pull: Pull = frame.expect(Kind::Pull, "Pull")?;
+            return Ok(wire);
+        }
+    }
 }
 
 fn text(key: &ClusterKey, web01: MachineId, laptop: &Peer, friend: &Peer, guest: &Peer) -> String {

@@ -68,7 +68,7 @@ pub(crate) struct Exec {
     /// Why, for the audit of the machine
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     reason: Option<String>,
-    /// Say where the command runs, and how it ended
+    /// Say which way the machine was found, where the command runs, and how it ended
     #[arg(short, long)]
     verbose: bool,
     /// The machine: web01.company, or deploy@web01.company

@@ -2,8 +2,9 @@
 
 use malai_protocol::failure::Failure;
 use malai_protocol::local::{
-    ClusterState, ClusterStatus, MachineStatus, RelayState, RelayStatus, Request, Response, Role,
+    ClusterState, ClusterStatus, Connection, MachineStatus, RelayState, RelayStatus, Request, Response, Role,
 };
+use malai_protocol::session::Reached;
 
 use super::{Context, daemon};
 use crate::client::{self, Otherwise};
@@ -58,6 +59,7 @@ fn describe(cluster: &ClusterStatus, now_ms: u64) -> Vec<String> {
     field("addresses", list(addresses));
     field("join", list(join_addresses));
     cluster.relays.iter().for_each(|relay| field("relay", Some(describe_relay(relay))));
+    field("not asked", list(&cluster.discovery_failures));
     if let ClusterState::Waiting(what) = &cluster.state {
         field("waiting", Some(what.clone()));
     }
@@ -94,9 +96,9 @@ fn state(machine: &MachineStatus, now_ms: u64) -> String {
     }
     match (&machine.connection, machine.last_seen_ms) {
         (Some(connection), _) => {
-            let ms = connection.rtt_us as f64 / 1000.0;
-            let since = timestamp::ago(connection.since_ms, now_ms);
-            format!("connected, {}, {ms:.1} ms, for {since}", connection.path)
+            let Connection { since_ms, path, rtt_us, found_by, .. } = connection.clone();
+            let since = timestamp::ago(since_ms, now_ms);
+            format!("connected, {}, for {since}", Reached { path, rtt_us, found_by }.words())
         }
         (None, Some(seen)) => format!("no connection, last seen {} ago", timestamp::ago(seen, now_ms)),
         (None, None) => "no connection, never seen".into(),
@@ -115,7 +117,6 @@ fn alarms(out: Output, cluster: &ClusterStatus) {
 mod tests {
     use super::*;
     use malai_protocol::id::{ClusterId, MachineId};
-    use malai_protocol::local::Connection;
 
     /// The public key of RFC 8032's first test vector.
     const KEY: &str = "d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a";
@@ -150,7 +151,12 @@ mod tests {
 
     #[test]
     fn a_cluster_is_shown_as_a_table() {
-        let connection = Connection { since_ms: 0, path: "direct 192.0.2.7:4001".into(), rtt_us: 41_234 };
+        let connection = Connection {
+            since_ms: 0,
+            path: "direct 192.0.2.7:4001".into(),
+            rtt_us: 41_234,
+            found_by: Some("mdns".into()),
+        };
         let cluster = ClusterStatus {
             alias: "company".into(),
             cluster: Some(ClusterId::from_bytes(key()).expect("a key")),
@@ -174,6 +180,7 @@ mod tests {
                 relay("https://c.example.com", RelayState::Connecting, None),
                 relay("https://192.0.2.5:7443", RelayState::Failed, Some("it refuses this machine: not a member")),
             ],
+            discovery_failures: vec!["http://192.0.2.9/pkarr: connection refused".into()],
         };
         insta::assert_snapshot!(describe(&cluster, 100_000).join("\n"), @r"
 
@@ -188,9 +195,10 @@ mod tests {
           relay       https://b.example.com  not in use, another is connected
           relay       https://c.example.com  no answer yet
           relay       https://192.0.2.5:7443  cannot be used: it refuses this machine: not a member
+          not asked   http://192.0.2.9/pkarr: connection refused
           MACHINE           ID52        GENERATION  STATE
           laptop (manager)  qtd9g0c2m4  12          this machine
-          web01             qtd9g0c2m4  12          connected, direct 192.0.2.7:4001, 41.2 ms, for 100 s
+          web01             qtd9g0c2m4  12          connected, direct 192.0.2.7:4001, 41.2 ms, found by mdns, for 100 s
           db01              qtd9g0c2m4  11          no connection, last seen 90 s ago
           new               qtd9g0c2m4  -           no connection, never seen
         ");

@@ -83,6 +83,16 @@ where
         if connection.asked == Asked::Exec {
             self.sending.met = sent.met;
         }
+        if let Some(reached) = &sent.reached {
+            if self.manner.verbose {
+                let text = output::note(&format!("{}: {}", self.target, reached.words()));
+                self.sink.push(Output::Stderr, text.into(), 0);
+            }
+            if self.manner.json {
+                let line = Line::Reached { target: &self.target, reached }.line()?;
+                self.sink.push(Output::Stdout, line, 0);
+            }
+        }
         Ok(())
     }
 

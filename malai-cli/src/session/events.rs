@@ -2,13 +2,19 @@
 
 use bytes::Bytes;
 use malai_protocol::failure::Failure;
-use malai_protocol::session::{ExitRecord, Output, Started};
+use malai_protocol::session::{ExitRecord, Output, Reached, Started};
 use serde::Serialize;
 
 /// One object.
 #[derive(Debug, Serialize)]
 #[serde(tag = "event", rename_all = "lowercase")]
 pub(crate) enum Event<'a> {
+    /// The request is on its way, over this path.
+    Reached {
+        target: &'a str,
+        #[serde(flatten)]
+        reached: &'a Reached,
+    },
     /// The command runs.
     Started {
         target: &'a str,
@@ -118,7 +124,13 @@ mod tests {
             reason: None,
         };
         let failure = Failure::new(Kind::Denied, "no").hint("ask");
+        let reached = Reached {
+            path: "direct 192.0.2.7:4001".into(),
+            rtt_us: 1200,
+            found_by: Some("directory (by db01)".into()),
+        };
         let all = [
+            line(&Event::Reached { target: "web01.c", reached: &reached }),
             line(&Event::Started { target: "web01.c", started: &started }),
             line(&Event::output(Output::Stdout, b"hi\n\x1b")),
             line(&Event::output(Output::Stderr, b"\xff")),
@@ -130,6 +142,7 @@ mod tests {
             line(&Event::Error { target: "web01.c", code: 254, error: &failure }),
         ];
         insta::assert_snapshot!(all.concat(), @r#"
+        {"event":"reached","target":"web01.c","path":"direct 192.0.2.7:4001","rtt_us":1200,"found_by":"directory (by db01)"}
         {"event":"started","target":"web01.c","incarnation":"01010101010101010101010101010101","hostname":"web01","pid":7,"user":"u"}
         {"event":"stdout","text":"hi\n\u001b"}
         {"event":"stderr","base64":"/w=="}

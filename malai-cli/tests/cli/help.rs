@@ -111,7 +111,7 @@ fn help_of_exec_shows_its_options() {
               Why, for the audit of the machine
 
       -v, --verbose
-              Say where the command runs, and how it ended
+              Say which way the machine was found, where the command runs, and how it ended
 
       -h, --help
               Print help (see a summary with '-h')

@@ -58,6 +58,7 @@ fn status(machines: &[&str], state: ClusterState) -> Status {
         join_addresses: Vec::new(),
         machines: machines.iter().map(machine).collect(),
         relays: Vec::new(),
+        discovery_failures: Vec::new(),
     };
     let daemon = DaemonStatus {
         pid: 1,

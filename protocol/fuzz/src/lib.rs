@@ -90,6 +90,8 @@ pub fn control(data: &[u8]) -> bool {
         Kind::Pull => same::<peer::Pull>(&frame),
         Kind::Snapshot => same::<Signed>(&frame),
         Kind::Gone => same::<peer::Gone>(&frame),
+        Kind::Resolve => same::<peer::Resolve>(&frame),
+        Kind::Resolved => same::<peer::Resolved>(&frame),
         Kind::Redeem => same::<peer::Redeem>(&frame),
         Kind::Knock => same::<peer::Knock>(&frame),
         Kind::LocalHello => same::<local::Hello>(&frame),

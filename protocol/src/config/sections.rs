@@ -15,7 +15,7 @@ use crate::id::IdError;
 
 const TOP: &[&str] = &["cluster", "network", "defaults", "machine", "group"];
 const CLUSTER: &[&str] = &["name", "id52", "manager"];
-const NETWORK: &[&str] = &["relays", "discovery", "ca"];
+const NETWORK: &[&str] = &["relays", "discovery", "ca", "directory"];
 const DEFAULTS: &[&str] = &["allow_from", "username", "grace", "accept_env"];
 const COMMAND: &[&str] = &["command", "allow_from", "username"];
 const GROUP: &[&str] = &["members"];
@@ -131,6 +131,8 @@ fn network<'w>(walk: &mut Walk<'w>, section: &Section<'w>) -> Network {
         relays: relays.or_else(|| there("relays").then(Vec::new)),
         discovery: discovery.or_else(|| there("discovery").then(Vec::new)),
         ca,
+        // Whatever else it may be meant to say, it restricts: then nobody is asked.
+        directory: walk.boolean(section, "directory").or_else(|| there("directory").then_some(false)),
     }
 }
 

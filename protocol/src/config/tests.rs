@@ -54,6 +54,7 @@ username = "root"
 [network]
 relays = []
 discovery = ["mdns", "https://dns.example.com/pkarr"]
+directory = false
 [defaults]
 allow_from = ["admins"]
 username = "nobody"
@@ -69,6 +70,7 @@ members = []
     assert_eq!(Config::read(&text).as_ref(), Ok(&config));
     let machine = config.machine("web01").expect("web01");
     let allow = machine.allow_from.as_ref().expect("a list");
+    assert!(!config.network.has_directory() && Network::default().has_directory());
     assert!(allow.everyone && allow.names.contains("admins"));
     assert_eq!(machine.users, ["postgres"]);
     assert_eq!(machine.addresses[1], "[2001:db8::7]:4001".parse().expect("an address"));
@@ -250,6 +252,7 @@ fn a_member_uses_what_it_understands_of_a_network_and_never_a_public_service_in_
         ("relays = \"best\"\n".to_owned(), "relays", none(), None),
         ("discovery = [\"dht\", \"mdns\"]\n".to_owned(), "discovery", None, list(&["mdns"])),
         ("discovery = { dht = true }\n".to_owned(), "discovery", None, none()),
+        ("directory = \"some\"\n".to_owned(), "directory", None, None),
         (
             format!("relays = [\"{own}\"]\ndiscovery = [\"mdns\", \"{own}\"]\nca = [\"x\"]\n"),
             "ca",
@@ -263,6 +266,7 @@ fn a_member_uses_what_it_understands_of_a_network_and_never_a_public_service_in_
         let config = Config::read(&text).unwrap_or_else(|problems| panic!("{lines}: {problems:?}"));
         let urls = config.network.relays.as_ref().map(|all| all.iter().map(|relay| relay.url.clone()).collect());
         assert_eq!((&urls, &config.network.discovery), (&relays, &discovery), "{lines}");
+        assert_eq!(config.network.has_directory(), key != "directory", "{lines}");
         assert!(config.unheeded().is_some_and(|text| text.contains(&format!("`network.{key}`"))), "{lines}");
         assert_eq!(config.blocked(&name("web01")), None, "{lines}");
     }

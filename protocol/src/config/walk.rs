@@ -147,6 +147,19 @@ impl<'w> Walk<'w> {
         }
     }
 
+    /// The truth value under this key.
+    pub(super) fn boolean(&mut self, section: &Section<'w>, key: &str) -> Option<bool> {
+        let value = section.table.get(key)?;
+        match value.get_ref() {
+            DeValue::Boolean(is_so) => Some(*is_so),
+            other => {
+                let message = format!("`{key}` must be true or false, this is {}", described(other));
+                self.wrong(section, key, value.span().start, message, Some(format!("write {key} = false")));
+                None
+            }
+        }
+    }
+
     /// The array of strings under this key, each with where it is.
     pub(super) fn strings(&mut self, section: &Section<'w>, key: &str) -> Option<Vec<(usize, &'w str)>> {
         let value = section.table.get(key)?;

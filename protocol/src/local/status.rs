@@ -108,6 +108,9 @@ pub enum RelayState {
     Spare,
     /// It cannot be used.
     Failed,
+    /// Ways to find machines that could not be asked lately, and why.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub discovery_failures: Vec<String>,
 }
 
 /// One machine in [`ClusterStatus`].
@@ -138,4 +141,7 @@ pub struct Connection {
     pub path: String,
     /// Round-trip time of that path, in microseconds.
     pub rtt_us: u64,
+    /// What told of that path's address, as [`crate::session::Reached::found_by`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub found_by: Option<String>,
 }

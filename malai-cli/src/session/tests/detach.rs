@@ -30,7 +30,7 @@ async fn who_detaches_leaves_in_good_order_as_soon_as_the_command_runs() {
 async fn a_detached_command_is_sent_again_as_one_until_it_is_known_to_run() {
     let mut lab = Lab::new(detached()).await;
     lab.flight().await;
-    lab.send(Kind::Sent, &Sent { met: Some(incarnation()) }).await;
+    lab.send(Kind::Sent, &Sent { met: Some(incarnation()), reached: None }).await;
     lab.daemon = None;
     lab.dialled().await;
     let spec: ExecSpec = lab.flight().await.expect(Kind::Exec, "the command").unwrap();

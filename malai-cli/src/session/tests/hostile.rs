@@ -70,7 +70,7 @@ async fn offsets_at_the_end_of_all_numbers_break_nothing() {
 
 #[tokio::test]
 async fn answers_that_fit_no_question_end_the_session_as_unknown() {
-    let sent = Frame::control(Kind::Sent, &Sent { met: None }).unwrap();
+    let sent = Frame::control(Kind::Sent, &Sent { met: None, reached: None }).unwrap();
     let attached = Frame::control(Kind::Attached, &attached(0, 0)).unwrap();
     // To the first sending.
     for frames in [vec![attached.clone()], vec![sent.clone(), sent.clone()]] {

@@ -64,14 +64,14 @@ async fn input_goes_on_at_the_byte_that_arrived_and_its_end_is_told_again() {
 async fn a_request_is_sent_again_with_what_the_first_sending_met() {
     let mut lab = Lab::new(Wish::default()).await;
     lab.flight().await;
-    lab.send(Kind::Sent, &Sent { met: Some(incarnation()) }).await;
+    lab.send(Kind::Sent, &Sent { met: Some(incarnation()), reached: None }).await;
     lab.daemon = None;
     for number in 2..5 {
         let resend = lab.again().await;
         assert_eq!((resend.number, resend.met), (number, Some(incarnation())));
         assert!(resend.since_ms < 60_000, "{resend:?}");
         // What a later sending meets proves nothing about the first.
-        lab.send(Kind::Sent, &Sent { met: Some(Incarnation::from_bytes([9; 16])) }).await;
+        lab.send(Kind::Sent, &Sent { met: Some(Incarnation::from_bytes([9; 16])), reached: None }).await;
         lab.daemon = None;
     }
     lab.again().await;
@@ -86,7 +86,7 @@ async fn a_first_sending_that_was_not_told_of_met_nobody_whatever_a_later_one_me
     lab.flight().await;
     lab.daemon = None;
     assert_eq!(lab.again().await.met, None);
-    lab.send(Kind::Sent, &Sent { met: Some(incarnation()) }).await;
+    lab.send(Kind::Sent, &Sent { met: Some(incarnation()), reached: None }).await;
     lab.daemon = None;
     assert_eq!(lab.again().await.met, None);
 }
@@ -169,7 +169,7 @@ async fn not_reached_is_certain_only_when_nothing_was_sent() {
     // It was sent, and then the machine was gone.
     let mut lab = Lab::new(Wish { answer: A_WHILE, ..Wish::default() }).await;
     lab.flight().await;
-    lab.send(Kind::Sent, &Sent { met: None }).await;
+    lab.send(Kind::Sent, &Sent { met: None, reached: None }).await;
     lab.send(Kind::Refused, &unreachable).await;
     lab.again().await;
     lab.daemon = None;
@@ -185,7 +185,7 @@ async fn what_the_daemon_here_refuses_says_nothing_of_a_request_that_was_sent_be
         lab.daemon = None;
         lab.again().await;
         if told {
-            lab.send(Kind::Sent, &Sent { met: None }).await;
+            lab.send(Kind::Sent, &Sent { met: None, reached: None }).await;
         }
         lab.send(Kind::Refused, &refusal(failure::Kind::Denied)).await;
         assert_eq!(lab.failure().await.0, code, "answered by the target: {told}");
@@ -198,7 +198,7 @@ async fn a_target_that_cannot_know_whether_it_ran_is_believed() {
     lab.flight().await;
     lab.daemon = None;
     lab.again().await;
-    lab.send(Kind::Sent, &Sent { met: None }).await;
+    lab.send(Kind::Sent, &Sent { met: None, reached: None }).await;
     lab.send(Kind::Refused, &refusal(failure::Kind::Unknown)).await;
     assert_eq!(lab.failure().await, (253, "the reason".to_owned()));
 }

@@ -134,7 +134,7 @@ impl Target {
             return self.attached(0);
         }
         self.runs += 1;
-        let sent = Sent { met: Some(incarnation()) };
+        let sent = Sent { met: Some(incarnation()), reached: None };
         let mut frames =
             vec![Frame::control(Kind::Sent, &sent).unwrap(), Frame::control(Kind::Started, &started()).unwrap()];
         frames.extend(self.output_from(0));
