@@ -9,6 +9,8 @@ pub(crate) mod recover;
 pub(crate) mod serve;
 pub(crate) mod sync;
 
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
@@ -25,8 +27,10 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::clock::now_ms;
 use crate::machine::live::LiveTable;
 use crate::machine::refusals::Refusals;
+use crate::metrics::Counters;
 use crate::net::endpoint::{self, own_addresses};
 use crate::net::pool::Pool;
 use crate::shared::Shared;
@@ -81,6 +85,8 @@ pub(crate) struct Membership {
     pub(crate) endpoint: Endpoint,
     /// Connections to the other machines.
     pub(crate) pool: Pool,
+    /// What is counted.
+    pub(crate) counters: Arc<Counters>,
     /// Sessions on this machine, of this cluster.
     pub(crate) live: Arc<LiveTable>,
     /// What was refused lately.
@@ -124,6 +130,7 @@ impl Membership {
     /// A membership whose tasks do not run yet.
     pub(crate) fn new(parts: Parts, shared: Arc<Shared>) -> Arc<Self> {
         let cluster = parts.held.snapshot.header().cluster;
+        let counters = shared.metrics.of(cluster);
         Arc::new(Self {
             alias: parts.alias,
             dir: parts.dir,
@@ -131,7 +138,8 @@ impl Membership {
             me: parts.me,
             is_manager: parts.is_manager,
             endpoint: parts.endpoint,
-            pool: Pool::new(parts.me),
+            pool: Pool::new(parts.me, Arc::clone(&counters)),
+            counters,
             live: shared.executor.tables().of(cluster),
             refusals: Refusals::default(),
             shared,
@@ -185,6 +193,11 @@ impl Membership {
         own_addresses(&self.endpoint, malai_protocol::peer::MAX_ADDRESSES)
     }
 
+    /// This machine's own addresses as its network shows them now.
+    pub(crate) fn own_addresses(&self) -> BTreeSet<SocketAddr> {
+        self.endpoint.addr().ip_addrs().copied().collect()
+    }
+
     /// This machine's greeting.
     pub(crate) fn hello(&self) -> malai_protocol::peer::Hello {
         malai_protocol::peer::Hello {
@@ -196,6 +209,7 @@ impl Membership {
             boot: Some(self.shared.boot),
             executor: self.shared.executor.incarnation(),
             malai: crate::VERSION.to_owned(),
+            clock_ms: Some(now_ms()),
         }
     }
 

@@ -50,7 +50,10 @@ pub(crate) async fn connect(
     tokio::select! {
         // A machine that dials us while we dial it is just as good.
         conn = arrival(membership, id) => Ok(conn),
-        () = tokio::time::sleep_until(deadline) => Err("no answer in time".to_owned()),
+        () = tokio::time::sleep_until(deadline) => {
+            membership.counters.handshakes_failed.one();
+            Err("no answer in time".to_owned())
+        }
         () = membership.cancel.cancelled() => Err("its cluster is taken in anew, or the daemon stops".to_owned()),
         dialed = attempt => dialed,
     }
@@ -96,12 +99,14 @@ async fn dial(membership: &Arc<Membership>, id: MachineId) -> Result<Arc<PeerCon
                 () = &mut next => break,
                 Some(ended) = attempts.next() => match ended {
                     Ok(Ok((conn, control))) => {
+                        membership.counters.handshakes_ok.one();
                         let conn = PeerConn::new(conn, id, true);
                         serve::spawn_dialed(membership, &conn, control);
                         return Ok(conn);
                     }
                     Ok(Err(error)) => {
                         tracing::debug!(peer = %id.short(), "dialling failed: {error:#}");
+                        membership.counters.handshakes_failed.one();
                         next.as_mut().reset(Instant::now() + pause);
                         pause = (pause * 2).min(LONGEST_PAUSE);
                     }
@@ -148,7 +153,7 @@ fn unreachable(membership: &Membership, id: MachineId, name: &str, why: &str) ->
 }
 
 /// A duration for people.
-fn ago(ms: u64) -> String {
+pub(crate) fn ago(ms: u64) -> String {
     match ms / 1000 {
         s if s < 120 => format!("{s} s"),
         s if s < 7200 => format!("{} min", s / 60),

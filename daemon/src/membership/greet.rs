@@ -97,6 +97,7 @@ fn meet(membership: &Arc<Membership>, conn: &Arc<PeerConn>, hello: &Hello) -> an
     if let Some(boot) = hello.boot {
         membership.pool.booted(conn, boot);
     }
+    membership.pool.greeted(conn, hello);
     hear(membership, conn, hello.header.as_ref(), &hello.addresses)?;
     Ok(())
 }

@@ -14,15 +14,18 @@ mod access;
 mod agent;
 mod audit;
 mod detached;
+mod doctor;
 mod exit_codes;
 mod journey;
 mod knocks;
 mod lifecycle;
 mod network;
+mod offline;
 mod ping;
 mod publish;
 mod signals;
 mod spread;
+mod status;
 mod streams;
 mod vanishing;
 mod weather;
@@ -46,6 +49,9 @@ fn main() -> ExitCode {
         lifecycle::trials(),
         network::trials(),
         ping::trials(),
+        status::trials(),
+        offline::trials(),
+        doctor::trials(),
         weather::trials(),
     ] {
         trials.extend(module);

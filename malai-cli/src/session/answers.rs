@@ -30,7 +30,12 @@ where
                 self.reached(Stage::Waiting);
             }
             (FrameKind::Sent, Stage::Waiting) => self.on_its_way(self.decode(frame)?)?,
-            (FrameKind::Refused, Stage::Waiting) => self.refused(self.decode(frame)?)?,
+            (FrameKind::Refused, Stage::Waiting) => {
+                if let Some(end) = self.confirmed() {
+                    return Ok(Some(end));
+                }
+                self.refused(self.decode(frame)?)?;
+            }
             // The target has the session, so that it knows.
             (FrameKind::Refused, Stage::Attached) => return Err(self.decode::<Failure>(frame)?),
             // Output of a session whose end nobody knows may come before that is told.
@@ -83,7 +88,7 @@ where
         if connection.asked == Asked::Exec {
             self.sending.met = sent.met;
         }
-        Ok(())
+        self.arrived()
     }
 
     pub(super) fn started(&mut self, started: &Started) -> Result<Option<End>, Failure> {
