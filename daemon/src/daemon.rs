@@ -20,6 +20,7 @@ use crate::clusters::{self, Clusters};
 use crate::ended;
 use crate::local;
 use crate::machine::live::Tables;
+use crate::metrics::Registry;
 use crate::requests::Context;
 use crate::shared::{ExecutorSlot, Shared};
 use crate::store::lock::{Lock, Part};
@@ -87,6 +88,7 @@ impl Daemon {
             user: user_name()?,
             root: Uid::effective().is_root(),
             audit: Audit::open(&options.home)?,
+            metrics: Registry::default(),
             executor: ExecutorSlot::new(options.home.clone(), options.executor, sender, leftover, tables),
             home: options.home,
         });

@@ -25,7 +25,7 @@ const MOST: usize = 2048;
 /// How long the hello and the request may take: both are in the CLI's first write.
 const REQUEST: Duration = Duration::from_secs(10);
 /// A path in `sockaddr_un` has at most so many bytes.
-const MAX_PATH: usize = 107;
+pub(crate) const MAX_PATH: usize = 107;
 /// Answers before the last one that wait for a slow CLI.
 const ANSWERS: usize = 16;
 

@@ -95,6 +95,8 @@ where
             (Ok(()), None) => begin(&membership, name, generation, spec).await.map_err(|refused| refused.failure),
         }
     };
+    // What comes from this very machine is followed here as well.
+    let _calling = (opened.is_ok() && caller == membership.me).then(|| membership.counters.calling());
     let _following = opened.as_ref().ok().map(|opened| membership.live.follow(opened.attachment.session));
     // A session outlasts the membership when the cluster is taken in anew; with it the old sockets would stay open.
     drop(membership);

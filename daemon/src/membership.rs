@@ -12,6 +12,8 @@ pub(crate) mod serve;
 pub(crate) mod sync;
 pub(crate) mod tell;
 
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
@@ -28,8 +30,10 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::clock::now_ms;
 use crate::machine::live::LiveTable;
 use crate::machine::refusals::Refusals;
+use crate::metrics::Counters;
 use crate::net::endpoint::{self, Bound, Finding, own_addresses};
 use crate::net::pool::Pool;
 use crate::net::relays::Relays;
@@ -91,6 +95,8 @@ pub(crate) struct Membership {
     pub(crate) directory: directory::Limits,
     /// Connections to the other machines.
     pub(crate) pool: Pool,
+    /// What is counted.
+    pub(crate) counters: Arc<Counters>,
     /// Sessions on this machine, of this cluster.
     pub(crate) live: Arc<LiveTable>,
     /// What was refused lately.
@@ -136,6 +142,7 @@ impl Membership {
     /// A membership whose tasks do not run yet.
     pub(crate) fn new(parts: Parts, shared: Arc<Shared>) -> Arc<Self> {
         let cluster = parts.held.snapshot.header().cluster;
+        let counters = shared.metrics.of(cluster);
         Arc::new(Self {
             alias: parts.alias,
             dir: parts.dir,
@@ -146,7 +153,8 @@ impl Membership {
             relays: parts.bound.relays,
             finding: parts.finding,
             directory: directory::Limits::default(),
-            pool: Pool::new(parts.me),
+            pool: Pool::new(parts.me, Arc::clone(&counters)),
+            counters,
             live: shared.executor.tables().of(cluster),
             refusals: Refusals::default(),
             shared,
@@ -200,6 +208,11 @@ impl Membership {
         own_addresses(&self.endpoint, malai_protocol::peer::MAX_ADDRESSES)
     }
 
+    /// This machine's own addresses as its network shows them now.
+    pub(crate) fn own_addresses(&self) -> BTreeSet<SocketAddr> {
+        self.endpoint.addr().ip_addrs().copied().collect()
+    }
+
     /// This machine's greeting.
     pub(crate) fn hello(&self) -> malai_protocol::peer::Hello {
         malai_protocol::peer::Hello {
@@ -211,6 +224,7 @@ impl Membership {
             boot: Some(self.shared.boot),
             executor: self.shared.executor.incarnation(),
             malai: crate::VERSION.to_owned(),
+            clock_ms: Some(now_ms()),
         }
     }
 

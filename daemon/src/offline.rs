@@ -6,6 +6,7 @@ use malai_protocol::local::{Changed, Request, RescanOutcome, Rescanned, Response
 
 use crate::admin::{self, Change, Scanned, unpublished};
 use crate::clock::now_ms;
+use crate::doctor;
 use crate::manager::Rescan;
 use crate::store::lock::Changes;
 
@@ -49,8 +50,11 @@ fn answer(home: &Home, request: &Request) -> Result<Response, Failure> {
         Request::MachineLeave { cluster, force } => {
             admin::machine_leave(&begin()?, cluster, *force).map(|()| Response::Done)
         }
+        Request::Doctor => Ok(Response::Doctor(doctor::offline(home))),
         Request::Session(_)
         | Request::Status
+        | Request::Probe
+        | Request::Metrics
         | Request::Ping(_)
         | Request::DaemonStatus
         | Request::Stop

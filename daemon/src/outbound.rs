@@ -23,6 +23,7 @@ use crate::clusters::Clusters;
 use crate::copy::{End, pump};
 use crate::machine;
 use crate::membership::{Membership, dial, pulse};
+use crate::metrics::Counters;
 use crate::net::pool::{PeerConn, SessionGuard};
 use crate::net::{FIRST_FRAME, Frames, closed_with, code, send};
 
@@ -32,6 +33,10 @@ const MOST: u32 = crate::net::endpoint::MAX_SESSIONS;
 const DELIVERY: Duration = Duration::from_secs(2);
 /// So much of what a CLI sends is read while its target is still dialled.
 const AHEAD: usize = 64 * 1024;
+/// The longest that a machine is dialled: far from what a clock could not hold.
+const LONGEST: Duration = Duration::from_secs(100 * 366 * 24 * 3600);
+/// Whoever lets it be dialled for longer waits for it to come.
+const LONG: Duration = Duration::from_secs(60);
 /// How long a CLI that takes nothing any more may take to say goodbye.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
@@ -62,16 +67,17 @@ pub(crate) async fn session(
         anyhow::bail!("a session began with {:?}", first.kind);
     }
     let (mut reader, mut head) = frames.into_parts();
-    let deadline = Instant::now() + Duration::from_millis(target.connect_timeout_ms);
-    let (cluster, alias) = (membership.cluster, membership.alias.clone());
+    let patience = Patience::with(target, &membership, id);
+    let (cluster, alias, counters) = (membership.cluster, membership.alias.clone(), Arc::clone(&membership.counters));
     let cli = absent::process(&writer);
     let opened = tokio::select! {
-        opened = reach(clusters, target, membership, id, deadline) => Some(opened),
+        opened = reach(clusters, target, membership, id, &patience) => Some(opened),
         () = closed(&mut reader, &mut head) => None,
     };
     let left = match opened {
         Some(Ok((conn, _counted, send_half, recv))) => {
-            let attached = Attached { reader, head, writer, send_half, recv };
+            let _calling = matches!(first.kind, Kind::Exec | Kind::Attach).then(|| counters.calling());
+            let attached = Attached { reader, head, writer, send_half, recv, counters };
             attached.follow(first, target, &conn, &alias).await.unwrap_or_else(Left::Lost)
         }
         Some(Err(failure)) => match refuse(&mut writer, &failure).await {
@@ -159,12 +165,12 @@ async fn reach(
     target: &SessionTarget,
     mut membership: Arc<Membership>,
     id: MachineId,
-    deadline: Instant,
+    patience: &Patience,
 ) -> Result<Opened, Failure> {
     loop {
-        let failure = match open(&membership, id, deadline).await {
-            Err(failure) if membership.cancel.is_cancelled() && Instant::now() < deadline => failure,
-            opened => return opened,
+        let failure = match open(&membership, id, patience).await {
+            Err(failure) if membership.cancel.is_cancelled() && Instant::now() < patience.deadline => failure,
+            opened => return opened.map_err(|failure| patience.explain(failure)),
         };
         // With it the old sockets would stay open.
         drop(membership);
@@ -176,8 +182,9 @@ async fn reach(
     }
 }
 
-async fn open(membership: &Arc<Membership>, id: MachineId, deadline: Instant) -> Result<Opened, Failure> {
-    let waiting = membership.pool.wait();
+async fn open(membership: &Arc<Membership>, id: MachineId, patience: &Patience) -> Result<Opened, Failure> {
+    let deadline = patience.deadline;
+    let waiting = (!patience.is_long).then(|| membership.pool.wait());
     let conn = dial::connect(membership, id, deadline).await?;
     drop(waiting);
     let busy = || Failure::new(FailureKind::Busy, format!("{MOST} sessions run over this connection already"));
@@ -205,6 +212,31 @@ pub(crate) fn not_a_member(cluster: &str) -> Failure {
     )
 }
 
+/// How long a machine is dialled.
+struct Patience {
+    deadline: Instant,
+    /// It is known to have gone, and so is not dialled for as long as another would be.
+    gone: bool,
+    /// It is waited for, so that a failure is no sign that anything is wrong with the network here.
+    is_long: bool,
+}
+
+impl Patience {
+    fn with(target: &SessionTarget, membership: &Membership, id: MachineId) -> Self {
+        let asked = Duration::from_millis(target.connect_timeout_ms).min(LONGEST);
+        let short = target.gone_timeout_ms.map(Duration::from_millis).filter(|short| *short < asked);
+        let short = short.filter(|_| membership.pool.is_gone(id, &membership.own_addresses()));
+        Self { deadline: Instant::now() + short.unwrap_or(asked), gone: short.is_some(), is_long: asked > LONG }
+    }
+
+    fn explain(&self, failure: Failure) -> Failure {
+        if !self.gone || failure.kind != FailureKind::Unreachable {
+            return failure;
+        }
+        failure.hint("wait until it comes: --wait; or try for longer: --connect-timeout 10s")
+    }
+}
+
 /// A CLI, and the stream that its session has.
 struct Attached {
     reader: OwnedReadHalf,
@@ -213,6 +245,7 @@ struct Attached {
     writer: OwnedWriteHalf,
     send_half: SendStream,
     recv: RecvStream,
+    counters: Arc<Counters>,
 }
 
 /// How an attachment ended on this side.
@@ -234,11 +267,13 @@ impl Attached {
         conn: &PeerConn,
         cluster: &str,
     ) -> anyhow::Result<Left> {
+        let begins = first.kind == Kind::Exec && target.attachment.is_none_or(|attachment| attachment.number == 1);
         if send(&mut self.send_half, first).await.is_err() {
             // It never had all of the request. What it said last is still on its way.
             let (end, writer) = pump(Direction::ToCaller, BytesMut::new(), self.recv, self.writer).await;
             return finish(end, writer, cluster).await;
         }
+        self.counters.called.add(u64::from(begins));
         let sent = Sent { met: conn.executor(), reached: Some(conn.reached()) };
         // When the CLI is gone already, its own end of the socket tells so below.
         if let Err(error) = tell_sent(target.attachment, sent, &mut self.writer).await {
@@ -248,7 +283,7 @@ impl Attached {
     }
 
     async fn copy(self, conn: &PeerConn, cluster: &str) -> anyhow::Result<Left> {
-        let Self { reader, head, writer, mut send_half, mut recv } = self;
+        let Self { reader, head, writer, mut send_half, mut recv, .. } = self;
         let up_end = {
             let up = pump(Direction::ToTarget, head, reader, &mut send_half);
             let down = pump(Direction::ToCaller, BytesMut::new(), &mut recv, writer);

@@ -133,6 +133,7 @@ async fn way_to(clusters: &Arc<Clusters>, ask: &Ping) -> Result<Way, Failure> {
         machine: ask.machine.clone(),
         cluster: ask.cluster.clone(),
         connect_timeout_ms: ask.connect_timeout_ms,
+        gone_timeout_ms: None,
         attachment: None,
     };
     let (membership, id) = resolve(clusters, &target)?;

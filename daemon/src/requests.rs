@@ -16,9 +16,11 @@ use tokio_util::sync::CancellationToken;
 use crate::admin::{self, Change, Scanned};
 use crate::clock::now_ms;
 use crate::clusters::{Cluster, Clusters, Served};
+use crate::doctor;
 use crate::join;
 use crate::manager::Rescan as Outcome;
 use crate::membership::sync;
+use crate::metrics;
 use crate::net::endpoint::own_addresses;
 use crate::ping;
 use crate::spread::spread;
@@ -120,7 +122,10 @@ async fn carry_out(
     let clusters = &context.clusters;
     match request {
         Request::Session(_) => Err(Failure::new(Kind::Internal, "a session is not answered by a response")),
-        Request::Status => Ok(Response::Status(status::status(clusters).await)),
+        Request::Status => Ok(Response::Status(status::status(clusters, false).await)),
+        Request::Probe => Ok(Response::Status(status::status(clusters, true).await)),
+        Request::Metrics => Ok(Response::Metrics(metrics::metrics(clusters))),
+        Request::Doctor => Ok(Response::Doctor(doctor::checkup(clusters).await)),
         Request::Ping(ask) => ping::ping(clusters, &ask, &more).await.map(|()| Response::Done),
         Request::DaemonStatus => Ok(Response::Daemon(status::daemon(clusters).await)),
         Request::Stop => stop(context).await,

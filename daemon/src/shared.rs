@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::audit::Audit;
 use crate::machine::live::Tables;
+use crate::metrics::Registry;
 use crate::program;
 use crate::supervisor::{Event, Executor, Mode, StartOptions};
 
@@ -34,6 +35,8 @@ pub(crate) struct Shared {
     pub(crate) audit: Audit,
     /// The executor.
     pub(crate) executor: ExecutorSlot,
+    /// What is counted.
+    pub(crate) metrics: Registry,
     /// Cancelled when sessions of an earlier daemon were taken over: before, no stream of a session is served.
     pub(crate) open: CancellationToken,
     /// Aliases of clusters that have to be taken in anew from the disk.

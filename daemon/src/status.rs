@@ -1,30 +1,49 @@
 //! What `malai status` and `malai daemon status` tell: only what is known by evidence.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use malai_protocol::id::MachineId;
 use malai_protocol::local::{ClusterState, ClusterStatus, Connection, DaemonStatus, MachineStatus, Role, Status};
+use malai_protocol::peer::Close;
 use malai_protocol::session::Reached;
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
+use tokio::time::{Instant, timeout_at};
 
 use crate::clusters::{Cluster, Clusters, Served};
 use crate::join::knock::Waiting;
-use crate::membership::Membership;
+use crate::membership::{Membership, dial};
 use crate::net::endpoint::own_addresses;
-use crate::net::ping;
 use crate::net::pool::PeerConn;
+use crate::net::{close, ping};
 
-/// A machine that does not answer within this time is not shown as connected.
-const PING: Duration = Duration::from_secs(2);
+/// A machine that does not answer within this time is not shown as connected; the whole status takes no longer.
+const PROBE: Duration = Duration::from_secs(2);
+/// Machines that are dialled at once, whoever asks. Those that find no place in time are not asked, and shown so.
+static DIALS: Semaphore = Semaphore::const_new(512);
+/// In a cluster of so many machines, connections that a status made are left to the commands that follow. In a larger one
+/// they would only cost memory and keep-alives.
+const KEPT: usize = 64;
 /// The most of our own addresses that are shown.
 const ADDRESSES: usize = 32;
 
-/// The whole status. Machines with a connection are asked, all at once, whether they are there.
-pub(crate) async fn status(clusters: &Clusters) -> Status {
+/// How machines are asked.
+#[derive(Debug, Clone, Copy)]
+struct How {
+    /// Those without a connection are dialled.
+    probe: bool,
+    deadline: Instant,
+}
+
+/// The whole status. Machines with a connection are asked, all at once, whether they are there; with `probe` the others
+/// are dialled as well. It takes two seconds at most.
+pub(crate) async fn status(clusters: &Clusters, probe: bool) -> Status {
+    let how = How { probe, deadline: Instant::now() + PROBE };
     let mut answers = JoinSet::new();
     for (index, (alias, cluster)) in clusters.all().into_iter().enumerate() {
-        answers.spawn(async move { (index, one(alias, cluster).await) });
+        answers.spawn(async move { (index, one(alias, cluster, how).await) });
     }
     let mut found = Vec::new();
     while let Some(answer) = answers.join_next().await {
@@ -53,9 +72,9 @@ pub(crate) async fn daemon(clusters: &Clusters) -> DaemonStatus {
     }
 }
 
-async fn one(alias: String, cluster: Cluster) -> ClusterStatus {
+async fn one(alias: String, cluster: Cluster, how: How) -> ClusterStatus {
     match cluster {
-        Cluster::Ready(served) => ready(alias, &served).await,
+        Cluster::Ready(served) => ready(alias, &served, how).await,
         Cluster::Waiting(waiting) => unready(alias, ClusterState::Waiting(waiting.what()), Some(&waiting)),
         Cluster::Broken(failure) => unready(alias, ClusterState::Broken(failure), None),
     }
@@ -79,7 +98,7 @@ fn unready(alias: String, state: ClusterState, waiting: Option<&Waiting>) -> Clu
     }
 }
 
-async fn ready(alias: String, served: &Served) -> ClusterStatus {
+async fn ready(alias: String, served: &Served, how: How) -> ClusterStatus {
     let membership = &served.membership;
     let agent = membership.shared.agent;
     ClusterStatus {
@@ -93,47 +112,99 @@ async fn ready(alias: String, served: &Served) -> ClusterStatus {
         alarm: membership.alarm(),
         addresses: if agent { Vec::new() } else { own_addresses(&membership.endpoint, ADDRESSES) },
         join_addresses: served.desk.as_ref().map_or_else(Vec::new, |desk| own_addresses(&desk.endpoint, ADDRESSES)),
-        machines: machines(membership).await,
+        machines: machines(membership, how).await,
         relays: membership.relays.states(&membership.endpoint),
         discovery_failures: membership.finding.ways.failures(),
     }
 }
 
-async fn machines(membership: &Arc<Membership>) -> Vec<MachineStatus> {
+/// All machines of a cluster, after each was asked whether it is there.
+pub(crate) async fn probed(membership: &Arc<Membership>) -> Vec<MachineStatus> {
+    machines(membership, How { probe: true, deadline: Instant::now() + PROBE }).await
+}
+
+/// What came of asking one machine.
+#[derive(Debug, Default)]
+struct Asked {
+    /// It was asked.
+    probed: bool,
+    /// The connection over which it answered.
+    connection: Option<Connection>,
+}
+
+async fn machines(membership: &Arc<Membership>, how: How) -> Vec<MachineStatus> {
     let held = membership.held();
-    let mut pings = JoinSet::new();
-    for machine in held.config.machines.values() {
-        if let Some(conn) = membership.pool.live(machine.id) {
-            pings.spawn(async move { (conn.peer, ping(&conn.conn, PING).await.then_some(conn)) });
-        }
+    let keep = held.config.machines.len() <= KEPT;
+    let mut asking = JoinSet::new();
+    for id in held.config.machines.values().map(|machine| machine.id).filter(|id| *id != membership.me) {
+        let membership = Arc::clone(membership);
+        asking.spawn(async move { (id, ask(&membership, id, how, keep).await) });
     }
-    let mut there: Vec<(MachineId, Option<Arc<PeerConn>>)> = Vec::new();
-    while let Some(answer) = pings.join_next().await {
-        if let Ok(answer) = answer {
-            there.push(answer);
-        }
+    let mut asked: HashMap<MachineId, Asked> = HashMap::new();
+    while let Some(answer) = asking.join_next().await {
+        asked.extend(answer.ok());
     }
     let rows = held.config.machines.iter().map(|(name, machine)| {
-        let seen = membership.pool.seen(machine.id);
-        let conn = there.iter().find(|(id, _)| *id == machine.id).and_then(|(_, conn)| conn.clone());
-        if conn.is_some() {
-            membership.pool.heard(machine.id);
-        }
         let this = machine.id == membership.me;
+        let Asked { probed, connection } = asked.remove(&machine.id).unwrap_or_default();
+        let seen = membership.pool.seen(machine.id);
+        let told = membership.pool.told_of(machine.id);
         MachineStatus {
             name: name.to_string(),
             id: machine.id,
             this,
             manager: *name == held.config.cluster.manager,
-            connection: conn.map(|conn| connection(&conn)),
+            connection,
             generation: if this { Some(held.generation()) } else { seen.generation },
-            last_seen_ms: if this { None } else { membership.pool.seen(machine.id).last_seen_ms },
+            last_seen_ms: if this { None } else { seen.last_seen_ms },
+            probed,
+            malai: if this { Some(crate::VERSION.to_owned()) } else { told.map(|told| told.malai) },
         }
     });
     rows.collect()
 }
 
-fn connection(conn: &PeerConn) -> Connection {
+/// Asks a machine whether it is there, over the connection that there is, and over a new one where that does not answer.
+async fn ask(membership: &Arc<Membership>, id: MachineId, how: How, keep: bool) -> Asked {
+    let live = membership.pool.live(id);
+    if let Some(conn) = &live {
+        // Half of the time is left for the machine that came back without this one having noticed that it went.
+        let patience = if how.probe { PROBE / 2 } else { PROBE };
+        if ping(&conn.conn, patience).await {
+            return answered(membership, conn);
+        }
+    }
+    if !how.probe {
+        return Asked { probed: live.is_some(), connection: None };
+    }
+    let Ok(Ok(_place)) = timeout_at(how.deadline, DIALS.acquire()).await else {
+        return Asked { probed: live.is_some(), connection: None };
+    };
+    // A connection with sessions has a heartbeat, which sees to it.
+    let silent = live.filter(|conn| conn.sessions() == 0 && !conn.is_stalled());
+    silent.iter().for_each(|conn| conn.set_stalled(true));
+    let dialed = dial(membership, id, how.deadline).await;
+    silent.iter().for_each(|conn| conn.set_stalled(false));
+    let Some(conn) = dialed else { return Asked { probed: true, connection: None } };
+    let asked = answered(membership, &conn);
+    if !keep && conn.dialed && conn.sessions() == 0 {
+        close(&conn.conn, Close::Done, "it was only asked whether it is there");
+    }
+    asked
+}
+
+async fn dial(membership: &Arc<Membership>, id: MachineId, deadline: Instant) -> Option<Arc<PeerConn>> {
+    let conn = dial::connect(membership, id, deadline).await.ok()?;
+    ping(&conn.conn, deadline.saturating_duration_since(Instant::now())).await.then_some(conn)
+}
+
+fn answered(membership: &Membership, conn: &PeerConn) -> Asked {
+    membership.pool.heard(conn.peer);
     let Reached { path, rtt_us, found_by } = conn.reached();
-    Connection { since_ms: conn.since_ms, path, rtt_us, found_by }
+    let traffic = conn.traffic();
+    let (sent_bytes, received_bytes) = (traffic.sent, traffic.received);
+    Asked {
+        probed: true,
+        connection: Some(Connection { since_ms: conn.since_ms, path, rtt_us, found_by, sent_bytes, received_bytes }),
+    }
 }

@@ -329,12 +329,12 @@ impl Cluster {
 
 /// What its machines say.
 impl Cluster {
-    /// This cluster in `malai status --json` of a host.
+    /// This cluster in `malai status --no-probe --json` of a host: looking makes no connections.
     ///
     /// # Errors
     /// When the host does not know it.
     pub fn status(&self, host: &Host) -> Result<Value> {
-        let status = json(&host.run(malai(["status", "--json"]))?.success()?)?;
+        let status = json(&host.run(malai(["status", "--no-probe", "--json"]))?.success()?)?;
         let clusters = status.get("clusters").and_then(Value::as_array).context("no clusters")?;
         let found = clusters.iter().find(|cluster| cluster.get("alias") == Some(&self.alias.as_str().into()));
         found.cloned().with_context(|| format!("{} does not know {}: {status}", host.hostname(), self.alias))

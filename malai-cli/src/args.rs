@@ -91,7 +91,9 @@ fn next_word(typed: &[OsString], from: usize, command: Option<&Command>) -> Opti
 /// Whether the value of this option is the next word.
 fn wants_next(option: &[u8], command: Option<&Command>) -> bool {
     let takes_value = |found: &dyn Fn(&Arg) -> bool| {
-        command.is_some_and(|c| c.get_arguments().any(|a| a.get_action().takes_values() && found(a)))
+        command.is_some_and(|c| {
+            c.get_arguments().any(|a| a.get_action().takes_values() && !a.is_require_equals_set() && found(a))
+        })
     };
     if let Some(long) = option.strip_prefix(b"--") {
         return takes_value(&|a| a.get_long().is_some_and(|l| OsStr::new(l).as_bytes() == long));
@@ -144,6 +146,9 @@ mod tests {
         check(&["-cecho", "web01.c"], &["malai", "exec", "-cecho", "web01.c"], false, &[]);
         check(&["-c", "-x", "web01.c"], &["malai", "exec", "-c", "-x", "web01.c"], false, &[]);
         check(&["--json", "web01.c", "x"], &["malai", "exec", "--json", "web01.c"], false, &["x"]);
+        // The time is a part of its own word, so that the target does not look like one.
+        check(&["--wait", "web01.c", "x"], &["malai", "exec", "--wait", "web01.c"], false, &["x"]);
+        check(&["--wait=5m", "web01.c", "x"], &["malai", "exec", "--wait=5m", "web01.c"], false, &["x"]);
     }
 
     #[test]

@@ -5,13 +5,17 @@
 //! which attachment it makes and there is a connection. Every other request is answered by any number of
 //! [`Response::Progress`] or [`Response::Ping`], and one last [`Response`].
 
+mod doctor;
 mod machine;
+mod metrics;
 mod ping;
 mod status;
 
 use serde::{Deserialize, Serialize};
 
+pub use doctor::{Checkup, Finding, Level};
 pub use machine::{Joined, MachineInit, MachineMade};
+pub use metrics::{ClusterMetrics, Metrics};
 pub use ping::{MIN_PING_INTERVAL_MS, Ping, PingAnswer, PingOutcome, THIS_MACHINE};
 pub use status::{
     ClusterState, ClusterStatus, Connection, DaemonStatus, MachineStatus, RelayState, RelayStatus, Role, Status,
@@ -47,6 +51,12 @@ pub enum Request {
     Session(SessionTarget),
     /// [`Status`] of all clusters.
     Status,
+    /// The same, after every machine was asked whether it is there: those without a connection are dialled.
+    Probe,
+    /// What was counted: [`Metrics`].
+    Metrics,
+    /// Look for what does not work: [`Checkup`].
+    Doctor,
     /// Ask a machine whether it is there, again and again. Answered by `Done` after so many pings as were asked for.
     Ping(Ping),
     /// [`DaemonStatus`].
@@ -114,6 +124,9 @@ pub struct SessionTarget {
     pub cluster: Option<String>,
     /// How long dialling may take, in milliseconds.
     pub connect_timeout_ms: u64,
+    /// How long at most when the machine is known to have gone, in milliseconds; absent = as long as else.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gone_timeout_ms: Option<u64>,
     /// Which attachment the CLI makes: what the daemon tells the target when the CLI is gone and the stream is, too.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub attachment: Option<Gone>,
@@ -206,8 +219,12 @@ pub enum Response {
     Failed(Failure),
     /// Done, with nothing to tell; last.
     Done,
-    /// To [`Request::Status`]; last.
+    /// To [`Request::Status`] and [`Request::Probe`]; last.
     Status(Status),
+    /// To [`Request::Metrics`]; last.
+    Metrics(Metrics),
+    /// To [`Request::Doctor`]; last.
+    Doctor(Checkup),
     /// To [`Request::DaemonStatus`]; last.
     Daemon(DaemonStatus),
     /// To [`Request::ClusterList`]: without addresses and machines, which only a daemon knows; last.

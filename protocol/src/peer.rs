@@ -59,6 +59,9 @@ pub struct Hello {
     /// The sender's malai version, for people.
     #[serde(default)]
     pub malai: String,
+    /// The sender's wall clock, milliseconds since the epoch. Nothing is decided by it: `malai doctor` compares clocks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clock_ms: Option<u64>,
 }
 
 /// The sender's snapshot or addresses changed.
@@ -188,6 +191,7 @@ mod tests {
             boot: Some(Incarnation::from_bytes([255; 16])),
             executor: Some(Incarnation::from_bytes([255; 16])),
             malai: "100.100.100".into(),
+            clock_ms: Some(u64::MAX),
         };
         crate::codec::Frame::control(crate::codec::Kind::PeerHello, &hello).expect("fits");
     }

@@ -172,10 +172,12 @@ fn local_socket(examples: &mut Examples) {
         machine: "web01".into(),
         cluster: Some("company".into()),
         connect_timeout_ms: 10_000,
+        gone_timeout_ms: None,
         attachment: None,
     };
     examples.control("request-session", Kind::Request, &Request::Session(target));
     examples.control("request-status", Kind::Request, &Request::Status);
+    examples.control("request-probe", Kind::Request, &Request::Probe);
     let pending = Request::ClusterPending { cluster: "company".into() };
     examples.control("request-cluster-pending", Kind::Request, &pending);
     let waits = "waiting for the cluster manager of company";
@@ -299,8 +301,11 @@ fn between_machines(examples: &mut Examples) {
         boot: Some(Incarnation::from_bytes([0xbb; 16])),
         executor: None,
         malai: "0.1.0".into(),
+        clock_ms: None,
     };
     examples.control("peer-hello", Kind::PeerHello, &hello);
+    let clock = Hello { header: None, addresses: Vec::new(), boot: None, clock_ms: Some(1_767_225_600_000), ..hello };
+    examples.control("peer-hello-clock", Kind::PeerHello, &clock);
     let announce = Announce { header, addresses: Vec::new() };
     examples.control("announce", Kind::Announce, &announce);
     examples.control("open", Kind::Open, &Open { cluster: cluster(), generation: 1_767_225_600_000 });

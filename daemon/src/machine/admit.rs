@@ -60,6 +60,7 @@ pub(super) fn write_refusal(
 ) -> Failure {
     // What has a line of its start gets one of its end, always: it was granted.
     let granted = line.event == Event::End;
+    membership.counters.sessions_refused.add(u64::from(!granted));
     if !granted && let Verdict::LeaveOut(at) = membership.refusals.ask(name.caller, Instant::now()) {
         if let Some(at) = at {
             refusals::tell(membership, name.caller, at);
@@ -157,6 +158,8 @@ async fn decide_and_send(
         let now = || membership.held().generation();
         match membership.live.send(plan, held.generation(), now, &executor).await {
             Ok(Sent::Yes) => {
+                membership.counters.served.one();
+                membership.counters.called.add(u64::from(name.caller == membership.me));
                 tracing::info!(
                     session = %name.id.short(), peer = %name.caller.short(), cluster = %membership.alias,
                     who = %grant.who, named = grant.named.as_deref(), "granted"

@@ -74,9 +74,15 @@ async fn connection(
     .await
     {
         Ok(Ok(conn)) => conn,
-        Ok(Err(error)) => return tracing::debug!("handshake failed: {error:#}"),
-        Err(_) => return tracing::debug!("handshake took too long"),
+        failed => {
+            membership.counters.handshakes_failed.one();
+            return match failed {
+                Ok(Err(error)) => tracing::debug!("handshake failed: {error:#}"),
+                _ => tracing::debug!("handshake took too long"),
+            };
+        }
     };
+    membership.counters.handshakes_ok.one();
     drop(handshake);
     let Some(peer) = machine_id(&conn.remote_id()) else { return };
     if membership.is_member(&peer) {
@@ -91,6 +97,7 @@ async fn connection(
 
 fn refuse(membership: &Membership, conn: &Connection, peer: MachineId, why: &str) {
     tracing::info!(peer = %peer.short(), cluster = %membership.alias, "connection refused: {why}");
+    membership.counters.connections_refused.one();
     close(conn, Close::NotAMember, NOT_A_MEMBER);
 }
 

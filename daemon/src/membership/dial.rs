@@ -51,7 +51,10 @@ pub(crate) async fn connect(
     tokio::select! {
         // A machine that dials us while we dial it is just as good.
         conn = arrival(membership, id) => Ok(conn),
-        () = tokio::time::sleep_until(deadline) => Err("no answer in time".to_owned()),
+        () = tokio::time::sleep_until(deadline) => {
+            membership.counters.handshakes_failed.one();
+            Err("no answer in time".to_owned())
+        }
         () = membership.cancel.cancelled() => Err("its cluster is taken in anew, or the daemon stops".to_owned()),
         dialed = one_at_a_time(membership, id) => dialed,
         never = ask_around(membership, id) => match never {},
@@ -148,6 +151,7 @@ async fn dial(membership: &Arc<Membership>, id: MachineId) -> Result<Arc<PeerCon
                 }
                 Some(ended) = attempts.next() => match ended {
                     Ok(Ok((conn, control))) => {
+                        membership.counters.handshakes_ok.one();
                         let conn = PeerConn::new(conn, id, true);
                         conn.set_trail(ways.trail(key));
                         serve::spawn_dialed(membership, &conn, control);
@@ -155,6 +159,7 @@ async fn dial(membership: &Arc<Membership>, id: MachineId) -> Result<Arc<PeerCon
                     }
                     Ok(Err(error)) => {
                         tracing::debug!(peer = %id.short(), "dialling failed: {error:#}");
+                        membership.counters.handshakes_failed.one();
                         next.as_mut().reset(Instant::now() + pause);
                         pause = (pause * 2).min(LONGEST_PAUSE);
                     }
@@ -229,7 +234,7 @@ fn unreachable(membership: &Membership, id: MachineId, name: &str, why: &str) ->
 }
 
 /// A duration for people.
-fn ago(ms: u64) -> String {
+pub(crate) fn ago(ms: u64) -> String {
     match ms / 1000 {
         s if s < 120 => format!("{s} s"),
         s if s < 7200 => format!("{} min", s / 60),

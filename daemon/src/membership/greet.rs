@@ -98,6 +98,7 @@ fn meet(membership: &Arc<Membership>, conn: &Arc<PeerConn>, hello: &Hello) -> an
         membership.pool.booted(conn, boot);
     }
     conn.set_met();
+    membership.pool.greeted(conn, hello);
     hear(membership, conn, hello.header.as_ref(), &hello.addresses)?;
     Ok(())
 }

@@ -77,7 +77,7 @@ async fn run(membership: &Arc<Membership>, conn: &Arc<PeerConn>, control: impl F
     };
     tracing::debug!(peer = %conn.peer.short(), cluster = %membership.alias, "connection ends: {}", why.1);
     close(&conn.conn, why.0, &why.1);
-    membership.pool.remove(conn);
+    membership.pool.remove(conn, &membership.own_addresses());
     streams.close();
     streams.wait().await;
 }

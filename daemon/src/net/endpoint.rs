@@ -24,8 +24,10 @@ pub(crate) const MAX_SESSIONS: u32 = 1024;
 /// Streams beyond the sessions: control, snapshots, pings, and those refused by name. QUIC gives places back only when
 /// an eighth of all have become free: with fewer than that to spare, a session too many would wait and not be refused.
 const SPARE_STREAMS: u32 = 256;
-/// A connection on which nothing was heard for so long is dead. iroh's own keep-alive is 5 s.
-const IDLE: Duration = Duration::from_secs(30);
+/// A connection on which nothing was heard for so long is dead. QUIC begins to count anew with the first packet that asks
+/// for an answer after the last one that came, and iroh sends one after 5 s at most: so a machine that went is known to have
+/// gone within 18 s, and a path has to lose three keep-alives in a row to be taken for dead.
+pub(crate) const IDLE: Duration = Duration::from_secs(13);
 /// How long the sockets of a closed endpoint may take to be free: longer than a busy machine needs.
 const RELEASE: Duration = Duration::from_secs(3);
 const RELEASE_POLL: Duration = Duration::from_millis(10);

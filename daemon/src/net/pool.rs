@@ -4,6 +4,8 @@
 //! by the machine with the smaller key, and the other is closed once nothing runs on it. A connection of an earlier
 //! life of a peer's daemon is closed as soon as the new life says hello.
 
+mod account;
+
 use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -16,10 +18,13 @@ use malai_protocol::peer::Close;
 use malai_protocol::snapshot::Header;
 use tokio::sync::{Notify, watch};
 
+use account::{Departed, Told};
+
 use super::budget::Budget;
 use super::close;
 use super::ways::Trail;
 use crate::clock::now_ms;
+use crate::metrics::Counters;
 
 /// Connections from one machine at once. It needs one; some more are of its earlier lives, or on their way out.
 const MOST: usize = 16;
@@ -249,6 +254,11 @@ struct Peer {
     generation: Option<u64>,
     addresses: BTreeSet<TransportAddr>,
     last_seen_ms: Option<u64>,
+    told: Option<Told>,
+    /// How it went, when it was connected and is no more.
+    departed: Option<Departed>,
+    /// It was connected before.
+    known: bool,
     dial: Arc<tokio::sync::Mutex<()>>,
     undecided: Arc<Budget>,
     pulls: Arc<Pulls>,
@@ -271,6 +281,7 @@ pub(crate) struct Seen {
 #[derive(Debug)]
 pub(crate) struct Pool {
     me: MachineId,
+    counters: Arc<Counters>,
     peers: Mutex<HashMap<MachineId, Peer>>,
     changed: watch::Sender<u64>,
     /// Addresses were told that are not in the cache.
@@ -292,9 +303,10 @@ impl Drop for WaitingSession<'_> {
 
 impl Pool {
     /// An empty pool of this machine.
-    pub(crate) fn new(me: MachineId) -> Self {
+    pub(crate) fn new(me: MachineId, counters: Arc<Counters>) -> Self {
         Self {
             me,
+            counters,
             peers: Mutex::default(),
             changed: watch::Sender::new(0),
             learnt: Notify::new(),
@@ -337,24 +349,20 @@ impl Pool {
     #[must_use = "a connection that was not taken in has to be closed"]
     pub(crate) fn add(&self, conn: &Arc<PeerConn>) -> bool {
         let mut peers = self.lock();
-        let conns = &mut peers.entry(conn.peer).or_default().conns;
-        if !conn.dialed && conns.len() >= MOST {
+        let peer = peers.entry(conn.peer).or_default();
+        if !conn.dialed && peer.conns.len() >= MOST {
             return false;
         }
-        conns.push(Arc::clone(conn));
+        let again = std::mem::replace(&mut peer.known, true) && peer.conns.is_empty();
+        peer.conns.push(Arc::clone(conn));
+        peer.departed = None;
         drop(peers);
+        if conn.dialed { &self.counters.dialed } else { &self.counters.accepted }.one();
+        self.counters.reconnects.add(u64::from(again));
         tracing::info!(peer = %conn.peer.short(), dialed = conn.dialed, "connected");
         self.heard(conn.peer);
         self.touch();
         true
-    }
-
-    /// Takes a connection out.
-    pub(crate) fn remove(&self, conn: &Arc<PeerConn>) {
-        if let Some(peer) = self.lock().get_mut(&conn.peer) {
-            peer.conns.retain(|c| !Arc::ptr_eq(c, conn));
-        }
-        self.touch();
     }
 
     /// Something was heard of this machine now.

@@ -33,6 +33,7 @@ fn session() -> Result<Vec<u8>> {
         machine: "laptop".into(),
         cluster: Some("c".into()),
         connect_timeout_ms: 10_000,
+        gone_timeout_ms: None,
         attachment: None,
     };
     frame(Kind::Request, &Request::Session(target))

@@ -229,6 +229,7 @@ impl Machine {
             machine: machine.into(),
             cluster: Some("c".into()),
             connect_timeout_ms: 10_000,
+            gone_timeout_ms: None,
             attachment,
         };
         // In one piece, as the CLI does: a daemon that refuses closes without waiting for the rest.

@@ -167,6 +167,7 @@ pub(crate) fn hello(header: Option<SignedHeader>) -> Hello {
         boot: None,
         executor: None,
         malai: String::new(),
+        clock_ms: None,
     }
 }
 

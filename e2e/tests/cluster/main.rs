@@ -14,17 +14,20 @@ mod access;
 mod agent;
 mod audit;
 mod detached;
+mod doctor;
 mod exit_codes;
 mod journey;
 mod knocks;
 mod lifecycle;
 mod network;
+mod offline;
 mod ping;
 mod publish;
 mod relays;
 mod relay;
 mod signals;
 mod spread;
+mod status;
 mod streams;
 mod vanishing;
 mod weather;
@@ -50,6 +53,9 @@ fn main() -> ExitCode {
         relays::trials(),
         relay::trials(),
         ping::trials(),
+        status::trials(),
+        offline::trials(),
+        doctor::trials(),
         weather::trials(),
     ] {
         trials.extend(module);

@@ -16,8 +16,15 @@ use tokio::time::Instant;
 use super::explain::explain;
 use super::{Context, process};
 use crate::output::Output;
-use crate::session::{End, Line, Manner, Name, Parts, Request, Signals, Subject, follow};
+use crate::session::{ANSWER_MARGIN, End, Line, Manner, Name, Parts, Patience, Request, Signals, Subject, follow};
 use crate::{client, duration};
+
+/// How long to wait until a machine answers.
+const CONNECT: Duration = Duration::from_secs(10);
+/// The same for a machine that is known to have gone, unless a time is given.
+const GONE: Duration = Duration::from_secs(1);
+/// For as long as nobody interrupts it: a hundred years.
+const EVER: &str = "36500d";
 
 /// Run a command on a machine
 ///
@@ -50,9 +57,12 @@ pub(crate) struct Exec {
     /// Wait until background processes have closed the command's output, too
     #[arg(long)]
     wait_output: bool,
-    /// How long to wait until the machine answers
-    #[arg(long, value_name = "DURATION", value_parser = duration::parse, default_value = "10s")]
-    connect_timeout: Duration,
+    /// How long to wait until the machine answers; default: 10s, and 1s for one that is known to have gone
+    #[arg(long, value_name = "DURATION", value_parser = duration::parse)]
+    connect_timeout: Option<Duration>,
+    /// Wait for a machine that is not there to come, and run the command then; without a time: until interrupted
+    #[arg(long, value_name = "DURATION", value_parser = duration::parse, num_args = 0..=1, require_equals = true, default_missing_value = EVER)]
+    wait: Option<Duration>,
     /// How long to try to follow the command again when the connection is lost; default: as long as the machine waits
     #[arg(long, value_name = "DURATION", value_parser = duration::parse)]
     lost_after: Option<Duration>,
@@ -99,10 +109,14 @@ impl Exec {
                 sink: process::sink()?,
                 // What is started and left has one document, and not one for each event.
                 manner: Manner { json: cx.out.json && !self.detach, verbose: self.verbose },
-                patience: process::patience(started, self.connect_timeout, self.lost_after),
+                patience: self.patience(started),
             };
             Ok(follow(parts).await)
         });
+        if let Ok(Ok(End::Left { signal, .. })) = &outcome {
+            cx.out.last_note(&format!("interrupted; nothing was started on {}", name.target));
+            return Ok(128u8.saturating_add(*signal));
+        }
         if self.detach {
             return outcome
                 .and_then(|end| end)
@@ -122,6 +136,15 @@ impl Exec {
             }
             Ok(Ok(End::Detached(_) | End::Left { .. })) => Err(unasked()),
         }
+    }
+
+    fn patience(&self, started: Instant) -> Patience {
+        let connect = self.connect_timeout.unwrap_or(CONNECT);
+        let patience = process::patience(started, connect, self.lost_after);
+        let gone = self.connect_timeout.is_none().then_some(GONE);
+        let Some(wait) = self.wait else { return Patience { gone, ..patience } };
+        let connect_by = started + wait;
+        Patience { connect_by, answer_by: connect_by + ANSWER_MARGIN, gone, wait_until: Some(connect_by), ..patience }
     }
 
     /// What was typed, as the request that it means.

@@ -7,11 +7,13 @@ mod can;
 mod cluster;
 mod config;
 mod daemon;
+mod doctor;
 mod exec;
 mod executor;
 mod explain;
 mod kill;
 mod machine;
+mod metrics;
 mod ping;
 mod place;
 mod process;
@@ -72,6 +74,8 @@ enum Command {
     Rescan(rescan::Rescan),
     Config(config::Config),
     Status(status::Status),
+    Doctor(doctor::Doctor),
+    Metrics(metrics::Metrics),
     Ping(ping::Ping),
     Can(can::Can),
     Audit(audit::Audit),
@@ -117,6 +121,8 @@ fn dispatch(command: Command, cx: &Context, literal: bool, words: Vec<OsString>)
         Command::Rescan(rescan) => rescan.run(cx),
         Command::Config(config) => config.run(cx),
         Command::Status(status) => status.run(cx),
+        Command::Doctor(doctor) => doctor.run(cx),
+        Command::Metrics(metrics) => metrics.run(cx),
         Command::Ping(ping) => ping.run(cx),
         Command::Can(can) => can.run(cx, literal, words),
         Command::Audit(audit) => audit.run(cx),

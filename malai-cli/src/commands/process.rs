@@ -32,6 +32,8 @@ pub(super) fn patience(started: Instant, connect_timeout: Duration, lost_after: 
         lost_after,
         ending: ENDING,
         second_int: SECOND_INT,
+        gone: None,
+        wait_until: None,
     }
 }
 

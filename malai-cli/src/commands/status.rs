@@ -11,15 +11,23 @@ use crate::client::{self, Otherwise};
 use crate::output::Output;
 use crate::{output, timestamp};
 
-/// Show this machine, its clusters, and what is known of each machine
+/// Show this machine, its clusters, and which machines are there
+///
+/// Every machine is asked now, all at once, within 2 s: one is shown as connected only when it answered. Of the others it
+/// says when they were last seen.
 #[derive(Debug, clap::Args)]
-pub(crate) struct Status;
+pub(crate) struct Status {
+    /// Ask only the machines to which there is a connection, and dial no other
+    #[arg(long)]
+    no_probe: bool,
+}
 
 impl Status {
     /// # Errors
     /// What went wrong.
     pub(super) fn run(self, cx: &Context) -> Result<u8, Failure> {
-        let Response::Status(status) = client::request(&cx.home, Request::Status, Otherwise::Agent, cx.out)? else {
+        let request = if self.no_probe { Request::Status } else { Request::Probe };
+        let Response::Status(status) = client::request(&cx.home, request, Otherwise::Agent, cx.out)? else {
             return Err(client::unexpected());
         };
         if cx.out.json {
@@ -64,7 +72,7 @@ fn describe(cluster: &ClusterStatus, now_ms: u64) -> Vec<String> {
         field("waiting", Some(what.clone()));
     }
     if !cluster.machines.is_empty() {
-        let mut rows = vec![["  MACHINE", "ID52", "GENERATION", "STATE"].map(String::from).to_vec()];
+        let mut rows = vec![["  MACHINE", "ID52", "GENERATION", "MALAI", "STATE"].map(String::from).to_vec()];
         rows.extend(cluster.machines.iter().map(|machine| row(machine, now_ms)));
         lines.extend(output::table(&rows));
     }
@@ -86,7 +94,8 @@ fn describe_relay(relay: &RelayStatus) -> String {
 fn row(machine: &MachineStatus, now_ms: u64) -> Vec<String> {
     let mark = if machine.manager { " (manager)" } else { "" };
     let generation = machine.generation.map_or("-".into(), |generation| generation.to_string());
-    vec![format!("  {}{mark}", machine.name), machine.id.short(), generation, state(machine, now_ms)]
+    let malai = machine.malai.clone().unwrap_or_else(|| "-".into());
+    vec![format!("  {}{mark}", machine.name), machine.id.short(), generation, malai, state(machine, now_ms)]
 }
 
 /// In words; `connected` only where there is a live connection.
@@ -96,13 +105,32 @@ fn state(machine: &MachineStatus, now_ms: u64) -> String {
     }
     match (&machine.connection, machine.last_seen_ms) {
         (Some(connection), _) => {
-            let Connection { since_ms, path, rtt_us, found_by, .. } = connection.clone();
+            let Connection { since_ms, path, rtt_us, found_by, sent_bytes, received_bytes } = connection.clone();
             let since = timestamp::ago(since_ms, now_ms);
-            format!("connected, {}, for {since}", Reached { path, rtt_us, found_by }.words())
+            let (sent, received) = (bytes(sent_bytes), bytes(received_bytes));
+            let reached = Reached { path, rtt_us, found_by }.words();
+            format!("connected, {reached}, for {since}, {sent} sent, {received} received")
         }
-        (None, Some(seen)) => format!("no connection, last seen {} ago", timestamp::ago(seen, now_ms)),
-        (None, None) => "no connection, never seen".into(),
+        (None, Some(seen)) => format!("{}, last seen {} ago", absent(machine), timestamp::ago(seen, now_ms)),
+        (None, None) => format!("{}, never seen", absent(machine)),
     }
+}
+
+fn absent(machine: &MachineStatus) -> &'static str {
+    if machine.probed { "no answer" } else { "no connection" }
+}
+
+/// A number of bytes for people.
+fn bytes(count: u64) -> String {
+    const UNITS: [&str; 4] = ["kB", "MB", "GB", "TB"];
+    let mut size = count as f64 / 1e3;
+    for unit in UNITS {
+        if size < 999.5 || unit == UNITS[UNITS.len() - 1] {
+            return format!("{size:.1} {unit}");
+        }
+        size /= 1e3;
+    }
+    format!("{count} B")
 }
 
 fn alarms(out: Output, cluster: &ClusterStatus) {
@@ -134,6 +162,8 @@ mod tests {
             connection: None,
             generation: None,
             last_seen_ms: None,
+            probed: false,
+            malai: None,
         }
     }
 
@@ -146,6 +176,16 @@ mod tests {
         for last_seen_ms in [None, Some(0), Some(u64::MAX)] {
             let words = state(&MachineStatus { last_seen_ms, ..machine("web01") }, 1);
             assert!(words.starts_with("no connection, "), "{words}");
+            let words = state(&MachineStatus { last_seen_ms, probed: true, ..machine("web01") }, 1);
+            assert!(words.starts_with("no answer, "), "{words}");
+        }
+    }
+
+    #[test]
+    fn bytes_have_the_unit_that_a_person_would_use() {
+        let cases = [(0, "0.0 kB"), (999, "1.0 kB"), (12_345, "12.3 kB"), (2_500_000_000, "2.5 GB")];
+        for (count, text) in cases {
+            assert_eq!(bytes(count), text);
         }
     }
 
@@ -156,6 +196,8 @@ mod tests {
             path: "direct 192.0.2.7:4001".into(),
             rtt_us: 41_234,
             found_by: Some("mdns".into()),
+            sent_bytes: 12_345,
+            received_bytes: 2_000_000,
         };
         let cluster = ClusterStatus {
             alias: "company".into(),
@@ -170,7 +212,12 @@ mod tests {
             join_addresses: vec!["192.0.2.1:4002".into()],
             machines: vec![
                 MachineStatus { this: true, manager: true, generation: Some(12), ..machine("laptop") },
-                MachineStatus { connection: Some(connection), generation: Some(12), ..machine("web01") },
+                MachineStatus {
+                    connection: Some(connection),
+                    generation: Some(12),
+                    malai: Some("0.1.0".into()),
+                    ..machine("web01")
+                },
                 MachineStatus { last_seen_ms: Some(10_000), generation: Some(11), ..machine("db01") },
                 machine("new"),
             ],
@@ -196,11 +243,11 @@ mod tests {
           relay       https://c.example.com  no answer yet
           relay       https://192.0.2.5:7443  cannot be used: it refuses this machine: not a member
           not asked   http://192.0.2.9/pkarr: connection refused
-          MACHINE           ID52        GENERATION  STATE
-          laptop (manager)  qtd9g0c2m4  12          this machine
-          web01             qtd9g0c2m4  12          connected, direct 192.0.2.7:4001, 41.2 ms, found by mdns, for 100 s
-          db01              qtd9g0c2m4  11          no connection, last seen 90 s ago
-          new               qtd9g0c2m4  -           no connection, never seen
+          MACHINE           ID52        GENERATION  MALAI  STATE
+          laptop (manager)  qtd9g0c2m4  12          -      this machine
+          web01             qtd9g0c2m4  12          0.1.0  connected, direct 192.0.2.7:4001, 41.2 ms, found by mdns, for 100 s, 12.3 kB sent, 2.0 MB received
+          db01              qtd9g0c2m4  11          -      no connection, last seen 90 s ago
+          new               qtd9g0c2m4  -           -      no connection, never seen
         ");
     }
 }

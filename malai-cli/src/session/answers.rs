@@ -30,7 +30,12 @@ where
                 self.reached(Stage::Waiting);
             }
             (FrameKind::Sent, Stage::Waiting) => self.on_its_way(self.decode(frame)?)?,
-            (FrameKind::Refused, Stage::Waiting) => self.refused(self.decode(frame)?)?,
+            (FrameKind::Refused, Stage::Waiting) => {
+                if let Some(end) = self.confirmed() {
+                    return Ok(Some(end));
+                }
+                self.refused(self.decode(frame)?)?;
+            }
             // The target has the session, so that it knows.
             (FrameKind::Refused, Stage::Attached) => return Err(self.decode::<Failure>(frame)?),
             // Output of a session whose end nobody knows may come before that is told.
@@ -93,7 +98,7 @@ where
                 self.sink.push(Output::Stdout, line, 0);
             }
         }
-        Ok(())
+        self.arrived()
     }
 
     pub(super) fn started(&mut self, started: &Started) -> Result<Option<End>, Failure> {

@@ -57,6 +57,7 @@ pub(super) async fn ask<S: AsyncRead + AsyncWrite + Unpin, T: Serialize>(
         machine: target.machine.clone(),
         cluster: target.cluster.clone(),
         connect_timeout_ms: duration::millis(dial.within),
+        gone_timeout_ms: None,
         attachment: None,
     };
     let form = |e| Failure::new(Kind::Internal, format!("the question has no form in frames: {e}"));

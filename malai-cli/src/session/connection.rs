@@ -68,6 +68,7 @@ pub(super) enum Moment<S> {
     Due,
     Dialled(Result<S, Failure>),
     Sent(io::Result<usize>),
+    HungUp,
     Frame(Option<Result<Frame, CodecError>>),
 }
 
@@ -100,6 +101,8 @@ pub(super) struct Connection<S> {
     out: BytesMut,
     /// The daemon still takes bytes; when it does not, what it sent before may still say why.
     is_writable: bool,
+    /// It is to be told that nothing more comes.
+    hangs_up: bool,
     /// What was asked.
     pub(super) asked: Asked,
     /// How far the answer is.
@@ -117,6 +120,7 @@ impl<S: AsyncRead + AsyncWrite> Connection<S> {
             to_daemon,
             out: first,
             is_writable: true,
+            hangs_up: false,
             asked,
             stage: Stage::Greeting,
             sent: false,
@@ -124,8 +128,22 @@ impl<S: AsyncRead + AsyncWrite> Connection<S> {
     }
 
     async fn next(&mut self, has_room: bool) -> Moment<S> {
+        let writes = self.is_writable && !self.out.is_empty();
+        let (to_daemon, out) = (&mut self.to_daemon, &mut self.out);
+        let write = async {
+            match writes {
+                true => Some(to_daemon.write_buf(out).await),
+                false => to_daemon.shutdown().await.err().and(None),
+            }
+        };
         tokio::select! {
-            sent = self.to_daemon.write_buf(&mut self.out), if self.is_writable && !self.out.is_empty() => Moment::Sent(sent),
+            sent = write, if writes || self.hangs_up => match sent {
+                Some(sent) => Moment::Sent(sent),
+                None => {
+                    (self.hangs_up, self.is_writable) = (false, false);
+                    Moment::HungUp
+                }
+            },
             frame = self.frames.next(), if has_room => Moment::Frame(frame),
             else => std::future::pending().await,
         }
@@ -144,6 +162,11 @@ impl<S: AsyncRead + AsyncWrite> Connection<S> {
     /// How many bytes wait for the socket.
     pub(super) fn waiting(&self) -> usize {
         self.out.len()
+    }
+
+    /// Nothing more is sent; what the daemon still says is read.
+    pub(super) fn hang_up(&mut self) {
+        self.hangs_up = true;
     }
 
     pub(super) fn queue(&mut self, frame: &Frame) {

@@ -25,6 +25,8 @@ pub(crate) enum Event<'a> {
     Stdout(Chunk<'a>),
     /// Error output, cut anywhere.
     Stderr(Chunk<'a>),
+    /// The machine is not there, and is waited for.
+    Waiting { target: &'a str },
     /// The connection is lost, and the command goes on.
     Lost { target: &'a str },
     /// The command is followed again.
@@ -134,6 +136,7 @@ mod tests {
             line(&Event::Started { target: "web01.c", started: &started }),
             line(&Event::output(Output::Stdout, b"hi\n\x1b")),
             line(&Event::output(Output::Stderr, b"\xff")),
+            line(&Event::Waiting { target: "web01.c" }),
             line(&Event::Lost { target: "web01.c" }),
             line(&Event::Back { target: "web01.c", after_ms: 12_345 }),
             line(&Event::Missing { target: "web01.c", bytes: 9 }),
@@ -146,6 +149,7 @@ mod tests {
         {"event":"started","target":"web01.c","incarnation":"01010101010101010101010101010101","hostname":"web01","pid":7,"user":"u"}
         {"event":"stdout","text":"hi\n\u001b"}
         {"event":"stderr","base64":"/w=="}
+        {"event":"waiting","target":"web01.c"}
         {"event":"lost","target":"web01.c"}
         {"event":"back","target":"web01.c","after_ms":12345}
         {"event":"missing","target":"web01.c","bytes":9}

@@ -13,6 +13,7 @@ use serde::Serialize;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, sleep_until};
 
+use super::arrival::Arrival;
 use super::connection::{Connect, Link, Moment};
 use super::end::note_broken;
 use super::input::Input;
@@ -46,6 +47,10 @@ pub(crate) struct Patience {
     pub(crate) ending: Duration,
     /// Between two INT that mean it.
     pub(crate) second_int: Duration,
+    /// How long at most a machine is dialled that is known to have gone; absent = as long as any.
+    pub(crate) gone: Option<Duration>,
+    /// Until when a machine is waited for that is not there; absent = not at all.
+    pub(crate) wait_until: Option<Instant>,
 }
 
 /// How a session shows itself.
@@ -118,6 +123,7 @@ where
         input: Input::new(parts.source),
         sink: parts.sink,
         manner: parts.manner,
+        arrival: Arrival::until(parts.patience.wait_until),
         patience: parts.patience,
         received: [0; 2],
         skipped: 0,
@@ -169,6 +175,8 @@ pub(super) struct Session<S, G> {
     pub(super) input: Input,
     pub(super) sink: Sink,
     pub(super) manner: Manner,
+    /// Whether the machine is waited for.
+    pub(super) arrival: Arrival,
     pub(super) patience: Patience,
     /// Bytes of standard output and of standard error.
     pub(super) received: [u64; 2],
@@ -242,17 +250,29 @@ where
             Moment::Due => self.dial(),
             Moment::Dialled(Ok(stream)) => self.ask(stream)?,
             Moment::Dialled(Err(failure)) => self.not_dialled(failure)?,
+            Moment::HungUp => {}
             Moment::Sent(sent) => self.link.connection().into_iter().for_each(|link| link.sent(&sent)),
             Moment::Frame(Some(Ok(frame))) => return self.frame(&frame),
-            Moment::Frame(None) => self.lose(None),
-            Moment::Frame(Some(Err(e))) if super::connection::is_loss(&e) => self.lose(None),
+            Moment::Frame(None) => return self.cut_off(),
+            Moment::Frame(Some(Err(e))) if super::connection::is_loss(&e) => return self.cut_off(),
             Moment::Frame(Some(Err(e))) => return Err(self.broken(&e.to_string())),
         }
         Ok(None)
     }
 
+    fn cut_off(&mut self) -> Result<Option<End>, Failure> {
+        let end = self.confirmed();
+        if end.is_none() {
+            self.lose(None);
+        }
+        Ok(end)
+    }
+
     /// At most one frame of input waits for the socket: a signal never stands behind more.
     fn feed(&mut self) {
+        if self.keeps_input() {
+            return;
+        }
         let Some(connection) = self.link.connection().filter(|connection| connection.takes_input()) else { return };
         while connection.waiting() < MAX_DATA {
             match self.input.frame() {
@@ -291,7 +311,7 @@ where
             return Ok(Some(self.leave(number)));
         }
         if self.life.is_none() {
-            return Err(self.interrupted_early());
+            return self.signal_early(number);
         }
         let now = Instant::now();
         if number == INT {

@@ -27,6 +27,13 @@ pub(super) struct Sending {
     is_open: bool,
 }
 
+impl Sending {
+    /// Whether a sending may have reached the target.
+    pub(super) fn is_open(&self) -> bool {
+        self.is_open
+    }
+}
+
 /// A connection that was lost.
 #[derive(Debug)]
 pub(super) struct Loss {
@@ -76,12 +83,13 @@ where
             }
             (None, None) => {
                 self.sending.first = Some(since_boot()?);
-                (Asked::Exec, self.request.exec(None, left)?)
+                let (within, gone) = self.look(left);
+                (Asked::Exec, self.request.exec(None, within, gone)?)
             }
             (None, Some(first)) => {
                 let since_ms = duration::millis(since_boot()?.saturating_sub(first));
                 let resend = Resend { number: self.number, met: self.sending.met, since_ms };
-                (Asked::Again, self.request.exec(Some(resend), left)?)
+                (Asked::Again, self.request.exec(Some(resend), left, None)?)
             }
         };
         self.link = Link::Up(Connection::new(stream, asked, first));
@@ -111,6 +119,9 @@ where
     pub(super) fn refused(&mut self, failure: Failure) -> Result<(), Failure> {
         if self.part == Part::Watcher && self.life.is_none() && self.loss.is_none() {
             return Err(failure);
+        }
+        if self.waits_on(&failure)? {
+            return Ok(());
         }
         let (asked, sent) = self.link.connection().map_or((Asked::Exec, false), |link| (link.asked, link.sent));
         let later = matches!(failure.kind, Kind::Unreachable | Kind::NotConfigured | Kind::Busy | Kind::Internal);

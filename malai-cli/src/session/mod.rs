@@ -9,6 +9,7 @@
 //! Besides, what is asked about sessions without following them: [`list()`], [`wait()`], [`kill()`].
 
 mod answers;
+mod arrival;
 mod ask;
 mod clock;
 mod connection;

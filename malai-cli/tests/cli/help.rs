@@ -23,7 +23,9 @@ fn help_shows_the_two_forms_and_every_command() {
       daemon    Run the daemon of all clusters of this home
       rescan    Check, sign and publish an edited cluster.toml
       config    Show, check and compare a cluster's config
-      status    Show this machine, its clusters, and what is known of each machine
+      status    Show this machine, its clusters, and which machines are there
+      doctor    Look for what does not work, and say what mends it
+      metrics   Show what the daemon has counted since it started, as Prometheus text
       ping      Show whether a machine answers, how soon, and by which path
       can       Explain whether a machine may run a command on a target
       audit     Show what was run on this machine, or refused
@@ -89,9 +91,12 @@ fn help_of_exec_shows_its_options() {
               Wait until background processes have closed the command's output, too
 
           --connect-timeout <DURATION>
-              How long to wait until the machine answers
-              
-              [default: 10s]
+              How long to wait until the machine answers; default: 10s, and 1s for one that is known to
+              have gone
+
+          --wait[=<DURATION>]
+              Wait for a machine that is not there to come, and run the command then; without a time:
+              until interrupted
 
           --lost-after <DURATION>
               How long to try to follow the command again when the connection is lost; default: as long
@@ -147,6 +152,8 @@ fn help_of_every_command_is_there() {
         &["config", "check"],
         &["config", "diff"],
         &["status"],
+        &["doctor"],
+        &["metrics"],
         &["ping"],
         &["can"],
         &["audit"],

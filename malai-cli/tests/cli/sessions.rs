@@ -44,6 +44,8 @@ fn status(machines: &[&str], state: ClusterState) -> Status {
         connection: None,
         generation: None,
         last_seen_ms: None,
+        probed: false,
+        malai: None,
     };
     let cluster = ClusterStatus {
         alias: "company".into(),

@@ -24,7 +24,7 @@ pub struct DaemonStatus {
     pub sessions: u32,
 }
 
-/// To [`super::Request::Status`].
+/// To [`super::Request::Status`] and [`super::Request::Probe`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Status {
     /// The answering daemon.
@@ -130,6 +130,12 @@ pub struct MachineStatus {
     pub generation: Option<u64>,
     /// When something was last heard of it over a connection, milliseconds since the epoch.
     pub last_seen_ms: Option<u64>,
+    /// It was asked for this answer whether it is there.
+    #[serde(default)]
+    pub probed: bool,
+    /// The malai version that it last told, its own words.
+    #[serde(default)]
+    pub malai: Option<String>,
 }
 
 /// A live connection to a machine.
@@ -144,4 +150,10 @@ pub struct Connection {
     /// What told of that path's address, as [`crate::session::Reached::found_by`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub found_by: Option<String>,
+    /// Bytes sent over it, with all that QUIC adds.
+    #[serde(default)]
+    pub sent_bytes: u64,
+    /// Bytes received over it, with all that QUIC adds.
+    #[serde(default)]
+    pub received_bytes: u64,
 }

@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::*;
 use crate::audit::Audit;
+use crate::metrics::Registry;
 use crate::shared::ExecutorSlot;
 use crate::store::keys::{ClusterKey, MachineKey};
 use crate::supervisor::Event;
@@ -42,6 +43,7 @@ impl Scene {
             user,
             root: Uid::effective().is_root(),
             audit: Audit::open(&home).expect("an audit"),
+            metrics: Registry::default(),
             executor: ExecutorSlot::new(home.clone(), None, sender, mpsc::unbounded_channel().0, Arc::clone(&tables)),
             open: CancellationToken::new(),
             reload: mpsc::unbounded_channel().0,

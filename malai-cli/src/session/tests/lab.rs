@@ -81,6 +81,8 @@ pub(super) struct Wish {
     pub(super) lost: Duration,
     pub(super) ending: Duration,
     pub(super) second_int: Duration,
+    /// How long a machine is waited for that is not there.
+    pub(super) wait: Option<Duration>,
 }
 
 impl Default for Wish {
@@ -98,6 +100,7 @@ impl Default for Wish {
             lost: NEVER,
             ending: NEVER,
             second_int: NEVER,
+            wait: None,
         }
     }
 }
@@ -184,6 +187,8 @@ pub(super) fn parts<S, G: Stream<Item = u8>>(
             lost_after: (wish.lost < NEVER).then_some(wish.lost),
             ending: wish.ending,
             second_int: wish.second_int,
+            gone: None,
+            wait_until: wish.wait.map(|wait| now + wait),
         },
     }
 }

@@ -1,5 +1,6 @@
 //! The loop against a daemon that speaks frames by hand.
 
+mod arrival;
 mod ask;
 mod cuts;
 mod detach;

@@ -1,0 +1,96 @@
+//! `malai doctor`: looks for what does not work, and says what mends it.
+//!
+//! What is on the disk is looked at with or without a daemon. The rest a running daemon tries for real: its machines,
+//! relays and discovery services, each within a few seconds, all at once. Nothing is contacted but what the cluster's
+//! config names, and never with the machine's key, except the cluster's own machines.
+
+mod files;
+mod network;
+mod peers;
+
+use std::sync::Arc;
+
+use malai_protocol::home::Home;
+use malai_protocol::local::{Checkup, Finding};
+use malai_protocol::plan::Tree;
+use tokio::task::JoinSet;
+
+use crate::clusters::{Cluster, Clusters};
+use crate::membership::Membership;
+use crate::requests::blocking;
+use crate::shared::Shared;
+
+/// What this home's files tell, where no daemon runs.
+pub(crate) fn offline(home: &Home) -> Checkup {
+    let mut findings = files::look(home);
+    let text = "no daemon runs here: no other machine reaches this one, and the network was not tried";
+    findings.push(Finding::broken("daemon", text, "malai daemon"));
+    Checkup { findings }
+}
+
+/// Everything.
+pub(crate) async fn checkup(clusters: &Clusters) -> Checkup {
+    let shared = clusters.shared();
+    let home = shared.home.clone();
+    let mut findings = match blocking(move || Ok(files::look(&home))).await {
+        Ok(findings) => findings,
+        Err(failure) => vec![Finding::broken("files", failure.message, "malai doctor")],
+    };
+    findings.extend(daemon(shared).await);
+    let mut looks = JoinSet::new();
+    for (index, (alias, cluster)) in clusters.all().into_iter().enumerate() {
+        looks.spawn(async move {
+            let found: Vec<_> =
+                of_cluster(&alias, cluster).await.into_iter().map(|finding| finding.of(&alias)).collect();
+            (index, found)
+        });
+    }
+    let mut found = looks.join_all().await;
+    found.sort_by_key(|(index, _)| *index);
+    findings.extend(found.into_iter().flat_map(|(_, findings)| findings));
+    Checkup { findings }
+}
+
+/// The daemon itself, and its executor.
+async fn daemon(shared: &Shared) -> Vec<Finding> {
+    if shared.agent {
+        let text = "only an agent runs here: commands can be sent, and no other machine reaches this one";
+        return vec![Finding::note("daemon", text).mend("malai daemon")];
+    }
+    let mut found = vec![Finding::ok("daemon", format!("malai {}, pid {}", crate::VERSION, std::process::id()))];
+    let Some(executor) = shared.executor.running().await else {
+        found.push(Finding::broken("executor", "it does not run, and no command starts here", "malai daemon restart"));
+        return found;
+    };
+    let pid = executor.pid().map(|pid| format!(", pid {pid}")).unwrap_or_default();
+    found.push(Finding::ok("executor", format!("answers, speaks version {}{pid}", executor.version())));
+    found.push(match executor.tree() {
+        Tree::Cgroup => Finding::ok("cgroups", "used: a command leaves no process behind"),
+        Tree::Marker => Finding::note(
+            "cgroups",
+            "not used: a process that clears its environment, leaves its process group and loses its parent outlives the \
+             end of its command",
+        )
+        .mend("start the daemon as root, or by a systemd unit with Delegate=yes (docs/malai.service)"),
+    });
+    found
+}
+
+async fn of_cluster(alias: &str, cluster: Cluster) -> Vec<Finding> {
+    match cluster {
+        Cluster::Ready(served) => ready(&served.membership).await,
+        Cluster::Waiting(waiting) => vec![
+            Finding::note("config", waiting.what())
+                .mend(format!("on the cluster manager: malai cluster approve {alias} {} --name NAME", waiting.me)),
+        ],
+        Cluster::Broken(failure) => {
+            let mend = failure.hint.unwrap_or_else(|| "see the daemon's log; then: malai daemon restart".into());
+            vec![Finding::broken("config", failure.message, mend)]
+        }
+    }
+}
+
+async fn ready(membership: &Arc<Membership>) -> Vec<Finding> {
+    let (peers, network) = tokio::join!(peers::look(membership), network::look(membership));
+    peers.into_iter().chain(network).collect()
+}

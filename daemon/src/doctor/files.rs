@@ -1,0 +1,134 @@
+//! What the files of the home tell.
+
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use malai_protocol::failure::Failure;
+use malai_protocol::home::Home;
+use malai_protocol::local::{Finding, Level, Role};
+
+use crate::local::MAX_PATH;
+use crate::store;
+use crate::store::settings::Settings;
+
+const AREA: &str = "files";
+
+/// Looks at modes, settings, keys and snapshots.
+pub(super) fn look(home: &Home) -> Vec<Finding> {
+    let mut found = Vec::new();
+    if let Err(error) = std::fs::metadata(home.root()) {
+        let text = format!("{} cannot be used: {error}", home.root().display());
+        return vec![Finding::broken(AREA, text, "malai cluster init NAME, or malai machine join TOKEN")];
+    }
+    found.extend(socket_path(home));
+    found.extend(closed(home.root(), 0o022, 0o055, "700"));
+    found.extend(closed(&home.audit(), 0o077, 0, "600"));
+    found.extend(closed(&home.socket(), 0o177, 0, "600"));
+    found.extend(closed(&home.executor_socket(), 0o177, 0, "600"));
+    found.extend(Settings::load(home).err().map(|failure| broken(failure, "edit malai.toml as it says")));
+    match store::clusters::list(home) {
+        Ok(clusters) if clusters.is_empty() => {
+            let text = "no cluster was made or joined here";
+            found.push(Finding::note(AREA, text).mend("malai cluster init NAME, or malai machine join TOKEN"));
+        }
+        Ok(clusters) => found.extend(clusters.iter().map(|one| cluster(home, &one.alias).of(&one.alias))),
+        Err(failure) => found.push(broken(failure, "ls -la the directory, and mend its modes")),
+    }
+    if !found.iter().any(|finding| finding.cluster.is_none() && finding.level != Level::Ok) {
+        let text = format!("{} and its sockets are closed to others", home.root().display());
+        found.insert(0, Finding::ok(AREA, text));
+    }
+    found
+}
+
+fn socket_path(home: &Home) -> Option<Finding> {
+    let (longest, length) = [home.socket(), home.executor_socket()]
+        .into_iter()
+        .map(|path| (path.display().to_string(), path.as_os_str().len()))
+        .max_by_key(|(_, length)| *length)?;
+    (length > MAX_PATH).then(|| {
+        let text = format!("{longest} has {length} bytes, and a Unix socket's path has at most {MAX_PATH}");
+        Finding::broken(AREA, text, "set MALAI_HOME to a shorter path")
+    })
+}
+
+/// A file that others may use in one of these ways; one that is not there is closed to everybody.
+fn closed(path: &Path, broken: u32, noted: u32, chmod: &str) -> Option<Finding> {
+    let mode = std::fs::metadata(path).ok()?.mode() & 0o7777;
+    let text = format!("{} is open to other users (mode {mode:04o})", path.display());
+    let mend = format!("chmod {chmod} {}", path.display());
+    if mode & broken != 0 {
+        return Some(Finding::broken(AREA, text, mend));
+    }
+    (mode & noted != 0).then(|| Finding::note(AREA, text).mend(mend))
+}
+
+fn cluster(home: &Home, alias: &str) -> Finding {
+    match store::clusters::load(home, alias) {
+        Ok(stored) => {
+            let keys = if stored.role() == Role::Manager { "cluster key and machine key" } else { "machine key" };
+            let config = match &stored.snapshot {
+                Some(snapshot) => {
+                    format!("the config of generation {} is signed rightly", snapshot.header().generation)
+                }
+                None => "there is no config yet".to_owned(),
+            };
+            Finding::ok(AREA, format!("{keys} closed to others; {config}"))
+        }
+        Err(failure) => broken(failure, "restore the file from a backup, or leave the cluster and join again"),
+    }
+}
+
+fn broken(failure: Failure, mend: &str) -> Finding {
+    let mend = failure.hint.unwrap_or_else(|| mend.to_owned());
+    Finding::broken(AREA, failure.message, mend)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{Permissions, set_permissions};
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    fn home() -> (tempfile::TempDir, Home) {
+        let dir = tempfile::tempdir().expect("a directory");
+        let home = Home::new(dir.path());
+        store::prepare(&home).expect("a home");
+        set_permissions(home.root(), Permissions::from_mode(0o700)).expect("chmod");
+        (dir, home)
+    }
+
+    #[test]
+    fn a_home_that_others_may_write_to_is_broken_and_one_that_they_may_read_is_told() {
+        let (_dir, home) = home();
+        for (mode, level) in [(0o700, None), (0o750, Some(Level::Note)), (0o702, Some(Level::Broken))] {
+            set_permissions(home.root(), Permissions::from_mode(mode)).expect("chmod");
+            let found = look(&home);
+            let told = found.iter().find(|finding| finding.what.contains("open to other users"));
+            assert_eq!(told.map(|finding| finding.level), level, "{mode:o}: {found:?}");
+            let mend = format!("chmod 700 {}", home.root().display());
+            assert!(told.is_none_or(|finding| finding.mend.as_ref() == Some(&mend)), "{found:?}");
+        }
+    }
+
+    #[test]
+    fn settings_that_cannot_be_read_are_broken() {
+        let (_dir, home) = home();
+        std::fs::write(home.settings(), "lisen = 1\n").expect("written");
+        let found = look(&home);
+        assert!(
+            found.iter().any(|f| f.level == Level::Broken && f.what.contains("unknown field `lisen`")),
+            "{found:?}"
+        );
+    }
+
+    #[test]
+    fn a_path_that_is_too_long_for_a_socket_is_broken() {
+        let (_dir, home) = home();
+        let long = Home::new(home.root().join("x".repeat(100)));
+        store::prepare(&long).expect("a home");
+        let found = look(&long);
+        assert!(found.iter().any(|f| f.mend.as_deref() == Some("set MALAI_HOME to a shorter path")), "{found:?}");
+    }
+}

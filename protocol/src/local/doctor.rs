@@ -1,0 +1,72 @@
+//! What `malai doctor` finds.
+
+use serde::{Deserialize, Serialize};
+
+/// To [`super::Request::Doctor`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Checkup {
+    /// All of them, in the order in which they are shown.
+    pub findings: Vec<Finding>,
+}
+
+/// How bad a [`Finding`] is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Level {
+    /// As it should be.
+    Ok,
+    /// Worth knowing; everything works.
+    Note,
+    /// Something does not work.
+    Broken,
+}
+
+/// One thing that was looked at.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Finding {
+    /// The cluster's name here; absent where it is about this machine as a whole.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cluster: Option<String>,
+    /// What was looked at: `files`, `udp`, `relay https://…`, …
+    pub area: String,
+    /// How bad it is.
+    pub level: Level,
+    /// What was found, in words.
+    pub what: String,
+    /// The command or the setting that mends it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mend: Option<String>,
+}
+
+impl Finding {
+    /// As it should be.
+    pub fn ok(area: impl Into<String>, what: impl Into<String>) -> Self {
+        Self::new(Level::Ok, area, what)
+    }
+
+    /// Worth knowing.
+    pub fn note(area: impl Into<String>, what: impl Into<String>) -> Self {
+        Self::new(Level::Note, area, what)
+    }
+
+    /// Something does not work, and this mends it.
+    pub fn broken(area: impl Into<String>, what: impl Into<String>, mend: impl Into<String>) -> Self {
+        Self::new(Level::Broken, area, what).mend(mend)
+    }
+
+    fn new(level: Level, area: impl Into<String>, what: impl Into<String>) -> Self {
+        Self { cluster: None, area: area.into(), level, what: what.into(), mend: None }
+    }
+
+    /// The same finding with what mends it.
+    #[must_use]
+    pub fn mend(self, mend: impl Into<String>) -> Self {
+        Self { mend: Some(mend.into()), ..self }
+    }
+
+    /// The same finding, about this cluster.
+    #[must_use]
+    pub fn of(self, cluster: &str) -> Self {
+        Self { cluster: Some(cluster.to_owned()), ..self }
+    }
+}
