@@ -8,8 +8,8 @@ use futures_util::StreamExt;
 use iroh::address_lookup::{AddressLookup, AddressLookupBuilder, DnsAddressLookup, PkarrResolver};
 use iroh::endpoint::RelayStatus;
 use iroh::unstable_net_report::NetReport;
-use iroh::{Endpoint, RelayMode, RelayUrl, Watcher};
-use malai_protocol::config::Network;
+use iroh::{Endpoint, RelayUrl, Watcher};
+use malai_protocol::config::{Network, Relay};
 use malai_protocol::local::Finding;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout, timeout_at};
@@ -30,17 +30,10 @@ const RELAYS: usize = 8;
 /// Tries what the cluster's config names, and nothing else.
 pub(super) async fn look(membership: &Arc<Membership>) -> Vec<Finding> {
     let network = membership.held().config.network.clone();
-    let relays = relays(&network);
+    let relays = endpoint::relays(&network);
     let (relays, discovery) =
         tokio::join!(through_relays(membership, &network, relays), discovery(membership, &network));
     relays.into_iter().chain(discovery).collect()
-}
-
-fn relays(network: &Network) -> Vec<RelayUrl> {
-    match &network.relays {
-        Some(named) => named.iter().filter_map(|text| text.parse().ok()).collect(),
-        None => RelayMode::Default.relay_map().urls(),
-    }
 }
 
 async fn through_relays(membership: &Arc<Membership>, network: &Network, relays: Vec<RelayUrl>) -> Vec<Finding> {
@@ -83,10 +76,16 @@ struct Trial(Endpoint);
 
 impl Trial {
     async fn begin(network: &Network, relays: &[RelayUrl]) -> Result<Self, String> {
-        let relays = relays.iter().map(ToString::to_string).collect();
+        let named =
+            |url: &RelayUrl| network.relays.iter().flatten().find(|relay| relay.url.parse().ok().as_ref() == Some(url));
+        let relays =
+            relays.iter().map(|url| named(url).cloned().unwrap_or_else(|| Relay::at(url.to_string()))).collect();
         let network = Network { relays: Some(relays), discovery: Some(Vec::new()), ..network.clone() };
         let key = random::<32>().map_err(|failure| failure.message)?;
-        endpoint::bind(&Options::caller(*key, &network)).await.map(Self).map_err(|failure| failure.message)
+        endpoint::bind(&Options::caller(*key, &network))
+            .await
+            .map(|bound| Self(bound.endpoint))
+            .map_err(|failure| failure.message)
     }
 
     async fn report(self) -> Result<NetReport, String> {
@@ -185,7 +184,11 @@ async fn one_relay(network: &Network, relay: &RelayUrl, own: bool) -> Finding {
         }
         None => {
             let text = "something answers there, and not as a relay that this machine trusts";
-            Finding::broken(area, text, "compare its certificate with `ca` in [network] of cluster.toml, and its port")
+            Finding::broken(
+                area,
+                text,
+                "compare its certificate with `sha256` or `ca` in [network] of cluster.toml, and its port",
+            )
         }
     }
 }

@@ -167,7 +167,14 @@ mod tests {
     use crate::store::keys::MachineKey;
 
     fn machine(name: &str, generation: Option<u64>, connected: bool) -> MachineStatus {
-        let connection = Connection { since_ms: 0, path: "direct".into(), rtt_us: 1, sent_bytes: 0, received_bytes: 0 };
+        let connection = Connection {
+            since_ms: 0,
+            path: "direct".into(),
+            rtt_us: 1,
+            found_by: None,
+            sent_bytes: 0,
+            received_bytes: 0,
+        };
         MachineStatus {
             name: name.into(),
             id: MachineKey::generate().expect("a key").id(),

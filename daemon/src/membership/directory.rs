@@ -9,7 +9,7 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{self, BoxStream, FuturesUnordered};
 use futures_util::{FutureExt, StreamExt};
-use iroh::{RelayMap, TransportAddr};
+use iroh::{RelayUrl, TransportAddr};
 use malai_protocol::codec::{CodecError, Frame, Kind, MAX_HELLO};
 use malai_protocol::failure::{Failure, Kind as FailureKind};
 use malai_protocol::id::MachineId;
@@ -286,7 +286,7 @@ fn note(membership: &Membership, id: MachineId, by: MachineId, told: &Resolved) 
 }
 
 /// Nobody is sent to a relay that the cluster does not use, or to what is no machine.
-fn may_dial(addr: &TransportAddr, relays: &RelayMap) -> bool {
+fn may_dial(addr: &TransportAddr, relays: &[RelayUrl]) -> bool {
     match addr {
         TransportAddr::Ip(ip) => !ip.ip().is_unspecified() && !ip.ip().is_multicast() && ip.port() != 0,
         TransportAddr::Relay(url) => relays.contains(url),
@@ -326,7 +326,7 @@ mod tests {
     #[test]
     fn nobody_is_sent_to_a_relay_that_is_not_the_clusters_or_to_no_machine() {
         let named = relays(&malai_protocol::config::Network {
-            relays: Some(vec!["https://relay.example.com".into()]),
+            relays: Some(vec![malai_protocol::config::Relay::at("https://relay.example.com")]),
             ..Default::default()
         });
         for (text, may) in [

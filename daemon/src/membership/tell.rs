@@ -206,5 +206,6 @@ fn greeting(header: Option<malai_protocol::snapshot::SignedHeader>) -> Hello {
         boot: None,
         executor: None,
         malai: crate::VERSION.to_owned(),
+        clock_ms: None,
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use iroh::address_lookup::{AddrFilter, DnsAddressLookup, PkarrPublisher, PkarrResolver};
 use iroh::dns::DnsResolver;
 use iroh::endpoint::{Builder, PortmapperConfig, QuicTransportConfig, VarInt, presets};
-use iroh::{Endpoint, RelayUrl, SecretKey, TransportAddr};
+use iroh::{Endpoint, RelayMode, RelayUrl, SecretKey, TransportAddr};
 use malai_protocol::config::Network;
 use malai_protocol::failure::{Failure, Kind};
 use tracing::subscriber::NoSubscriber;
@@ -232,8 +232,11 @@ fn noting<B>(lookup: B, name: &str, ways: &Arc<Ways>) -> Noting<B> {
 }
 
 /// The relays that the cluster uses.
-pub(crate) fn relays(network: &Network) -> RelayMap {
-    relay_mode(network).map_or_else(|_| RelayMap::empty(), |mode| mode.relay_map())
+pub(crate) fn relays(network: &Network) -> Vec<RelayUrl> {
+    match &network.relays {
+        Some(named) => named.iter().filter_map(|relay| relay.url.parse().ok()).collect(),
+        None => RelayMode::Default.relay_map().urls(),
+    }
 }
 
 /// Where this endpoint can be reached: `IP:PORT` and relay URLs, most useful first, at most `most`.

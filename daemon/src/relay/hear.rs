@@ -239,5 +239,6 @@ fn greeting(header: Option<SignedHeader>) -> Hello {
         boot: None,
         executor: None,
         malai: crate::VERSION.to_owned(),
+        clock_ms: None,
     }
 }

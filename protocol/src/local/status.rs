@@ -83,6 +83,9 @@ pub struct ClusterStatus {
     /// The relays that this machine knows; of iroh's public ones only the one in use.
     #[serde(default)]
     pub relays: Vec<RelayStatus>,
+    /// Ways to find machines that could not be asked lately, and why.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub discovery_failures: Vec<String>,
 }
 
 /// One relay in [`ClusterStatus`].
@@ -108,9 +111,6 @@ pub enum RelayState {
     Spare,
     /// It cannot be used.
     Failed,
-    /// Ways to find machines that could not be asked lately, and why.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub discovery_failures: Vec<String>,
 }
 
 /// One machine in [`ClusterStatus`].

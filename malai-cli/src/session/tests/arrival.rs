@@ -34,7 +34,7 @@ async fn a_machine_that_is_not_there_is_told_once_and_asked_for_the_first_time_w
         lab.dialled().await;
     }
     first(&mut lab).await;
-    lab.send(Kind::Sent, &Sent { met: None }).await;
+    lab.send(Kind::Sent, &Sent { met: None, reached: None }).await;
     lab.send(Kind::Started, &started()).await;
     lab.exit(&record(0, 0, 0)).await;
     lab.rest().await;
@@ -47,7 +47,7 @@ async fn a_machine_that_is_not_there_is_told_once_and_asked_for_the_first_time_w
 async fn a_request_that_was_on_its_way_is_never_sent_as_a_first_one_again() {
     let mut lab = Lab::new(waiting()).await;
     first(&mut lab).await;
-    lab.send(Kind::Sent, &Sent { met: Some(incarnation()) }).await;
+    lab.send(Kind::Sent, &Sent { met: Some(incarnation()), reached: None }).await;
     lab.send(Kind::Refused, &away()).await;
     let resend = lab.again().await;
     assert_eq!((resend.number, resend.met), (2, Some(incarnation())));
@@ -72,7 +72,7 @@ async fn input_is_kept_back_until_the_request_is_on_its_way() {
     assert_eq!(lab.rest().await, [], "nothing follows the request");
     lab.dialled().await;
     first(&mut lab).await;
-    lab.send(Kind::Sent, &Sent { met: None }).await;
+    lab.send(Kind::Sent, &Sent { met: None, reached: None }).await;
     assert_eq!(lab.next().await.kind, Kind::Stdin);
 }
 
@@ -93,7 +93,7 @@ async fn an_interrupt_that_comes_too_late_is_an_unknown_outcome() {
     first(&mut lab).await;
     lab.signal(&[INT]).await;
     lab.rest().await;
-    lab.send(Kind::Sent, &Sent { met: None }).await;
+    lab.send(Kind::Sent, &Sent { met: None, reached: None }).await;
     let (code, why) = lab.failure().await;
     assert_eq!((code, why.contains("whether the command started is not known")), (253, true), "{why}");
 }
