@@ -185,7 +185,10 @@ async fn reach(
 async fn open(membership: &Arc<Membership>, id: MachineId, patience: &Patience) -> Result<Opened, Failure> {
     let deadline = patience.deadline;
     let waiting = (!patience.is_long).then(|| membership.pool.wait());
-    let conn = dial::connect(membership, id, deadline).await?;
+    let conn = match patience.waits {
+        true => dial::answering(membership, id, deadline).await?,
+        false => dial::connect(membership, id, deadline).await?,
+    };
     drop(waiting);
     let busy = || Failure::new(FailureKind::Busy, format!("{MOST} sessions run over this connection already"));
     let counted = pulse::enter(membership, &conn, MOST).ok_or_else(busy)?;
@@ -217,7 +220,9 @@ struct Patience {
     deadline: Instant,
     /// It is known to have gone, and so is not dialled for as long as another would be.
     gone: bool,
-    /// It is waited for, so that a failure is no sign that anything is wrong with the network here.
+    /// It is waited for, and has to have answered before anything is sent.
+    waits: bool,
+    /// So long a failure is no sign that anything is wrong with the network here.
     is_long: bool,
 }
 
@@ -226,7 +231,12 @@ impl Patience {
         let asked = Duration::from_millis(target.connect_timeout_ms).min(LONGEST);
         let short = target.gone_timeout_ms.map(Duration::from_millis).filter(|short| *short < asked);
         let short = short.filter(|_| membership.pool.is_gone(id, &membership.own_addresses()));
-        Self { deadline: Instant::now() + short.unwrap_or(asked), gone: short.is_some(), is_long: asked > LONG }
+        Self {
+            deadline: Instant::now() + short.unwrap_or(asked),
+            gone: short.is_some(),
+            waits: target.wait,
+            is_long: asked > LONG,
+        }
     }
 
     fn explain(&self, failure: Failure) -> Failure {

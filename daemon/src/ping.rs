@@ -134,6 +134,7 @@ async fn way_to(clusters: &Arc<Clusters>, ask: &Ping) -> Result<Way, Failure> {
         cluster: ask.cluster.clone(),
         connect_timeout_ms: ask.connect_timeout_ms,
         gone_timeout_ms: None,
+        wait: false,
         attachment: None,
     };
     let (membership, id) = resolve(clusters, &target)?;

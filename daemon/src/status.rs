@@ -158,7 +158,11 @@ async fn machines(membership: &Arc<Membership>, how: How) -> Vec<MachineStatus> 
             generation: if this { Some(held.generation()) } else { seen.generation },
             last_seen_ms: if this { None } else { seen.last_seen_ms },
             probed,
-            malai: if this { Some(crate::VERSION.to_owned()) } else { told.map(|told| told.malai) },
+            malai: if this {
+                Some(crate::VERSION.to_owned())
+            } else {
+                told.map(|told| told.malai).filter(|malai| !malai.is_empty())
+            },
         }
     });
     rows.collect()
@@ -167,35 +171,32 @@ async fn machines(membership: &Arc<Membership>, how: How) -> Vec<MachineStatus> 
 /// Asks a machine whether it is there, over the connection that there is, and over a new one where that does not answer.
 async fn ask(membership: &Arc<Membership>, id: MachineId, how: How, keep: bool) -> Asked {
     let live = membership.pool.live(id);
-    if let Some(conn) = &live {
-        // Half of the time is left for the machine that came back without this one having noticed that it went.
-        let patience = if how.probe { PROBE / 2 } else { PROBE };
-        if ping(&conn.conn, patience).await {
-            return answered(membership, conn);
-        }
-    }
     if !how.probe {
-        return Asked { probed: live.is_some(), connection: None };
+        return match &live {
+            Some(conn) if ping(&conn.conn, PROBE).await => answered(membership, conn),
+            live => Asked { probed: live.is_some(), connection: None },
+        };
     }
-    let Ok(Ok(_place)) = timeout_at(how.deadline, DIALS.acquire()).await else {
-        return Asked { probed: live.is_some(), connection: None };
+    let Ok(Ok(_place)) = timeout_at(how.deadline, DIALS.acquire()).await else { return Asked::default() };
+    let Ok(conn) = dial::answering(membership, id, how.deadline).await else {
+        return Asked { probed: true, connection: None };
     };
-    // A connection with sessions has a heartbeat, which sees to it.
-    let silent = live.filter(|conn| conn.sessions() == 0 && !conn.is_stalled());
-    silent.iter().for_each(|conn| conn.set_stalled(true));
-    let dialed = dial(membership, id, how.deadline).await;
-    silent.iter().for_each(|conn| conn.set_stalled(false));
-    let Some(conn) = dialed else { return Asked { probed: true, connection: None } };
+    greeted(membership, &conn, how.deadline).await;
     let asked = answered(membership, &conn);
-    if !keep && conn.dialed && conn.sessions() == 0 {
+    if !keep && live.is_none() && conn.dialed && conn.sessions() == 0 {
         close(&conn.conn, Close::Done, "it was only asked whether it is there");
     }
     asked
 }
 
-async fn dial(membership: &Arc<Membership>, id: MachineId, deadline: Instant) -> Option<Arc<PeerConn>> {
-    let conn = dial::connect(membership, id, deadline).await.ok()?;
-    ping(&conn.conn, deadline.saturating_duration_since(Instant::now())).await.then_some(conn)
+/// Waits until the machine has said what it holds and runs; its greeting comes with the first answer or right after it.
+async fn greeted(membership: &Membership, conn: &PeerConn, deadline: Instant) {
+    let mut changes = membership.pool.watch();
+    while membership.pool.told_of(conn.peer).is_none_or(|told| told.at_ms < conn.since_ms) {
+        if !matches!(timeout_at(deadline, changes.changed()).await, Ok(Ok(()))) {
+            return;
+        }
+    }
 }
 
 fn answered(membership: &Membership, conn: &PeerConn) -> Asked {

@@ -127,6 +127,9 @@ pub struct SessionTarget {
     /// How long at most when the machine is known to have gone, in milliseconds; absent = as long as else.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gone_timeout_ms: Option<u64>,
+    /// The machine is waited for: it has to have answered before the request is sent.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub wait: bool,
     /// Which attachment the CLI makes: what the daemon tells the target when the CLI is gone and the stream is, too.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub attachment: Option<Gone>,

@@ -173,6 +173,7 @@ fn local_socket(examples: &mut Examples) {
         cluster: Some("company".into()),
         connect_timeout_ms: 10_000,
         gone_timeout_ms: None,
+        wait: false,
         attachment: None,
     };
     examples.control("request-session", Kind::Request, &Request::Session(target));

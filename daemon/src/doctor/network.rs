@@ -20,8 +20,8 @@ use crate::net::endpoint::{self, Options};
 use crate::net::endpoint_id;
 use crate::store::keys::random;
 
-/// How long relays and the report on the network may take: iroh gives up its own probes after 3 s.
-const RELAY: Duration = Duration::from_secs(5);
+/// How long relays and the report on the network may take: iroh gives up its own probes after 3 s, and the report after 5.
+const RELAY: Duration = Duration::from_secs(7);
 /// How long a relay's port may take to answer, and a discovery service.
 const ANSWER: Duration = Duration::from_secs(3);
 /// So many relays are tried; a config with more has its reasons, and the first ones tell what is wrong.
@@ -267,8 +267,8 @@ async fn asked<E: std::fmt::Display>(
         }
         Ok(Some(Err(error))) => {
             let why = format!("{error:#}");
-            // What a server that does not know a key says, by the words of iroh's errors.
-            if why.contains("404") || why.contains("no records") || why.contains("NXDomain") {
+            // By the words of iroh's errors: an answer of HTTP that is not the one asked for, and a name without records.
+            if ["resolving http request", "no records", "NXDomain"].iter().any(|words| why.contains(words)) {
                 let text =
                     format!("answers in {:.1} ms, and does not know this machine", begun.elapsed().as_secs_f64() * 1e3);
                 return Finding::note(area, text)

@@ -60,8 +60,9 @@ fn link(membership: &Membership, others: &[&MachineStatus]) -> Finding {
 
 fn reached(others: &[&MachineStatus]) -> Vec<Finding> {
     let silent: Vec<_> = others.iter().filter(|machine| machine.connection.is_none()).collect();
-    let mut found =
-        vec![Finding::ok("machines", format!("{} of {} answer", others.len() - silent.len(), others.len()))];
+    let text = format!("{} of {} answer", others.len() - silent.len(), others.len());
+    let none = silent.len() == others.len() && !others.is_empty();
+    let mut found = vec![if none { Finding::note("machines", text) } else { Finding::ok("machines", text) }];
     found.extend(silent.iter().filter(|machine| !machine.manager).take(NAMED).map(|machine| {
         Finding::note("machines", format!("{} does not answer, {}", machine.name, seen(machine)))
             .mend(format!("on {}: malai daemon status, then malai daemon", machine.name))

@@ -18,9 +18,9 @@ use tokio::time::Instant;
 
 use super::{Membership, serve};
 use crate::clock::now_ms;
-use crate::net::endpoint_id;
 use crate::net::pool::PeerConn;
 use crate::net::ways::{FIXED, LAST_KNOWN, RELAY};
+use crate::net::{endpoint_id, ping};
 
 /// While an attempt has not failed, another begins after so long.
 const NEXT_ATTEMPT: Duration = Duration::from_secs(2);
@@ -28,6 +28,8 @@ const NEXT_ATTEMPT: Duration = Duration::from_secs(2);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// When an address is told that was not known, the next attempt begins after so long: the one under way may use it too.
 const LEARNT: Duration = Duration::from_millis(150);
+/// A connection that is there answers within so long, or is passed over.
+const ANSWER: Duration = Duration::from_secs(1);
 /// Attempts at once.
 const ATTEMPTS: usize = 4;
 /// Where nobody is connected, so long is waited for the machine itself before others are dialled who may know of it.
@@ -47,7 +49,6 @@ pub(crate) async fn connect(
     if let Some(conn) = membership.pool.live(id) {
         return Ok(conn);
     }
-    let name = membership.held().config.machine_by_id(&id).map_or_else(|| id.short(), |(name, _)| name.to_string());
     tokio::select! {
         // A machine that dials us while we dial it is just as good.
         conn = arrival(membership, id) => Ok(conn),
@@ -59,7 +60,50 @@ pub(crate) async fn connect(
         dialed = one_at_a_time(membership, id) => dialed,
         never = ask_around(membership, id) => match never {},
     }
-    .map_err(|why| unreachable(membership, id, &name, &why))
+    .map_err(|why| unreachable(membership, id, &why))
+}
+
+/// A connection over which this machine answers now, before `deadline`. An idle connection may be dead without anybody
+/// having noticed: where one does not answer, another one is made beside it.
+///
+/// # Errors
+/// As [`connect`].
+pub(crate) async fn answering(
+    membership: &Arc<Membership>,
+    id: MachineId,
+    deadline: Instant,
+) -> Result<Arc<PeerConn>, Failure> {
+    let mut silent = Vec::new();
+    loop {
+        let conn = connect(membership, id, deadline).await?;
+        let left = deadline.saturating_duration_since(Instant::now());
+        if ping(&conn.conn, left.min(ANSWER)).await {
+            return Ok(conn);
+        }
+        if Instant::now() >= deadline {
+            return Err(unreachable(membership, id, "no answer in time"));
+        }
+        // A connection with sessions has a heartbeat, which sees to it.
+        if conn.sessions() == 0 && !conn.is_stalled() {
+            silent.push(PassedOver::new(conn));
+        }
+    }
+}
+
+/// A connection that is not to be used, until this is dropped.
+struct PassedOver(Arc<PeerConn>);
+
+impl PassedOver {
+    fn new(conn: Arc<PeerConn>) -> Self {
+        conn.set_stalled(true);
+        Self(conn)
+    }
+}
+
+impl Drop for PassedOver {
+    fn drop(&mut self) {
+        self.0.set_stalled(false);
+    }
 }
 
 async fn one_at_a_time(membership: &Arc<Membership>, id: MachineId) -> Result<Arc<PeerConn>, String> {
@@ -211,7 +255,9 @@ fn tried(membership: &Membership, id: MachineId, key: EndpointId) -> Vec<Transpo
     addresses(membership, id)
 }
 
-fn unreachable(membership: &Membership, id: MachineId, name: &str, why: &str) -> Failure {
+fn unreachable(membership: &Membership, id: MachineId, why: &str) -> Failure {
+    let held = membership.held();
+    let name = held.config.machine_by_id(&id).map_or_else(|| id.short(), |(name, _)| name.to_string());
     let seen = membership.pool.seen(id).last_seen_ms.map_or_else(
         || "it was never seen from here".to_owned(),
         |at| format!("last seen {} ago", ago(now_ms().saturating_sub(at))),

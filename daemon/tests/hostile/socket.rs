@@ -34,6 +34,7 @@ fn session() -> Result<Vec<u8>> {
         cluster: Some("c".into()),
         connect_timeout_ms: 10_000,
         gone_timeout_ms: None,
+        wait: false,
         attachment: None,
     };
     frame(Kind::Request, &Request::Session(target))

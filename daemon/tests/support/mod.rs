@@ -230,6 +230,7 @@ impl Machine {
             cluster: Some("c".into()),
             connect_timeout_ms: 10_000,
             gone_timeout_ms: None,
+            wait: false,
             attachment,
         };
         // In one piece, as the CLI does: a daemon that refuses closes without waiting for the rest.

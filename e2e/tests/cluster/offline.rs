@@ -62,6 +62,7 @@ fn a_command_that_waits_runs_exactly_once_when_the_machine_comes() -> Result<()>
     let line = waiting.wait_for_error_line("web01.company is not there", SOON)?;
     ensure!(line.starts_with("malai: web01.company is not there (last seen "), "{line}");
     ensure!(line.ends_with(" ago); waiting for it to come…"), "{line}");
+    // Its connection looked as if it were there at first, and nothing was sent over it.
     has_gone(laptop)?;
     ensure!(!waiting.has_ended(), "it waits on");
     web01.boot()?;

@@ -13,6 +13,7 @@ use super::connection::{Asked, Link};
 use super::events::Event as Line;
 use super::follow::{End, Session};
 use super::loss::Sending;
+use super::request::Look;
 
 /// How long a machine is looked for before the person is told that it is waited for.
 const FIRST_LOOK: Duration = Duration::from_secs(2);
@@ -49,12 +50,13 @@ where
         awaited && self.link.connection().is_some_and(|connection| !connection.sent)
     }
 
-    /// How long the daemon is to dial, where so much time is left; and how long when the machine is known to have gone.
-    pub(super) fn look(&self, left: Duration) -> (Duration, Option<Duration>) {
-        match self.arrival {
-            Arrival { told: true, .. } => (left, None),
-            Arrival { until: Some(_), .. } => (left.min(FIRST_LOOK), self.patience.gone),
-            Arrival { until: None, .. } => (left, self.patience.gone),
+    /// How the daemon is to look for the machine, where so much time is left.
+    pub(super) fn look(&self, left: Duration) -> Look {
+        let waits = self.arrival.until.is_some();
+        match self.arrival.told {
+            true => Look { within: left, gone: None, waits },
+            false if waits => Look { within: left.min(FIRST_LOOK), gone: self.patience.gone, waits },
+            false => Look { within: left, gone: self.patience.gone, waits },
         }
     }
 

@@ -58,6 +58,7 @@ pub(super) async fn ask<S: AsyncRead + AsyncWrite + Unpin, T: Serialize>(
         cluster: target.cluster.clone(),
         connect_timeout_ms: duration::millis(dial.within),
         gone_timeout_ms: None,
+        wait: false,
         attachment: None,
     };
     let form = |e| Failure::new(Kind::Internal, format!("the question has no form in frames: {e}"));

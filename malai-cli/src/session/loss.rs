@@ -13,7 +13,7 @@ use super::clock::since_boot;
 use super::connection::{Asked, Connection, Dial, Link};
 use super::events::Event as Line;
 use super::follow::Session;
-use super::request::Part;
+use super::request::{Look, Part};
 use crate::{client, duration, output};
 
 /// What is known of the request until it is answered.
@@ -83,13 +83,12 @@ where
             }
             (None, None) => {
                 self.sending.first = Some(since_boot()?);
-                let (within, gone) = self.look(left);
-                (Asked::Exec, self.request.exec(None, within, gone)?)
+                (Asked::Exec, self.request.exec(None, self.look(left))?)
             }
             (None, Some(first)) => {
                 let since_ms = duration::millis(since_boot()?.saturating_sub(first));
                 let resend = Resend { number: self.number, met: self.sending.met, since_ms };
-                (Asked::Again, self.request.exec(Some(resend), left, None)?)
+                (Asked::Again, self.request.exec(Some(resend), Look::within(left))?)
             }
         };
         self.link = Link::Up(Connection::new(stream, asked, first));

@@ -24,6 +24,24 @@ pub(crate) struct Request {
     pub(crate) follower: FollowerId,
 }
 
+/// How the daemon is to look for the machine.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Look {
+    /// For how long.
+    pub(super) within: Duration,
+    /// For how long when it knows that the machine has gone; absent = as long as else.
+    pub(super) gone: Option<Duration>,
+    /// The machine is waited for, and has to have answered before the request is sent.
+    pub(super) waits: bool,
+}
+
+impl Look {
+    /// For so long in any case.
+    pub(super) fn within(within: Duration) -> Self {
+        Self { within, gone: None, waits: false }
+    }
+}
+
 /// What is asked for.
 #[derive(Debug)]
 pub(crate) enum Subject {
@@ -73,23 +91,17 @@ impl Request {
         }
     }
 
-    /// The first flight of an attachment that brings the command, for the second time or later with `resend`. The daemon may
-    /// dial for `within`, and for `gone` when it knows that the machine has gone.
+    /// The first flight of an attachment that brings the command, for the second time or later with `resend`.
     ///
     /// # Errors
     /// When the command is too long, or there is none.
-    pub(super) fn exec(
-        &self,
-        resend: Option<Resend>,
-        within: Duration,
-        gone: Option<Duration>,
-    ) -> Result<BytesMut, Failure> {
+    pub(super) fn exec(&self, resend: Option<Resend>, look: Look) -> Result<BytesMut, Failure> {
         let Subject::Command(spec) = &self.subject else {
             return Err(Failure::new(Kind::Internal, "a session that is there cannot be started"));
         };
         let number = resend.map_or(1, |resend| resend.number);
         let spec = ExecSpec { follower: Some(self.follower), resend, ..(**spec).clone() };
-        self.flight(number, within, gone, Frame::control(FrameKind::Exec, &spec))
+        self.flight(number, look, Frame::control(FrameKind::Exec, &spec))
     }
 
     /// The first flight of an attachment to the session, whose output up to `out_offset` is here; `is_first` until one
@@ -110,22 +122,17 @@ impl Request {
         // Whoever is followed by another by then was taken over on purpose: taking it back would never end.
         let take_over = is_first && is_watcher;
         let attach = Attach { owner, id, follower, number, out_offset, from_end, binding: !is_watcher, take_over };
-        self.flight(number, within, None, Frame::control(FrameKind::Attach, &attach))
+        self.flight(number, Look::within(within), Frame::control(FrameKind::Attach, &attach))
     }
 
-    fn flight(
-        &self,
-        number: u32,
-        within: Duration,
-        gone: Option<Duration>,
-        last: Result<Frame, CodecError>,
-    ) -> Result<BytesMut, Failure> {
+    fn flight(&self, number: u32, look: Look, last: Result<Frame, CodecError>) -> Result<BytesMut, Failure> {
         let (owner, id) = self.session();
         let to = SessionTarget {
             machine: self.target.machine.clone(),
             cluster: self.target.cluster.clone(),
-            connect_timeout_ms: duration::millis(within),
-            gone_timeout_ms: gone.map(duration::millis),
+            connect_timeout_ms: duration::millis(look.within),
+            gone_timeout_ms: look.gone.map(duration::millis),
+            wait: look.waits,
             attachment: Some(Gone { owner, id, follower: self.follower, number }),
         };
         let too_long = |e| {
