@@ -282,6 +282,11 @@ impl Relays {
         self.states(endpoint).into_iter().filter_map(failed).collect()
     }
 
+    /// Whether there is a relay beside this one that is not known to fail.
+    pub(crate) fn has_other_than(&self, url: &RelayUrl) -> bool {
+        self.lock().iter().any(|(other, entry)| other != url && entry.failure.is_none())
+    }
+
     /// Where any machine of the cluster may be found: a relay that was in use when it was last heard of may not be any more.
     pub(crate) fn urls(&self) -> Vec<RelayUrl> {
         self.lock().keys().cloned().collect()
