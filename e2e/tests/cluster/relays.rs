@@ -25,6 +25,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         a_relay_that_refuses_is_told_and_another_one_is_used,
         relays_are_exchanged_under_running_commands,
         commands_go_on_over_the_second_relay_when_the_first_dies,
+        a_running_command_goes_on_when_the_first_relay_falls_silent,
         a_newcomers_ticket_is_shown_to_the_pinned_relay_alone,
     ]
 }
@@ -263,6 +264,31 @@ fn commands_go_on_over_the_second_relay_when_the_first_dies() -> Result<()> {
         let all = states(company, laptop)?;
         Ok((!all.iter().any(|state| state.starts_with(&near.relay) && state.contains(" failed "))).then_some(()))
     })
+}
+
+fn a_running_command_goes_on_when_the_first_relay_falls_silent() -> Result<()> {
+    let lab = Lab::new("silence")?;
+    let internet = lab.internet()?;
+    let first = lab.host("first").on(&internet).boot()?;
+    let second = lab.host("second").on(&internet).via(&Wire::delay_ms(5)).boot()?;
+    let (near, away) = (Services::start(&first)?, Services::start(&second)?);
+    let far = Far::open(lab, internet, &[relays(&[&pinned(&near), &pinned(&away)])])?;
+    let (company, laptop, web01) = (&far.company, far.laptop(), &far.web01);
+    let running = far.ticking()?;
+    ensure!(far.connection()?.1 == format!("relay {}", near.relay), "the path is {}", far.connection()?.1);
+    // No connection to it ends; nothing is answered any more.
+    first.freeze()?;
+    let died = Instant::now();
+    let length = running.output_length();
+    running.wait_for_output_beyond(length + 20, FAILOVER)?;
+    eprintln!("output of the running command after {:.1?}", died.elapsed());
+    for host in [laptop, web01] {
+        says(company, host, &away, &["connected"])?;
+        says(company, host, &near, &["failed", "no answer within 2 s"])?;
+    }
+    eprintln!("both say so after {:.1?}", died.elapsed());
+    company.ran_remotely(laptop, web01)?;
+    goes_on(running)
 }
 
 fn a_newcomers_ticket_is_shown_to_the_pinned_relay_alone() -> Result<()> {
