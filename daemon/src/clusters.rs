@@ -22,6 +22,7 @@ use crate::outbound::farewell::Farewells;
 use crate::requests::blocking;
 use crate::shared::Shared;
 use crate::store;
+use crate::store::clusters::Joining;
 use crate::store::lock::Changes;
 
 /// Addresses that were learnt are written down after so long.
@@ -225,15 +226,16 @@ impl Clusters {
             listen: listen.filter(|_| !agent),
             kept_port: ports.machine.filter(|_| !agent),
             publish: !agent,
+            pass: stored.joining.as_ref().and_then(Joining::pass),
         };
-        let endpoint = endpoint::bind(&options).await?;
+        let bound = endpoint::bind(&options).await?;
         let alarm = if is_manager { self.alarm(alias).await? } else { None };
         let parts = Parts {
             alias: alias.to_owned(),
             dir: stored.dir.clone(),
             me: stored.machine_key.id(),
             is_manager,
-            endpoint,
+            bound,
             held,
             alarm,
         };
@@ -281,9 +283,10 @@ impl Clusters {
             listen: self.settings.join_listen(&membership.alias),
             kept_port,
             publish: true,
+            pass: None,
         };
-        let endpoint = endpoint::bind(&options).await?;
-        Ok(Desk::new(Arc::clone(membership), endpoint))
+        let bound = endpoint::bind(&options).await?;
+        Ok(Desk::new(Arc::clone(membership), bound))
     }
 
     /// The cluster with this alias.

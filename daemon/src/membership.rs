@@ -4,6 +4,7 @@ pub(crate) mod accept;
 pub(crate) mod dial;
 pub(crate) mod greet;
 pub(crate) mod link;
+pub(crate) mod network;
 pub(crate) mod pulse;
 pub(crate) mod recover;
 pub(crate) mod serve;
@@ -28,8 +29,9 @@ use tokio_util::task::TaskTracker;
 
 use crate::machine::live::LiveTable;
 use crate::machine::refusals::Refusals;
-use crate::net::endpoint::{self, own_addresses};
+use crate::net::endpoint::{self, Bound, own_addresses};
 use crate::net::pool::Pool;
+use crate::net::relays::Relays;
 use crate::shared::Shared;
 
 /// In so long, what was said last has left this machine.
@@ -80,6 +82,8 @@ pub(crate) struct Membership {
     pub(crate) is_manager: bool,
     /// The endpoint of the machine key.
     pub(crate) endpoint: Endpoint,
+    /// Its relays.
+    pub(crate) relays: Relays,
     /// Connections to the other machines.
     pub(crate) pool: Pool,
     /// Sessions on this machine, of this cluster.
@@ -113,8 +117,8 @@ pub(crate) struct Parts {
     pub(crate) me: MachineId,
     /// This machine holds the cluster key.
     pub(crate) is_manager: bool,
-    /// The endpoint of the machine key.
-    pub(crate) endpoint: Endpoint,
+    /// The endpoint of the machine key, and its relays.
+    pub(crate) bound: Bound,
     /// The stored snapshot.
     pub(crate) held: Held,
     /// Something an administrator must look at, known from the disk.
@@ -131,7 +135,8 @@ impl Membership {
             cluster,
             me: parts.me,
             is_manager: parts.is_manager,
-            endpoint: parts.endpoint,
+            endpoint: parts.bound.endpoint,
+            relays: parts.bound.relays,
             pool: Pool::new(parts.me),
             live: shared.executor.tables().of(cluster),
             refusals: Refusals::default(),
@@ -228,7 +233,7 @@ impl Membership {
             self.tasks.spawn(link::run(Arc::clone(self)));
         }
         self.tasks.spawn(sync::review(Arc::clone(self)));
-        self.tasks.spawn(sync::rebind(Arc::clone(self)));
+        self.tasks.spawn(network::run(Arc::clone(self)));
         self.tasks.spawn(recover::run(Arc::clone(self)));
     }
 

@@ -4,6 +4,8 @@ pub(crate) mod budget;
 pub(crate) mod endpoint;
 mod mdns;
 pub(crate) mod pool;
+pub(crate) mod relays;
+pub(crate) mod trust;
 
 use bytes::BytesMut;
 use futures_util::StreamExt;

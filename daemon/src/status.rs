@@ -73,6 +73,7 @@ fn unready(alias: String, state: ClusterState, waiting: Option<&Waiting>) -> Clu
         addresses: Vec::new(),
         join_addresses: Vec::new(),
         machines: Vec::new(),
+        relays: Vec::new(),
     }
 }
 
@@ -91,6 +92,7 @@ async fn ready(alias: String, served: &Served) -> ClusterStatus {
         addresses: if agent { Vec::new() } else { own_addresses(&membership.endpoint, ADDRESSES) },
         join_addresses: served.desk.as_ref().map_or_else(Vec::new, |desk| own_addresses(&desk.endpoint, ADDRESSES)),
         machines: machines(membership).await,
+        relays: membership.relays.states(&membership.endpoint),
     }
 }
 

@@ -13,7 +13,9 @@ use serde::{Deserialize, Serialize};
 
 pub use machine::{Joined, MachineInit, MachineMade};
 pub use ping::{MIN_PING_INTERVAL_MS, Ping, PingAnswer, PingOutcome, THIS_MACHINE};
-pub use status::{ClusterState, ClusterStatus, Connection, DaemonStatus, MachineStatus, Role, Status};
+pub use status::{
+    ClusterState, ClusterStatus, Connection, DaemonStatus, MachineStatus, RelayState, RelayStatus, Role, Status,
+};
 
 use crate::failure::Failure;
 use crate::id::{ClusterId, MachineId};

@@ -8,6 +8,7 @@
 use std::fmt;
 
 use ed25519_dalek::{Signature, Signer, SigningKey, VerifyingKey};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use zeroize::Zeroize;
 
 use crate::id::ClusterId;
@@ -127,6 +128,18 @@ impl Ticket {
             id: *id,
             signature: rest.try_into().ok()?,
         })
+    }
+}
+
+impl Serialize for Ticket {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        self.to_text().serialize(to)
+    }
+}
+
+impl<'de> Deserialize<'de> for Ticket {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        Self::from_text(&String::deserialize(from)?).map_err(de::Error::custom)
     }
 }
 

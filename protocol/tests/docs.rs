@@ -19,24 +19,32 @@ fn keys(heading: &str) -> Vec<&'static str> {
 #[test]
 fn every_example_of_the_documentation_passes_the_check() {
     let examples = examples();
-    assert_eq!(examples.len(), 2);
+    assert_eq!(examples.len(), 3);
     let config = Config::check(examples[0]).unwrap_or_else(|problems| panic!("{problems:?}"));
     assert!(config.machine("web01").is_some_and(|machine| machine.commands.contains_key("restart-nginx")));
     // The others are parts: they take the place of the same section in the first.
     let (before, network) = examples[0].split_once("[network]").expect("a network");
     let (_, after) = network.split_once("[defaults]").expect("defaults");
-    let config = Config::check(&format!("{before}{}[defaults]{after}", examples[1])).expect("in order");
-    assert_eq!(config.network.relays, Some(Vec::new()));
+    let with = |part: &str| Config::check(&format!("{before}{part}[defaults]{after}")).expect("in order");
+    assert_eq!(with(examples[1]).network.relays, Some(Vec::new()));
+    let relays = with(examples[2]).network.relays.unwrap_or_default();
+    assert_eq!(relays.iter().map(|relay| relay.sha256.is_some()).collect::<Vec<_>>(), [false, true]);
 }
 
 #[test]
 fn the_documentation_has_the_keys_that_are_known_and_no_others() {
-    for heading in
-        ["[cluster]", "[network]", "[defaults]", "[machine.NAME]", "[machine.NAME.command.NAME]", "[group.NAME]"]
-    {
-        let section = heading.trim_matches(['[', ']']).replace("machine.NAME", "machine.m").replace(".NAME", ".n");
+    for heading in [
+        "[cluster]",
+        "[network]",
+        "[[network.relays]]",
+        "[defaults]",
+        "[machine.NAME]",
+        "[machine.NAME.command.NAME]",
+        "[group.NAME]",
+    ] {
+        let section = heading.replace("machine.NAME", "machine.m").replace(".NAME", ".n");
         // An unknown key's hint, far from any known one, lists all that are.
-        let problems = Config::check(&format!("[{section}]\nxxxxxxxxxxxxxxxx = 1\n")).expect_err("unknown");
+        let problems = Config::check(&format!("{section}\nxxxxxxxxxxxxxxxx = 1\n")).expect_err("unknown");
         let hint = problems.iter().find(|p| p.message.contains("xxxx")).and_then(|p| p.hint.clone()).expect("a hint");
         let known = hint.strip_prefix("known here: ").expect("the keys");
         let mut documented = keys(heading);

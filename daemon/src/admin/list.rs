@@ -32,6 +32,7 @@ fn one(home: &Home, alias: String) -> ClusterStatus {
             addresses: Vec::new(),
             join_addresses: Vec::new(),
             machines: Vec::new(),
+            relays: Vec::new(),
         },
     }
 }
@@ -56,5 +57,6 @@ fn whole(alias: String, cluster: &Cluster) -> ClusterStatus {
         addresses: Vec::new(),
         join_addresses: Vec::new(),
         machines: Vec::new(),
+        relays: Vec::new(),
     }
 }

@@ -6,6 +6,7 @@ use malai_protocol::id::ClusterId;
 use malai_protocol::invite::Invite;
 use malai_protocol::local::{MachineInit, MachineMade, Role};
 use malai_protocol::snapshot::{Order, Snapshot};
+use malai_protocol::ticket::Ticket;
 
 use super::hostname;
 use crate::manager::NAMELESS;
@@ -28,8 +29,15 @@ pub fn machine_init(changes: &Changes, ask: &MachineInit) -> Result<MachineMade,
     }
     let relays = if ask.private || !ask.relays.is_empty() { Some(ask.relays.clone()) } else { None };
     let discovery = ask.private.then(|| vec!["mdns".to_owned()]);
-    let joining =
-        Joining { cluster: ask.cluster, addresses: ask.at.clone(), relays, discovery, ca: None, pinned: Vec::new() };
+    let joining = Joining {
+        cluster: ask.cluster,
+        addresses: ask.at.clone(),
+        relays,
+        discovery,
+        ca: None,
+        pinned: Vec::new(),
+        ticket: None,
+    };
     let key = prepare(changes, &ask.alias, &joining)?;
     let name = Name::from_hostname(&hostname()).map_or_else(|| NAMELESS.to_owned(), |name| name.to_string());
     let toml = format!("[machine.{name}]\nid52 = \"{}\"\n", key.id());
@@ -50,6 +58,8 @@ pub fn join_begin(changes: &Changes, invite: &Invite, alias: Option<&str>) -> Re
         discovery: invite.discovery.clone(),
         ca: invite.ca.clone(),
         pinned: invite.pinned.clone(),
+        // One that this version cannot read is none that its relays would know.
+        ticket: invite.ticket.as_deref().and_then(|text| Ticket::from_text(text).ok()),
     };
     prepare(changes, alias, &joining)?;
     clusters::load(changes.home(), alias)

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use iroh::{Endpoint, EndpointAddr};
+use iroh::{EndpointAddr, TransportAddr};
 use malai_protocol::codec::{Frame, Kind, MAX_SNAPSHOT};
 use malai_protocol::config::Config;
 use malai_protocol::failure::{Failure, Kind as FailureKind};
@@ -14,7 +14,7 @@ use serde_bytes::ByteArray;
 
 use crate::admin;
 use crate::clock::now_ms;
-use crate::net::endpoint::parse_address;
+use crate::net::endpoint::{Bound, parse_address};
 use crate::net::{FrameError, Frames, endpoint_id, send};
 use crate::requests::blocking;
 use crate::store;
@@ -87,20 +87,20 @@ impl Enrolled {
 
 /// Asks once. `waiting` is told when the manager noted a knock.
 pub(crate) async fn ask(
-    endpoint: &Endpoint,
+    bound: &Bound,
     cluster: &ClusterId,
     addresses: &[String],
     ask: &Ask,
     waiting: impl Fn(String),
 ) -> Answer {
-    match attempt(endpoint, cluster, addresses, ask, waiting).await {
+    match attempt(bound, cluster, addresses, ask, waiting).await {
         Ok(answer) => answer,
         Err(error) => Answer::Again(format!("{error:#}")),
     }
 }
 
 async fn attempt(
-    endpoint: &Endpoint,
+    bound: &Bound,
     cluster: &ClusterId,
     addresses: &[String],
     ask: &Ask,
@@ -110,11 +110,14 @@ async fn attempt(
         let text = "the cluster's id52 is not a key that can be dialled";
         return Ok(Answer::Refused(Failure::new(FailureKind::Usage, text)));
     };
-    let addr = EndpointAddr::from_parts(key, addresses.iter().filter_map(|text| parse_address(text)));
+    let Bound { endpoint, relays } = bound;
+    let told = addresses.iter().filter_map(|text| parse_address(text));
+    let addr = EndpointAddr::from_parts(key, told.chain(relays.urls().into_iter().map(TransportAddr::Relay)));
+    let tried = || tried(addresses) + &relays.failures(endpoint);
     let conn = match tokio::time::timeout(DIAL, endpoint.connect(addr, JOIN_ALPN)).await {
         Ok(Ok(conn)) => conn,
-        Ok(Err(error)) => anyhow::bail!("the cluster manager was not reached{}: {error:#}", tried(addresses)),
-        Err(_) => anyhow::bail!("the cluster manager did not answer within {} s{}", DIAL.as_secs(), tried(addresses)),
+        Ok(Err(error)) => anyhow::bail!("the cluster manager was not reached{}: {error:#}", tried()),
+        Err(_) => anyhow::bail!("the cluster manager did not answer within {} s{}", DIAL.as_secs(), tried()),
     };
     let (mut send_half, recv) = conn.open_bi().await?;
     let hostname = crate::admin::hostname();

@@ -18,8 +18,9 @@ use super::silent::{Place, Silent};
 use crate::clock::now_ms;
 use crate::manager::Manager;
 use crate::manager::pending::Pending;
-use crate::membership::{Membership, sync};
-use crate::net::endpoint::{self, address_text};
+use crate::membership::{Membership, network, sync};
+use crate::net::endpoint::{self, Bound, address_text};
+use crate::net::relays::Relays;
 use crate::net::{FIRST_FRAME, FrameError, Frames, close, is_protocol_error, machine_id, send};
 use crate::store::lock::Changes;
 
@@ -36,6 +37,7 @@ pub(crate) struct Desk {
     membership: Arc<Membership>,
     /// The endpoint of the cluster key.
     pub(crate) endpoint: Endpoint,
+    relays: Relays,
     pending: Mutex<Pending>,
     silent: Silent,
     served: Semaphore,
@@ -45,11 +47,12 @@ pub(crate) struct Desk {
 
 impl Desk {
     /// A desk that is not open yet.
-    pub(crate) fn new(membership: Arc<Membership>, endpoint: Endpoint) -> Arc<Self> {
+    pub(crate) fn new(membership: Arc<Membership>, bound: Bound) -> Arc<Self> {
         Arc::new(Self {
             pending: Mutex::new(Pending::new(&membership.alias)),
             membership,
-            endpoint,
+            endpoint: bound.endpoint,
+            relays: bound.relays,
             silent: Silent::new(SILENT),
             served: Semaphore::new(MOST),
             tasks: TaskTracker::new(),
@@ -60,6 +63,11 @@ impl Desk {
     /// Opens it.
     pub(crate) fn start(self: &Arc<Self>) {
         self.tasks.spawn(Arc::clone(self).run());
+        let desk = Arc::clone(self);
+        // Where another endpoint is needed, the membership sees to it.
+        self.tasks.spawn(async move {
+            network::follow(&desk.membership, &desk.endpoint, &desk.relays, &desk.cancel).await;
+        });
     }
 
     /// Who knocks.

@@ -16,6 +16,7 @@ use crate::clusters::{Cluster, Clusters};
 use crate::net::endpoint;
 use crate::requests::blocking;
 use crate::store;
+use crate::store::clusters::Joining;
 use crate::store::lock::Changes;
 
 /// The pause between attempts to reach a manager that does not answer yet.
@@ -77,11 +78,12 @@ async fn redeem(
 ) -> Result<(), Failure> {
     let home = clusters.shared().home.clone();
     let network = begun.joining.as_ref().map(network).unwrap_or_default();
-    let options = endpoint::Options::caller(*begun.machine_key.secret_bytes(), &network);
-    let endpoint = endpoint::bind(&options).await?;
+    let mut options = endpoint::Options::caller(*begun.machine_key.secret_bytes(), &network);
+    options.pass = begun.joining.as_ref().and_then(Joining::pass);
+    let bound = endpoint::bind(&options).await?;
     let shown = Ask::Redeem(invite.secret);
     let result = loop {
-        match ask(&endpoint, &invite.cluster, &invite.addresses, &shown, &progress).await {
+        match ask(&bound, &invite.cluster, &invite.addresses, &shown, &progress).await {
             Answer::Enrolled(enrolled) => break enrolled.store(&home, &begun.alias).await,
             Answer::Refused(failure) => break Err(failure),
             Answer::Again(why) if now_ms() > invite.expires_ms => {
@@ -92,6 +94,6 @@ async fn redeem(
         }
         tokio::time::sleep(PAUSE).await;
     };
-    endpoint.close().await;
+    bound.endpoint.close().await;
     result
 }

@@ -3,7 +3,6 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use iroh::Endpoint;
 use malai_protocol::config::{Network, Relay};
 use malai_protocol::failure::{Failure, Kind};
 use malai_protocol::id::MachineId;
@@ -11,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::ask::{Answer, Ask, ask};
-use crate::net::endpoint;
+use crate::net::endpoint::{self, Bound};
 use crate::shared::Shared;
 use crate::store;
 
@@ -60,9 +59,10 @@ impl Waiting {
         });
         if !shared.agent {
             let network = network(&waiting.joining);
-            let options = endpoint::Options::caller(*stored.machine_key.secret_bytes(), &network);
-            let endpoint = endpoint::bind(&options).await?;
-            waiting.tasks.spawn(Arc::clone(&waiting).run(endpoint));
+            let mut options = endpoint::Options::caller(*stored.machine_key.secret_bytes(), &network);
+            options.pass = waiting.joining.pass();
+            let bound = endpoint::bind(&options).await?;
+            waiting.tasks.spawn(Arc::clone(&waiting).run(bound));
         }
         Ok(waiting)
     }
@@ -84,23 +84,23 @@ impl Waiting {
         self.tasks.wait().await;
     }
 
-    async fn run(self: Arc<Self>, endpoint: Endpoint) {
+    async fn run(self: Arc<Self>, bound: Bound) {
         let enrolled = tokio::select! {
             () = self.cancel.cancelled() => false,
-            enrolled = self.knock(&endpoint) => enrolled,
+            enrolled = self.knock(&bound) => enrolled,
         };
-        endpoint::close(&endpoint, Duration::ZERO).await;
+        endpoint::close(&bound.endpoint, Duration::ZERO).await;
         if enrolled {
             self.shared.reload(&self.alias);
         }
     }
 
     /// Knocks until the snapshot is stored; `false` when that cannot happen any more.
-    async fn knock(&self, endpoint: &Endpoint) -> bool {
+    async fn knock(&self, bound: &Bound) -> bool {
         let mut pause = FIRST_PAUSE;
         loop {
             let noted = |text| self.say(format!("{text} (this machine is {})", self.me));
-            match ask(endpoint, &self.cluster, &self.joining.addresses, &Ask::Knock, noted).await {
+            match ask(bound, &self.cluster, &self.joining.addresses, &Ask::Knock, noted).await {
                 Answer::Enrolled(enrolled) => match enrolled.store(&self.shared.home, &self.alias).await {
                     Ok(()) => return true,
                     Err(failure) => self.say(format!("the config arrived but cannot be stored: {failure}")),

@@ -71,6 +71,9 @@ impl Manager<'_> {
         invites.add(&secret, promise)?;
         invites.save(&self.dir.invites())?;
         let (relays, pinned) = Relay::split(config.network.relays.as_deref());
+        // Other relays ask for none, and are shown none.
+        let has_pin = pinned.iter().any(|relay| relay.sha256.is_some());
+        let ticket = if has_pin { Some(self.key.ticket(expires_ms)?.to_text()) } else { None };
         Ok(Invite {
             cluster: self.id(),
             name: config.cluster.name.to_string(),
@@ -81,7 +84,7 @@ impl Manager<'_> {
             pinned,
             discovery: config.network.discovery,
             ca: config.network.ca,
-            ticket: None,
+            ticket,
         })
     }
 

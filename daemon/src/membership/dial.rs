@@ -121,11 +121,19 @@ async fn attempt(
     Ok((conn, control))
 }
 
-/// Fixed addresses from the config and last known ones; discovery adds its own.
+/// Fixed addresses from the config and last known ones, and every relay of the config: the machine is at one of them,
+/// and not for ever at the one where it was last. Discovery adds its own.
 pub(crate) fn addresses(membership: &Membership, id: MachineId) -> Vec<TransportAddr> {
     let held = membership.held();
     let fixed = held.config.machine_by_id(&id).map(|(_, machine)| machine.addresses.clone()).unwrap_or_default();
-    fixed.into_iter().map(TransportAddr::Ip).chain(membership.pool.addresses(id)).collect()
+    let mut all: Vec<TransportAddr> = fixed.into_iter().map(TransportAddr::Ip).collect();
+    all.extend(membership.pool.addresses(id));
+    for relay in membership.relays.urls().into_iter().map(TransportAddr::Relay) {
+        if !all.contains(&relay) {
+            all.push(relay);
+        }
+    }
+    all
 }
 
 fn unreachable(membership: &Membership, id: MachineId, name: &str, why: &str) -> Failure {
@@ -142,7 +150,9 @@ fn unreachable(membership: &Membership, id: MachineId, name: &str, why: &str) ->
         })
         .chain(["discovery".to_owned()])
         .collect();
-    let message = format!("{name}.{} cannot be reached: {why}; tried {}; {seen}", membership.alias, tried.join(", "));
+    let relays = membership.relays.failures(&membership.endpoint);
+    let alias = &membership.alias;
+    let message = format!("{name}.{alias} cannot be reached: {why}; tried {}; {seen}{relays}", tried.join(", "));
     Failure::new(Kind::Unreachable, message)
         .hint(format!("on {name}: `malai daemon status`, then `malai daemon`; here: `malai status`"))
 }

@@ -40,7 +40,6 @@ pub(crate) async fn run(membership: Arc<Membership>) {
 }
 
 async fn watch(membership: &Arc<Membership>) {
-    let has_relays = membership.held().config.network.relays.as_ref().is_none_or(|relays| !relays.is_empty());
     let begun = Instant::now();
     let (mut packets, mut heard) = (membership.pool.packets(), begun);
     let mut ticks = tokio::time::interval(LOOK);
@@ -55,6 +54,7 @@ async fn watch(membership: &Arc<Membership>) {
             (packets, heard) = (now, Instant::now());
         }
         let (silence, age) = if relay_is_up(membership) { (DOUBT, NEW) } else { (SILENCE, PATIENCE) };
+        let has_relays = membership.held().config.network.relays.as_ref().is_none_or(|relays| !relays.is_empty());
         if has_relays && heard.elapsed() >= silence && begun.elapsed() >= age {
             tracing::info!(cluster = %membership.alias, "no peer is heard: the endpoint is rebuilt");
             return membership.rebuild();

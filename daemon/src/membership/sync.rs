@@ -23,10 +23,6 @@ pub(crate) const BODY: Duration = Duration::from_secs(60);
 /// A snapshot that several peers announce is asked of one after the other; one that does not deliver in this time keeps
 /// nobody else from being asked.
 const PATIENCE: Duration = Duration::from_millis(250);
-/// How long a machine passes a changed `[network]` on before it follows it itself.
-const REBIND: Duration = Duration::from_secs(2);
-/// The same for the manager: `rescan` waits 5 s for the machines.
-const REBIND_MANAGER: Duration = Duration::from_secs(6);
 
 /// A peer offers a snapshot with this verified header: it is fetched in a task of its own when it is newer.
 pub(crate) fn offered(membership: &Arc<Membership>, conn: &Arc<PeerConn>, header: Header) {
@@ -168,24 +164,6 @@ pub(crate) async fn review(membership: Arc<Membership>) {
             () = membership.cancel.cancelled() => return,
             changed = snapshots.changed() => if changed.is_err() { return },
             () = membership.live.adopted() => {}
-        }
-    }
-}
-
-/// Endpoints are bound with `[network]`: when a snapshot changes it, the cluster is taken in anew, after the snapshot had
-/// time to reach the others over the connections that there are.
-pub(crate) async fn rebind(membership: Arc<Membership>) {
-    let bound = membership.held().config.network.clone();
-    let mut snapshots = membership.watch();
-    let changed = snapshots.wait_for(|held| held.config.network != bound);
-    tokio::select! {
-        () = membership.cancel.cancelled() => return,
-        changed = changed => if changed.is_err() { return },
-    }
-    tokio::select! {
-        () = membership.cancel.cancelled() => {}
-        () = tokio::time::sleep(if membership.is_manager { REBIND_MANAGER } else { REBIND }) => {
-            membership.shared.reload(&membership.alias);
         }
     }
 }

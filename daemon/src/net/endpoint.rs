@@ -1,21 +1,21 @@
 //! Binds an iroh endpoint as the cluster's `[network]` and the local settings say.
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use iroh::address_lookup::{AddrFilter, DnsAddressLookup, PkarrPublisher, PkarrResolver};
 use iroh::dns::DnsResolver;
 use iroh::endpoint::{Builder, PortmapperConfig, QuicTransportConfig, VarInt, presets};
-use iroh::tls::CaTlsConfig;
-use iroh::{Endpoint, RelayMode, RelayUrl, SecretKey, TransportAddr};
+use iroh::{Endpoint, RelayUrl, SecretKey, TransportAddr};
 use malai_protocol::config::Network;
 use malai_protocol::failure::{Failure, Kind};
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject;
 use tracing::subscriber::NoSubscriber;
 use url::Url;
 
 use super::mdns::Mdns;
+use super::relays::{Pass, Relays};
+use super::trust::Trust;
 
 /// Sessions on one connection; the next one is refused by name.
 pub(crate) const MAX_SESSIONS: u32 = 1024;
@@ -48,12 +48,23 @@ pub(crate) struct Options<'a> {
     pub(crate) kept_port: Option<u16>,
     /// It makes itself known to discovery services.
     pub(crate) publish: bool,
+    /// What a newcomer shows to relays.
+    pub(crate) pass: Option<Pass>,
+}
+
+/// An endpoint and its relays.
+#[derive(Debug)]
+pub(crate) struct Bound {
+    /// The endpoint.
+    pub(crate) endpoint: Endpoint,
+    /// Its relays, which may change while it lives.
+    pub(crate) relays: Relays,
 }
 
 impl<'a> Options<'a> {
     /// For an endpoint that only calls, at any port, and tells no discovery service of itself.
     pub(crate) fn caller(key: [u8; 32], network: &'a Network) -> Self {
-        Self { key, alpns: Vec::new(), network, listen: None, kept_port: None, publish: false }
+        Self { key, alpns: Vec::new(), network, listen: None, kept_port: None, publish: false, pass: None }
     }
 }
 
@@ -61,13 +72,13 @@ impl<'a> Options<'a> {
 ///
 /// # Errors
 /// [`Failure`] of kind `bad-config` for settings that cannot be used, `internal` when no socket can be bound.
-pub(crate) async fn bind(options: &Options<'_>) -> Result<Endpoint, Failure> {
+pub(crate) async fn bind(options: &Options<'_>) -> Result<Bound, Failure> {
     if let Some(port) = options.kept_port
         && options.listen.is_none()
         && port_is_free(port)
     {
         match attempt(options, Some(port)).await {
-            Ok(endpoint) => return Ok(endpoint),
+            Ok(bound) => return Ok(bound),
             Err(failure) => tracing::warn!(port, error = %failure, "the kept port cannot be bound, taking another"),
         }
     }
@@ -110,8 +121,10 @@ fn port_is_free(port: u16) -> bool {
     std::net::UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port)).is_ok()
 }
 
-async fn attempt(options: &Options<'_>, port: Option<u16>) -> Result<Endpoint, Failure> {
-    let mut builder = builder(options)?;
+async fn attempt(options: &Options<'_>, port: Option<u16>) -> Result<Bound, Failure> {
+    let trust = Trust::new(options.network);
+    let relays = Relays::new(options.network, Arc::clone(&trust), options.pass.clone())?;
+    let mut builder = builder(options, &trust, &relays)?;
     let bad = |e: &dyn std::fmt::Display| Failure::new(Kind::BadConfig, format!("`listen` cannot be used: {e}"));
     if let Some(listen) = options.listen {
         builder = builder.clear_ip_transports().bind_addr(listen).map_err(|e| bad(&e))?;
@@ -121,20 +134,22 @@ async fn attempt(options: &Options<'_>, port: Option<u16>) -> Result<Endpoint, F
             .and_then(|b| b.bind_addr((Ipv6Addr::UNSPECIFIED, port)))
             .map_err(|e| bad(&e))?;
     }
-    builder.bind().await.map_err(|e| {
+    let endpoint = builder.bind().await.map_err(|e| {
         let what = options.listen.map_or_else(|| "a UDP port".to_owned(), |a| format!("UDP {a}"));
         Failure::new(Kind::Internal, format!("cannot bind {what}: {e:#}"))
             .hint("another program may hold the port: `ss -ulpn` shows which; `listen` in malai.toml chooses another")
-    })
+    })?;
+    Ok(Bound { endpoint, relays })
 }
 
-fn builder(options: &Options<'_>) -> Result<Builder, Failure> {
+fn builder(options: &Options<'_>, trust: &Arc<Trust>, relays: &Relays) -> Result<Builder, Failure> {
     let network = options.network;
     let own = is_self_hosted(network);
     let mut builder = Endpoint::builder(presets::Minimal)
         .secret_key(SecretKey::from_bytes(&options.key))
         .alpns(options.alpns.clone())
-        .relay_mode(relay_mode(network)?)
+        .relay_mode(relays.mode(network))
+        .ca_tls_config(trust.tls(network.ca.as_deref())?)
         .transport_config(transport_config());
     if own {
         // A self-hosted cluster asks no public service: neither the router for a port nor another resolver.
@@ -142,25 +157,12 @@ fn builder(options: &Options<'_>) -> Result<Builder, Failure> {
             .portmapper_config(PortmapperConfig::Disabled)
             .dns_resolver(DnsResolver::builder().with_system_defaults().disable_fallback().build());
     }
-    if let Some(ca) = &network.ca {
-        builder = builder.ca_tls_config(CaTlsConfig::custom_roots(certificates(ca)?));
-    }
     add_discovery(builder, network, options.publish)
 }
 
 /// Whether the cluster named its own relays or none: then nothing public may be contacted that it did not name.
 fn is_self_hosted(network: &Network) -> bool {
     network.relays.is_some()
-}
-
-fn relay_mode(network: &Network) -> Result<RelayMode, Failure> {
-    let Some(relays) = &network.relays else { return Ok(RelayMode::Default) };
-    if relays.is_empty() {
-        return Ok(RelayMode::Disabled);
-    }
-    let urls: Result<Vec<RelayUrl>, _> = relays.iter().map(|relay| relay.url.parse::<RelayUrl>()).collect();
-    let urls = urls.map_err(|e| Failure::new(Kind::BadConfig, format!("[network] relays: {e}")))?;
-    Ok(RelayMode::custom(urls))
 }
 
 fn transport_config() -> QuicTransportConfig {
@@ -171,13 +173,6 @@ fn transport_config() -> QuicTransportConfig {
         config = config.max_idle_timeout(Some(idle));
     }
     config.build()
-}
-
-fn certificates(pem: &str) -> Result<Vec<CertificateDer<'static>>, Failure> {
-    let bad = |e: String| Failure::new(Kind::BadConfig, format!("[network] ca is not a list of PEM certificates: {e}"));
-    let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem.as_bytes()).collect();
-    let found = found.map_err(|e| bad(e.to_string()))?;
-    if found.is_empty() { Err(bad("no certificate in it".into())) } else { Ok(found) }
 }
 
 fn add_discovery(mut builder: Builder, network: &Network, publish: bool) -> Result<Builder, Failure> {
@@ -261,7 +256,7 @@ mod tests {
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn the_port_of_an_endpoint_that_is_abandoned_while_it_dials_is_free_long_before_its_dialling_is_over() {
         let network = Network { relays: Some(Vec::new()), discovery: Some(Vec::new()), ..Network::default() };
-        let endpoint = bind(&Options::caller([1; 32], &network)).await.unwrap();
+        let Bound { endpoint, relays: _ } = bind(&Options::caller([1; 32], &network)).await.unwrap();
         let sockets = endpoint.bound_sockets();
         // A peer that takes what comes, and never answers.
         let silent = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();

@@ -13,11 +13,13 @@ use malai_protocol::home::{ClusterDir, Home};
 use malai_protocol::id::ClusterId;
 use malai_protocol::local::Role;
 use malai_protocol::snapshot::Snapshot;
+use malai_protocol::ticket::Ticket;
 use serde::{Deserialize, Serialize};
 
 use super::keys::{ClusterKey, MachineKey};
 use super::lock::Changes;
 use super::{disk_failure, snapshot};
+use crate::net::relays::Pass;
 
 const MAX_JOINING: usize = 256 * 1024;
 
@@ -43,6 +45,16 @@ pub struct Joining {
     /// The others of `[network] relays`: with a pinned certificate, or a key.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub pinned: Vec<Relay>,
+    /// What lets this machine through those with a pin until it is a member there, or the invite expires.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ticket: Option<Ticket>,
+}
+
+impl Joining {
+    /// What is shown to the relays that are named here.
+    pub(crate) fn pass(&self) -> Option<Pass> {
+        self.ticket.as_ref().map(|ticket| Pass::new(ticket, &self.pinned))
+    }
 }
 
 /// A directory under `clusters/`.
@@ -272,6 +284,7 @@ mod tests {
             discovery: None,
             ca: None,
             pinned: vec![Relay { url: "https://192.0.2.2:7443".into(), sha256: Some([0xab; 32]), id: None }],
+            ticket: None,
         };
         create(&changes, alias, |dir| {
             MachineKey::generate()?.create(&dir.machine_key())?;

@@ -14,6 +14,7 @@ use ed25519_dalek::SigningKey;
 use malai_protocol::failure::{Failure, Kind};
 use malai_protocol::id::{ClusterId, MachineId};
 use malai_protocol::snapshot::Snapshot;
+use malai_protocol::ticket::Ticket;
 use zeroize::Zeroizing;
 
 use super::disk_failure;
@@ -103,6 +104,15 @@ impl ClusterKey {
     pub fn sign(&self, generation: u64, issued_ms: u64, text: String) -> Result<Snapshot, Failure> {
         Snapshot::sign(&self.secret, generation, issued_ms, text)
             .map_err(|e| Failure::new(Kind::BadConfig, format!("the config cannot be signed: {e}")))
+    }
+
+    /// Signs a ticket for the cluster's relays, good until `expires_ms`, milliseconds since the epoch.
+    ///
+    /// # Errors
+    /// [`Kind::Internal`] when the system gives no random bytes.
+    pub fn ticket(&self, expires_ms: u64) -> Result<Ticket, Failure> {
+        Ticket::sign(&self.secret, expires_ms, *random::<16>()?)
+            .map_err(|e| Failure::new(Kind::Internal, format!("a relay ticket cannot be signed: {e}")))
     }
 }
 

@@ -22,6 +22,8 @@ pub struct Services {
     pub quic_port: u16,
     /// The certificate, as PEM, of the authority that vouches for the relay.
     pub authority: String,
+    /// SHA-256 of the relay's certificate, 64 hexadecimal digits.
+    pub sha256: String,
     /// Address and port of the DNS server (UDP and TCP).
     pub dns: String,
     /// Where pkarr packets are published and looked up.
@@ -36,7 +38,18 @@ impl Services {
     ///
     /// When they do not start, or are not ready in time.
     pub fn start(host: &Host) -> Result<Self> {
-        let process = host.spawn(Cmd::new([NET, &host.ip().to_string()]).stdin_open())?;
+        Self::start_with(host, &[])
+    }
+
+    /// Starts them with options of `malai-lab-net`, and waits until they are ready.
+    ///
+    /// # Errors
+    ///
+    /// As [`Services::start`].
+    pub fn start_with(host: &Host, options: &[&str]) -> Result<Self> {
+        let address = host.ip().to_string();
+        let words = [NET, address.as_str()].into_iter().chain(options.iter().copied());
+        let process = host.spawn(Cmd::new(words).stdin_open())?;
         let line = process.wait_for_line("{", DEADLINE)?;
         let ready: Value = serde_json::from_str(&line).with_context(|| format!("{NET} printed no JSON: {line}"))?;
         let text = |name: &str| {
@@ -49,6 +62,7 @@ impl Services {
             relay_http: text("relay_http")?,
             quic_port: quic_port.try_into().context("quic_port is no port")?,
             authority: text("authority")?,
+            sha256: text("sha256")?,
             dns: text("dns")?,
             pkarr: text("pkarr")?,
             _process: process,

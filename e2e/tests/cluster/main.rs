@@ -22,6 +22,7 @@ mod network;
 mod ping;
 mod publish;
 mod relay;
+mod relays;
 mod signals;
 mod spread;
 mod streams;
@@ -47,6 +48,7 @@ fn main() -> ExitCode {
         lifecycle::trials(),
         network::trials(),
         relay::trials(),
+        relays::trials(),
         ping::trials(),
         weather::trials(),
     ] {

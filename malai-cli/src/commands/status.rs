@@ -1,7 +1,9 @@
 //! `malai status`.
 
 use malai_protocol::failure::Failure;
-use malai_protocol::local::{ClusterState, ClusterStatus, MachineStatus, Request, Response, Role};
+use malai_protocol::local::{
+    ClusterState, ClusterStatus, MachineStatus, RelayState, RelayStatus, Request, Response, Role,
+};
 
 use super::{Context, daemon};
 use crate::client::{self, Otherwise};
@@ -55,6 +57,7 @@ fn describe(cluster: &ClusterStatus, now_ms: u64) -> Vec<String> {
     let list = |all: &[String]| (!all.is_empty()).then(|| all.join(", "));
     field("addresses", list(addresses));
     field("join", list(join_addresses));
+    cluster.relays.iter().for_each(|relay| field("relay", Some(describe_relay(relay))));
     if let ClusterState::Waiting(what) = &cluster.state {
         field("waiting", Some(what.clone()));
     }
@@ -64,6 +67,18 @@ fn describe(cluster: &ClusterStatus, now_ms: u64) -> Vec<String> {
         lines.extend(output::table(&rows));
     }
     lines
+}
+
+/// A relay in words; why it cannot be used is in part its own words.
+fn describe_relay(relay: &RelayStatus) -> String {
+    let state = match relay.state {
+        RelayState::Connected => "connected",
+        RelayState::Connecting => "no answer yet",
+        RelayState::Spare => "not in use, another is connected",
+        RelayState::Failed => "cannot be used",
+    };
+    let error = relay.error.as_ref().map(|error| format!(": {error}")).unwrap_or_default();
+    format!("{}  {state}{error}", relay.url)
 }
 
 fn row(machine: &MachineStatus, now_ms: u64) -> Vec<String> {
@@ -121,6 +136,10 @@ mod tests {
         }
     }
 
+    fn relay(url: &str, state: RelayState, error: Option<&str>) -> RelayStatus {
+        RelayStatus { url: url.into(), state, error: error.map(str::to_owned) }
+    }
+
     #[test]
     fn a_machine_without_a_live_connection_is_never_called_connected() {
         for last_seen_ms in [None, Some(0), Some(u64::MAX)] {
@@ -149,6 +168,12 @@ mod tests {
                 MachineStatus { last_seen_ms: Some(10_000), generation: Some(11), ..machine("db01") },
                 machine("new"),
             ],
+            relays: vec![
+                relay("https://a.example.com", RelayState::Connected, None),
+                relay("https://b.example.com", RelayState::Spare, None),
+                relay("https://c.example.com", RelayState::Connecting, None),
+                relay("https://192.0.2.5:7443", RelayState::Failed, Some("it refuses this machine: not a member")),
+            ],
         };
         insta::assert_snapshot!(describe(&cluster, 100_000).join("\n"), @r"
 
@@ -159,6 +184,10 @@ mod tests {
           generation  12
           addresses   192.0.2.1:4001
           join        192.0.2.1:4002
+          relay       https://a.example.com  connected
+          relay       https://b.example.com  not in use, another is connected
+          relay       https://c.example.com  no answer yet
+          relay       https://192.0.2.5:7443  cannot be used: it refuses this machine: not a member
           MACHINE           ID52        GENERATION  STATE
           laptop (manager)  qtd9g0c2m4  12          this machine
           web01             qtd9g0c2m4  12          connected, direct 192.0.2.7:4001, 41.2 ms, for 100 s

@@ -57,6 +57,7 @@ fn status(machines: &[&str], state: ClusterState) -> Status {
         addresses: Vec::new(),
         join_addresses: Vec::new(),
         machines: machines.iter().map(machine).collect(),
+        relays: Vec::new(),
     };
     let daemon = DaemonStatus {
         pid: 1,

@@ -80,6 +80,34 @@ pub struct ClusterStatus {
     pub join_addresses: Vec<String>,
     /// All machines of the config, in its order of names.
     pub machines: Vec<MachineStatus>,
+    /// The relays that this machine knows; of iroh's public ones only the one in use.
+    #[serde(default)]
+    pub relays: Vec<RelayStatus>,
+}
+
+/// One relay in [`ClusterStatus`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RelayStatus {
+    /// Its URL.
+    pub url: String,
+    /// How it does.
+    pub state: RelayState,
+    /// Why it cannot be used; in part its own words.
+    pub error: Option<String>,
+}
+
+/// How a relay does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RelayState {
+    /// There is a connection: this machine is found there.
+    Connected,
+    /// None of them has answered yet, or this one is being connected.
+    Connecting,
+    /// Another one is in use.
+    Spare,
+    /// It cannot be used.
+    Failed,
 }
 
 /// One machine in [`ClusterStatus`].

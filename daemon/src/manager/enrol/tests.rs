@@ -1,4 +1,5 @@
 use malai_protocol::local::{ClusterApprove, ClusterInvite};
+use malai_protocol::ticket::{Ticket, TicketError};
 
 use super::super::Rescan;
 use super::super::tests::{Lab, NOW, YEAR, ask, machine};
@@ -120,6 +121,24 @@ fn a_redeemed_invite_enrols_with_its_name_groups_and_user() {
     let web01 = config.machine("web01").expect("is there");
     assert_eq!((web01.id, web01.username.as_deref()), (key, Some("root")));
     assert!(config.groups["admins"].members.contains("web01"));
+}
+
+#[test]
+fn an_invite_to_a_cluster_with_pinned_relays_carries_pins_and_a_ticket_that_expires_with_it() {
+    let lab = Lab::new();
+    assert_eq!(invite(&lab, Some("web01"), 1).ticket, None, "it has no relays");
+    let relays = format!(
+        "relays = [\"https://a.example.com\", {{ url = \"https://192.0.2.5:7443\", sha256 = \"{}\" }}]",
+        "ab".repeat(32)
+    );
+    lab.edit(|text| text.replace("relays    = [] ", &format!("{relays} ")));
+    lab.manager().rescan(&ask(), NOW + 1).expect("published");
+    let invite = invite(&lab, Some("db01"), 1);
+    assert_eq!(invite.relays.as_deref(), Some(&["https://a.example.com".to_owned()][..]));
+    assert_eq!(invite.pinned.iter().map(|relay| relay.sha256).collect::<Vec<_>>(), [Some([0xab; 32])]);
+    let ticket = Ticket::from_text(invite.ticket.as_deref().expect("a ticket")).expect("one");
+    assert_eq!(ticket.verify(&invite.cluster, invite.expires_ms - 1), Ok(()));
+    assert_eq!(ticket.verify(&invite.cluster, invite.expires_ms), Err(TicketError::Expired));
 }
 
 #[test]
