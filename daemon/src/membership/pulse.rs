@@ -215,7 +215,11 @@ async fn stalled(
     // that path is dead and a relay is there, only a closed connection makes it try all ways.
     let let_go = async {
         tokio::time::sleep(let_go).await;
-        if !conn.has_relay_to_spare() {
+        let has_other = conn.relay_in_use().is_some_and(|relay| {
+            membership.relays.suspect(&relay);
+            membership.relays.has_other_than(&relay)
+        });
+        if !conn.has_relay_to_spare() && !has_other {
             std::future::pending::<()>().await;
         }
     };

@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
-use iroh::TransportAddr;
 use iroh::endpoint::{Connection, PathId};
+use iroh::{RelayUrl, TransportAddr};
 use malai_protocol::id::{Incarnation, MachineId};
 use malai_protocol::peer::Close;
 use malai_protocol::snapshot::Header;
@@ -143,6 +143,15 @@ impl PeerConn {
     pub(crate) fn has_relay_to_spare(&self) -> bool {
         let paths = self.conn.paths();
         paths.iter().any(|path| path.is_relay() && !path.is_selected())
+    }
+
+    /// The relay that the path in use goes by.
+    pub(crate) fn relay_in_use(&self) -> Option<RelayUrl> {
+        let paths = self.conn.paths();
+        paths.iter().find(|path| path.is_selected()).and_then(|path| match path.remote_addr() {
+            TransportAddr::Relay(url) => Some(url.clone()),
+            _ => None,
+        })
     }
 
     /// True for the one that has to start the heartbeat.

@@ -5,7 +5,11 @@
 //! relay that fails *rests*: it is taken out of iroh's set, which makes iroh look at once at those that are left, and comes
 //! back when it answers again.
 
-use std::collections::BTreeMap;
+mod answer;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -17,9 +21,8 @@ use malai_protocol::config::{Network, Relay};
 use malai_protocol::failure::{Failure, Kind};
 use malai_protocol::local::{RelayState, RelayStatus as Told};
 use malai_protocol::ticket::Ticket;
-use tokio::net::TcpStream;
 use tokio::sync::Notify;
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 use zeroize::Zeroizing;
 
 use super::trust::Trust;
@@ -30,8 +33,8 @@ const FIRST_REST: Duration = Duration::from_secs(10);
 const LONGEST_REST: Duration = Duration::from_secs(120);
 /// When the only relay that does not rest fails, the others are asked after so long.
 const SOON: Duration = Duration::from_secs(1);
-/// How long a relay that rests may take to answer when it is asked.
-const ANSWER: Duration = Duration::from_secs(3);
+/// A relay that is suspected is asked no sooner than so long after the last time.
+const ASKED: Duration = Duration::from_secs(2);
 /// The longest reason that is kept of a relay's failure, in characters: a relay may say anything.
 const MAX_REASON: usize = 300;
 
@@ -70,7 +73,9 @@ pub(crate) struct Relays {
     pass: Option<Pass>,
     /// Those of the config; none where iroh's public ones are used.
     set: Mutex<BTreeMap<RelayUrl, Entry>>,
-    replaced: Notify,
+    /// Those over which a peer was heard no more.
+    suspects: Mutex<BTreeSet<RelayUrl>>,
+    changed: Notify,
 }
 
 /// One relay.
@@ -80,6 +85,8 @@ struct Entry {
     config: Arc<RelayConfig>,
     /// Why it could not be used the last time.
     failure: Option<String>,
+    /// When it was suspected and asked.
+    asked: Option<Instant>,
     /// Until when it is left alone.
     rests: Option<Instant>,
     /// How long it rests the next time.
@@ -87,6 +94,14 @@ struct Entry {
 }
 
 impl Entry {
+    /// Notes why it cannot be used.
+    fn fails(&mut self, why: String) {
+        if self.failure.as_ref() != Some(&why) {
+            tracing::warn!(relay = self.relay.url, "cannot be used: {}", why.escape_debug());
+        }
+        self.failure = Some(why);
+    }
+
     /// Begins to rest, longer than the last time; `false` when it rests already.
     fn rest_from(&mut self, now: Instant) -> bool {
         if self.rests.is_some() {
@@ -112,7 +127,7 @@ impl Relays {
     /// [`Failure`] of kind `bad-config` for a URL that cannot be used.
     pub(crate) fn new(network: &Network, trust: Arc<Trust>, pass: Option<Pass>) -> Result<Self, Failure> {
         let set = Mutex::new(entries(network, pass.as_ref())?);
-        Ok(Self { trust, pass, set, replaced: Notify::new() })
+        Ok(Self { trust, pass, set, suspects: Mutex::default(), changed: Notify::new() })
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<RelayUrl, Entry>> {
@@ -161,8 +176,19 @@ impl Relays {
         for url in removed {
             endpoint.remove_relay(&url).await;
         }
-        self.replaced.notify_one();
+        self.changed.notify_one();
         Ok(())
+    }
+
+    fn suspects(&self) -> MutexGuard<'_, BTreeSet<RelayUrl>> {
+        self.suspects.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Nothing comes over this relay any more: it is asked whether it is there. iroh itself would notice after 20 s.
+    pub(crate) fn suspect(&self, url: &RelayUrl) {
+        if self.lock().contains_key(url) && self.suspects().insert(url.clone()) {
+            self.changed.notify_one();
+        }
     }
 
     /// Lets relays that fail rest, and takes them back, until the endpoint is closed.
@@ -176,7 +202,7 @@ impl Relays {
             let wake = self.lock().values().filter_map(|entry| entry.rests).min();
             tokio::select! {
                 changed = home.updated() => if changed.is_err() { return },
-                () = self.replaced.notified() => {}
+                () = self.changed.notified() => self.ask_suspects(endpoint).await,
                 () = async { tokio::time::sleep_until(wake.unwrap_or_else(Instant::now)).await }, if wake.is_some() => {
                     self.take_back(endpoint).await;
                 }
@@ -193,10 +219,7 @@ impl Relays {
             if status.is_connected() {
                 (entry.failure, entry.rest) = (None, FIRST_REST);
             } else if let Some(why) = why(status) {
-                if entry.failure.as_ref() != Some(&why) {
-                    tracing::warn!(relay = entry.relay.url, "cannot be used: {}", why.escape_debug());
-                }
-                entry.failure = Some(why);
+                entry.fails(why);
                 failed.push(status.url().clone());
             }
         }
@@ -221,16 +244,36 @@ impl Relays {
         }
     }
 
+    /// Asks those that are suspected, unless they rest or were asked a moment ago.
+    async fn ask_suspects(&self, endpoint: &Endpoint) {
+        let suspects = std::mem::take(&mut *self.suspects());
+        let asked: Vec<_> = {
+            let (mut set, now) = (self.lock(), Instant::now());
+            let wanted = |url: &RelayUrl| {
+                let entry = set
+                    .get_mut(url)
+                    .filter(|entry| entry.rests.is_none() && entry.asked.is_none_or(|at| at + ASKED < now))?;
+                entry.asked = Some(now);
+                Some(url.clone())
+            };
+            suspects.iter().filter_map(wanted).collect()
+        };
+        for (url, answer) in answers(endpoint, asked).await {
+            if let Err(why) = answer {
+                let found = self.lock().get_mut(&url).map(|entry| entry.fails(why)).is_some();
+                if found {
+                    self.rest(endpoint, &url).await;
+                }
+            }
+        }
+    }
+
     /// Takes those back that have rested and answer; the others rest on.
     async fn take_back(&self, endpoint: &Endpoint) {
         let rested = |entry: &Entry| entry.rests.is_some_and(|until| until <= Instant::now());
         let asked: Vec<_> = self.lock().iter().filter(|(_, e)| rested(e)).map(|(url, _)| url.clone()).collect();
-        let answers = join_all(asked.into_iter().map(|url| async move {
-            let answer = answers(&url).await;
-            (url, answer)
-        }));
         let mut back = Vec::new();
-        for (url, answer) in answers.await {
+        for (url, answer) in answers(endpoint, asked).await {
             // It may have been replaced meanwhile.
             if let Some(entry) = self.lock().get_mut(&url).filter(|entry| rested(entry)) {
                 match answer {
@@ -282,6 +325,11 @@ impl Relays {
         self.states(endpoint).into_iter().filter_map(failed).collect()
     }
 
+    /// Whether there is a relay beside this one that is not known to fail.
+    pub(crate) fn has_other_than(&self, url: &RelayUrl) -> bool {
+        self.lock().iter().any(|(other, entry)| other != url && entry.failure.is_none())
+    }
+
     /// Where any machine of the cluster may be found: a relay that was in use when it was last heard of may not be any more.
     pub(crate) fn urls(&self) -> Vec<RelayUrl> {
         self.lock().keys().cloned().collect()
@@ -309,17 +357,13 @@ fn why(status: &RelayStatus) -> Option<String> {
     Some(text.chars().take(MAX_REASON).collect())
 }
 
-/// Whether somebody listens where a relay should be.
-async fn answers(url: &RelayUrl) -> Result<(), String> {
-    let (Some(host), Some(port)) = (url.host_str(), url.port_or_known_default()) else {
-        return Err("its URL has no host".to_owned());
+/// What each of these says when it is asked.
+async fn answers(endpoint: &Endpoint, urls: Vec<RelayUrl>) -> Vec<(RelayUrl, Result<(), String>)> {
+    let ask = |url: RelayUrl| async {
+        let answer = answer::answers(&url, endpoint.tls_config()).await;
+        (url, answer)
     };
-    let host = host.trim_matches(['[', ']']).trim_end_matches('.');
-    match timeout(ANSWER, TcpStream::connect((host, port))).await {
-        Ok(Ok(_)) => Ok(()),
-        Ok(Err(error)) => Err(format!("no answer: {error}")),
-        Err(_) => Err("no answer in time".to_owned()),
-    }
+    join_all(urls.into_iter().map(ask)).await
 }
 
 fn entries(network: &Network, pass: Option<&Pass>) -> Result<BTreeMap<RelayUrl, Entry>, Failure> {
@@ -331,9 +375,8 @@ fn entries(network: &Network, pass: Option<&Pass>) -> Result<BTreeMap<RelayUrl, 
         if let Some(ticket) = pass.and_then(|pass| pass.shown_to(relay)) {
             config = config.with_auth_token(ticket);
         }
-        let entry =
-            Entry { relay: relay.clone(), config: Arc::new(config), failure: None, rests: None, rest: FIRST_REST };
-        Ok((url, entry))
+        let (relay, config) = (relay.clone(), Arc::new(config));
+        Ok((url, Entry { relay, config, failure: None, asked: None, rests: None, rest: FIRST_REST }))
     };
     network.relays.iter().flatten().map(entry).collect()
 }

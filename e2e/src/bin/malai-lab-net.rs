@@ -106,9 +106,10 @@ fn certify(address: Ipv4Addr, expired: bool) -> Result<(String, String, rustls::
 /// SHA-256 in hexadecimal digits.
 fn digest(bytes: &[u8]) -> String {
     let provider = rustls::crypto::ring::default_provider();
-    let suite = provider.cipher_suites.iter().find_map(|suite| suite.tls13());
-    let hash = suite.map(|suite| suite.common.hash_provider.hash(bytes));
-    hash.iter().flat_map(|hash| hash.as_ref()).map(|byte| format!("{byte:02x}")).collect()
+    let hashes =
+        provider.cipher_suites.iter().filter_map(|suite| suite.tls13()).map(|suite| suite.common.hash_provider);
+    let sha256 = hashes.into_iter().find(|hash| hash.output_len() == 32).map(|hash| hash.hash(bytes));
+    sha256.iter().flat_map(|hash| hash.as_ref()).map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn make_certificates(address: Ipv4Addr, expired: bool) -> Result<Value> {

@@ -25,6 +25,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         a_relay_that_refuses_is_told_and_another_one_is_used,
         relays_are_exchanged_under_running_commands,
         commands_go_on_over_the_second_relay_when_the_first_dies,
+        a_running_command_goes_on_when_the_first_relay_falls_silent,
         a_newcomers_ticket_is_shown_to_the_pinned_relay_alone,
     ]
 }
@@ -33,8 +34,8 @@ pub(crate) fn trials() -> Vec<Trial> {
 struct Far {
     company: Cluster,
     web01: Host,
-    internet: Segment,
-    lab: Lab,
+    _internet: Segment,
+    _lab: Lab,
     _routers: [Router; 2],
 }
 
@@ -48,14 +49,15 @@ impl Far {
             company.set("network", line)?;
         }
         // Signed, and not published: there is no daemon yet.
-        company.rescan_with(&[])?.exited(1)?;
+        told(company.rescan_with(&[])?, 1, &["not published"])?;
         start(company.manager())?;
-        wait_for(SOON, "the manager is at a relay", || {
-            let (_, status) = connected(&company, company.manager())?;
-            Ok(status.contains("\"connected\"").then_some(()))
-        })?;
+        let at_relay = wait_for(SOON, "the manager is at a relay", || {
+            let all = states(&company, company.manager())?;
+            Ok(all.iter().any(|relay| relay.contains(" connected ")).then_some(()))
+        });
+        told_by(at_relay, &company, company.manager())?;
         company.join(&web01)?;
-        Ok(Self { company, web01, internet, lab, _routers: [router, other] })
+        Ok(Self { company, web01, _internet: internet, _lab: lab, _routers: [router, other] })
     }
 
     fn laptop(&self) -> &Host {
@@ -101,20 +103,19 @@ fn states(company: &Cluster, host: &Host) -> Result<Vec<String>> {
     Ok(all.iter().map(|r| [word(r, "url"), word(r, "state"), word(r, "error")].join(" ")).collect())
 }
 
-/// The relay to which a host is connected, and its whole list of relays.
-fn connected(company: &Cluster, host: &Host) -> Result<(Option<String>, String)> {
-    let all = states(company, host)?;
-    let home = all.iter().find(|relay| relay.contains(" connected ")).and_then(|relay| relay.split(' ').next());
-    Ok((home.map(str::to_owned), company.status(host)?.get("relays").map(Value::to_string).unwrap_or_default()))
+/// The same result, with what a host says of its relays when it is an error.
+fn told_by<T>(result: Result<T>, company: &Cluster, host: &Host) -> Result<T> {
+    result.with_context(|| format!("{} says: {:?}", host.hostname(), states(company, host)))
 }
 
 /// Waits until a host says this of a relay.
 fn says(company: &Cluster, host: &Host, relay: &Services, words: &[&str]) -> Result<()> {
-    wait_for(SOON, &format!("{} says {words:?} of {}", host.hostname(), relay.relay), || {
+    let said = wait_for(SOON, &format!("{} says {words:?} of {}", host.hostname(), relay.relay), || {
         let all = states(company, host)?;
         let found = all.iter().find(|state| state.starts_with(&relay.relay));
         Ok(found.is_some_and(|state| words.iter().all(|word| state.contains(word))).then_some(()))
-    })
+    });
+    told_by(said, company, host)
 }
 
 fn a_pinned_relay_is_used_though_its_certificate_is_expired_and_nobody_vouches_for_it() -> Result<()> {
@@ -167,7 +168,7 @@ fn an_expired_certificate_without_a_pin_is_refused() -> Result<()> {
     company.set("network", &relays(&[&format!("{:?}", relay.relay)]))?;
     company.set("network", "discovery = []")?;
     company.set("network", &format!("ca = {:?}", relay.authority))?;
-    company.rescan_with(&[])?.exited(1)?;
+    told(company.rescan_with(&[])?, 1, &["not published"])?;
     start(company.manager())?;
     says(&company, company.manager(), &relay, &["failed", "expired"])
 }
@@ -265,6 +266,31 @@ fn commands_go_on_over_the_second_relay_when_the_first_dies() -> Result<()> {
     })
 }
 
+fn a_running_command_goes_on_when_the_first_relay_falls_silent() -> Result<()> {
+    let lab = Lab::new("silence")?;
+    let internet = lab.internet()?;
+    let first = lab.host("first").on(&internet).boot()?;
+    let second = lab.host("second").on(&internet).via(&Wire::delay_ms(5)).boot()?;
+    let (near, away) = (Services::start(&first)?, Services::start(&second)?);
+    let far = Far::open(lab, internet, &[relays(&[&pinned(&near), &pinned(&away)])])?;
+    let (company, laptop, web01) = (&far.company, far.laptop(), &far.web01);
+    let running = far.ticking()?;
+    ensure!(far.connection()?.1 == format!("relay {}", near.relay), "the path is {}", far.connection()?.1);
+    // No connection to it ends; nothing is answered any more.
+    first.freeze()?;
+    let died = Instant::now();
+    let length = running.output_length();
+    running.wait_for_output_beyond(length + 20, FAILOVER)?;
+    eprintln!("output of the running command after {:.1?}", died.elapsed());
+    for host in [laptop, web01] {
+        says(company, host, &away, &["connected"])?;
+        says(company, host, &near, &["failed", "no answer within 2 s"])?;
+    }
+    eprintln!("both say so after {:.1?}", died.elapsed());
+    company.ran_remotely(laptop, web01)?;
+    goes_on(running)
+}
+
 fn a_newcomers_ticket_is_shown_to_the_pinned_relay_alone() -> Result<()> {
     let lab = Lab::new("ticket")?;
     let internet = lab.internet()?;
@@ -276,7 +302,7 @@ fn a_newcomers_ticket_is_shown_to_the_pinned_relay_alone() -> Result<()> {
     for line in [&network, "discovery = []", &format!("ca = {:?}", open.authority)] {
         company.set("network", line)?;
     }
-    company.rescan_with(&[])?.exited(1)?;
+    told(company.rescan_with(&[])?, 1, &["not published"])?;
     start(company.manager())?;
     says(&company, company.manager(), &open, &["connected"])?;
     let (web01, _router) = behind_nat(&lab, &internet, "web01")?;
