@@ -12,6 +12,7 @@ use malai_protocol::local::Role;
 use malai_protocol::peer::{ALPN, JOIN_ALPN};
 use tokio_util::task::TaskTracker;
 
+use crate::clock::now_ms;
 use crate::join::desk::Desk;
 use crate::join::knock::Waiting;
 use crate::manager::Manager;
@@ -226,7 +227,7 @@ impl Clusters {
             listen: listen.filter(|_| !agent),
             kept_port: ports.machine.filter(|_| !agent),
             publish: !agent,
-            pass: stored.joining.as_ref().and_then(Joining::pass),
+            pass: stored.joining.as_ref().filter(|joining| joining.ticket_is_good(now_ms())).and_then(Joining::pass),
         };
         let bound = endpoint::bind(&options).await?;
         let alarm = if is_manager { self.alarm(alias).await? } else { None };

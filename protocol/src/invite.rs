@@ -15,8 +15,8 @@ use crate::id::ClusterId;
 
 const PREFIX: &str = "malai1";
 const CHECKSUM_LEN: usize = 4;
-/// The longest token that is looked at, in characters.
-pub const MAX_TOKEN: usize = 4096;
+/// The longest token that is looked at, in characters: sixteen pinned relays with a key each, and a few certificates.
+pub const MAX_TOKEN: usize = 16 * 1024;
 
 /// What a token carries.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]

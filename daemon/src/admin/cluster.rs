@@ -4,6 +4,7 @@ use malai_protocol::config::Name;
 use malai_protocol::config::edit::{Template, template};
 use malai_protocol::failure::{Failure, Kind};
 use malai_protocol::id::MachineId;
+use malai_protocol::invite::MAX_TOKEN;
 use malai_protocol::local::{self, ClusterApprove, ClusterInit, ClusterInvite, ClusterMade, Invited, Role};
 use malai_protocol::snapshot::{Snapshot, next_generation};
 
@@ -82,7 +83,14 @@ pub fn cluster_init(changes: &Changes, ask: &ClusterInit, now_ms: u64) -> Result
 /// As [`Manager::load`] and [`Manager::invite`].
 pub fn invite(changes: &Changes, ask: &ClusterInvite, addresses: Vec<String>, now_ms: u64) -> Result<Invited, Failure> {
     let invite = Manager::load(changes, &ask.cluster)?.invite(ask, addresses.clone(), now_ms)?;
-    Ok(Invited { token: invite.to_token(), expires_ms: invite.expires_ms, join_addresses: addresses })
+    let token = invite.to_token();
+    if token.len() > MAX_TOKEN {
+        let message =
+            format!("the token would have {} characters, and nobody reads more than {MAX_TOKEN}", token.len());
+        return Err(Failure::new(Kind::BadConfig, message)
+            .hint("[network] is too long: shorten `ca`, or name fewer relays, then: malai rescan"));
+    }
+    Ok(Invited { token, expires_ms: invite.expires_ms, join_addresses: addresses })
 }
 
 /// Enrols a machine that knocks, or one whose id52 is given in full.

@@ -79,6 +79,30 @@ fn a_taken_or_impossible_name_makes_no_cluster() {
 }
 
 #[test]
+fn an_invite_whose_token_nobody_would_read_is_refused() {
+    let (_temp, home) = home();
+    let told = made(&home, &init("company")).expect("made");
+    let text = std::fs::read_to_string(&told.config).expect("reads");
+    let ca = |length| format!("-----BEGIN CERTIFICATE-----{}-----END CERTIFICATE-----", "A".repeat(length));
+    let changes = Changes::begin(&home).expect("free");
+    for (length, token) in [(6 * 1024, Ok(())), (12 * 1024, Err(Kind::BadConfig))] {
+        std::fs::write(&told.config, format!("{text}\n[network]\nca = \"{}\"\n", ca(length))).expect("written");
+        let rescan = Rescan { cluster: None, check: false, yes: false, over: None };
+        super::rescan(&changes, &rescan, NOW + length as u64).expect("rescanned");
+        let ask = ClusterInvite {
+            cluster: "company".into(),
+            name: None,
+            uses: 1,
+            expires_s: 60,
+            groups: Vec::new(),
+            username: None,
+        };
+        let invited = invite(&changes, &ask, Vec::new(), NOW);
+        assert_eq!(invited.map(|i| assert!(i.token.parse::<Invite>().is_ok())).map_err(|f| f.kind), token);
+    }
+}
+
+#[test]
 fn without_a_daemon_the_disk_part_is_done_and_nothing_is_said_to_be_published() {
     let (_temp, home) = home();
     let Response::Made(_) = ask_offline(&home, Request::ClusterInit(init("company"))) else { panic!("not made") };

@@ -111,7 +111,7 @@ impl Trust {
 #[error(
     "its certificate has the SHA-256 {shown}, and `[network] relays` has {pinned}",
     shown = hex(shown),
-    pinned = pinned.iter().map(|pin| hex(pin)).collect::<Vec<_>>().join(" or ")
+    pinned = pinned.iter().map(hex).collect::<Vec<_>>().join(" or ")
 )]
 struct NotPinned {
     shown: [u8; 32],

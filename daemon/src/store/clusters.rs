@@ -51,6 +51,11 @@ pub struct Joining {
 }
 
 impl Joining {
+    /// Whether there is a ticket whose time is not over.
+    pub(crate) fn ticket_is_good(&self, now_ms: u64) -> bool {
+        self.ticket.as_ref().is_some_and(|ticket| now_ms < ticket.expires_ms())
+    }
+
     /// What is shown to the relays that are named here.
     pub(crate) fn pass(&self) -> Option<Pass> {
         self.ticket.as_ref().map(|ticket| Pass::new(ticket, &self.pinned))

@@ -54,7 +54,9 @@ async fn handshake(stream: &TcpStream, mut tls: ClientConnection) -> io::Result<
         }
         match tls.read_tls(&mut Ready(stream)) {
             Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
-            Ok(_) => drop(tls.process_new_packets().map_err(io::Error::other)?),
+            Ok(_) => {
+                tls.process_new_packets().map_err(io::Error::other)?;
+            }
             Err(error) if blocks(&error) => stream.readable().await?,
             Err(error) => return Err(error),
         }

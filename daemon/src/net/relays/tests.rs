@@ -84,7 +84,8 @@ async fn a_relay_that_fails_rests_unless_it_is_the_last_and_then_the_others_are_
     assert_eq!(rests(&second), None);
     assert!(rests(&first).is_some_and(|rest| rest <= SOON), "{:?}", rests(&first));
     // It does not answer: it rests on, longer.
-    tokio::time::sleep_until(relays.lock()[&first].rests.unwrap()).await;
+    let until = relays.lock()[&first].rests.unwrap();
+    tokio::time::sleep_until(until).await;
     relays.take_back(&endpoint).await;
     assert!(rests(&first).is_some_and(|rest| rest > FIRST_REST), "{:?}", rests(&first));
     endpoint.close().await;
