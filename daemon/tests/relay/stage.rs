@@ -174,8 +174,9 @@ impl Stage {
     pub(crate) async fn refused(&self, key: &SecretKey, token: Option<&str>, words: &str) -> Result<()> {
         match self.client(key, token).await? {
             Ok(_) => bail!("admitted, and not refused: {words}"),
-            Err(why) => Ok(ensure!(why.contains(words), "not {words:?}: {why}")),
+            Err(why) => ensure!(why.contains(words), "not {words:?}: {why}"),
         }
+        Ok(())
     }
 
     fn trust(&self) -> Result<rustls::ClientConfig> {

@@ -21,6 +21,7 @@ fn help_shows_the_two_forms_and_every_command() {
       cluster   Make clusters, and let machines in and out
       machine   Have this machine join and leave clusters
       daemon    Run the daemon of all clusters of this home
+      relay     Run a relay for the machines of a cluster, on a host that need not be one of them
       rescan    Check, sign and publish an edited cluster.toml
       config    Show, check and compare a cluster's config
       status    Show this machine, its clusters, and which machines are there
@@ -146,6 +147,10 @@ fn help_of_every_command_is_there() {
         &["daemon", "stop"],
         &["daemon", "restart"],
         &["daemon", "status"],
+        &["relay"],
+        &["relay", "init"],
+        &["relay", "run"],
+        &["relay", "status"],
         &["rescan"],
         &["config"],
         &["config", "show"],
@@ -253,6 +258,9 @@ fn what_contradicts_itself_is_a_usage_error() {
         &["kill", "--signal", "0", "web01.company/0011"],
         &["kill", "web01.company", "web02.company/0011"],
         &["cluster", "invite", "company", "--uses", "0"],
+        &["cluster", "invite", "company", "--relay", "--uses", "2"],
+        &["relay", "init", "hello", "--url", "https://a"],
+        &["relay", "init", "-", "--cert", "cert.pem"],
         &["daemon", "--foreground", "stop"],
     ];
     for line in wrong {

@@ -5,5 +5,6 @@ mod daemon;
 mod harness;
 mod help;
 mod offline;
+mod relay;
 mod session;
 mod sessions;

@@ -3,7 +3,7 @@
 use std::io::Read;
 
 use malai_protocol::failure::{Failure, Kind};
-use malai_protocol::invite::{Invite, MAX_TOKEN};
+use malai_protocol::invite::{Invite, MAX_TOKEN, TokenError};
 use malai_protocol::local::{Joined, Request, Response};
 
 use crate::client::{self, Otherwise};
@@ -27,9 +27,14 @@ impl Join {
     pub(super) fn run(self, cx: &Context) -> Result<u8, Failure> {
         let token = if self.token == "-" { read_token()? } else { self.token };
         let token = token.trim().to_owned();
-        token.parse::<Invite>().map_err(|e| {
+        let invite: Invite = token.parse().map_err(|e: TokenError| {
             Failure::new(Kind::Usage, e.to_string()).hint("make one on the manager: malai cluster invite company")
         })?;
+        if !invite.lets_in() {
+            let message = format!("this token is for the host of a relay of {}, and lets no machine in", invite.name);
+            let hint = format!("make one on the manager: malai cluster invite {}, without --relay", invite.name);
+            return Err(Failure::new(Kind::Usage, message).hint(hint));
+        }
         let request = Request::MachineJoin { token, alias: self.alias };
         let Response::Joined(joined) = client::request(&cx.home, request, Otherwise::Agent, cx.out)? else {
             return Err(client::unexpected());

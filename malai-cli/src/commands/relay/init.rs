@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use malai_daemon::relay::init::{self, Made};
 use malai_protocol::failure::{Failure, Kind};
-use malai_protocol::invite::Invite;
+use malai_protocol::invite::{Invite, TokenError};
 
 use crate::commands::Context;
 use crate::commands::machine::read_token;
@@ -38,7 +38,7 @@ impl Init {
     /// What went wrong.
     pub(super) fn run(self, cx: &Context) -> Result<u8, Failure> {
         let token = if self.token == "-" { read_token()? } else { self.token };
-        let invite: Invite = token.trim().parse().map_err(|e: malai_protocol::invite::TokenError| {
+        let invite: Invite = token.trim().parse().map_err(|e: TokenError| {
             Failure::new(Kind::Usage, e.to_string())
                 .hint("make one on the manager: malai cluster invite company --relay")
         })?;
