@@ -52,6 +52,7 @@ fn answer(home: &Home, request: &Request) -> Result<Response, Failure> {
         Request::Session(_)
         | Request::Status
         | Request::Ping(_)
+        | Request::Connect(_)
         | Request::DaemonStatus
         | Request::Stop
         | Request::Leave

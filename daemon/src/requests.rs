@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use crate::admin::{self, Change, Scanned};
 use crate::clock::now_ms;
 use crate::clusters::{Cluster, Clusters, Served};
+use crate::connect;
 use crate::join;
 use crate::manager::Rescan as Outcome;
 use crate::membership::sync;
@@ -122,6 +123,7 @@ async fn carry_out(
         Request::Session(_) => Err(Failure::new(Kind::Internal, "a session is not answered by a response")),
         Request::Status => Ok(Response::Status(status::status(clusters).await)),
         Request::Ping(ask) => ping::ping(clusters, &ask, &more).await.map(|()| Response::Done),
+        Request::Connect(ask) => connect::connect(clusters, &ask).await.map(Response::Connected),
         Request::DaemonStatus => Ok(Response::Daemon(status::daemon(clusters).await)),
         Request::Stop => stop(context).await,
         Request::Leave => {

@@ -5,12 +5,14 @@
 //! which attachment it makes and there is a connection. Every other request is answered by any number of
 //! [`Response::Progress`] or [`Response::Ping`], and one last [`Response`].
 
+mod connect;
 mod machine;
 mod ping;
 mod status;
 
 use serde::{Deserialize, Serialize};
 
+pub use connect::Connect;
 pub use machine::{Joined, MachineInit, MachineMade};
 pub use ping::{MIN_PING_INTERVAL_MS, Ping, PingAnswer, PingOutcome, THIS_MACHINE};
 pub use status::{ClusterState, ClusterStatus, Connection, DaemonStatus, MachineStatus, Role, Status};
@@ -18,6 +20,7 @@ pub use status::{ClusterState, ClusterStatus, Connection, DaemonStatus, MachineS
 use crate::failure::Failure;
 use crate::id::{ClusterId, MachineId};
 use crate::peer::Gone;
+use crate::session::Reached;
 
 /// The version that [`Hello`] tells.
 pub const VERSION: u32 = 1;
@@ -47,6 +50,8 @@ pub enum Request {
     Status,
     /// Ask a machine whether it is there, again and again. Answered by `Done` after so many pings as were asked for.
     Ping(Ping),
+    /// Connect to a machine, and tell how.
+    Connect(Connect),
     /// [`DaemonStatus`].
     DaemonStatus,
     /// End all sessions, then the executor, then the daemon. Answered when the sessions have ended.
@@ -206,6 +211,8 @@ pub enum Response {
     Done,
     /// To [`Request::Status`]; last.
     Status(Status),
+    /// To [`Request::Connect`]; last.
+    Connected(Reached),
     /// To [`Request::DaemonStatus`]; last.
     Daemon(DaemonStatus),
     /// To [`Request::ClusterList`]: without addresses and machines, which only a daemon knows; last.

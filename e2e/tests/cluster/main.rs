@@ -13,6 +13,7 @@ use nix::sys::signal::Signal;
 mod access;
 mod agent;
 mod audit;
+mod connect;
 mod detached;
 mod exit_codes;
 mod journey;
@@ -25,6 +26,7 @@ mod signals;
 mod spread;
 mod streams;
 mod vanishing;
+mod ways;
 mod weather;
 mod words;
 
@@ -46,6 +48,8 @@ fn main() -> ExitCode {
         lifecycle::trials(),
         network::trials(),
         ping::trials(),
+        ways::trials(),
+        connect::trials(),
         weather::trials(),
     ] {
         trials.extend(module);

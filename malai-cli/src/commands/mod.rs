@@ -6,6 +6,7 @@ mod audit;
 mod can;
 mod cluster;
 mod config;
+mod connect;
 mod daemon;
 mod exec;
 mod executor;
@@ -71,6 +72,7 @@ enum Command {
     Config(config::Config),
     Status(status::Status),
     Ping(ping::Ping),
+    Connect(connect::Connect),
     Can(can::Can),
     Audit(audit::Audit),
     Executor(executor::Executor),
@@ -115,6 +117,7 @@ fn dispatch(command: Command, cx: &Context, literal: bool, words: Vec<OsString>)
         Command::Config(config) => config.run(cx),
         Command::Status(status) => status.run(cx),
         Command::Ping(ping) => ping.run(cx),
+        Command::Connect(connect) => connect.run(cx),
         Command::Can(can) => can.run(cx, literal, words),
         Command::Audit(audit) => audit.run(cx),
         Command::Executor(executor) => executor.run(cx),

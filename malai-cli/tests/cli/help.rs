@@ -25,6 +25,7 @@ fn help_shows_the_two_forms_and_every_command() {
       config    Show, check and compare a cluster's config
       status    Show this machine, its clusters, and what is known of each machine
       ping      Show whether a machine answers, how soon, and by which path
+      connect   Connect to a machine, and show which way it was found
       can       Explain whether a machine may run a command on a target
       audit     Show what was run on this machine, or refused
       help      Print this message or the help of the given subcommand(s)
@@ -148,6 +149,7 @@ fn help_of_every_command_is_there() {
         &["config", "diff"],
         &["status"],
         &["ping"],
+        &["connect"],
         &["can"],
         &["audit"],
     ];
