@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use libtest_mimic::Trial;
-use malai_e2e::cluster::{Cluster, SOON, malai, start, stop};
+use malai_e2e::cluster::{Cluster, SOON, malai, start, stop, text};
 use malai_e2e::lab::{Host, Lab, wait_for};
 use malai_e2e::trials;
 
@@ -13,6 +13,7 @@ use crate::{Office, told};
 pub(crate) fn trials() -> Vec<Trial> {
     trials![
         two_machines_that_never_met_find_each_other_through_a_third,
+        a_machine_that_moved_is_found_through_one_that_it_told,
         on_one_network_the_first_command_takes_no_longer_than_a_second_by_mdns,
         without_any_discovery_the_first_command_takes_no_longer_than_a_second_by_the_last_known_address,
         a_discovery_server_that_is_down_is_named_and_other_ways_are_used,
@@ -28,7 +29,7 @@ struct Strangers {
     company: Cluster,
     web01: Host,
     db01: Host,
-    _cache01: Host,
+    cache01: Host,
     _lab: Lab,
 }
 
@@ -47,7 +48,7 @@ impl Strangers {
         };
         let (web01, db01, cache01) = (host("web01")?, host("db01")?, host("cache01")?);
         company.allow(&db01, &["web01", "cache01"])?;
-        company.allow(&cache01, &["web01"])?;
+        company.allow(&cache01, &["web01", "db01"])?;
         company.ran_remotely(&web01, &cache01)?;
         company.ran_remotely(&cache01, &db01)?;
         if !directory {
@@ -58,7 +59,7 @@ impl Strangers {
         // An agent keeps no connection: whoever it needs it has to find.
         stop(&web01)?;
         stop(company.manager())?;
-        Ok(Self { company, web01, db01, _cache01: cache01, _lab: lab })
+        Ok(Self { company, web01, db01, cache01, _lab: lab })
     }
 }
 
@@ -84,6 +85,24 @@ fn two_machines_that_never_met_find_each_other_through_a_third() -> Result<()> {
     ensure!(took < Duration::from_secs(3), "it took {took:?}");
     let told = company.machine_seen_from(web01, db01)?;
     assert_eq!(told["connection"]["found_by"], "directory (by cache01)", "{told}");
+    Ok(())
+}
+
+fn a_machine_that_moved_is_found_through_one_that_it_told() -> Result<()> {
+    let Strangers { company, web01, db01, cache01, .. } = &Strangers::new(true)?;
+    way(company, web01, db01)?;
+    stop(web01)?;
+    // Its port is taken by another program, so that it starts at another one, and tells whom it calls.
+    let before = text(&company.status(db01)?, "/addresses/0")?.to_owned();
+    let port = before.rsplit(':').next().unwrap_or_default().to_owned();
+    stop(db01)?;
+    let _taken = db01.inside(|| Ok(std::net::UdpSocket::bind(format!("0.0.0.0:{port}"))?))?;
+    start(db01)?;
+    company.ran_remotely(db01, cache01)?;
+    let (took, line) = way(company, web01, db01)?;
+    ensure!(!line.contains(&before), "{line}");
+    ensure!(line.ends_with("found by directory (by cache01)"), "{line}");
+    ensure!(took < Duration::from_secs(3), "it took {took:?}");
     Ok(())
 }
 
