@@ -13,6 +13,7 @@ pub mod admin;
 pub mod audit;
 pub mod clock;
 mod clusters;
+mod connect;
 mod copy;
 mod daemon;
 mod doctor;

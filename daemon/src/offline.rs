@@ -56,6 +56,7 @@ fn answer(home: &Home, request: &Request) -> Result<Response, Failure> {
         | Request::Probe
         | Request::Metrics
         | Request::Ping(_)
+        | Request::Connect(_)
         | Request::DaemonStatus
         | Request::Stop
         | Request::Leave

@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use crate::admin::{self, Change, Scanned};
 use crate::clock::now_ms;
 use crate::clusters::{Cluster, Clusters, Served};
+use crate::connect;
 use crate::doctor;
 use crate::join;
 use crate::manager::Rescan as Outcome;
@@ -127,6 +128,7 @@ async fn carry_out(
         Request::Metrics => Ok(Response::Metrics(metrics::metrics(clusters))),
         Request::Doctor => Ok(Response::Doctor(doctor::checkup(clusters).await)),
         Request::Ping(ask) => ping::ping(clusters, &ask, &more).await.map(|()| Response::Done),
+        Request::Connect(ask) => connect::connect(clusters, &ask).await.map(Response::Connected),
         Request::DaemonStatus => Ok(Response::Daemon(status::daemon(clusters).await)),
         Request::Stop => stop(context).await,
         Request::Leave => {

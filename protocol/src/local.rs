@@ -5,6 +5,7 @@
 //! which attachment it makes and there is a connection. Every other request is answered by any number of
 //! [`Response::Progress`] or [`Response::Ping`], and one last [`Response`].
 
+mod connect;
 mod doctor;
 mod machine;
 mod metrics;
@@ -13,6 +14,7 @@ mod status;
 
 use serde::{Deserialize, Serialize};
 
+pub use connect::Connect;
 pub use doctor::{Checkup, Finding, Level};
 pub use machine::{Joined, MachineInit, MachineMade};
 pub use metrics::{ClusterMetrics, Metrics};
@@ -24,6 +26,7 @@ pub use status::{
 use crate::failure::Failure;
 use crate::id::{ClusterId, MachineId};
 use crate::peer::Gone;
+use crate::session::Reached;
 
 /// The version that [`Hello`] tells.
 pub const VERSION: u32 = 1;
@@ -59,6 +62,8 @@ pub enum Request {
     Doctor,
     /// Ask a machine whether it is there, again and again. Answered by `Done` after so many pings as were asked for.
     Ping(Ping),
+    /// Connect to a machine, and tell how.
+    Connect(Connect),
     /// [`DaemonStatus`].
     DaemonStatus,
     /// End all sessions, then the executor, then the daemon. Answered when the sessions have ended.
@@ -228,6 +233,8 @@ pub enum Response {
     Metrics(Metrics),
     /// To [`Request::Doctor`]; last.
     Doctor(Checkup),
+    /// To [`Request::Connect`]; last.
+    Connected(Reached),
     /// To [`Request::DaemonStatus`]; last.
     Daemon(DaemonStatus),
     /// To [`Request::ClusterList`]: without addresses and machines, which only a daemon knows; last.

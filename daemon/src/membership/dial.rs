@@ -33,7 +33,7 @@ const ANSWER: Duration = Duration::from_secs(1);
 /// Attempts at once.
 const ATTEMPTS: usize = 4;
 /// Where nobody is connected, so long is waited for the machine itself before others are dialled who may know of it.
-const HEAD_START: Duration = Duration::from_millis(150);
+const HEAD_START: Duration = Duration::from_millis(300);
 /// As many others are dialled then.
 const OTHERS: usize = 3;
 
@@ -115,14 +115,17 @@ async fn one_at_a_time(membership: &Arc<Membership>, id: MachineId) -> Result<Ar
     }
 }
 
-/// Sees to it that there is somebody to ask where the machine is: where nobody is connected, some of those are dialled
-/// that were heard last. The directory asks whoever gets connected.
+/// Sees to it that there is somebody to ask where the machine is: where a session waits and nobody is connected, some of
+/// those are dialled that were heard last. The directory asks whoever gets connected.
 async fn ask_around(membership: &Arc<Membership>, id: MachineId) -> Infallible {
     if !addresses(membership, id).is_empty() {
         tokio::time::sleep(HEAD_START).await;
     }
     let has_directory = membership.held().config.network.has_directory();
-    if has_directory && membership.pool.all().iter().all(|conn| conn.peer == id || !conn.callable()) {
+    if has_directory
+        && membership.pool.is_waited_for()
+        && membership.pool.all().iter().all(|conn| conn.peer == id || !conn.callable())
+    {
         let others = heard_last(membership, id);
         let mut dialling: FuturesUnordered<_> =
             others.into_iter().map(|other| one_at_a_time(membership, other)).collect();

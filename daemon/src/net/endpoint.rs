@@ -1,6 +1,6 @@
 //! Binds an iroh endpoint as the cluster's `[network]` and the local settings say.
 
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -107,6 +107,24 @@ pub(crate) async fn bind(options: &Options<'_>) -> Result<Bound, Failure> {
         }
     }
     attempt(options, None).await
+}
+
+/// Binds an endpoint that can send to this address only: it has no other kind of path, and looks for nothing.
+///
+/// # Errors
+/// As [`bind`].
+pub(crate) async fn bind_only(key: [u8; 32], network: &Network, at: &TransportAddr) -> Result<Endpoint, Failure> {
+    let relays = if let TransportAddr::Relay(url) = at { vec![url.to_string()] } else { Vec::new() };
+    let nowhere = Some(Vec::new());
+    let network = Network { relays: Some(relays), discovery: nowhere, directory: Some(false), ..network.clone() };
+    let options = Options::caller(key, &network);
+    let mut builder = builder(&options)?.clear_ip_transports();
+    let failed = |e: &dyn std::fmt::Display| Failure::new(Kind::Internal, format!("cannot bind a UDP port: {e}"));
+    if let TransportAddr::Ip(ip) = at {
+        let any: IpAddr = if ip.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+        builder = builder.bind_addr((any, 0)).map_err(|e| failed(&e))?;
+    }
+    builder.bind().await.map_err(|e| failed(&e))
 }
 
 /// Waits until the sockets of a closed endpoint are free to be bound again: its tasks let go of them a moment later.

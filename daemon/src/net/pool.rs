@@ -344,9 +344,14 @@ impl Pool {
         WaitingSession(self)
     }
 
+    /// Whether a session waits for a connection.
+    pub(crate) fn is_waited_for(&self) -> bool {
+        self.waiting.load(Ordering::SeqCst) > 0
+    }
+
     /// Whether a session needs the network and does not have it.
     pub(crate) fn wants_recovery(&self) -> bool {
-        self.waiting.load(Ordering::SeqCst) > 0 || self.all().iter().any(|c| c.is_stalled() && c.sessions() > 0)
+        self.is_waited_for() || self.all().iter().any(|c| c.is_stalled() && c.sessions() > 0)
     }
 
     /// Packets that came from any peer over the connections that there are.

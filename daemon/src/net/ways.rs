@@ -143,7 +143,7 @@ impl Ways {
 }
 
 /// Whether both are one address, however IPv4 is written.
-fn is_same(a: &TransportAddr, b: &TransportAddr) -> bool {
+pub(crate) fn is_same(a: &TransportAddr, b: &TransportAddr) -> bool {
     match (a, b) {
         (TransportAddr::Ip(a), TransportAddr::Ip(b)) => {
             (a.ip().to_canonical(), a.port()) == (b.ip().to_canonical(), b.port())

@@ -1,13 +1,18 @@
 //! The cluster's own directory: what it tells, what it takes from others, and members that misuse it.
 
+use std::net::Ipv4Addr;
+
 use anyhow::{Context, Result, ensure};
 use futures_util::SinkExt;
+use iroh::address_lookup::EndpointInfo;
 use iroh::endpoint::Connection;
 use malai_protocol::codec::{Frame, Kind};
 use malai_protocol::failure::{Failure, Kind as FailureKind};
 use malai_protocol::id::MachineId;
 use malai_protocol::peer::{Hello, RESET_PROTOCOL, Resolve, Resolved};
 use malai_protocol::session::{ExecSpec, Sent};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
@@ -148,8 +153,9 @@ async fn a_directory_that_the_config_switches_off_tells_nothing() -> Result<()> 
     // The settings of the network are new: the daemon binds anew a moment later.
     until("it is refused", || async {
         let conn = scene.guest.dial(&scene.web01).await?;
-        let frame = asked(&conn, scene.web01_id, 0).await?;
+        let answer = asked(&conn, scene.web01_id, 0).await;
         conn.close(0u32.into(), b"");
+        let Ok(frame) = answer else { return Ok(false) };
         Ok(frame.kind == Kind::Refused && frame.decode::<Failure>()?.kind == FailureKind::Denied)
     })
     .await?;
@@ -192,12 +198,12 @@ async fn a_flood_of_questions_is_refused_as_busy_and_a_running_session_goes_on()
     Ok(())
 }
 
-/// Answers every question of the daemon over this connection with this address, until the connection ends.
-async fn says(conn: Connection, address: String) -> Result<()> {
+/// Answers the daemon's questions where this machine is with this address, until the connection ends.
+async fn says(conn: Connection, machine: MachineId, address: String) -> Result<()> {
     loop {
-        let (mut wire, _) = question(&conn).await?;
-        let answer = Resolved { addresses: vec![address.clone()], said_by: None, heard_ms_ago: 0 };
-        send(&mut wire, Kind::Resolved, &answer).await?;
+        let (mut wire, asked) = question(&conn).await?;
+        let addresses = if asked.machine == machine { vec![address.clone()] } else { Vec::new() };
+        send(&mut wire, Kind::Resolved, &Resolved { addresses, said_by: None, heard_ms_ago: 0 }).await?;
     }
 }
 
@@ -207,7 +213,7 @@ async fn a_member_that_lies_about_where_a_machine_is_costs_a_failed_attempt_and_
     // The manager names an address where somebody else answers, and one more where nobody does.
     let other = Peer::new().await?;
     let (laptop, _control) = greeted(&scene, &scene.laptop, &hello(None)).await?;
-    let lie = tokio::spawn(says(laptop, address(&other)?));
+    let lie = tokio::spawn(says(laptop, scene.friend.id, address(&other)?));
     let impostor = tokio::spawn({
         let endpoint = other.endpoint.clone();
         async move { endpoint.accept().await.context("closed")?.await.map_err(anyhow::Error::from) }
@@ -218,7 +224,7 @@ async fn a_member_that_lies_about_where_a_machine_is_costs_a_failed_attempt_and_
     ensure!(refused.is_err(), "a machine with another key was taken for the one that is looked for");
     // Another member tells the truth.
     let (guest, _other_control) = greeted(&scene, &scene.guest, &hello(None)).await?;
-    let truth = tokio::spawn(says(guest, address(&scene.friend)?));
+    let truth = tokio::spawn(says(guest, scene.friend.id, address(&scene.friend)?));
     let conn = timeout(SOON, scene.friend.endpoint.accept()).await?.context("closed")?.await?;
     let sent: Sent = next(&mut socket).await?.expect(Kind::Sent, "Sent")?;
     let reached = sent.reached.context("no way is told")?;
@@ -254,11 +260,56 @@ async fn an_answer_that_is_none_is_as_good_as_none() -> Result<()> {
         }
         anyhow::Ok(laptop)
     });
-    let truth = tokio::spawn(says(guest, address(&scene.friend)?));
+    let truth = tokio::spawn(says(guest, scene.friend.id, address(&scene.friend)?));
     let conn = timeout(SOON, scene.friend.endpoint.accept()).await?.context("closed")?.await?;
     let _sent: Sent = next(&mut socket).await?.expect(Kind::Sent, "Sent")?;
     conn.close(0u32.into(), b"");
     confusing.abort();
+    truth.abort();
+    scene.web01.stop().await?;
+    Ok(())
+}
+
+/// A discovery server that answers every request with this body; returns its address.
+async fn server(body: Vec<u8>) -> Result<String> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+    let address = listener.local_addr()?;
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", body.len());
+            let mut request = [0; 4096];
+            // One read has the whole head of a question; what is published here is nobody's matter.
+            if stream.read(&mut request).await.is_ok() {
+                drop(stream.write_all(&[head.as_bytes(), &body].concat()).await);
+            }
+        }
+    });
+    Ok(format!("http://{address}/pkarr"))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_discovery_server_that_names_somebody_elses_address_leads_to_nobody_else() -> Result<()> {
+    let scene = Scene::new().await?;
+    let (other, friend) = (Peer::new().await?, &scene.friend);
+    // As friend itself signed it, before another machine got its address.
+    let stale = EndpointInfo::new(friend.endpoint.id()).with_ip_addrs(vec![address(&other)?.parse()?]);
+    let packet = stale.to_pkarr_signed_packet(friend.endpoint.secret_key(), 1)?;
+    let url = server(packet.to_relay_payload()).await?;
+    scene.publish(&scene.text().replace("discovery = []", &format!("discovery = [{url:?}]"))).await?;
+    let impostor = tokio::spawn({
+        let endpoint = other.endpoint.clone();
+        async move { endpoint.accept().await.context("closed")?.await.map_err(anyhow::Error::from) }
+    });
+    let begun = scene.web01.begin("friend", &followed(&["true"])).await;
+    let refused = timeout(SOON, impostor).await.context("the server was not asked")??;
+    ensure!(refused.is_err(), "a machine with another key was taken for the one that is looked for");
+    let (guest, _control) = greeted(&scene, &scene.guest, &hello(None)).await?;
+    let truth = tokio::spawn(says(guest, friend.id, address(friend)?));
+    let conn = timeout(SOON, friend.endpoint.accept()).await?.context("closed")?.await?;
+    let sent: Sent = next(&mut begun?).await?.expect(Kind::Sent, "Sent")?;
+    let reached = sent.reached.context("no way is told")?;
+    ensure!(reached.found_by.as_deref() == Some("directory (by guest)"), "{reached:?}");
+    conn.close(0u32.into(), b"");
     truth.abort();
     scene.web01.stop().await?;
     Ok(())

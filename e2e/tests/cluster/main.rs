@@ -13,6 +13,7 @@ use nix::sys::signal::Signal;
 mod access;
 mod agent;
 mod audit;
+mod connect;
 mod detached;
 mod doctor;
 mod exit_codes;
@@ -30,6 +31,7 @@ mod spread;
 mod status;
 mod streams;
 mod vanishing;
+mod ways;
 mod weather;
 mod words;
 
@@ -56,6 +58,8 @@ fn main() -> ExitCode {
         status::trials(),
         offline::trials(),
         doctor::trials(),
+        ways::trials(),
+        connect::trials(),
         weather::trials(),
     ] {
         trials.extend(module);

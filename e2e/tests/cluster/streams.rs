@@ -90,7 +90,9 @@ fn json_tells_where_it_ran_what_it_printed_and_how_it_ended() -> Result<()> {
     let script = "echo out; echo err >&2; exit 3";
     let words = ["--json", "web01.company", "--", "sh", "-c", script];
     let all = objects(&office.laptop().run(malai(words))?.exited(3)?.stdout)?;
-    let first = all.first().context("nothing")?;
+    let [reached, first, ..] = &all[..] else { anyhow::bail!("{all:?}") };
+    assert_eq!((text(reached, "/event")?, text(reached, "/found_by")?), ("reached", "it dialled"));
+    ensure!(text(reached, "/path")?.starts_with("direct ") && reached["rtt_us"].is_u64(), "{reached}");
     assert_eq!(
         (text(first, "/event")?, text(first, "/hostname")?, text(first, "/user")?),
         ("started", "web01", "root")

@@ -6,6 +6,7 @@ mod audit;
 mod can;
 mod cluster;
 mod config;
+mod connect;
 mod daemon;
 mod doctor;
 mod exec;
@@ -77,6 +78,7 @@ enum Command {
     Doctor(doctor::Doctor),
     Metrics(metrics::Metrics),
     Ping(ping::Ping),
+    Connect(connect::Connect),
     Can(can::Can),
     Audit(audit::Audit),
     Executor(executor::Executor),
@@ -124,6 +126,7 @@ fn dispatch(command: Command, cx: &Context, literal: bool, words: Vec<OsString>)
         Command::Doctor(doctor) => doctor.run(cx),
         Command::Metrics(metrics) => metrics.run(cx),
         Command::Ping(ping) => ping.run(cx),
+        Command::Connect(connect) => connect.run(cx),
         Command::Can(can) => can.run(cx, literal, words),
         Command::Audit(audit) => audit.run(cx),
         Command::Executor(executor) => executor.run(cx),

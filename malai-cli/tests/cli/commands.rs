@@ -2,9 +2,10 @@
 
 use malai_protocol::failure::{Failure, Kind};
 use malai_protocol::local::{
-    Config, DaemonStatus, Invited, Publication, Request, RescanOutcome, Rescanned, Response, Verdict,
+    Config, Connect, DaemonStatus, Invited, Publication, Request, RescanOutcome, Rescanned, Response, Verdict,
 };
 use malai_protocol::plan::Tree;
+use malai_protocol::session::Reached;
 
 use crate::harness::{Daemon, Ended, Home, wait};
 
@@ -211,4 +212,31 @@ fn audit_shows_all_files_and_names_lines_that_are_none() {
     assert!(ended.stderr.contains("audit.jsonl, line 2: no entry of an audit"), "{ended}");
     let ended = home.run(&["audit", "--json", "--since", "1970-01-01T00:00:02"]);
     assert!(ended.stdout.starts_with("{\"at_ms\":2000,") && ended.stdout.lines().count() == 1, "{ended}");
+}
+
+#[test]
+fn connect_asks_for_one_address_and_shows_how_the_machine_was_reached() {
+    let reached = Reached {
+        path: "direct 192.0.2.7:4001".into(),
+        rtt_us: 1_230,
+        found_by: Some("directory (by db01\u{1b}[31m)".into()),
+    };
+    let answer = [Response::Connected(reached)];
+    let (request, ended) = ask(&["connect", "web01.company", "--connect-timeout", "3s"], &answer);
+    let asked =
+        Connect { machine: "web01".into(), cluster: Some("company".into()), at: None, connect_timeout_ms: 3000 };
+    assert_eq!(request, Request::Connect(asked.clone()));
+    insta::assert_snapshot!(ended, @r"
+    exit 0
+    --- stdout
+    web01.company: direct 192.0.2.7:4001, 1.2 ms, found by directory (by db01\x1b[31m)
+    --- stderr
+    ");
+    let args = ["connect", "--json", "root@web01.company", "--at", "192.0.2.7:4001", "--connect-timeout", "3s"];
+    let (request, ended) = ask(&args, &answer);
+    assert_eq!(request, Request::Connect(Connect { at: Some("192.0.2.7:4001".into()), ..asked }));
+    let document: serde_json::Value = serde_json::from_str(&ended.stdout).expect("a document");
+    assert_eq!(document["target"], "web01.company");
+    assert_eq!(document["rtt_us"], 1_230);
+    assert_eq!(document["path"], "direct 192.0.2.7:4001");
 }

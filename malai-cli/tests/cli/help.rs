@@ -28,6 +28,7 @@ fn help_shows_the_two_forms_and_every_command() {
       doctor    Look for what does not work, and say what mends it
       metrics   Show what the daemon has counted since it started, as Prometheus text
       ping      Show whether a machine answers, how soon, and by which path
+      connect   Connect to a machine, and show which way it was found
       can       Explain whether a machine may run a command on a target
       audit     Show what was run on this machine, or refused
       help      Print this message or the help of the given subcommand(s)
@@ -160,6 +161,7 @@ fn help_of_every_command_is_there() {
         &["doctor"],
         &["metrics"],
         &["ping"],
+        &["connect"],
         &["can"],
         &["audit"],
     ];

@@ -12,8 +12,8 @@ const RESERVED_WORDS: &[&str] = &["all", "any", "localhost", "none", "self"];
 
 /// malai's own commands: `malai status` must never be a question of what the config contains.
 const RESERVED_COMMANDS: &[&str] = &[
-    "agent", "attach", "audit", "can", "cluster", "config", "daemon", "doctor", "exec", "executor", "help", "kill",
-    "machine", "metrics", "ping", "ps", "relay", "rescan", "sessions", "status", "version", "wait",
+    "agent", "attach", "audit", "can", "cluster", "config", "connect", "daemon", "doctor", "exec", "executor", "help",
+    "kill", "machine", "metrics", "ping", "ps", "relay", "rescan", "sessions", "status", "version", "wait",
 ];
 
 /// The name of a cluster, a machine, a group or a named command: `[a-z0-9][a-z0-9-]{0,31}`.

@@ -1,0 +1,18 @@
+//! `malai connect`: what is asked. [`crate::session::Reached`] is what came of it.
+
+use serde::{Deserialize, Serialize};
+
+/// `malai connect`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Connect {
+    /// The machine's name.
+    pub machine: String,
+    /// The cluster's alias; absent = the only cluster that has such a machine.
+    #[serde(default)]
+    pub cluster: Option<String>,
+    /// By this way only, `IP:PORT` or the URL of a relay; absent = by all, as a command.
+    #[serde(default)]
+    pub at: Option<String>,
+    /// How long it may take, in milliseconds.
+    pub connect_timeout_ms: u64,
+}
