@@ -124,9 +124,7 @@ async fn carry_out(
     match request {
         Request::Session(_) => Err(Failure::new(Kind::Internal, "a session is not answered by a response")),
         Request::Status => Ok(Response::Status(status::status(clusters, false).await)),
-        Request::Probe => Ok(Response::Status(status::status(clusters, true).await)),
-        Request::Metrics => Ok(Response::Metrics(metrics::metrics(clusters))),
-        Request::Doctor => Ok(Response::Doctor(doctor::checkup(clusters).await)),
+        asked @ (Request::Probe | Request::Metrics | Request::Doctor) => Ok(observed(clusters, &asked).await),
         Request::Ping(ask) => ping::ping(clusters, &ask, &more).await.map(|()| Response::Done),
         Request::Connect(ask) => connect::connect(clusters, &ask).await.map(Response::Connected),
         Request::DaemonStatus => Ok(Response::Daemon(status::daemon(clusters).await)),
@@ -181,6 +179,15 @@ async fn carry_out(
             clusters.finish(work).await.map(Response::Joined)
         }
         Request::MachineLeave { cluster, force } => machine_leave(context, cluster, force).await,
+    }
+}
+
+/// What this daemon sees, and finds when it looks.
+async fn observed(clusters: &Clusters, asked: &Request) -> Response {
+    match asked {
+        Request::Metrics => Response::Metrics(metrics::metrics(clusters)),
+        Request::Doctor => Response::Doctor(doctor::checkup(clusters).await),
+        _ => Response::Status(status::status(clusters, true).await),
     }
 }
 

@@ -1,5 +1,5 @@
 //! Daemons of one cluster: who may do what, callers that go and come back, config sync, neighbouring versions, stalls,
-//! machines that do not answer, pings.
+//! machines that do not answer, pings, what `malai doctor` is told.
 
 #[path = "../support/pipes.rs"]
 mod pipes;
@@ -8,6 +8,7 @@ mod support;
 
 mod attend;
 mod callers;
+mod doctor;
 mod matrix;
 mod neighbours;
 mod ping;

@@ -146,9 +146,8 @@ fn label(text: &str) -> String {
 mod tests {
     use super::*;
 
-    #[test]
-    fn the_text_is_as_prometheus_reads_it() {
-        let company = ClusterMetrics {
+    fn company() -> ClusterMetrics {
+        ClusterMetrics {
             alias: "company".into(),
             generation: 12,
             link_up: Some(true),
@@ -165,9 +164,13 @@ mod tests {
             received_bytes: 2000,
             sessions_refused: 9,
             ..ClusterMetrics::default()
-        };
+        }
+    }
+
+    #[test]
+    fn the_text_is_as_prometheus_reads_it() {
         let managed = ClusterMetrics { alias: "home".into(), ..ClusterMetrics::default() };
-        let text = exposition(&Counted { version: "0.1.0".into(), clusters: vec![company, managed] });
+        let text = exposition(&Counted { version: "0.1.0".into(), clusters: vec![company(), managed] });
         let company: Vec<_> = text.lines().filter(|line| !line.contains("home")).collect();
         insta::assert_snapshot!(company.join("\n"), @r#"
         # HELP malai_build_info The version of the daemon.
