@@ -117,6 +117,8 @@ impl Stage {
         b.add_user("deploy")?;
         // Without PAM the server lets nobody in whose password is locked.
         b.run(["usermod", "-p", "*", "deploy"])?.success()?;
+        // A shell that talks before it is asked.
+        a.write("/root/.bashrc", "echo Welcome to north; echo; echo -n malai")?;
         let key = driver.read("/root/key.pub")?;
         let servers = [serve_ssh(&a, &key)?, serve_ssh(&b, &key)?];
         let config = format!(
