@@ -3,6 +3,7 @@
 pub(crate) mod budget;
 pub(crate) mod endpoint;
 mod mdns;
+pub(crate) mod pace;
 pub(crate) mod pool;
 
 use bytes::BytesMut;

@@ -7,6 +7,7 @@ mod attach;
 mod desk;
 mod flood;
 mod member;
+mod pace;
 mod pulls;
 mod refused;
 mod socket;
