@@ -4,6 +4,7 @@ pub(crate) mod budget;
 pub(crate) mod directory;
 pub(crate) mod endpoint;
 mod mdns;
+pub(crate) mod pace;
 pub(crate) mod pool;
 pub(crate) mod relays;
 pub(crate) mod trust;

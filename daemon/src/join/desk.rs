@@ -20,6 +20,7 @@ use crate::manager::Manager;
 use crate::manager::pending::Pending;
 use crate::membership::{Membership, network, sync};
 use crate::net::endpoint::{self, Bound, address_text};
+use crate::net::pace::{Origin, Visits};
 use crate::net::relays::Relays;
 use crate::net::{FIRST_FRAME, FrameError, Frames, close, is_protocol_error, machine_id, send};
 use crate::store::lock::Changes;
@@ -28,6 +29,9 @@ use crate::store::lock::Changes;
 const MOST: usize = 128;
 /// Those that have not, at once, and those that were refused. The next takes the place of the oldest.
 const SILENT: usize = 128;
+/// One key may show so many invites at once, wrong ones above all, and then one in so long: each is looked up on the disk.
+const INVITES: u32 = 4;
+const INVITE: Duration = Duration::from_secs(1);
 /// How long a newcomer may take to fetch its answer.
 const FETCH: Duration = Duration::from_secs(10);
 
@@ -41,6 +45,7 @@ pub(crate) struct Desk {
     pending: Mutex<Pending>,
     silent: Silent,
     served: Semaphore,
+    invites: Visits<MachineId>,
     tasks: TaskTracker,
     cancel: CancellationToken,
 }
@@ -55,6 +60,7 @@ impl Desk {
             relays: bound.relays,
             silent: Silent::new(SILENT),
             served: Semaphore::new(MOST),
+            invites: Visits::new(INVITE, INVITES),
             tasks: TaskTracker::new(),
             cancel: CancellationToken::new(),
         })
@@ -84,12 +90,18 @@ impl Desk {
     }
 
     async fn run(self: Arc<Self>) {
+        let origins = Visits::handshakes();
         loop {
             let incoming = tokio::select! {
                 () = self.cancel.cancelled() => return,
                 incoming = self.endpoint.accept() => incoming,
             };
             let Some(incoming) = incoming else { return };
+            if !origins.may_come(Origin::from(&incoming.remote_addr())) {
+                // An honest one sends its first packet again, and finds a place then.
+                incoming.ignore();
+                continue;
+            }
             let desk = Arc::clone(&self);
             self.tasks.spawn(async move {
                 tokio::select! {
@@ -184,6 +196,10 @@ impl Desk {
     }
 
     async fn redeem(&self, key: MachineId, redeem: &Redeem) -> Result<Option<Frame>, Failure> {
+        if !self.invites.may_come(key) {
+            return Err(Failure::new(FailureKind::Busy, "this machine shows invites too often")
+                .hint("wait a few seconds, then the same command again"));
+        }
         let home = self.membership.shared.home.clone();
         let (alias, secret, hostname) = (self.membership.alias.clone(), *redeem.secret, redeem.hostname.clone());
         let work = move || {

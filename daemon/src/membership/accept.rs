@@ -1,7 +1,6 @@
 //! Takes connections at the machine key. A member's is served; a stranger may show one snapshot header.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use iroh::endpoint::{Connection, Incoming, RecvStream, SendStream};
@@ -10,9 +9,9 @@ use malai_protocol::id::MachineId;
 use malai_protocol::peer::{Close, Hello, unknown_need};
 use malai_protocol::snapshot::{Order, order};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::Instant;
 
 use super::{Membership, serve, sync};
+use crate::net::pace::{Origin, Visits};
 use crate::net::pool::PeerConn;
 use crate::net::{Frames, close, machine_id, send};
 
@@ -27,26 +26,29 @@ const HANDSHAKES: usize = 256;
 const STRANGERS: usize = 64;
 /// One stranger's key may introduce itself again after so long.
 const STRANGER_PACE: Duration = Duration::from_secs(1);
-/// Keys remembered for the pace.
-const REMEMBERED: usize = 1024;
-
-/// Strangers that are heard, and when each last introduced itself.
+/// Strangers that are heard, and how often each may introduce itself.
 #[derive(Debug)]
 struct Strangers {
     places: Semaphore,
-    seen: Mutex<HashMap<MachineId, Instant>>,
+    visits: Visits<MachineId>,
 }
 
 /// Accepts until the endpoint closes or the membership ends.
 pub(crate) async fn run(membership: Arc<Membership>) {
     let handshakes = Arc::new(Semaphore::new(HANDSHAKES));
-    let strangers = Arc::new(Strangers { places: Semaphore::new(STRANGERS), seen: Mutex::default() });
+    let origins = Visits::handshakes();
+    let strangers = Arc::new(Strangers { places: Semaphore::new(STRANGERS), visits: Visits::new(STRANGER_PACE, 1) });
     loop {
         let incoming = tokio::select! {
             () = membership.cancel.cancelled() => return,
             incoming = membership.endpoint.accept() => incoming,
         };
         let Some(incoming) = incoming else { return };
+        if !origins.may_come(Origin::from(&incoming.remote_addr())) {
+            // An honest one sends its first packet again, and finds a place then.
+            incoming.ignore();
+            continue;
+        }
         let Ok(handshake) = Arc::clone(&handshakes).try_acquire_owned() else {
             incoming.refuse();
             continue;
@@ -101,20 +103,6 @@ fn refuse(membership: &Membership, conn: &Connection, peer: MachineId, why: &str
     close(conn, Close::NotAMember, NOT_A_MEMBER);
 }
 
-fn may_introduce(strangers: &Strangers, peer: MachineId) -> bool {
-    let mut seen = strangers.seen.lock().unwrap_or_else(PoisonError::into_inner);
-    let now = Instant::now();
-    if seen.len() >= REMEMBERED {
-        seen.retain(|_, at| now.duration_since(*at) < STRANGER_PACE);
-    }
-    let early = seen.get(&peer).is_some_and(|at| now.duration_since(*at) < STRANGER_PACE);
-    let full = seen.len() >= REMEMBERED;
-    if !early && !full {
-        seen.insert(peer, now);
-    }
-    !early && !full
-}
-
 /// Reads a stranger's one Hello. When it shows a newer snapshot that makes it a member, the connection is served, and
 /// the stream goes on as its control stream.
 async fn introduce(
@@ -124,7 +112,7 @@ async fn introduce(
     strangers: &Strangers,
 ) -> anyhow::Result<Option<Arc<PeerConn>>> {
     let Ok(_place) = strangers.places.try_acquire() else { anyhow::bail!("too many strangers at once") };
-    if !may_introduce(strangers, peer) {
+    if !strangers.visits.may_come(peer) {
         anyhow::bail!("introduces itself too often");
     }
     let (mut send_half, recv) = tokio::time::timeout(STRANGER_HELLO, conn.accept_bi()).await??;

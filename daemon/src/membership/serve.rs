@@ -82,11 +82,13 @@ async fn run(membership: &Arc<Membership>, conn: &Arc<PeerConn>, control: impl F
     streams.wait().await;
 }
 
-/// Takes the streams that the peer opens.
+/// Takes the streams that the peer opens, at its machine's pace.
 async fn accept(membership: &Arc<Membership>, conn: &Arc<PeerConn>, streams: &TaskTracker) -> (Close, String) {
+    let pace = membership.pool.streams(conn.peer);
     loop {
         match conn.conn.accept_bi().await {
             Ok((send, recv)) => {
+                pace.turn().await;
                 streams.spawn(stream(Arc::clone(membership), Arc::clone(conn), send, recv));
             }
             Err(error) => return (Close::Done, error.to_string()),

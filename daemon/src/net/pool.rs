@@ -22,6 +22,7 @@ use account::{Departed, Told};
 
 use super::budget::Budget;
 use super::close;
+use super::pace::Pace;
 use super::ways::Trail;
 use crate::clock::now_ms;
 use crate::metrics::Counters;
@@ -271,6 +272,7 @@ struct Peer {
     dial: Arc<tokio::sync::Mutex<()>>,
     undecided: Arc<Budget>,
     pulls: Arc<Pulls>,
+    streams: Arc<Pace>,
 }
 
 /// Counts the snapshots that a machine fetches: each holds one of these.
@@ -481,6 +483,11 @@ impl Pool {
     /// What requests of this machine take here until they are decided.
     pub(crate) fn undecided(&self, id: MachineId) -> Arc<Budget> {
         Arc::clone(&self.lock().entry(id).or_default().undecided)
+    }
+
+    /// The pace of the streams that this machine opens.
+    pub(crate) fn streams(&self, id: MachineId) -> Arc<Pace> {
+        Arc::clone(&self.lock().entry(id).or_default().streams)
     }
 
     /// A place for one more snapshot that this machine fetches; dropping it gives the place back.

@@ -9,6 +9,7 @@ mod directory;
 mod flood;
 mod gone;
 mod member;
+mod pace;
 mod pulls;
 mod refused;
 mod socket;

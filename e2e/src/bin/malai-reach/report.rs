@@ -1,0 +1,198 @@
+//! What came of it, as a document: facts of the machine, the matrix, a table for each other row.
+
+use std::fmt;
+use std::fs;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use malai_e2e::reach::{KINDS, Trip, Way};
+
+/// All that was played.
+#[derive(Debug)]
+pub(crate) struct Report {
+    facts: Vec<(&'static str, String)>,
+    rows: Vec<Row>,
+}
+
+#[derive(Debug)]
+struct Row {
+    name: String,
+    held: usize,
+    failures: Vec<String>,
+    pairs: Vec<Pair>,
+}
+
+/// All trips from one machine to another.
+#[derive(Debug)]
+struct Pair {
+    from: String,
+    to: String,
+    firsts: Vec<Duration>,
+    directs: Vec<Duration>,
+    relayed: bool,
+}
+
+impl Report {
+    /// Nothing was played yet.
+    pub(crate) fn new(times: usize) -> Result<Self> {
+        let mut facts = facts()?;
+        facts.push(("each row", format!("played {times} times, one row after the other")));
+        Ok(Self { facts, rows: Vec::new() })
+    }
+
+    /// Notes what came of a row.
+    pub(crate) fn played(&mut self, name: &str, played: Result<Vec<Trip>>) {
+        if self.rows.last().is_none_or(|row| row.name != name) {
+            let (name, failures, pairs) = (name.to_owned(), Vec::new(), Vec::new());
+            self.rows.push(Row { name, held: 0, failures, pairs });
+        }
+        let Some(row) = self.rows.last_mut() else { return };
+        match played {
+            Ok(trips) => {
+                row.held += 1;
+                trips.iter().for_each(|trip| row.add(trip));
+            }
+            Err(error) => row.failures.push(format!("{error:#}")),
+        }
+    }
+
+    /// Whether everything held, and something was played at all.
+    pub(crate) fn all_held(&self) -> bool {
+        !self.rows.is_empty() && self.rows.iter().all(|row| row.failures.is_empty() && row.held > 0)
+    }
+}
+
+impl Row {
+    fn add(&mut self, trip: &Trip) {
+        let Trip { from, to, first, way } = trip;
+        if !self.pairs.iter().any(|pair| pair.from == *from && pair.to == *to) {
+            let (from, to) = (from.clone(), to.clone());
+            self.pairs.push(Pair { from, to, firsts: Vec::new(), directs: Vec::new(), relayed: false });
+        }
+        let Some(pair) = self.pairs.iter_mut().find(|pair| pair.from == *from && pair.to == *to) else { return };
+        pair.firsts.push(*first);
+        match way {
+            Way::Direct(after) => pair.directs.push(*after),
+            Way::Relayed => pair.relayed = true,
+            Way::Unknown => {}
+        }
+    }
+
+    /// Whether it is a row of the matrix.
+    fn is_of_matrix(&self) -> bool {
+        let is_kind = |name: &str| KINDS.iter().any(|(kind, _)| *kind == name);
+        self.pairs.iter().any(|pair| is_kind(&pair.from) && is_kind(&pair.to))
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "# Reach\n\nWritten by `scripts/reach`, which plays the table of networks anew; do not edit.\n")?;
+        writeln!(
+            f,
+            "Hosts in network namespaces, with a relay and a DNS server of the cluster's own; nothing is sent to any \
+             address\noutside of the cluster, by the kernel's count. Times are from the start of the client on the caller: \
+             to the first output\nof `hostname`, and until a ping, ten a second, is answered without a relay.\n"
+        )?;
+        writeln!(f, "| | |\n|---|---|")?;
+        for (name, value) in &self.facts {
+            writeln!(f, "| {name} | {value} |")?;
+        }
+        writeln!(f, "\n## Rows\n\n| what must hold | held | failed |\n|---|---|---|")?;
+        for Row { name, held, failures, .. } in &self.rows {
+            writeln!(f, "| {} | {held} | {} |", name.replace('_', " "), failures.len())?;
+        }
+        matrix(f, &self.rows)?;
+        for row in self.rows.iter().filter(|row| !row.is_of_matrix() && !row.pairs.is_empty()) {
+            other(f, row)?;
+        }
+        for row in &self.rows {
+            for failure in &row.failures {
+                writeln!(f, "\n## Failed: {}\n\n```\n{failure}\n```", row.name.replace('_', " "))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Callers down, targets across.
+fn matrix(f: &mut fmt::Formatter<'_>, rows: &[Row]) -> fmt::Result {
+    if !rows.iter().any(Row::is_of_matrix) {
+        return Ok(());
+    }
+    writeln!(
+        f,
+        "\n## Address translation\n\nCallers down, targets across, 40 ms apart, that have not talked before: first output, \
+         then the way. The middle one\nof all times.\n"
+    )?;
+    let kinds = KINDS.map(|(kind, _)| kind);
+    writeln!(f, "| | {} |\n|---|---|---|---|---|---|", kinds.join(" | "))?;
+    for from in kinds {
+        write!(f, "| **{from}** |")?;
+        for to in kinds {
+            let mut pairs = rows.iter().flat_map(|row| &row.pairs);
+            let cell = pairs.find(|pair| pair.from == from && pair.to == to).map_or_else(String::new, Pair::cell);
+            write!(f, " {cell} |")?;
+        }
+        writeln!(f)?;
+    }
+    Ok(())
+}
+
+fn other(f: &mut fmt::Formatter<'_>, row: &Row) -> fmt::Result {
+    let title = row.name.replace('_', " ");
+    writeln!(f, "\n## {title}\n\n| caller | target | taken | first output: middle, most | direct: middle, most |")?;
+    writeln!(f, "|---|---|---|---|---|")?;
+    for pair in &row.pairs {
+        let Pair { from, to, firsts, directs, .. } = pair;
+        let direct = if directs.is_empty() { "-".to_owned() } else { span(directs, 1) };
+        writeln!(f, "| {from} | {to} | {} | {} | {direct} |", firsts.len(), span(firsts, 2))?;
+    }
+    Ok(())
+}
+
+impl Pair {
+    fn cell(&self) -> String {
+        let first = seconds(middle(&self.firsts), 2);
+        if self.relayed {
+            return format!("{first}, relay");
+        }
+        format!("{first}, direct after {}", seconds(middle(&self.directs), 1))
+    }
+}
+
+fn middle(times: &[Duration]) -> Option<Duration> {
+    let mut sorted = times.to_vec();
+    sorted.sort_unstable();
+    sorted.get(sorted.len() / 2).copied()
+}
+
+fn span(times: &[Duration], digits: usize) -> String {
+    format!("{}, {}", seconds(middle(times), digits), seconds(times.iter().max().copied(), digits))
+}
+
+fn seconds(time: Option<Duration>, digits: usize) -> String {
+    time.map_or_else(|| "-".to_owned(), |time| format!("{:.digits$} s", time.as_secs_f64()))
+}
+
+/// What the figures depend on.
+fn facts() -> Result<Vec<(&'static str, String)>> {
+    let load = fs::read_to_string("/proc/loadavg").context("cannot read /proc/loadavg")?;
+    let load: Vec<&str> = load.split(' ').take(3).collect();
+    let cores = std::thread::available_parallelism().context("how many processors?")?;
+    Ok(vec![
+        ("date", said_by(&["date", "-u", "+%F %H:%M UTC"])?),
+        ("malai", said_by(&["git", "describe", "--always", "--dirty"])?),
+        ("build", if cfg!(debug_assertions) { "debug: a release build is faster" } else { "release" }.to_owned()),
+        ("processors", cores.to_string()),
+        ("load before (1, 5, 15 min)", load.join(", ")),
+    ])
+}
+
+fn said_by(words: &[&str]) -> Result<String> {
+    let (program, arguments) = words.split_first().context("no words")?;
+    let output = Command::new(program).args(arguments).output().with_context(|| format!("cannot run {program}"))?;
+    ensure!(output.status.success(), "{words:?} failed: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+}
