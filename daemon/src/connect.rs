@@ -32,6 +32,8 @@ pub(crate) async fn connect(clusters: &Clusters, ask: &Connect) -> Result<Reache
         machine: ask.machine.clone(),
         cluster: ask.cluster.clone(),
         connect_timeout_ms: ask.connect_timeout_ms,
+        gone_timeout_ms: None,
+        wait: false,
         attachment: None,
     };
     let (membership, id) = resolve(clusters, &target)?;
@@ -193,6 +195,7 @@ fn greeting() -> Hello {
         boot: None,
         executor: None,
         malai: crate::VERSION.to_owned(),
+        clock_ms: None,
     }
 }
 

@@ -9,7 +9,7 @@ use iroh::address_lookup::{AddressLookup, AddressLookupBuilder, DnsAddressLookup
 use iroh::endpoint::RelayStatus;
 use iroh::unstable_net_report::NetReport;
 use iroh::{Endpoint, RelayUrl, Watcher};
-use malai_protocol::config::{Network, Relay};
+use malai_protocol::config::Network;
 use malai_protocol::local::Finding;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout, timeout_at};
@@ -76,10 +76,7 @@ struct Trial(Endpoint);
 
 impl Trial {
     async fn begin(network: &Network, relays: &[RelayUrl]) -> Result<Self, String> {
-        let named =
-            |url: &RelayUrl| network.relays.iter().flatten().find(|relay| relay.url.parse().ok().as_ref() == Some(url));
-        let relays =
-            relays.iter().map(|url| named(url).cloned().unwrap_or_else(|| Relay::at(url.to_string()))).collect();
+        let relays = relays.iter().map(|url| endpoint::named(network, url)).collect();
         let network = Network { relays: Some(relays), discovery: Some(Vec::new()), ..network.clone() };
         let key = random::<32>().map_err(|failure| failure.message)?;
         endpoint::bind(&Options::caller(*key, &network))

@@ -8,7 +8,7 @@ use iroh::address_lookup::{AddrFilter, DnsAddressLookup, PkarrPublisher, PkarrRe
 use iroh::dns::DnsResolver;
 use iroh::endpoint::{Builder, PortmapperConfig, QuicTransportConfig, VarInt, presets};
 use iroh::{Endpoint, RelayMode, RelayUrl, SecretKey, TransportAddr};
-use malai_protocol::config::Network;
+use malai_protocol::config::{Network, Relay};
 use malai_protocol::failure::{Failure, Kind};
 use tracing::subscriber::NoSubscriber;
 use url::Url;
@@ -114,11 +114,13 @@ pub(crate) async fn bind(options: &Options<'_>) -> Result<Bound, Failure> {
 /// # Errors
 /// As [`bind`].
 pub(crate) async fn bind_only(key: [u8; 32], network: &Network, at: &TransportAddr) -> Result<Endpoint, Failure> {
-    let relays = if let TransportAddr::Relay(url) = at { vec![url.to_string()] } else { Vec::new() };
+    let relays = if let TransportAddr::Relay(url) = at { vec![named(network, url)] } else { Vec::new() };
     let nowhere = Some(Vec::new());
     let network = Network { relays: Some(relays), discovery: nowhere, directory: Some(false), ..network.clone() };
     let options = Options::caller(key, &network);
-    let mut builder = builder(&options)?.clear_ip_transports();
+    let trust = Trust::new(&network);
+    let relays = Relays::new(&network, Arc::clone(&trust), None)?;
+    let mut builder = builder(&options, &trust, &relays)?.clear_ip_transports();
     let failed = |e: &dyn std::fmt::Display| Failure::new(Kind::Internal, format!("cannot bind a UDP port: {e}"));
     if let TransportAddr::Ip(ip) = at {
         let any: IpAddr = if ip.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
@@ -247,6 +249,12 @@ fn add_discovery(mut builder: Builder, network: &Network, options: &Options<'_>)
 
 fn noting<B>(lookup: B, name: &str, ways: &Arc<Ways>) -> Noting<B> {
     Noting { lookup, way: name.into(), ways: Arc::clone(ways) }
+}
+
+/// The relay of this URL as the cluster's config has it, with its pin; otherwise nothing but the URL.
+pub(crate) fn named(network: &Network, url: &RelayUrl) -> Relay {
+    let known = network.relays.iter().flatten().find(|relay| relay.url.parse().ok().as_ref() == Some(url));
+    known.cloned().unwrap_or_else(|| Relay::at(url.to_string()))
 }
 
 /// The relays that the cluster uses.
