@@ -96,7 +96,9 @@ fn a_machine_that_moved_is_found_through_one_that_it_told() -> Result<()> {
     let before = text(&company.status(db01)?, "/addresses/0")?.to_owned();
     let port = before.rsplit(':').next().unwrap_or_default().to_owned();
     stop(db01)?;
-    let _taken = db01.inside(|| Ok(std::net::UdpSocket::bind(format!("0.0.0.0:{port}"))?))?;
+    let _taken = wait_for(SOON, "its port is free", || {
+        db01.inside(|| Ok(std::net::UdpSocket::bind(format!("0.0.0.0:{port}")).ok()))
+    })?;
     start(db01)?;
     company.ran_remotely(db01, cache01)?;
     let (took, line) = way(company, web01, db01)?;
