@@ -64,6 +64,7 @@ impl Strangers {
 }
 
 /// Runs a command and returns how long it took, and what `-v` says of the way.
+#[allow(clippy::print_stdout, reason = "how long it took is a figure, and the trial's output")]
 fn way(company: &Cluster, from: &Host, on: &Host) -> Result<(Duration, String)> {
     let begun = Instant::now();
     let target = company.target(on);
