@@ -64,6 +64,7 @@ impl Strangers {
 }
 
 /// Runs a command and returns how long it took, and what `-v` says of the way.
+#[allow(clippy::print_stdout, reason = "how long it took is a figure, and the trial's output")]
 fn way(company: &Cluster, from: &Host, on: &Host) -> Result<(Duration, String)> {
     let begun = Instant::now();
     let target = company.target(on);
@@ -96,7 +97,9 @@ fn a_machine_that_moved_is_found_through_one_that_it_told() -> Result<()> {
     let before = text(&company.status(db01)?, "/addresses/0")?.to_owned();
     let port = before.rsplit(':').next().unwrap_or_default().to_owned();
     stop(db01)?;
-    let _taken = db01.inside(|| Ok(std::net::UdpSocket::bind(format!("0.0.0.0:{port}"))?))?;
+    let _taken = wait_for(SOON, "its port is free", || {
+        db01.inside(|| Ok(std::net::UdpSocket::bind(format!("0.0.0.0:{port}")).ok()))
+    })?;
     start(db01)?;
     company.ran_remotely(db01, cache01)?;
     let (took, line) = way(company, web01, db01)?;
