@@ -67,6 +67,7 @@ fn every_line_passes_between_two_hosts_and_nothing_is_left_on_them() -> Result<(
     let lines = report.lines()?;
     ensure!(lines.len() == LINES && lines.iter().all(|line| line.1 == "pass"), "{} lines: {lines:?}", lines.len());
     ensure!((report.text("/hosts/a/name")?, report.text("/hosts/b/name")?) == ("north", "south"), "{}", report.0);
+    ensure!(report.text("/hosts/a/version")? == report.text("/hosts/b/version")?, "{}", report.0);
     ensure!(report.text("/hosts/a/id52")? != report.text("/hosts/b/id52")?, "one key: {}", report.0);
     let figures = report.0.get("figures").and_then(Value::as_array).context("no figures")?;
     for name in ["connect_a", "connect_b", "exec_a_p50", "exec_b_p50", "pull_a", "pull_b", "push_a", "push_b", "rtt_a"]
@@ -84,7 +85,7 @@ fn every_line_passes_between_two_hosts_and_nothing_is_left_on_them() -> Result<(
 
 fn an_interrupted_run_leaves_nothing_and_passes_nothing_that_it_did_not_do() -> Result<()> {
     let stage = Stage::open("two-hosts-int")?;
-    let run = stage.driver.spawn(Stage::two_hosts(&["--size", "2000"]))?;
+    let run = stage.driver.spawn(Stage::two_hosts(&["--size", "500"]))?;
     run.wait_for_line("a command that takes too long", LONG)?;
     wait_until(LONG, "output flows", || {
         stage.b.sh("ps -A -o args=").is_ok_and(|all| all.text().contains("cat /tmp/malai-e2e"))
