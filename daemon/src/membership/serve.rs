@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use iroh::endpoint::{RecvStream, SendStream};
+use iroh::endpoint::{Connection, ConnectionError, RecvStream, SendStream};
 use malai_protocol::codec::{CodecError, Frame, Kind, MAX_CONTROL};
 use malai_protocol::failure::{Failure, Kind as FailureKind};
 use malai_protocol::peer::{Close, Gone, Hello, Open, Pull, RESET_LOST, RESET_PROTOCOL};
@@ -15,6 +15,7 @@ use super::{Membership, directory, greet, pulse};
 use crate::machine;
 use crate::net::budget::Exceeded;
 use crate::net::endpoint::MAX_SESSIONS;
+use crate::net::pace::Pace;
 use crate::net::pool::PeerConn;
 use crate::net::{FIRST_FRAME, FrameError, Frames, abandon, close, code, is_protocol_error, send};
 
@@ -86,14 +87,20 @@ async fn run(membership: &Arc<Membership>, conn: &Arc<PeerConn>, control: impl F
 async fn accept(membership: &Arc<Membership>, conn: &Arc<PeerConn>, streams: &TaskTracker) -> (Close, String) {
     let pace = membership.pool.streams(conn.peer);
     loop {
-        match conn.conn.accept_bi().await {
+        match next_stream(&conn.conn, &pace).await {
             Ok((send, recv)) => {
-                pace.turn().await;
                 streams.spawn(stream(Arc::clone(membership), Arc::clone(conn), send, recv));
             }
             Err(error) => return (Close::Done, error.to_string()),
         }
     }
+}
+
+/// The next stream that the peer opens, when its turn has come.
+async fn next_stream(conn: &Connection, pace: &Pace) -> Result<(SendStream, RecvStream), ConnectionError> {
+    let stream = conn.accept_bi().await?;
+    pace.turn().await;
+    Ok(stream)
 }
 
 /// Waits until this connection has no use any more.
@@ -268,4 +275,39 @@ async fn session(
     };
     machine::session(Arc::clone(membership), conn.peer, open.generation, machine::peer_says_gone, frames, send_half)
         .await
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use iroh::EndpointAddr;
+    use malai_protocol::config::Network;
+    use malai_protocol::peer::ALPN;
+    use tokio::time::timeout;
+
+    use super::*;
+    use crate::net::endpoint::{Options, bind, bound_port};
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_stream_is_taken_at_once_and_one_of_a_machine_that_had_too_many_is_not() {
+        let network = Network { relays: Some(Vec::new()), discovery: Some(Vec::new()), ..Network::default() };
+        let options = |key| Options { alpns: vec![ALPN.to_vec()], ..Options::caller([key; 32], &network) };
+        let (ours, theirs) = (bind(&options(1)).await.unwrap(), bind(&options(2)).await.unwrap());
+        let port = bound_port(&ours).unwrap();
+        let address = EndpointAddr::new(ours.id()).with_ip_addr((Ipv4Addr::LOCALHOST, port).into());
+        let accepted = async { ours.accept().await.unwrap().await.unwrap() };
+        let (accepted, dialled) = tokio::join!(accepted, theirs.connect(address, ALPN));
+        let dialled = dialled.unwrap();
+        let open = async || {
+            let (mut send, recv) = dialled.open_bi().await.unwrap();
+            send.write_all(&[Kind::Ping as u8]).await.unwrap();
+            (send, recv)
+        };
+        let _first = open().await;
+        assert!(timeout(Duration::from_secs(10), next_stream(&accepted, &Pace::default())).await.is_ok());
+        let _second = open().await;
+        let early = timeout(Duration::from_millis(500), next_stream(&accepted, &Pace::exhausted())).await;
+        assert!(early.is_err(), "it had its turn a minute early");
+    }
 }

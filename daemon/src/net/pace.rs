@@ -44,6 +44,12 @@ impl Debt {
 pub(crate) struct Pace(Mutex<Debt>);
 
 impl Pace {
+    /// That of a machine whose next turn comes in a minute.
+    #[cfg(test)]
+    pub(crate) fn exhausted() -> Self {
+        Self(Mutex::new(Debt(Some(Instant::now() + Duration::from_secs(61)))))
+    }
+
     /// Waits until the next stream may be served. What is opened meanwhile waits in QUIC, at its sender.
     pub(crate) async fn turn(&self) {
         let wait = self.0.lock().unwrap_or_else(PoisonError::into_inner).add(Instant::now(), STREAM, STREAMS);
