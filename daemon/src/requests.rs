@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use malai_protocol::failure::{Failure, Kind};
 use malai_protocol::local::{
-    Changed, ClusterApprove, ClusterInvite, ClusterMade, MachineMade, Publication, Request, Rescan, RescanOutcome,
-    Rescanned, Response,
+    Changed, ClusterApprove, ClusterInit, ClusterInvite, ClusterMade, MachineMade, Publication, Request, Rescan,
+    RescanOutcome, Rescanned, Response,
 };
 use malai_protocol::snapshot::Snapshot;
 use tokio::sync::{mpsc, watch};
@@ -124,7 +124,9 @@ async fn carry_out(
     match request {
         Request::Session(_) => Err(Failure::new(Kind::Internal, "a session is not answered by a response")),
         Request::Status => Ok(Response::Status(status::status(clusters, false).await)),
-        asked @ (Request::Probe | Request::Metrics | Request::Doctor) => Ok(observed(clusters, &asked).await),
+        Request::Probe => Ok(Response::Status(status::status(clusters, true).await)),
+        Request::Metrics => Ok(Response::Metrics(metrics::metrics(clusters))),
+        Request::Doctor => Ok(Response::Doctor(doctor::checkup(clusters).await)),
         Request::Ping(ask) => ping::ping(clusters, &ask, &more).await.map(|()| Response::Done),
         Request::Connect(ask) => connect::connect(clusters, &ask).await.map(Response::Connected),
         Request::DaemonStatus => Ok(Response::Daemon(status::daemon(clusters).await)),
@@ -138,13 +140,7 @@ async fn carry_out(
             let home = clusters.shared().home.clone();
             blocking(move || admin::cluster_list(&home)).await.map(Response::Clusters)
         }
-        Request::ClusterInit(ask) => {
-            let alias = |made: &ClusterMade| made.alias.clone();
-            let made =
-                change_and_load(context, alias, move |changes| admin::cluster_init(changes, &ask, now_ms())).await?;
-            let join_addresses = desk_addresses(context, &made.alias).unwrap_or(made.join_addresses);
-            Ok(Response::Made(ClusterMade { join_addresses, ..made }))
-        }
+        Request::ClusterInit(ask) => cluster_init(context, ask).await,
         Request::ClusterInvite(ask) => invite(context, ask).await,
         Request::ClusterPending { cluster } => pending(context, &cluster).await,
         Request::ClusterApprove(ask) => approve(context, ask).await,
@@ -182,13 +178,11 @@ async fn carry_out(
     }
 }
 
-/// What this daemon sees, and finds when it looks.
-async fn observed(clusters: &Clusters, asked: &Request) -> Response {
-    match asked {
-        Request::Metrics => Response::Metrics(metrics::metrics(clusters)),
-        Request::Doctor => Response::Doctor(doctor::checkup(clusters).await),
-        _ => Response::Status(status::status(clusters, true).await),
-    }
+async fn cluster_init(context: &Context, ask: ClusterInit) -> Result<Response, Failure> {
+    let alias = |made: &ClusterMade| made.alias.clone();
+    let made = change_and_load(context, alias, move |changes| admin::cluster_init(changes, &ask, now_ms())).await?;
+    let join_addresses = desk_addresses(context, &made.alias).unwrap_or(made.join_addresses);
+    Ok(Response::Made(ClusterMade { join_addresses, ..made }))
 }
 
 /// Changes files of clusters, under the lock for it.

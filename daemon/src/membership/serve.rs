@@ -293,7 +293,7 @@ mod tests {
     async fn a_stream_is_taken_at_once_and_one_of_a_machine_that_had_too_many_is_not() {
         let network = Network { relays: Some(Vec::new()), discovery: Some(Vec::new()), ..Network::default() };
         let options = |key| Options { alpns: vec![ALPN.to_vec()], ..Options::caller([key; 32], &network) };
-        let (ours, theirs) = (bind(&options(1)).await.unwrap(), bind(&options(2)).await.unwrap());
+        let (ours, theirs) = (bind(&options(1)).await.unwrap().endpoint, bind(&options(2)).await.unwrap().endpoint);
         let port = bound_port(&ours).unwrap();
         let address = EndpointAddr::new(ours.id()).with_ip_addr((Ipv4Addr::LOCALHOST, port).into());
         let accepted = async { ours.accept().await.unwrap().await.unwrap() };

@@ -89,10 +89,15 @@ async fn a_stranger_that_keeps_its_greeting_to_itself_is_closed_after_two_second
 #[tokio::test(flavor = "multi_thread")]
 async fn strangers_in_every_place_do_not_keep_a_member_out() -> Result<()> {
     let scene = Scene::new().await?;
+    // All are there before the first one dials: nobody's place is taken for long.
+    let mut strangers = Vec::new();
+    for _ in 0..100 {
+        strangers.push(Peer::new().await?);
+    }
     let mut crowd = JoinSet::new();
     let address = scene.web01.address().await?;
-    for _ in 0..100 {
-        let (stranger, address) = (Peer::new().await?, address.clone());
+    for stranger in strangers {
+        let address = address.clone();
         crowd.spawn(async move { (stranger.endpoint.connect(address, ALPN).await, stranger) });
     }
     let mut waiting = Vec::new();

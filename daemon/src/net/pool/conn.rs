@@ -25,16 +25,16 @@ pub(crate) struct PeerConn {
     /// Since when, milliseconds since the epoch.
     pub(crate) since_ms: u64,
     pub(super) boot: OnceLock<Incarnation>,
-    pub(super) executor: OnceLock<Incarnation>,
-    pub(super) greeted: AtomicBool,
-    pub(super) met: AtomicBool,
-    pub(super) caller_only: AtomicBool,
-    pub(super) sessions: AtomicU32,
-    pub(super) pulsing: AtomicBool,
-    pub(super) stalled: AtomicBool,
-    pub(super) given_up: Notify,
-    pub(super) offers: Mutex<Offers>,
-    pub(super) trail: OnceLock<Trail>,
+    executor: OnceLock<Incarnation>,
+    greeted: AtomicBool,
+    met: AtomicBool,
+    caller_only: AtomicBool,
+    sessions: AtomicU32,
+    pulsing: AtomicBool,
+    stalled: AtomicBool,
+    given_up: Notify,
+    offers: Mutex<Offers>,
+    trail: OnceLock<Trail>,
 }
 
 /// The snapshot that the peer offers.
