@@ -35,7 +35,7 @@ pub struct Invite {
     #[serde(default)]
     pub addresses: Vec<String>,
     /// URLs of those of `[network] relays` of which there is no more to know; absent = iroh's public relays. See
-    /// [`Invite::relays`].
+    /// [`Invite::relays()`].
     #[serde(default)]
     pub relays: Option<Vec<String>>,
     /// The others of `[network] relays`: with a pinned certificate, or a key.

@@ -208,24 +208,21 @@ fn relays_are_exchanged_under_running_commands() -> Result<()> {
     direct.wait_for_line("db01", SOON)?;
     let (since, way) = far.connection()?;
     ensure!(way == format!("relay {}", before.relay), "the path is {way}");
-    let begun = Instant::now();
     company.publish("network", &relays(&[&pinned(&after)]))?;
     for host in [laptop, web01, &db01] {
         says(company, host, &after, &["connected"])?;
     }
-    eprintln!("the new relay is the home of all after {:.1?}", begun.elapsed());
     // The same connection goes on, over the relay that is not named any more.
     let length = relayed.output_length();
     relayed.wait_for_output_beyond(length, SOON)?;
     ensure!(far.connection()? == (since, way), "the connection was not kept: {:?}", far.connection()?);
-    // And when that relay is switched off, over the new one.
+    // And when that relay is switched off, over the new one: there is no other way.
     drop(before);
     let begun = Instant::now();
     let length = relayed.output_length();
     relayed.wait_for_output_beyond(length + 50, SOON)?;
-    eprintln!("output over the new relay after {:.1?}", begun.elapsed());
+    ensure!(begun.elapsed() <= FAILOVER, "output came over the new relay after {:.1?}", begun.elapsed());
     company.ran_remotely(laptop, web01)?;
-    ensure!(far.connection()?.1 == format!("relay {}", after.relay), "the path is {}", far.connection()?.1);
     goes_on(relayed)?;
     goes_on(direct)
 }
@@ -281,10 +278,8 @@ fn commands_go_on_over_the_second_relay_when_the_first_dies() -> Result<()> {
     let length = pair.running.output_length();
     let Far { company, web01, .. } = &pair.far;
     let command = company.run(company.manager(), web01, &["hostname"])?.success()?;
-    let took = died.elapsed();
     ensure!(command.text() == "web01", "it ran on {}", command.text());
     pair.running.wait_for_output_beyond(length + 20, SOON)?;
-    eprintln!("a new command ended after {took:.1?}, output of the running one after {:.1?}", died.elapsed());
     ensure!(died.elapsed() <= FAILOVER, "commands were without a relay for {:.1?}", died.elapsed());
     pair.moved(&pair.relays[0], &url, " failed ")?;
     // It is taken back when it is there again.
@@ -300,10 +295,8 @@ fn a_running_command_goes_on_when_the_first_relay_falls_silent() -> Result<()> {
     let pair = Pair::open("silence")?;
     // No connection to it ends; nothing is answered any more.
     pair.servers[pair.used].freeze()?;
-    let died = Instant::now();
     let length = pair.running.output_length();
     pair.running.wait_for_output_beyond(length + 20, FAILOVER)?;
-    eprintln!("output of the running command after {:.1?}", died.elapsed());
     let other = &pair.relays[1 - pair.used];
     pair.moved(other, &pair.relays[pair.used].relay, "no answer within 2 s")?;
     pair.far.company.ran_remotely(pair.far.laptop(), &pair.far.web01)?;
@@ -313,7 +306,9 @@ fn a_running_command_goes_on_when_the_first_relay_falls_silent() -> Result<()> {
 fn a_newcomers_ticket_is_shown_to_the_pinned_relay_alone() -> Result<()> {
     let lab = Lab::new("ticket")?;
     let internet = lab.internet()?;
-    let (first, second) = (lab.host("first").on(&internet).boot()?, lab.host("second").on(&internet).boot()?);
+    let first = lab.host("first").on(&internet).boot()?;
+    // The nearer one is the manager's first choice, which so is told why it cannot be.
+    let second = lab.host("second").on(&internet).via(&Wire::delay_ms(100)).boot()?;
     let (closed, open) = (Services::start_with(&first, &["--ticket"])?, Services::start(&second)?);
     let laptop = lab.host("laptop").on(&internet).boot()?;
     let company = Cluster::on_disk("company", laptop, &[])?;
