@@ -35,6 +35,8 @@ const LONGEST_REST: Duration = Duration::from_secs(120);
 const SOON: Duration = Duration::from_secs(1);
 /// A relay that is suspected is asked no sooner than so long after the last time.
 const ASKED: Duration = Duration::from_secs(2);
+/// What is said of a relay that does not let this machine in, before its own words.
+const REFUSES: &str = "it refuses this machine";
 /// The longest reason that is kept of a relay's failure, in characters: a relay may say anything.
 const MAX_REASON: usize = 300;
 
@@ -279,6 +281,8 @@ impl Relays {
                 match answer {
                     Ok(()) => {
                         entry.rests = None;
+                        // Whether it still refuses shows when it is the home again.
+                        entry.failure = entry.failure.take().filter(|why| why.starts_with(REFUSES));
                         back.push((url, Arc::clone(&entry.config)));
                     }
                     Err(why) => {
@@ -351,7 +355,7 @@ fn state(status: &RelayStatus) -> RelayState {
 /// Why a home relay cannot be used.
 fn why(status: &RelayStatus) -> Option<String> {
     let text = match status.auth_denied_reason() {
-        Some(reason) => format!("it refuses this machine: {reason}"),
+        Some(reason) => format!("{REFUSES}: {reason}"),
         None => format!("{:#}", status.last_error()?),
     };
     Some(text.chars().take(MAX_REASON).collect())

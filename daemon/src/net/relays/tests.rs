@@ -122,3 +122,22 @@ async fn garbage_and_a_closed_port_are_no_answer_and_none_is_waited_for() {
     assert!(why.contains("refused"), "{why}");
     endpoint.close().await;
 }
+
+#[tokio::test]
+async fn one_that_answers_again_is_taken_back_and_only_a_refusal_is_not_forgotten() {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let url = format!("http://{}/", listener.local_addr().unwrap());
+    let Bound { endpoint, relays } = bound(&[relay(&url, None), relay(SECOND, None)]).await;
+    for (why, after) in [("gone".to_owned(), None), (format!("{REFUSES}: x"), Some(format!("{REFUSES}: x")))] {
+        {
+            let mut set = relays.lock();
+            let entry = set.get_mut(&url.parse().unwrap()).unwrap();
+            entry.fails(why);
+            entry.rests = Some(Instant::now());
+        }
+        relays.take_back(&endpoint).await;
+        let entry = relays.lock()[&url.parse().unwrap()].clone();
+        assert_eq!((entry.failure, entry.rests), (after, None));
+    }
+    endpoint.close().await;
+}
