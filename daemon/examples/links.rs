@@ -18,6 +18,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, ensure};
+use futures_util::future::try_join_all;
 use iroh::endpoint::{Connection, presets};
 use iroh::{Endpoint, EndpointAddr, RelayMode};
 use malai_daemon::admin::{join_begin, join_finish};
@@ -110,9 +111,7 @@ async fn measure(sizes: &[usize]) -> Result<()> {
         figures.check(&mut over)?;
         // A machine that is slow to answer has its link all the same; one that was lost is younger than the count.
         all_linked(&machines, Some(begun_ms)).await?;
-        for machine in machines {
-            machine.stop().await?;
-        }
+        try_join_all(machines.into_iter().map(Machine::stop)).await?;
     }
     ensure!(bare.conn.close_reason().is_none(), "the bare connection was lost");
     ensure!(over.is_empty(), "{over}");
