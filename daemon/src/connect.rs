@@ -8,14 +8,14 @@ use malai_protocol::codec::{Frame, Kind as FrameKind};
 use malai_protocol::failure::{Failure, Kind};
 use malai_protocol::id::MachineId;
 use malai_protocol::local::{Connect, SessionTarget, THIS_MACHINE};
-use malai_protocol::peer::{ALPN, Close, Hello, VERSION};
+use malai_protocol::peer::{ALPN, Close};
 use malai_protocol::session::Reached;
 use tokio::time::{Instant, timeout_at};
 
 use crate::clusters::Clusters;
 use crate::membership::{Membership, dial};
 use crate::net::ways::is_same;
-use crate::net::{close, closed_with, endpoint, endpoint_id, round_trip, send};
+use crate::net::{bare_hello, close, closed_with, endpoint, endpoint_id, round_trip, send};
 use crate::outbound::not_a_member;
 use crate::resolve::resolve;
 
@@ -28,14 +28,7 @@ const TLS_ERRORS: u64 = 0x100;
 /// [`Failure`]: there is no such machine, the address is none, or the machine was not reached by it.
 pub(crate) async fn connect(clusters: &Clusters, ask: &Connect) -> Result<Reached, Failure> {
     let deadline = Instant::now() + Duration::from_millis(ask.connect_timeout_ms);
-    let target = SessionTarget {
-        machine: ask.machine.clone(),
-        cluster: ask.cluster.clone(),
-        connect_timeout_ms: ask.connect_timeout_ms,
-        gone_timeout_ms: None,
-        wait: false,
-        attachment: None,
-    };
+    let target = SessionTarget::new(&ask.machine, ask.cluster.as_deref(), ask.connect_timeout_ms);
     let (membership, id) = resolve(clusters, &target)?;
     let at = ask.at.as_deref().map(address).transpose()?;
     if id == membership.me {
@@ -129,7 +122,7 @@ impl Only {
     async fn prove(&self, conn: &Connection, alias: &str) -> Result<Reached, Failure> {
         let greeted = async {
             let (mut control, recv) = conn.open_bi().await?;
-            send(&mut control, Frame::control(FrameKind::PeerHello, &greeting())?).await?;
+            send(&mut control, Frame::control(FrameKind::PeerHello, &bare_hello(None, true))?).await?;
             anyhow::Ok((control, recv))
         };
         // Its end would end the connection.
@@ -182,20 +175,6 @@ impl Only {
         }
         let said = relays.iter().find_map(|relay| relay.last_error().map(|error| format!(": {error:#}")));
         self.not_reached(&format!("the relay itself cannot be reached{}", said.unwrap_or_default()))
-    }
-}
-
-fn greeting() -> Hello {
-    Hello {
-        version: VERSION,
-        needs: Vec::new(),
-        header: None,
-        addresses: Vec::new(),
-        caller_only: true,
-        boot: None,
-        executor: None,
-        malai: crate::VERSION.to_owned(),
-        clock_ms: None,
     }
 }
 

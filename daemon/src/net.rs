@@ -15,8 +15,8 @@ use futures_util::StreamExt;
 use iroh::endpoint::{ConnectionError, ReadError, RecvStream, SendStream, VarInt};
 use malai_protocol::codec::{CodecError, Frame, FrameCodec, Kind};
 use malai_protocol::id::MachineId;
-use malai_protocol::peer::{Close, RESET_CALLER_GONE};
-use malai_protocol::snapshot::SnapshotError;
+use malai_protocol::peer::{Close, Hello, RESET_CALLER_GONE, VERSION};
+use malai_protocol::snapshot::{SignedHeader, SnapshotError};
 use std::time::{Duration, Instant};
 use tokio::io::AsyncRead;
 use tokio_util::codec::FramedRead;
@@ -45,6 +45,22 @@ pub(crate) fn code(number: u32) -> VarInt {
 pub(crate) fn close(conn: &iroh::endpoint::Connection, why: Close, reason: &str) {
     if conn.close_reason().is_none() {
         conn.close(code(why as u32), reason.as_bytes());
+    }
+}
+
+/// The greeting of one that is no member's daemon, or does not act as one: it says which snapshot it holds, if any, and
+/// nothing else.
+pub(crate) fn bare_hello(header: Option<SignedHeader>, caller_only: bool) -> Hello {
+    Hello {
+        version: VERSION,
+        needs: Vec::new(),
+        header,
+        addresses: Vec::new(),
+        caller_only,
+        boot: None,
+        executor: None,
+        malai: crate::VERSION.to_owned(),
+        clock_ms: None,
     }
 }
 

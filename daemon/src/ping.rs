@@ -129,14 +129,7 @@ async fn reach(clusters: &Arc<Clusters>, ask: &Ping) -> Result<Way, Failure> {
 /// The machine as it is called now. Connections to it are looked for from here on.
 async fn way_to(clusters: &Arc<Clusters>, ask: &Ping) -> Result<Way, Failure> {
     clusters.settled().await;
-    let target = SessionTarget {
-        machine: ask.machine.clone(),
-        cluster: ask.cluster.clone(),
-        connect_timeout_ms: ask.connect_timeout_ms,
-        gone_timeout_ms: None,
-        wait: false,
-        attachment: None,
-    };
+    let target = SessionTarget::new(&ask.machine, ask.cluster.as_deref(), ask.connect_timeout_ms);
     let (membership, id) = resolve(clusters, &target)?;
     let mut keeping = JoinSet::new();
     if id != membership.me {

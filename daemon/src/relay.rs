@@ -6,14 +6,13 @@
 //!
 //! # Layout
 //! [`init`](mod@init) makes one on the disk; `settings` reads it, `tls` its certificate; `clusters` the snapshots;
-//! `gate` who may use it; `serve` takes TCP connections, `hear` greetings with snapshots; `pace` how often an address may
-//! come; [`status`](mod@status) what it tells of itself.
+//! `gate` who may use it; `serve` takes TCP connections, `hear` greetings with snapshots;
+//! [`status`](mod@status) what it tells of itself.
 
 mod clusters;
 mod gate;
 mod hear;
 pub mod init;
-mod pace;
 mod serve;
 pub(crate) mod settings;
 pub mod status;

@@ -7,6 +7,7 @@
 //! * [`survival`] is the fault table: what must hold for a command while networks and processes fail under it.
 //! * [`reach`] is the table of networks: from which machine which other is reached, how soon, and by which way.
 //! * [`harness`] runs a list of trials, or says why this machine cannot run them.
+//! * [`facts`] is what figures depend on, for the head of a page of them.
 //! * [`program`] is the frame of the programs that serve on such hosts.
 //!
 //! # Goals
@@ -21,6 +22,7 @@
 //! counted; IPv6 goes from host to host on one segment.
 
 pub mod cluster;
+pub mod facts;
 pub mod harness;
 pub mod lab;
 pub mod program;

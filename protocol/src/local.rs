@@ -140,6 +140,20 @@ pub struct SessionTarget {
     pub attachment: Option<Gone>,
 }
 
+impl SessionTarget {
+    /// A machine that is dialled for so many milliseconds at most.
+    pub fn new(machine: &str, cluster: Option<&str>, connect_timeout_ms: u64) -> Self {
+        Self {
+            machine: machine.to_owned(),
+            cluster: cluster.map(str::to_owned),
+            connect_timeout_ms,
+            gone_timeout_ms: None,
+            wait: false,
+            attachment: None,
+        }
+    }
+}
+
 /// `malai cluster init`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClusterInit {

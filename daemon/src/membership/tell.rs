@@ -14,12 +14,12 @@ use iroh::{Endpoint, EndpointAddr, TransportAddr};
 use malai_protocol::codec::{Frame, Kind, MAX_HELLO};
 use malai_protocol::config::{MAX_RELAYS, Network};
 use malai_protocol::id::MachineId;
-use malai_protocol::peer::{ALPN, Announce, Close, Hello, Pull, RESET_PROTOCOL, VERSION};
+use malai_protocol::peer::{ALPN, Announce, Close, Hello, Pull, RESET_PROTOCOL};
 use tokio_util::sync::CancellationToken;
 
 use super::Membership;
 use super::sync::BODY;
-use crate::net::{FIRST_FRAME, Frames, abandon, close, endpoint_id, send};
+use crate::net::{FIRST_FRAME, Frames, abandon, bare_hello, close, endpoint_id, send};
 use crate::relay::settings::Place;
 use crate::store::keys::random;
 
@@ -135,7 +135,7 @@ async fn speak(membership: &Membership, conn: &Connection, relay: &Relay) -> any
     let mut snapshots = membership.watch();
     let (mut send_half, recv) = conn.open_bi().await?;
     let header = Some(snapshots.borrow_and_update().snapshot.signed_header().clone());
-    send(&mut send_half, Frame::control(Kind::PeerHello, &greeting(header))?).await?;
+    send(&mut send_half, Frame::control(Kind::PeerHello, &bare_hello(header, false))?).await?;
     let mut frames = Frames::new(recv, MAX_HELLO);
     let _hello: Hello = frames.next(FIRST_FRAME).await?.expect(Kind::PeerHello, "PeerHello")?;
     // It says what it holds when it has fetched what it wants.
@@ -192,20 +192,5 @@ async fn hand_out(membership: &Membership, conn: &Connection) -> anyhow::Error {
             abandon(&mut send_half, &mut frames.into_parts().0, RESET_PROTOCOL);
             return error.context("the relay did not take the snapshot");
         }
-    }
-}
-
-/// A greeting that says which snapshot is held here and nothing else: a relay has no use for addresses.
-fn greeting(header: Option<malai_protocol::snapshot::SignedHeader>) -> Hello {
-    Hello {
-        version: VERSION,
-        needs: Vec::new(),
-        header,
-        addresses: Vec::new(),
-        caller_only: false,
-        boot: None,
-        executor: None,
-        malai: crate::VERSION.to_owned(),
-        clock_ms: None,
     }
 }

@@ -20,6 +20,8 @@ const HANDSHAKES: u32 = 512;
 const HANDSHAKE: Duration = Duration::from_millis(10);
 /// Keys or addresses that are remembered.
 const REMEMBERED: usize = 1024;
+/// The same, at a server that anybody may find.
+const PUBLIC: usize = 16 * 1024;
 
 /// Counts against a rate: the time at which all that was counted is paid for.
 #[derive(Debug, Clone, Copy, Default)]
@@ -64,6 +66,8 @@ impl Pace {
 pub(crate) struct Visits<K> {
     each: Duration,
     burst: u32,
+    /// As many are remembered.
+    most: usize,
     /// Whether those may come that are too many to be remembered.
     overflow: bool,
     seen: Mutex<HashMap<K, Debt>>,
@@ -72,17 +76,17 @@ pub(crate) struct Visits<K> {
 impl<K: Hash + Eq> Visits<K> {
     /// Nobody came yet.
     pub(crate) fn new(each: Duration, burst: u32) -> Self {
-        Self { each, burst, overflow: false, seen: Mutex::default() }
+        Self { each, burst, most: REMEMBERED, overflow: false, seen: Mutex::default() }
     }
 
     /// Whether this one may come now. When it may not, that counts for nothing.
     pub(crate) fn may_come(&self, who: K) -> bool {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
-        if seen.len() >= REMEMBERED {
+        if seen.len() >= self.most {
             seen.retain(|_, debt| !debt.is_paid(now));
         }
-        if seen.len() >= REMEMBERED && !seen.contains_key(&who) {
+        if seen.len() >= self.most && !seen.contains_key(&who) {
             return self.overflow;
         }
         let mut debt = seen.get(&who).copied().unwrap_or_default();
@@ -110,17 +114,28 @@ pub(crate) enum Origin {
 impl From<&IncomingAddr> for Origin {
     fn from(addr: &IncomingAddr) -> Self {
         match addr {
-            IncomingAddr::Ip(addr) => match addr.ip().to_canonical() {
-                IpAddr::V4(ip) => Self::V4(ip),
-                IpAddr::V6(ip) => Self::V6((ip.to_bits() >> 64) as u64),
-            },
+            IncomingAddr::Ip(addr) => addr.ip().into(),
             IncomingAddr::Relay { endpoint_id, .. } => Self::Key(*endpoint_id),
             _ => Self::Other,
         }
     }
 }
 
+impl From<IpAddr> for Origin {
+    fn from(ip: IpAddr) -> Self {
+        match ip.to_canonical() {
+            IpAddr::V4(ip) => Self::V4(ip),
+            IpAddr::V6(ip) => Self::V6((ip.to_bits() >> 64) as u64),
+        }
+    }
+}
+
 impl Visits<Origin> {
+    /// At a server that anybody may find: of more addresses than are remembered none is let in.
+    pub(crate) fn public(each: Duration, burst: u32) -> Self {
+        Self { most: PUBLIC, ..Self::new(each, burst) }
+    }
+
     /// The handshakes at one endpoint. An address proves nothing, so that one that is not remembered is nobody's fault.
     pub(crate) fn handshakes() -> Self {
         Self { overflow: true, ..Self::new(HANDSHAKE, HANDSHAKES) }
@@ -169,6 +184,15 @@ mod tests {
         tokio::time::sleep(Duration::from_secs(1)).await;
         assert!(visits.may_come(REMEMBERED));
         assert_eq!(visits.seen.lock().unwrap().len(), 1, "those that had their time are forgotten");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_public_server_remembers_a_bounded_number_of_addresses_and_lets_no_other_in() {
+        let visits = Visits::public(Duration::from_secs(1), 1);
+        let came = (0..2 * PUBLIC as u32).filter(|n| visits.may_come(Origin::V4(Ipv4Addr::from_bits(*n)))).count();
+        assert_eq!(came, PUBLIC);
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        assert!(visits.may_come(Origin::V4(Ipv4Addr::LOCALHOST)), "those that had their time are forgotten");
     }
 
     #[tokio::test(start_paused = true)]

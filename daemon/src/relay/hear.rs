@@ -13,15 +13,15 @@ use iroh::{Endpoint, RelayMode, SecretKey};
 use malai_protocol::codec::{Frame, Kind as FrameKind, MAX_HELLO};
 use malai_protocol::failure::{Failure, Kind};
 use malai_protocol::id::MachineId;
-use malai_protocol::peer::{ALPN, Announce, Close, Hello, VERSION, unknown_need};
-use malai_protocol::snapshot::{Header, SignedHeader};
+use malai_protocol::peer::{ALPN, Announce, Close, Hello, unknown_need};
+use malai_protocol::snapshot::Header;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::clusters::{Cluster, Clusters};
-use super::pace::Pace;
-use crate::net::{Frames, close, machine_id, send};
+use crate::net::pace::{Origin, Visits};
+use crate::net::{Frames, bare_hello, close, machine_id, send};
 
 /// How long a greeting may take.
 const HELLO: Duration = Duration::from_secs(2);
@@ -82,7 +82,7 @@ pub(crate) async fn bind(key: &[u8; 32], listen: SocketAddr) -> Result<Endpoint,
 #[derive(Debug)]
 pub(crate) struct Ear {
     clusters: Arc<Clusters>,
-    pace: Pace,
+    visits: Visits<Origin>,
     places: Semaphore,
     managers: Vec<AtomicUsize>,
 }
@@ -92,7 +92,7 @@ impl Ear {
     pub(crate) fn new(clusters: &Arc<Clusters>) -> Arc<Self> {
         let managers = clusters.all().iter().map(|_| AtomicUsize::new(0)).collect();
         let clusters = Arc::clone(clusters);
-        Arc::new(Self { clusters, pace: Pace::new(BURST, PACE), places: Semaphore::new(HEARD), managers })
+        Arc::new(Self { clusters, visits: Visits::public(PACE, BURST), places: Semaphore::new(HEARD), managers })
     }
 
     /// Hears until `cancel`, and closes the endpoint.
@@ -105,7 +105,7 @@ impl Ear {
             };
             let Some(incoming) = incoming else { break };
             let paced = match incoming.remote_addr() {
-                IncomingAddr::Ip(from) => self.pace.admits(from.ip()),
+                IncomingAddr::Ip(from) => self.visits.may_come(from.ip().into()),
                 _ => true,
             };
             if !paced || tasks.len() >= HEARD + MANAGERS * self.managers.len() {
@@ -160,7 +160,7 @@ impl Ear {
         let (cluster, header) = signed
             .and_then(|header| self.clusters.signer(header))
             .ok_or_else(|| anyhow::anyhow!("its header is not signed by a cluster of this relay"))?;
-        let answer = greeting(cluster.held().map(|held| held.snapshot.signed_header().clone()));
+        let answer = bare_hello(cluster.held().map(|held| held.snapshot.signed_header().clone()), true);
         send(&mut send_half, Frame::control(FrameKind::PeerHello, &answer)?).await?;
         self.learn(cluster, conn, &header, &mut send_half).await?;
         let Some(_stays) = cluster.is_manager(&peer).then(|| self.stay(cluster)).flatten() else {
@@ -226,19 +226,5 @@ struct Stays<'e>(&'e AtomicUsize);
 impl Drop for Stays<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-fn greeting(header: Option<SignedHeader>) -> Hello {
-    Hello {
-        version: VERSION,
-        needs: Vec::new(),
-        header,
-        addresses: Vec::new(),
-        caller_only: true,
-        boot: None,
-        executor: None,
-        malai: crate::VERSION.to_owned(),
-        clock_ms: None,
     }
 }

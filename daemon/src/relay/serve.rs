@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::gate::Gate;
-use super::pace::Pace;
+use crate::net::pace::{Origin, Visits};
 
 /// Connections at once that have not said yet what they want. An honest one takes a few round trips.
 const ESTABLISHING: usize = 512;
@@ -58,7 +58,7 @@ pub(crate) fn service(gate: &Arc<Gate>) -> Result<RelayService, Failure> {
 pub(crate) struct Doors {
     service: RelayService,
     tls: TlsConfig,
-    pace: Pace,
+    visits: Visits<Origin>,
     places: Arc<Semaphore>,
     turned_away: AtomicU64,
     tasks: TaskTracker,
@@ -70,7 +70,7 @@ impl Doors {
         Self {
             service,
             tls: TlsConfig::new(Arc::new(tls)),
-            pace: Pace::new(BURST, PACE),
+            visits: Visits::public(PACE, BURST),
             places: Arc::new(Semaphore::new(ESTABLISHING)),
             turned_away: AtomicU64::new(0),
             tasks: TaskTracker::new(),
@@ -120,7 +120,8 @@ impl Doors {
     }
 
     fn take(&self, stream: TcpStream, from: SocketAddr, cancel: &CancellationToken) {
-        let place = self.pace.admits(from.ip()).then(|| Arc::clone(&self.places).try_acquire_owned().ok()).flatten();
+        let place =
+            self.visits.may_come(from.ip().into()).then(|| Arc::clone(&self.places).try_acquire_owned().ok()).flatten();
         let Some(place) = place else {
             self.turned_away.fetch_add(1, Ordering::Relaxed);
             return;

@@ -3,9 +3,9 @@
 use std::fmt;
 use std::fs;
 use std::io::Write as _;
-use std::process::Command;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
+use malai_e2e::facts;
 
 /// All figures so far.
 #[derive(Debug)]
@@ -102,29 +102,18 @@ fn facts() -> Result<Vec<(&'static str, String)>> {
     let cpu = line_of("/proc/cpuinfo", "model name")?;
     let memory = line_of("/proc/meminfo", "MemTotal")?;
     let system = line_of("/etc/os-release", "PRETTY_NAME")?;
-    let load = fs::read_to_string("/proc/loadavg").context("cannot read /proc/loadavg")?;
-    let load: Vec<&str> = load.split(' ').take(3).collect();
-    let cores = std::thread::available_parallelism().context("how many processors?")?;
-    Ok(vec![
-        ("date", said_by(&["date", "-u", "+%F %H:%M UTC"])?),
-        ("malai", said_by(&["git", "describe", "--always", "--dirty"])?),
-        ("processor", format!("{cores} x {cpu}")),
+    let mut facts = facts::facts()?;
+    facts.extend([
+        ("processor", cpu),
         ("memory", memory),
-        ("system", format!("{}, Linux {}", system.trim_matches('"'), said_by(&["uname", "-r"])?)),
-        ("load before (1, 5, 15 min)", load.join(", ")),
+        ("system", format!("{}, Linux {}", system.trim_matches('"'), facts::said_by(&["uname", "-r"])?)),
         ("hosts", "network namespaces on this machine, so that all hosts share its processors".to_owned()),
-    ])
+    ]);
+    Ok(facts)
 }
 
 fn line_of(file: &str, name: &str) -> Result<String> {
     let text = fs::read_to_string(file).with_context(|| format!("cannot read {file}"))?;
     let line = text.lines().find_map(|line| line.strip_prefix(name)).with_context(|| format!("no {name} in {file}"))?;
     Ok(line.trim_start_matches([' ', '\t', ':', '=']).trim().to_owned())
-}
-
-fn said_by(words: &[&str]) -> Result<String> {
-    let (program, arguments) = words.split_first().context("no words")?;
-    let output = Command::new(program).args(arguments).output().with_context(|| format!("cannot run {program}"))?;
-    ensure!(output.status.success(), "{words:?} failed: {}", String::from_utf8_lossy(&output.stderr));
-    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }

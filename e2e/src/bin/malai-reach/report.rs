@@ -1,11 +1,9 @@
 //! What came of it, as a document: facts of the machine, the matrix, a table for each other row.
 
 use std::fmt;
-use std::fs;
-use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::Result;
 use malai_e2e::reach::{KINDS, Trip, Way};
 
 /// All that was played.
@@ -178,21 +176,8 @@ fn seconds(time: Option<Duration>, digits: usize) -> String {
 
 /// What the figures depend on.
 fn facts() -> Result<Vec<(&'static str, String)>> {
-    let load = fs::read_to_string("/proc/loadavg").context("cannot read /proc/loadavg")?;
-    let load: Vec<&str> = load.split(' ').take(3).collect();
-    let cores = std::thread::available_parallelism().context("how many processors?")?;
-    Ok(vec![
-        ("date", said_by(&["date", "-u", "+%F %H:%M UTC"])?),
-        ("malai", said_by(&["git", "describe", "--always", "--dirty"])?),
-        ("build", if cfg!(debug_assertions) { "debug: a release build is faster" } else { "release" }.to_owned()),
-        ("processors", cores.to_string()),
-        ("load before (1, 5, 15 min)", load.join(", ")),
-    ])
-}
-
-fn said_by(words: &[&str]) -> Result<String> {
-    let (program, arguments) = words.split_first().context("no words")?;
-    let output = Command::new(program).args(arguments).output().with_context(|| format!("cannot run {program}"))?;
-    ensure!(output.status.success(), "{words:?} failed: {}", String::from_utf8_lossy(&output.stderr));
-    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    let mut facts = malai_e2e::facts::facts()?;
+    let build = if cfg!(debug_assertions) { "debug: a release build is faster" } else { "release" };
+    facts.push(("build", build.to_owned()));
+    Ok(facts)
 }

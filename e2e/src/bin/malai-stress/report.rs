@@ -1,11 +1,9 @@
 //! What came of it, as a document: facts of the machine, sums, a line for each row.
 
 use std::fmt;
-use std::fs;
-use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context as _, Error, Result, ensure};
+use anyhow::{Error, Result};
 use malai_e2e::survival::Evidence;
 
 /// All that was played.
@@ -124,21 +122,7 @@ fn seconds(duration: Option<Duration>) -> String {
 
 /// What the figures depend on.
 fn facts() -> Result<Vec<(&'static str, String)>> {
-    let load = fs::read_to_string("/proc/loadavg").context("cannot read /proc/loadavg")?;
-    let load: Vec<&str> = load.split(' ').take(3).collect();
-    let cores = std::thread::available_parallelism().context("how many processors?")?;
-    Ok(vec![
-        ("date", said_by(&["date", "-u", "+%F %H:%M UTC"])?),
-        ("malai", said_by(&["git", "describe", "--always", "--dirty"])?),
-        ("processors", cores.to_string()),
-        ("load before (1, 5, 15 min)", load.join(", ")),
-        ("hosts", "network namespaces on this machine, four rows side by side".to_owned()),
-    ])
-}
-
-fn said_by(words: &[&str]) -> Result<String> {
-    let (program, arguments) = words.split_first().context("no words")?;
-    let output = Command::new(program).args(arguments).output().with_context(|| format!("cannot run {program}"))?;
-    ensure!(output.status.success(), "{words:?} failed: {}", String::from_utf8_lossy(&output.stderr));
-    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    let mut facts = malai_e2e::facts::facts()?;
+    facts.push(("hosts", "network namespaces on this machine, four rows side by side".to_owned()));
+    Ok(facts)
 }
