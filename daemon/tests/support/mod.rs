@@ -5,6 +5,7 @@ pub(crate) mod peer;
 pub(crate) mod scene;
 
 use std::ffi::OsString;
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -89,10 +90,15 @@ impl Machine {
         Ok(Self { home, address: OnceCell::new(), stop, task, program, _dir: dir })
     }
 
-    /// Stops the daemon in good order.
+    /// Stops the daemon in good order. A process that ends frees its ports; in this one, the endpoint of the daemon may still
+    /// be closing when all else of it is over.
     pub(crate) async fn stop(self) -> Result<tempfile::TempDir> {
+        let known = self.address.get().and_then(|address| address.ip_addrs().next().map(SocketAddr::port));
         self.stop.cancel();
         self.task.await??;
+        if let Some(port) = known {
+            until("the port is free", || async { Ok(UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port)).is_ok()) }).await?;
+        }
         Ok(self._dir)
     }
 
