@@ -35,7 +35,8 @@ const DELIVERY: Duration = Duration::from_secs(2);
 const AHEAD: usize = 64 * 1024;
 /// The longest that a machine is dialled: far from what a clock could not hold.
 const LONGEST: Duration = Duration::from_secs(100 * 366 * 24 * 3600);
-/// Whoever lets it be dialled for longer waits for it to come.
+/// A machine that is not found for longer than this is away: that is no sign any more of something wrong with the network
+/// here, for which the endpoint would be rebuilt again and again.
 const LONG: Duration = Duration::from_secs(60);
 /// How long a CLI that takes nothing any more may take to say goodbye.
 const LAST_WORDS: Duration = Duration::from_secs(1);
@@ -184,12 +185,20 @@ async fn reach(
 
 async fn open(membership: &Arc<Membership>, id: MachineId, patience: &Patience) -> Result<Opened, Failure> {
     let deadline = patience.deadline;
-    let waiting = (!patience.is_long).then(|| membership.pool.wait());
-    let conn = match patience.waits {
-        true => dial::answering(membership, id, deadline).await?,
-        false => dial::connect(membership, id, deadline).await?,
+    let connecting = async {
+        match patience.waits {
+            true => dial::answering(membership, id, deadline).await,
+            false => dial::connect(membership, id, deadline).await,
+        }
     };
+    tokio::pin!(connecting);
+    let waiting = membership.pool.wait();
+    let soon = timeout(LONG, &mut connecting).await;
     drop(waiting);
+    let conn = match soon {
+        Ok(conn) => conn?,
+        Err(_) => connecting.await?,
+    };
     let busy = || Failure::new(FailureKind::Busy, format!("{MOST} sessions run over this connection already"));
     let counted = pulse::enter(membership, &conn, MOST).ok_or_else(busy)?;
     let opened = async {
@@ -222,8 +231,6 @@ struct Patience {
     gone: bool,
     /// It is waited for, and has to have answered before anything is sent.
     waits: bool,
-    /// So long a failure is no sign that anything is wrong with the network here.
-    is_long: bool,
 }
 
 impl Patience {
@@ -231,12 +238,7 @@ impl Patience {
         let asked = Duration::from_millis(target.connect_timeout_ms).min(LONGEST);
         let short = target.gone_timeout_ms.map(Duration::from_millis).filter(|short| *short < asked);
         let short = short.filter(|_| membership.pool.is_gone(id, &membership.own_addresses()));
-        Self {
-            deadline: Instant::now() + short.unwrap_or(asked),
-            gone: short.is_some(),
-            waits: target.wait,
-            is_long: asked > LONG,
-        }
+        Self { deadline: Instant::now() + short.unwrap_or(asked), gone: short.is_some(), waits: target.wait }
     }
 
     fn explain(&self, failure: Failure) -> Failure {
