@@ -196,8 +196,10 @@ impl Log {
         self.handed
     }
 
-    /// Drops the oldest, down to the window: for a command that is being ended and must not wait for a reader.
+    /// Drops the oldest, down to the window: for a command that is being ended and must not wait for a reader. Before
+    /// anything is lost, the window becomes as large as it may be for a command that nobody reads.
     pub(crate) fn shed(&mut self) {
+        self.room(false);
         while self.kept() > self.window.size() {
             self.seal();
             let Some(end) = self.pieces.front().map(Piece::end) else { return };

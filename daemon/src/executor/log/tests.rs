@@ -95,6 +95,16 @@ fn small_writes_of_one_stream_share_a_buffer() {
 }
 
 #[test]
+fn a_log_that_sheds_keeps_as_much_as_a_window_can_be() {
+    let mut log = Log::new(Budget::new());
+    while log.total() < OUTPUT_WINDOW {
+        write(&mut log, Stream::Stdout, SPARE);
+        log.shed();
+    }
+    assert_eq!(log.resume(0), 0, "less is kept");
+}
+
+#[test]
 fn a_log_that_sheds_keeps_the_newest_and_says_where_it_begins() {
     let mut log = Log::new(Budget::new());
     for _ in 0..100 {
