@@ -46,7 +46,7 @@ async fn a_daemon_that_stops_tells_its_peers_and_does_not_wait_for_one_that_vani
     let _session = scene.web01.begin("vanished", &spec(&["true"])).await?;
     until("it is dialled", || async { Ok(void.recv(&mut [0; 1]).is_ok()) }).await?;
     let begun = Instant::now();
-    scene.web01.stop().await?;
+    scene.web01.finish().await?;
     let took = begun.elapsed();
     ensure!(closed(&there).await?.0 == Some(Close::Shutdown));
     ensure!(took < Duration::from_millis(2500), "it took {took:?}");

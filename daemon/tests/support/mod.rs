@@ -90,15 +90,21 @@ impl Machine {
         Ok(Self { home, address: OnceCell::new(), stop, task, program, _dir: dir })
     }
 
-    /// Stops the daemon in good order. A process that ends frees its ports; in this one, the endpoint of the daemon may still
-    /// be closing when all else of it is over.
+    /// Stops the daemon in good order, and waits until another one can have its port. A process that ends frees its
+    /// ports; in this one, the endpoint of the daemon may still be closing when all else of it is over.
     pub(crate) async fn stop(self) -> Result<tempfile::TempDir> {
         let known = self.address.get().and_then(|address| address.ip_addrs().next().map(SocketAddr::port));
-        self.stop.cancel();
-        self.task.await??;
+        let dir = self.finish().await?;
         if let Some(port) = known {
             until("the port is free", || async { Ok(UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port)).is_ok()) }).await?;
         }
+        Ok(dir)
+    }
+
+    /// Stops the daemon in good order: returns when a process of it alone would end.
+    pub(crate) async fn finish(self) -> Result<tempfile::TempDir> {
+        self.stop.cancel();
+        self.task.await??;
         Ok(self._dir)
     }
 
