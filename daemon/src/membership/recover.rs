@@ -3,7 +3,10 @@
 //! Two things that a connection's own heartbeat cannot do. A target whose caller is lost dials that caller: when it was the
 //! target's address that changed, only the target knows. And an endpoint whose relay is gone is rebuilt: iroh's link to a
 //! relay comes back after a pause of up to 16 s, which only a new endpoint does not make (docs/decisions/0008). The new one
-//! is bound within a tenth of a second, so that a network that comes back meanwhile is not missed.
+//! is bound within a tenth of a second, so that a network that comes back meanwhile is not missed. While other peers are
+//! heard, their connections are worth more than an attempt: then the relay has to be back first.
+
+mod back;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -16,6 +19,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior};
 
 use super::{Membership, dial};
+use back::Back;
 
 /// How long one attempt to find a caller may take.
 const REDIAL: Duration = Duration::from_secs(10);
@@ -44,7 +48,7 @@ async fn watch(membership: &Arc<Membership>) {
     let (mut packets, mut heard) = (membership.pool.packets(), begun);
     let mut ticks = tokio::time::interval(LOOK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut redials = JoinSet::new();
+    let (mut redials, mut relay) = (JoinSet::new(), Back::default());
     loop {
         wanted(membership).await;
         ticks.tick().await;
@@ -53,10 +57,13 @@ async fn watch(membership: &Arc<Membership>) {
         if now != packets {
             (packets, heard) = (now, Instant::now());
         }
-        let (silence, age) = if relay_is_up(membership) { (DOUBT, NEW) } else { (SILENCE, PATIENCE) };
+        let is_up = relay_is_up(membership);
+        let is_back = relay.is_back(membership, is_up);
+        let (silence, age) = if is_up { (DOUBT, NEW) } else { (SILENCE, PATIENCE) };
         let has_relays = membership.held().config.network.relays.as_ref().is_none_or(|relays| !relays.is_empty());
-        if has_relays && heard.elapsed() >= silence && begun.elapsed() >= age {
-            tracing::info!(cluster = %membership.alias, "no peer is heard: the endpoint is rebuilt");
+        if has_relays && (is_back || heard.elapsed() >= silence) && begun.elapsed() >= age {
+            let why = if is_back { "the relay is back" } else { "no peer is heard" };
+            tracing::info!(cluster = %membership.alias, "{why}: the endpoint is rebuilt");
             return membership.rebuild();
         }
     }

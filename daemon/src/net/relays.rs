@@ -270,6 +270,19 @@ impl Relays {
         }
     }
 
+    /// Whether a home relay that iroh has no link to answers, or where it found none that could be its home, any relay;
+    /// not one that refuses this machine.
+    pub(crate) async fn answers(&self, endpoint: &Endpoint) -> bool {
+        let home = endpoint.home_relay_status().get();
+        let away = |status: &&RelayStatus| !status.is_connected() && status.auth_denied_reason().is_none();
+        let asked = if home.is_empty() {
+            self.urls()
+        } else {
+            home.iter().filter(away).map(|status| status.url().clone()).collect()
+        };
+        answers(endpoint, asked).await.iter().any(|(_, answer)| answer.is_ok())
+    }
+
     /// Takes those back that have rested and answer; the others rest on.
     async fn take_back(&self, endpoint: &Endpoint) {
         let rested = |entry: &Entry| entry.rests.is_some_and(|until| until <= Instant::now());

@@ -15,8 +15,10 @@ const WAITING: Duration = Duration::from_secs(15);
 
 pub(super) fn rows(scale: Scale) -> Vec<Row> {
     let away = Duration::from_secs(scale.pick(8, 30));
+    // So long that iroh's pauses between its attempts are longer than a repair may take.
+    let long = Duration::from_secs(scale.pick(20, 60));
     vec![
-        Row::new("a_relay_that_is_restarted_loses_nothing", move || restarted(away)),
+        Row::new("a_relay_that_is_restarted_loses_nothing", move || restarted(long)),
         Row::new("a_command_begun_while_the_relay_is_away_runs_when_it_is_back", begun_meanwhile),
         Row::new("a_relay_that_is_gone_for_good_is_not_missed_on_a_direct_path", move || gone(away)),
         Row::new("udp_that_is_blocked_and_comes_back_loses_nothing", move || udp_blocked(away)),
