@@ -4,7 +4,7 @@
 //! target's address that changed, only the target knows. And an endpoint whose relay is gone is rebuilt: iroh's link to a
 //! relay comes back after a pause of up to 16 s, which only a new endpoint does not make (docs/decisions/0008). The new one
 //! is bound within a tenth of a second, so that a network that comes back meanwhile is not missed. While other peers are
-//! heard, their connections are worth more than an attempt: then the relay has to be back first.
+//! heard, or no session needs anything, connections are worth more than an attempt: then the relay has to be back first.
 
 mod back;
 
@@ -12,8 +12,6 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use iroh::Watcher;
-use iroh::endpoint::RelayStatus;
 use malai_protocol::id::MachineId;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior};
@@ -34,6 +32,8 @@ const PATIENCE: Duration = Duration::from_secs(4);
 const DOUBT: Duration = Duration::from_secs(8);
 /// Unless it is as new as this: its link to the relay is new, too, and so is there.
 const NEW: Duration = Duration::from_secs(30);
+/// With so many connections that no session uses, an endpoint is rebuilt for a relay alone: it may be how callers come.
+const FEW: usize = 2;
 
 /// Recovers until the membership ends.
 pub(crate) async fn run(membership: Arc<Membership>) {
@@ -50,23 +50,49 @@ async fn watch(membership: &Arc<Membership>) {
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let (mut redials, mut relay) = (JoinSet::new(), Back::default());
     loop {
-        wanted(membership).await;
+        let is_wanted = tokio::select! {
+            biased;
+            () = wanted(membership) => true,
+            () = back::missed(membership) => false,
+        };
+        let is_back = relay.is_back(membership, is_wanted);
+        if !is_wanted {
+            if is_back && begun.elapsed() >= PATIENCE && costs_little(membership) {
+                return rebuild(membership, "the relay is back");
+            }
+            continue;
+        }
         ticks.tick().await;
         redial(membership, &mut redials);
         let now = membership.pool.packets();
         if now != packets {
             (packets, heard) = (now, Instant::now());
         }
-        let is_up = relay_is_up(membership);
-        let is_back = relay.is_back(membership, is_up);
-        let (silence, age) = if is_up { (DOUBT, NEW) } else { (SILENCE, PATIENCE) };
-        let has_relays = membership.held().config.network.relays.as_ref().is_none_or(|relays| !relays.is_empty());
-        if has_relays && (is_back || heard.elapsed() >= silence) && begun.elapsed() >= age {
-            let why = if is_back { "the relay is back" } else { "no peer is heard" };
-            tracing::info!(cluster = %membership.alias, "{why}: the endpoint is rebuilt");
-            return membership.rebuild();
+        let (silence, age) = if back::is_up(membership) { (DOUBT, NEW) } else { (SILENCE, PATIENCE) };
+        if has_relays(membership) && begun.elapsed() >= age {
+            if is_back {
+                return rebuild(membership, "the relay is back");
+            }
+            if heard.elapsed() >= silence {
+                return rebuild(membership, "no peer is heard");
+            }
         }
     }
+}
+
+fn rebuild(membership: &Membership, why: &str) {
+    tracing::info!(cluster = %membership.alias, "{why}: the endpoint is rebuilt");
+    membership.rebuild();
+}
+
+fn has_relays(membership: &Membership) -> bool {
+    membership.held().config.network.relays.as_ref().is_none_or(|relays| !relays.is_empty())
+}
+
+/// Whether nothing is lost with the connections that there are but the time to make them again.
+fn costs_little(membership: &Membership) -> bool {
+    let conns = membership.pool.all();
+    conns.len() <= FEW && conns.iter().all(|conn| conn.sessions() == 0)
 }
 
 /// Waits until a session needs the network and does not have it.
@@ -107,8 +133,4 @@ fn redial(membership: &Arc<Membership>, redials: &mut JoinSet<()>) {
             }
         });
     }
-}
-
-fn relay_is_up(membership: &Membership) -> bool {
-    membership.endpoint.home_relay_status().get().iter().any(RelayStatus::is_connected)
 }

@@ -11,7 +11,7 @@ use crate::cluster::{SOON, malai, start};
 use crate::lab::Nat;
 
 /// How long a command waits: the caller's endpoint is rebuilt more than once meanwhile.
-const WAITING: Duration = Duration::from_secs(15);
+const WAITING: Duration = Duration::from_secs(20);
 
 pub(super) fn rows(scale: Scale) -> Vec<Row> {
     let away = Duration::from_secs(scale.pick(8, 30));

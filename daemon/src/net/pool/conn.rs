@@ -216,7 +216,12 @@ impl PeerConn {
     /// The path in use, for people, and its round-trip time in microseconds.
     pub(crate) fn path(&self) -> (String, u64) {
         let paths = self.conn.paths();
-        let Some(path) = paths.iter().find(|p| p.is_selected()) else { return ("unknown".into(), 0) };
+        let only = || {
+            let mut all = paths.iter();
+            all.next().filter(|_| all.next().is_none())
+        };
+        // For a moment after a path failed, none may be selected.
+        let Some(path) = paths.iter().find(|p| p.is_selected()).or_else(only) else { return ("unknown".into(), 0) };
         let text = match path.remote_addr() {
             TransportAddr::Ip(addr) => format!("direct {addr}"),
             TransportAddr::Relay(url) => format!("relay {url}"),
