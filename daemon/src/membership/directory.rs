@@ -3,6 +3,7 @@
 //! An answer is a hint and no more: whoever dials learns by the key who is there, so that a lie costs one failed attempt.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
@@ -34,6 +35,8 @@ const HOP: Duration = Duration::from_secs(1);
 const SEARCH: Duration = Duration::from_secs(5);
 /// A member that did not know is not asked again for so long.
 const AGAIN: Duration = Duration::from_secs(2);
+/// A search asks so many at once, and as many others after so long.
+const LOOK: Duration = Duration::from_millis(500);
 /// What was heard longer ago is not told any more.
 const RECENT: Duration = Duration::from_secs(7 * 24 * 3600);
 /// Every question uses up so much of its asker's room.
@@ -53,11 +56,13 @@ pub(crate) struct Limits {
     /// When all of an asker's room is free.
     free_at: Mutex<HashMap<MachineId, Instant>>,
     hops: Semaphore,
+    /// How often members to ask were chosen.
+    turn: AtomicUsize,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { free_at: Mutex::default(), hops: Semaphore::new(HOPS) }
+        Self { free_at: Mutex::default(), hops: Semaphore::new(HOPS), turn: AtomicUsize::new(0) }
     }
 }
 
@@ -130,18 +135,31 @@ async fn resolve(membership: &Arc<Membership>, conn: &PeerConn, asked: &Resolve)
     }
     let Ok(_place) = membership.directory.hops.try_acquire() else { return known.ok_or_else(busy) };
     let mut answers: FuturesUnordered<_> = others.iter().map(|other| passed_on(other, asked.machine)).collect();
-    let mut best = known;
+    let mut told: Vec<Resolved> = known.into_iter().collect();
+    // All are waited for: the first to say that it has a connection may lie.
     while let Some(answer) = answers.next().await {
-        let better = answer.filter(|new| best.as_ref().is_none_or(|best| new.heard_ms_ago < best.heard_ms_ago));
-        if let Some(better) = better {
-            let is_live = better.heard_ms_ago == 0;
-            best = Some(better);
-            if is_live {
-                break;
+        told.extend(answer);
+    }
+    Ok(united(&told))
+}
+
+/// One answer of several: addresses of each in turn, in this order, so that none can keep another from being told.
+fn united(told: &[Resolved]) -> Resolved {
+    let mut addresses: Vec<String> = Vec::new();
+    for turn in 0..MAX_ADDRESSES {
+        for address in told.iter().filter_map(|one| one.addresses.get(turn)) {
+            if addresses.len() < MAX_ADDRESSES && !addresses.contains(address) {
+                addresses.push(address.clone());
             }
         }
     }
-    Ok(best.unwrap_or_default())
+    let newest = told.iter().min_by_key(|one| one.heard_ms_ago);
+    let others_word = || told.iter().find_map(|one| one.said_by);
+    Resolved {
+        addresses,
+        said_by: newest.and_then(|one| one.said_by).or_else(others_word),
+        heard_ms_ago: newest.map_or(0, |one| one.heard_ms_ago),
+    }
 }
 
 /// What this machine knows of another by itself. An agent is nobody whom others may dial.
@@ -187,12 +205,17 @@ async fn ask(conn: &PeerConn, question: Resolve) -> anyhow::Result<Resolved> {
     Ok(answer.expect(Kind::Resolved, "Resolved")?)
 }
 
-/// A connection to each of some other members that may be asked: the cluster manager first.
+/// A connection to each of some other members that may be asked: the cluster manager first, the rest in turn, so that
+/// nobody's key puts it before others for ever.
 fn others(membership: &Membership, but: &[MachineId], most: usize) -> Vec<Arc<PeerConn>> {
     let manager = membership.manager_id();
     let mut ids: Vec<MachineId> = membership.pool.all().iter().map(|conn| conn.peer).collect();
     ids.sort_unstable_by_key(|id| (Some(*id) != manager, *id));
     ids.dedup();
+    let fixed = usize::from(ids.first().copied() == manager);
+    if let Some(rest @ [_, ..]) = ids.get_mut(fixed..) {
+        rest.rotate_left(membership.directory.turn.fetch_add(1, Ordering::Relaxed) % rest.len());
+    }
     let asked = ids.into_iter().filter(|id| !but.contains(id) && membership.is_member(id));
     // One that has not greeted yet may be an agent, which is asked nothing.
     asked.filter_map(|id| membership.pool.live(id)).filter(|conn| conn.is_met()).take(most).collect()
@@ -254,13 +277,16 @@ impl Search {
         }
     }
 
-    /// Asks whoever is there and was not asked a moment ago. Returns when to look again.
+    /// Asks a few of those that are there: who was not asked yet in this search, or not for longest, and not a moment ago.
+    /// Returns when to look again.
     fn ask_all(&mut self, membership: &Arc<Membership>) -> Instant {
         let now = Instant::now();
-        for conn in others(membership, &[self.id], OTHERS + 1) {
-            if self.asked.get(&conn.peer).is_some_and(|at| now.duration_since(*at) < AGAIN) {
-                continue;
-            }
+        let within = |at: &Instant, time: Duration| now.duration_since(*at) < time;
+        let room = (OTHERS + 1).saturating_sub(self.asked.values().filter(|at| within(at, LOOK)).count());
+        let mut conns = others(membership, &[self.id], usize::MAX);
+        conns.retain(|conn| self.asked.get(&conn.peer).is_none_or(|at| !within(at, AGAIN)));
+        conns.sort_by_key(|conn| self.asked.get(&conn.peer).copied());
+        for conn in conns.into_iter().take(room) {
             self.asked.insert(conn.peer, now);
             let question = Resolve { machine: self.id, hops: MAX_HOPS };
             let one = async move {
@@ -270,7 +296,7 @@ impl Search {
             };
             self.asking.push(one.boxed());
         }
-        self.asked.values().min().map_or(self.until, |oldest| *oldest + AGAIN).max(now + AGAIN / 4)
+        now + LOOK
     }
 }
 

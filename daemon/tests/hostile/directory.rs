@@ -119,6 +119,35 @@ async fn a_question_is_passed_on_once_and_the_answer_says_who_said_it() -> Resul
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_member_that_lies_first_keeps_nothing_true_from_being_told() -> Result<()> {
+    let scene = Scene::new().await?;
+    let away = Peer::new().await?;
+    scene.publish(&format!("{}[machine.away]\nid52 = \"{}\"\n", scene.text(), away.id)).await?;
+    let (laptop, _control) = greeted(&scene, &scene.laptop, &hello(None)).await?;
+    let (friend, _other_control) = greeted(&scene, &scene.friend, &hello(None)).await?;
+    let guest = scene.guest.dial(&scene.web01).await?;
+    let (lie, truth) = ("192.0.2.7:4001".to_owned(), "192.0.2.8:4002".to_owned());
+    let lying = tokio::spawn(says(laptop, away.id, lie.clone()));
+    // It says so only when the lie was told.
+    let honest = tokio::spawn({
+        let truth = truth.clone();
+        async move {
+            let (mut wire, _) = question(&friend).await?;
+            tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+            let told = Resolved { addresses: vec![truth], said_by: None, heard_ms_ago: 60_000 };
+            send(&mut wire, Kind::Resolved, &told).await?;
+            anyhow::Ok((wire, friend))
+        }
+    });
+    let answer = resolved(&guest, away.id, 1).await?;
+    ensure!(answer.addresses.contains(&truth) && answer.addresses.contains(&lie), "{answer:?}");
+    let _kept = honest.await??;
+    lying.abort();
+    scene.web01.stop().await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_member_that_does_not_answer_what_is_passed_on_holds_nobody_up() -> Result<()> {
     let scene = Scene::new().await?;
     let (laptop, _control) = greeted(&scene, &scene.laptop, &hello(None)).await?;

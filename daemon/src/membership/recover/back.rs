@@ -27,7 +27,7 @@ pub(super) struct Back {
     /// It was asked, and did not answer.
     was_away: bool,
     /// The question that is under way; at most one.
-    asked: JoinSet<bool>,
+    asked: JoinSet<Option<bool>>,
 }
 
 impl Back {
@@ -39,8 +39,8 @@ impl Back {
             return false;
         }
         match self.asked.try_join_next() {
-            Some(Ok(true)) if self.was_away => return true,
-            Some(Ok(false)) => self.was_away = true,
+            Some(Ok(Some(true))) if self.was_away => return true,
+            Some(Ok(Some(false))) => self.was_away = true,
             _ => {}
         }
         let now = Instant::now();
