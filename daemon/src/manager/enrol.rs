@@ -72,8 +72,8 @@ impl Manager<'_> {
         invites.save(&self.dir.invites())?;
         let (relays, pinned) = Relay::split(config.network.relays.as_deref());
         // Other relays ask for none, and are shown none.
-        let has_pin = pinned.iter().any(|relay| relay.sha256.is_some());
-        let ticket = if has_pin { Some(self.key.ticket(expires_ms)?.to_text()) } else { None };
+        let is_asked_for = pinned.iter().any(Relay::takes_tickets);
+        let ticket = if is_asked_for { Some(self.key.ticket(expires_ms)?.to_text()) } else { None };
         Ok(Invite {
             cluster: self.id(),
             name: config.cluster.name.to_string(),

@@ -55,15 +55,15 @@ impl fmt::Debug for Pass {
 }
 
 impl Pass {
-    /// A pass for these relays, those of them that have a pin.
+    /// A pass for these relays, those of them that take tickets.
     pub(crate) fn new(ticket: &Ticket, relays: &[Relay]) -> Self {
-        let relays = relays.iter().filter(|relay| relay.sha256.is_some()).cloned().collect();
+        let relays = relays.iter().filter(|relay| relay.takes_tickets()).cloned().collect();
         Self { ticket: Zeroizing::new(ticket.to_text()), relays }
     }
 
     /// What is shown to this relay.
     fn shown_to(&self, relay: &Relay) -> Option<String> {
-        let named = |one: &Relay| one.url == relay.url && one.sha256 == relay.sha256;
+        let named = |one: &Relay| one == relay;
         self.relays.iter().any(named).then(|| self.ticket.to_string())
     }
 }
@@ -169,6 +169,13 @@ impl Relays {
                     added.push((url.clone(), Arc::clone(&entry.config)));
                 }
             }
+            // The last ones never rest.
+            if wanted.values().all(|entry| entry.rests.is_some()) {
+                for (url, entry) in &mut wanted {
+                    entry.rests = None;
+                    added.push((url.clone(), Arc::clone(&entry.config)));
+                }
+            }
             *set = wanted;
         }
         // The new ones first: there is no moment without any.
@@ -271,8 +278,8 @@ impl Relays {
     }
 
     /// Whether a home relay that iroh has no link to answers, or where it found none that could be its home, any relay;
-    /// not one that refuses this machine.
-    pub(crate) async fn answers(&self, endpoint: &Endpoint) -> bool {
+    /// one that refuses this machine is not asked. `None` when there was nobody to ask.
+    pub(crate) async fn answers(&self, endpoint: &Endpoint) -> Option<bool> {
         let home = endpoint.home_relay_status().get();
         let away = |status: &&RelayStatus| !status.is_connected() && status.auth_denied_reason().is_none();
         let asked = if home.is_empty() {
@@ -280,7 +287,8 @@ impl Relays {
         } else {
             home.iter().filter(away).map(|status| status.url().clone()).collect()
         };
-        answers(endpoint, asked).await.iter().any(|(_, answer)| answer.is_ok())
+        let answers = answers(endpoint, asked).await;
+        (!answers.is_empty()).then(|| answers.iter().any(|(_, answer)| answer.is_ok()))
     }
 
     /// Takes those back that have rested and answer; the others rest on.

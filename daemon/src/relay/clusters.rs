@@ -89,7 +89,7 @@ impl Clusters {
 
     /// Whether this is the key of a machine of one of them, or of one of them itself.
     pub(crate) fn has(&self, key: &MachineId) -> bool {
-        self.all.iter().any(|cluster| cluster.id.as_bytes() == key.as_bytes() || cluster.read().machines.contains(key))
+        self.all.iter().any(|cluster| cluster.has(key))
     }
 
     /// The cluster that signed this header; `None` when it is no cluster's of this relay, or not validly signed.
@@ -156,6 +156,11 @@ impl Cluster {
         self.read().removed.contains(key)
     }
 
+    /// Whether this is the key of a machine of the cluster, or the cluster's own.
+    pub(crate) fn has(&self, key: &MachineId) -> bool {
+        self.id.as_bytes() == key.as_bytes() || self.read().machines.contains(key)
+    }
+
     /// Whether this key speaks for the cluster manager: the cluster's own, or that of the machine that holds it.
     pub(crate) fn is_manager(&self, key: &MachineId) -> bool {
         let manager = |held: &Held| held.config.machines.get(&held.config.cluster.manager).map(|machine| machine.id);
@@ -180,7 +185,8 @@ impl Cluster {
         self.state.write().unwrap_or_else(PoisonError::into_inner).alarm = Some(text);
     }
 
-    /// Takes a verified snapshot: stored first, then held. Whether it was newer.
+    /// Takes a verified snapshot: stored first, then held, whether or not it could be stored: who was removed must go. True
+    /// when it was newer.
     async fn install(&self, snapshot: Snapshot) -> Result<bool, Failure> {
         let _one_at_a_time = self.installing.lock().await;
         match self.order(snapshot.header()) {
@@ -196,9 +202,14 @@ impl Cluster {
             self.alarm_with(format!("the config of generation {generation} cannot be used here: {failure}"));
         })?;
         let (path, stored) = (self.path.clone(), held.snapshot.clone());
-        blocking(move || store::snapshot::save(&path, &stored)).await?;
+        let saved = blocking(move || store::snapshot::save(&path, &stored)).await;
         tracing::info!(cluster = %self.name, generation, "snapshot accepted");
         self.state.write().unwrap_or_else(PoisonError::into_inner).take(held);
+        if let Err(failure) = saved {
+            self.alarm_with(format!(
+                "the config of generation {generation} holds until a restart, and no longer: {failure}"
+            ));
+        }
         Ok(true)
     }
 }

@@ -14,8 +14,9 @@ use malai_protocol::codec::{Frame, Kind as FrameKind, MAX_HELLO};
 use malai_protocol::failure::{Failure, Kind};
 use malai_protocol::id::MachineId;
 use malai_protocol::peer::{ALPN, Announce, Close, Hello, unknown_need};
-use malai_protocol::snapshot::Header;
+use malai_protocol::snapshot::{Header, Order};
 use tokio::sync::Semaphore;
+use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -23,8 +24,10 @@ use super::clusters::{Cluster, Clusters};
 use crate::net::pace::{Origin, Visits};
 use crate::net::{Frames, bare_hello, close, machine_id, send};
 
-/// How long a greeting may take.
-const HELLO: Duration = Duration::from_secs(2);
+/// How long whoever comes may take until it has greeted, from the first packet on.
+const HELLO: Duration = Duration::from_secs(4);
+/// How long it may take then to tell what is newer, and to read the answer.
+const TELL: Duration = Duration::from_secs(15);
 /// Connections at once that are heard, beyond those of cluster managers.
 const HEARD: usize = 64;
 /// One address may come so often at once.
@@ -127,14 +130,20 @@ impl Ear {
 
     async fn connection(&self, incoming: Incoming) {
         let Ok(place) = self.places.try_acquire() else { return incoming.refuse() };
+        let until = Instant::now() + HELLO;
         let handshake = async { incoming.accept()?.await.map_err(anyhow::Error::from) };
-        let conn = match tokio::time::timeout(HELLO, handshake).await {
+        let conn = match timeout_at(until, handshake).await {
             Ok(Ok(conn)) => conn,
             Ok(Err(error)) => return tracing::debug!("handshake failed: {error:#}"),
             Err(_) => return tracing::debug!("handshake took too long"),
         };
         let Some(peer) = machine_id(&conn.remote_id()) else { return };
-        match self.heard(&conn, peer, place).await {
+        let heard = match timeout_at(until, self.greeted(&conn, peer)).await {
+            Ok(Ok(greeted)) => self.heard(&conn, peer, greeted, place).await,
+            Ok(Err(error)) => Err(error),
+            Err(_) => Err(anyhow::anyhow!("it did not greet within {} s", HELLO.as_secs())),
+        };
+        match heard {
             Ok(()) => close(&conn, Close::Done, "heard"),
             Err(error) => {
                 tracing::info!(peer = %peer.short(), "not heard: {error:#}");
@@ -143,14 +152,10 @@ impl Ear {
         }
     }
 
-    /// Reads the greeting, fetches what is newer, and stays with a manager for what it announces.
-    async fn heard(
-        &self,
-        conn: &Connection,
-        peer: MachineId,
-        place: tokio::sync::SemaphorePermit<'_>,
-    ) -> anyhow::Result<()> {
-        let (mut send_half, recv) = tokio::time::timeout(HELLO, conn.accept_bi()).await??;
+    /// Reads the greeting. Only who can have something to tell gets further: with a header that one of the clusters signed,
+    /// newer than what is held, or of a machine of that cluster.
+    async fn greeted(&self, conn: &Connection, peer: MachineId) -> anyhow::Result<Greeted<'_>> {
+        let (send_half, recv) = conn.accept_bi().await?;
         let mut frames = Frames::new(recv, MAX_HELLO);
         let hello: Hello = frames.next(HELLO).await?.expect(FrameKind::PeerHello, "PeerHello")?;
         if let Some(need) = unknown_need(&hello.needs) {
@@ -160,13 +165,30 @@ impl Ear {
         let (cluster, header) = signed
             .and_then(|header| self.clusters.signer(header))
             .ok_or_else(|| anyhow::anyhow!("its header is not signed by a cluster of this relay"))?;
-        let answer = bare_hello(cluster.held().map(|held| held.snapshot.signed_header().clone()), true);
-        send(&mut send_half, Frame::control(FrameKind::PeerHello, &answer)?).await?;
-        self.learn(cluster, conn, &header, &mut send_half).await?;
+        let is_old = matches!(cluster.order(&header), Order::Same | Order::Older);
+        anyhow::ensure!(!is_old || cluster.has(&peer), "it is no machine of the cluster, and has nothing newer");
+        Ok(Greeted { cluster, header, send_half, frames })
+    }
+
+    /// Answers the greeting, fetches what is newer, and stays with a manager for what it announces.
+    async fn heard(
+        &self,
+        conn: &Connection,
+        peer: MachineId,
+        greeted: Greeted<'_>,
+        place: tokio::sync::SemaphorePermit<'_>,
+    ) -> anyhow::Result<()> {
+        let Greeted { cluster, header, mut send_half, frames } = greeted;
+        timeout(TELL, async {
+            let answer = bare_hello(cluster.held().map(|held| held.snapshot.signed_header().clone()), true);
+            send(&mut send_half, Frame::control(FrameKind::PeerHello, &answer)?).await?;
+            self.learn(cluster, conn, &header, &mut send_half).await
+        })
+        .await??;
         let Some(_stays) = cluster.is_manager(&peer).then(|| self.stay(cluster)).flatten() else {
             send_half.finish()?;
             // Whoever greeted closes when it has read the last word.
-            drop(tokio::time::timeout(LAST_WORD, conn.closed()).await);
+            drop(timeout(LAST_WORD, conn.closed()).await);
             return Ok(());
         };
         drop(place);
@@ -205,7 +227,7 @@ impl Ear {
             let Some(frame) = frame else { return Ok(()) };
             let announce: Announce = frame?.expect(FrameKind::Announce, "Announce")?;
             let header = announce.header.verify(&cluster.id)?;
-            self.learn(cluster, conn, &header, &mut send_half).await?;
+            timeout(TELL, self.learn(cluster, conn, &header, &mut send_half)).await??;
             tokio::time::sleep(ANNOUNCE_PACE).await;
         }
     }
@@ -217,6 +239,14 @@ impl Ear {
         let taken = count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| (n < MANAGERS).then_some(n + 1));
         taken.is_ok().then_some(Stays(count))
     }
+}
+
+/// Who greeted, with what.
+struct Greeted<'c> {
+    cluster: &'c Cluster,
+    header: Header,
+    send_half: SendStream,
+    frames: Frames<RecvStream>,
 }
 
 /// A manager's connection counts as long as this lives.

@@ -91,18 +91,25 @@ impl Doors {
     pub(crate) async fn run(&self, listener: TcpListener, cancel: CancellationToken) {
         let most = most_files();
         let mut looks = tokio::time::interval(LOOK);
-        let mut is_full = false;
+        let look = || most.is_some_and(|most| open_files() + SPARE_FILES >= most);
+        let (mut is_full, mut taken) = (false, 0);
         loop {
             let accepted = tokio::select! {
                 () = cancel.cancelled() => break,
                 accepted = listener.accept() => accepted,
                 _ = looks.tick() => {
-                    is_full = most.is_some_and(|most| open_files() + SPARE_FILES >= most);
+                    (is_full, taken) = (look(), 0);
                     continue;
                 }
             };
             match accepted {
-                Ok((stream, from)) if !is_full => self.take(stream, from, &cancel),
+                Ok((stream, from)) if !is_full => {
+                    self.take(stream, from, &cancel);
+                    taken += 1;
+                    if taken >= SPARE_FILES / 4 {
+                        (is_full, taken) = (look(), 0);
+                    }
+                }
                 Ok(_) => {
                     self.turned_away.fetch_add(1, Ordering::Relaxed);
                 }

@@ -45,7 +45,7 @@ pub struct Joining {
     /// The others of `[network] relays`: with a pinned certificate, or a key.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub pinned: Vec<Relay>,
-    /// What lets this machine through those with a pin until it is a member there, or the invite expires.
+    /// What lets this machine through those that take tickets until it is a member there, or the invite expires.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ticket: Option<Ticket>,
 }

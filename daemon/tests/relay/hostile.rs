@@ -70,22 +70,40 @@ async fn dial_at_pace(stage: &Stage, peer: &Peer) -> Result<iroh::endpoint::Conn
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_older_snapshot_or_another_of_the_same_number_is_not_taken() -> Result<()> {
+async fn another_snapshot_of_the_same_number_is_not_taken() -> Result<()> {
     let stage = Stage::new().await?;
     let (machine, other) = (key(), key());
     stage.bring(&stage.sign(5, &[&machine])?).await?;
-    for (generation, alarm) in [(4, false), (5, true)] {
-        let stranger = Peer::new().await?;
-        let conn = stage.dial(&stranger).await?;
-        let snapshot = stage.sign(generation, &[&other])?;
-        let (_wire, theirs) = peer::greet(&conn, Some(snapshot.signed_header().clone())).await?;
-        let held = theirs.header.clone().context("it holds one")?.verify(&stage.key.id())?;
-        ensure!(held.generation == 5 && theirs.addresses.is_empty(), "{theirs:?}");
-        conn.close(0u32.into(), b"");
-        crate::support::until("the alarm", || async { Ok(stage.status().await?.clusters[0].alarm.is_some() == alarm) })
-            .await?;
-        stage.refused(&other, None, "not a machine").await?;
+    let stranger = Peer::new().await?;
+    let conn = stage.dial(&stranger).await?;
+    let snapshot = stage.sign(5, &[&other])?;
+    let (_wire, theirs) = peer::greet(&conn, Some(snapshot.signed_header().clone())).await?;
+    let held = theirs.header.clone().context("it holds one")?.verify(&stage.key.id())?;
+    ensure!(held.generation == 5 && theirs.addresses.is_empty(), "{theirs:?}");
+    conn.close(0u32.into(), b"");
+    crate::support::until("the alarm", || async { Ok(stage.status().await?.clusters[0].alarm.is_some()) }).await?;
+    stage.refused(&other, None, "not a machine").await?;
+    let _serves = stage.admitted(&machine, None).await?;
+    stage.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_was_a_machine_once_and_has_nothing_newer_is_told_nothing() -> Result<()> {
+    let stage = Stage::new().await?;
+    let (machine, other) = (key(), key());
+    let (first, last) = (stage.sign(4, &[&machine, &other])?, stage.sign(5, &[&machine])?);
+    stage.bring(&first).await?;
+    stage.bring(&last).await?;
+    for shown in [first, last] {
+        let ex = Peer::new().await?;
+        let conn = stage.dial(&ex).await?;
+        let greeted = peer::greet(&conn, Some(shown.signed_header().clone())).await;
+        ensure!(greeted.is_err(), "it was greeted: {greeted:?}");
+        ensure!(closed(&conn).await?.0 == Some(Close::NotAMember));
     }
+    let alarm = stage.status().await?.clusters[0].alarm.clone();
+    ensure!(alarm.is_none(), "{alarm:?}");
+    stage.refused(&other, None, "not a machine").await?;
     let _serves = stage.admitted(&machine, None).await?;
     stage.stop().await
 }

@@ -36,6 +36,12 @@ impl Relay {
         Self { url: url.into(), sha256: None, id: None }
     }
 
+    /// Whether newcomers show it the ticket of their invite: it is known by its certificate, or is malai's and known by one
+    /// that `ca` or the web's roots vouch for.
+    pub fn takes_tickets(&self) -> bool {
+        self.sha256.is_some() || (self.id.is_some() && self.url.to_ascii_lowercase().starts_with("https://"))
+    }
+
     /// Whether there is nothing but the URL.
     fn is_plain(&self) -> bool {
         self.sha256.is_none() && self.id.is_none()
@@ -145,7 +151,7 @@ fn table_of<'w>(walk: &mut Walk<'w>, section: &Section<'w>) -> Option<Relay> {
     }
     let url = walk.string(section, "url").and_then(|(at, text)| url(walk, section, "url", at, text));
     let sha256 = walk.string(section, "sha256").map(|(at, text)| {
-        let hint = "the relay prints it when it starts".to_owned();
+        let hint = "`malai relay status` on the relay's host shows it".to_owned();
         let wrong = |why| walk.wrong(section, "sha256", at, format!("`sha256` {why}"), Some(hint));
         values::sha256(text).map_err(wrong).ok()
     });

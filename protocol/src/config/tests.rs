@@ -309,7 +309,7 @@ fn every_mistake_in_a_relay_has_its_own_words_and_place() {
         (
             "{ url = \"https://h\", sha256 = \"abcd\" }",
             "line 12, column 41: `sha256` must be 64 hexadecimal digits without colons",
-            "the relay prints it",
+            "`malai relay status`",
         ),
         ("{ url = \"https://h\", sha256 = \"PINPIN\" }", "line 12, column 41: `sha256` must be 64", ""),
         ("{ url = \"https://h\", sha256 = 1 }", "line 12, column 41: `sha256` must be a string", ""),

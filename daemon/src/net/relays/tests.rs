@@ -6,7 +6,7 @@ use tokio::net::TcpListener;
 
 use super::*;
 use crate::net::endpoint::{Bound, Options, bind};
-use crate::store::keys::ClusterKey;
+use crate::store::keys::{ClusterKey, MachineKey};
 
 /// Nobody listens at these.
 const FIRST: &str = "https://127.0.0.1:1/";
@@ -51,6 +51,27 @@ fn a_ticket_is_for_the_relays_that_the_token_names_with_a_pin_and_that_still_hav
     assert_eq!(pass.shown_to(&relay(FIRST, None)), None);
     let relays = Relays::new(&now, Trust::new(&now), Some(pass)).unwrap();
     assert!(!format!("{relays:?}").contains("malaiticket"), "{relays:?}");
+}
+
+#[test]
+fn a_relay_of_malais_takes_tickets_with_a_pin_or_over_tls() {
+    let id = Some(MachineKey::generate().unwrap().id());
+    let with_key = |url: &str| Relay { id, ..Relay::at(url) };
+    assert!(relay(FIRST, Some(1)).takes_tickets() && with_key(FIRST).takes_tickets());
+    assert!(!relay(FIRST, None).takes_tickets() && !with_key("http://192.0.2.9/").takes_tickets());
+}
+
+#[tokio::test]
+async fn the_relays_that_are_left_do_not_rest() {
+    let network_of = |urls: &[&str]| network(&urls.iter().map(|url| relay(url, None)).collect::<Vec<_>>());
+    let Bound { endpoint, relays } = bound(&[relay(FIRST, None), relay(SECOND, None)]).await;
+    let first: RelayUrl = FIRST.parse().unwrap();
+    relays.rest(&endpoint, &first).await;
+    assert!(relays.lock()[&first].rests.is_some());
+    relays.replace(&endpoint, &network_of(&[FIRST])).await.unwrap();
+    assert!(relays.lock()[&first].rests.is_none());
+    // It was put back where it had been taken out: there is something to take out again.
+    assert!(endpoint.remove_relay(&first).await.is_some());
 }
 
 #[tokio::test]
