@@ -1,6 +1,8 @@
 //! What is between this machine and the others: UDP, NAT, relays, discovery services. Each is tried for real, now, by
 //! short-lived endpoints with keys of their own, so that what the daemon found when it started is not taken for granted.
 
+use std::future::ready;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,6 +12,7 @@ use iroh::endpoint::RelayStatus;
 use iroh::unstable_net_report::NetReport;
 use iroh::{Endpoint, RelayUrl, Watcher};
 use malai_protocol::config::Network;
+use malai_protocol::id::MachineId;
 use malai_protocol::local::Finding;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout, timeout_at};
@@ -24,8 +27,14 @@ use crate::store::keys::random;
 const RELAY: Duration = Duration::from_secs(7);
 /// How long a relay's port may take to answer, and a discovery service.
 const ANSWER: Duration = Duration::from_secs(3);
-/// So many relays are tried; a config with more has its reasons, and the first ones tell what is wrong.
-const RELAYS: usize = 8;
+/// So many relays are tried, and so many discovery services; a config with more has its reasons, and the first ones
+/// tell what is wrong.
+const TRIED: usize = 8;
+/// What mends a server that does not answer.
+const SERVER: &str = "see whether the server runs; it is named in [network] discovery of cluster.toml";
+/// What mends mDNS.
+const MULTICAST: &str = "let multicast and UDP port 5353 in and out in the firewall, or take mdns out of [network] \
+                         discovery in cluster.toml";
 
 /// Tries what the cluster's config names, and nothing else.
 pub(super) async fn look(membership: &Arc<Membership>) -> Vec<Finding> {
@@ -40,9 +49,8 @@ async fn through_relays(membership: &Arc<Membership>, network: &Network, relays:
     if relays.is_empty() {
         return vec![Finding::ok("relays", "none is named, and nothing outside of the cluster is asked")];
     }
-    let left_out = relays.len().saturating_sub(RELAYS);
     let mut trials = JoinSet::new();
-    for (index, relay) in relays.iter().take(RELAYS).cloned().enumerate() {
+    for (index, relay) in relays.iter().take(TRIED).cloned().enumerate() {
         let own = is_own(membership, &relay);
         let network = network.clone();
         trials.spawn(async move { (index, one_relay(&network, &relay, own).await) });
@@ -58,10 +66,14 @@ async fn through_relays(membership: &Arc<Membership>, network: &Network, relays:
     let mut tried = trials.join_all().await;
     tried.sort_by_key(|(index, _)| *index);
     found.extend(tried.into_iter().map(|(_, finding)| finding));
-    if left_out > 0 {
-        found.push(Finding::note("relays", format!("{left_out} more are named, and were not tried")));
-    }
+    found.extend(left_out("relays", relays.len()));
     found
+}
+
+/// What is named beyond those that are tried.
+fn left_out(area: &str, named: usize) -> Option<Finding> {
+    let more = named.saturating_sub(TRIED);
+    (more > 0).then(|| Finding::note(area, format!("{more} more are named, and were not tried")))
 }
 
 /// Whether the daemon's own endpoint is connected to this relay.
@@ -77,9 +89,18 @@ struct Trial(Endpoint);
 impl Trial {
     async fn begin(network: &Network, relays: &[RelayUrl]) -> Result<Self, String> {
         let relays = relays.iter().map(|url| endpoint::named(network, url)).collect();
-        let network = Network { relays: Some(relays), discovery: Some(Vec::new()), ..network.clone() };
+        Self::bind(&Network { relays: Some(relays), discovery: Some(Vec::new()), ..network.clone() }).await
+    }
+
+    /// One that has mDNS as the daemon has it, and nothing else.
+    async fn by_mdns(network: &Network) -> Result<Self, String> {
+        let (relays, discovery) = (Some(Vec::new()), Some(vec!["mdns".to_owned()]));
+        Self::bind(&Network { relays, discovery, directory: Some(false), ..network.clone() }).await
+    }
+
+    async fn bind(network: &Network) -> Result<Self, String> {
         let key = random::<32>().map_err(|failure| failure.message)?;
-        endpoint::bind(&Options::caller(*key, &network))
+        endpoint::bind(&Options::caller(*key, network))
             .await
             .map(|bound| Self(bound.endpoint))
             .map_err(|failure| failure.message)
@@ -107,6 +128,21 @@ impl Trial {
         self.end().await;
         let latency = report.and_then(|report| report.relay_latency.iter().map(|(.., latency)| latency).min());
         (status.into_iter().next(), latency)
+    }
+
+    /// How soon a machine answers by mDNS, where it does.
+    async fn heard(self, whom: MachineId) -> Result<Option<Duration>, String> {
+        let begun = Instant::now();
+        let heard = match (endpoint_id(whom.as_bytes()), self.0.address_lookup()) {
+            (Some(id), Ok(lookup)) => {
+                let mut answers = pin!(lookup.resolve(id).filter(|answer| ready(matches!(answer, Ok(Ok(_))))));
+                Ok(timeout(ANSWER, answers.next()).await.ok().flatten().map(|_| begun.elapsed()))
+            }
+            (_, Err(error)) => Err(format!("{error:#}")),
+            (None, _) => Ok(None),
+        };
+        self.end().await;
+        heard
     }
 
     async fn end(self) {
@@ -203,78 +239,132 @@ async fn reach(relay: &Url) -> Result<(), String> {
     }
 }
 
-/// Every discovery service is asked for this machine, which it was told of; an agent, which tells nobody of itself, asks
-/// for the cluster manager.
+/// Whom discovery services are asked for: this machine, which tells them of itself; by an agent, which tells nobody of
+/// itself, the cluster manager.
+#[derive(Debug, Clone, Copy)]
+struct Whom {
+    id: MachineId,
+    name: &'static str,
+    /// What makes it known to a server that does not know it.
+    mend: &'static str,
+    /// Why nothing is heard of it by mDNS, and what mends that.
+    silent: (&'static str, &'static str),
+}
+
+impl Whom {
+    fn of(membership: &Membership) -> Self {
+        Self::among(membership.me, membership.manager_id(), membership.shared.agent)
+    }
+
+    fn among(me: MachineId, manager: Option<MachineId>, agent: bool) -> Self {
+        let own = Self {
+            id: me,
+            name: "this machine",
+            mend: "wait a minute after the daemon's start; then: malai daemon restart",
+            silent: ("multicast does not come through", MULTICAST),
+        };
+        match manager {
+            Some(id) if agent => Self {
+                id,
+                name: "the cluster manager",
+                mend: "on the cluster manager: malai daemon restart",
+                silent: ("it is in another network, or multicast does not come through", MULTICAST),
+            },
+            None if agent => {
+                Self { mend: "malai daemon", silent: ("an agent tells nobody of itself", "malai daemon"), ..own }
+            }
+            _ => own,
+        }
+    }
+}
+
 async fn discovery(membership: &Arc<Membership>, network: &Network) -> Vec<Finding> {
     let default = ["dns".to_owned(), "mdns".to_owned()];
     let ways = network.discovery.as_deref().unwrap_or(&default);
     if ways.is_empty() {
         return vec![Finding::ok("discovery", "no service is named, and none is asked")];
     }
+    let whom = Whom::of(membership);
     let mut asking = JoinSet::new();
-    for (index, way) in ways.iter().take(RELAYS).cloned().enumerate() {
-        let membership = Arc::clone(membership);
-        asking.spawn(async move { (index, service(&membership, &way).await) });
+    for (index, way) in ways.iter().take(TRIED).cloned().enumerate() {
+        let (membership, network) = (Arc::clone(membership), network.clone());
+        asking.spawn(async move { (index, service(&membership, &network, whom, &way).await) });
     }
     let mut found = asking.join_all().await;
     found.sort_by_key(|(index, _)| *index);
-    found.into_iter().flat_map(|(_, findings)| findings).collect()
+    found.into_iter().flat_map(|(_, findings)| findings).chain(left_out("discovery", ways.len())).collect()
 }
 
-async fn service(membership: &Membership, way: &str) -> Vec<Finding> {
+async fn service(membership: &Membership, network: &Network, whom: Whom, way: &str) -> Vec<Finding> {
     let endpoint = &membership.endpoint;
     match way {
-        "mdns" => vec![Finding::ok("discovery mdns", "asks the local network, where no server answers for it")],
+        "mdns" => {
+            let heard = match Trial::by_mdns(network).await {
+                Ok(trial) => trial.heard(whom.id).await,
+                Err(why) => Err(why),
+            };
+            vec![mdns(whom, heard)]
+        }
         "dns" => {
-            let pkarr = asked(membership, "discovery pkarr", PkarrResolver::n0_dns().into_address_lookup(endpoint));
-            let dns = asked(membership, "discovery dns", DnsAddressLookup::n0_dns().into_address_lookup(endpoint));
+            let pkarr = asked(whom, "discovery pkarr", PkarrResolver::n0_dns().into_address_lookup(endpoint));
+            let dns = asked(whom, "discovery dns", DnsAddressLookup::n0_dns().into_address_lookup(endpoint));
             let (pkarr, dns) = tokio::join!(pkarr, dns);
             vec![pkarr, dns]
         }
         url => {
             let area = format!("discovery {url}");
             match url.parse::<Url>() {
-                Ok(url) => {
-                    vec![asked(membership, &area, PkarrResolver::builder(url).into_address_lookup(endpoint)).await]
-                }
+                Ok(url) => vec![asked(whom, &area, PkarrResolver::builder(url).into_address_lookup(endpoint)).await],
                 Err(why) => vec![Finding::broken(area, format!("is no URL: {why}"), "edit [network] discovery")],
             }
         }
     }
 }
 
-async fn asked<E: std::fmt::Display>(
-    membership: &Membership,
-    area: &str,
-    lookup: Result<impl AddressLookup, E>,
-) -> Finding {
-    let mend = "see whether the server runs; it is named in [network] discovery of cluster.toml";
-    let whom = if membership.shared.agent { membership.manager_id().unwrap_or(membership.me) } else { membership.me };
+/// Silence is no fault: there are networks without multicast, and the other ways go on.
+fn mdns(whom: Whom, heard: Result<Option<Duration>, String>) -> Finding {
+    let area = "discovery mdns";
+    match heard {
+        Ok(Some(took)) => Finding::ok(area, format!("{} answers in {:.1} ms", whom.name, took.as_secs_f64() * 1e3)),
+        Ok(None) => {
+            let ((why, mend), within) = (whom.silent, ANSWER.as_secs());
+            let text = format!("asked for {}, and nothing was heard within {within} s: {why}", whom.name);
+            Finding::note(area, text).mend(mend)
+        }
+        Err(why) => Finding::broken(area, format!("cannot be asked: {why}"), MULTICAST),
+    }
+}
+
+async fn asked<E: std::fmt::Display>(whom: Whom, area: &str, lookup: Result<impl AddressLookup, E>) -> Finding {
     let lookup = match lookup {
         Ok(lookup) => lookup,
-        Err(error) => return Finding::broken(area, format!("cannot be asked: {error:#}"), mend),
+        Err(error) => return Finding::broken(area, format!("cannot be asked: {error:#}"), SERVER),
     };
-    let Some(mut answers) = endpoint_id(whom.as_bytes()).and_then(|id| lookup.resolve(id)) else {
+    let Some(mut answers) = endpoint_id(whom.id.as_bytes()).and_then(|id| lookup.resolve(id)) else {
         return Finding::note(area, "is not asked for machines");
     };
     let begun = Instant::now();
-    match timeout(ANSWER, answers.next()).await {
-        Ok(Some(Ok(_))) => {
-            Finding::ok(area, format!("knows this machine, answers in {:.1} ms", begun.elapsed().as_secs_f64() * 1e3))
+    let Ok(answer) = timeout(ANSWER, answers.next()).await else {
+        return Finding::broken(area, format!("does not answer within {} s", ANSWER.as_secs()), SERVER);
+    };
+    let answer = answer.map(|answer| answer.map(drop).map_err(|error| format!("{error:#}")));
+    told(whom, area, answer, begun.elapsed())
+}
+
+/// What a server's answer says.
+fn told(whom: Whom, area: &str, answer: Option<Result<(), String>>, took: Duration) -> Finding {
+    let ms = took.as_secs_f64() * 1e3;
+    match answer {
+        Some(Ok(())) => Finding::ok(area, format!("knows {}, answers in {ms:.1} ms", whom.name)),
+        // By the words of iroh's errors: an answer of HTTP that is not the one asked for, and a name without records.
+        Some(Err(why))
+            if ["resolving http request", "no records", "NXDomain"].iter().any(|words| why.contains(words)) =>
+        {
+            let text = format!("answers in {ms:.1} ms, and does not know {}", whom.name);
+            Finding::note(area, text).mend(whom.mend)
         }
-        Ok(Some(Err(error))) => {
-            let why = format!("{error:#}");
-            // By the words of iroh's errors: an answer of HTTP that is not the one asked for, and a name without records.
-            if ["resolving http request", "no records", "NXDomain"].iter().any(|words| why.contains(words)) {
-                let text =
-                    format!("answers in {:.1} ms, and does not know this machine", begun.elapsed().as_secs_f64() * 1e3);
-                return Finding::note(area, text)
-                    .mend("wait a minute after the daemon's start; then: malai daemon restart");
-            }
-            Finding::broken(area, format!("fails: {why}"), mend)
-        }
-        Ok(None) => Finding::broken(area, "answers nothing", mend),
-        Err(_) => Finding::broken(area, format!("does not answer within {} s", ANSWER.as_secs()), mend),
+        Some(Err(why)) => Finding::broken(area, format!("fails: {why}"), SERVER),
+        None => Finding::broken(area, "answers nothing", SERVER),
     }
 }
 
@@ -283,6 +373,7 @@ mod tests {
     use malai_protocol::local::Level;
 
     use super::*;
+    use crate::net::machine_id;
 
     fn report(change: impl FnOnce(&mut NetReport)) -> NetReport {
         let mut report = NetReport::default();
@@ -310,5 +401,52 @@ mod tests {
         assert!(found.mend.is_some_and(|mend| mend.contains("listen")));
         let plain = nat(&report(|report| report.mapping_varies_by_dest_ipv4 = Some(false)));
         assert_eq!(plain.level, Level::Ok);
+    }
+
+    fn id(seed: u8) -> MachineId {
+        machine_id(&iroh::SecretKey::from_bytes(&[seed; 32]).public()).expect("a key")
+    }
+
+    #[test]
+    fn what_is_named_beyond_the_first_eight_is_told_of_and_counted() {
+        assert_eq!(left_out("discovery", 8), None);
+        let found = left_out("discovery", 10).map(|finding| (finding.level, finding.what));
+        assert_eq!(found, Some((Level::Note, "2 more are named, and were not tried".into())));
+    }
+
+    #[test]
+    fn an_agent_asks_for_the_cluster_manager_and_says_so() {
+        let what = |whom, answer| told(whom, "discovery dns", answer, Duration::from_millis(2)).what;
+        let agent = Whom::among(id(1), Some(id(2)), true);
+        assert_eq!((agent.id, agent.mend), (id(2), "on the cluster manager: malai daemon restart"));
+        assert_eq!(what(agent, Some(Ok(()))), "knows the cluster manager, answers in 2.0 ms");
+        let unknown = what(agent, Some(Err("no records".into())));
+        assert_eq!(unknown, "answers in 2.0 ms, and does not know the cluster manager");
+        for (manager, agent) in [(Some(id(2)), false), (None, false), (None, true)] {
+            let whom = Whom::among(id(1), manager, agent);
+            assert_eq!(whom.id, id(1));
+            assert_eq!(what(whom, Some(Ok(()))), "knows this machine, answers in 2.0 ms");
+        }
+    }
+
+    #[test]
+    fn mdns_is_in_order_only_when_an_answer_was_heard_and_broken_when_it_cannot_be_asked() {
+        let whom = Whom::among(id(1), Some(id(2)), false);
+        let heard = mdns(whom, Ok(Some(Duration::from_millis(300))));
+        assert_eq!((heard.level, heard.what.as_str()), (Level::Ok, "this machine answers in 300.0 ms"));
+        let silent = mdns(whom, Ok(None));
+        assert_eq!(silent.level, Level::Note);
+        let text = "asked for this machine, and nothing was heard within 3 s: multicast does not come through";
+        assert_eq!(silent.what, text);
+        let agent = mdns(Whom::among(id(1), None, true), Ok(None));
+        assert!(agent.what.ends_with(": an agent tells nobody of itself"), "{agent:?}");
+        let broken = mdns(whom, Err("Cannot bind to IPv4 or IPv6".into()));
+        assert_eq!(
+            (broken.level, broken.what.as_str()),
+            (Level::Broken, "cannot be asked: Cannot bind to IPv4 or IPv6")
+        );
+        for finding in [silent, broken] {
+            assert!(finding.mend.is_some_and(|mend| mend.contains("[network] discovery in cluster.toml")));
+        }
     }
 }

@@ -1,7 +1,9 @@
 //! What the other machines of a cluster tell, each asked now.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use malai_protocol::id::MachineId;
 use malai_protocol::local::{Finding, MachineStatus};
 
 use crate::clock::now_ms;
@@ -13,6 +15,8 @@ use crate::status;
 const SKEW_NOTE_MS: u64 = 5_000;
 /// By more than this an invite or a ticket may be over before it is used.
 const SKEW_BROKEN_MS: u64 = 60_000;
+/// What was compared longer ago is told with its age.
+const RECENT: Duration = Duration::from_secs(60);
 /// So many machines are named one by one.
 const NAMED: usize = 16;
 
@@ -36,7 +40,10 @@ pub(super) async fn look(membership: &Arc<Membership>) -> Vec<Finding> {
     found.extend(reached(&others));
     found.extend(generations(membership.held().generation(), &others));
     found.extend(versions(&others));
-    found.extend(clocks(membership, &others));
+    found.extend(clocks(membership.manager_id().is_none(), &others, |id| {
+        let told = membership.pool.told_of(id)?;
+        Some(Compared { ahead_ms: told.ahead_ms?, ago: told.at.elapsed() })
+    }));
     found
 }
 
@@ -122,33 +129,62 @@ fn versions(others: &[&MachineStatus]) -> Vec<Finding> {
     found
 }
 
-/// This machine's clock against the cluster manager's; at the manager, the others' against its own.
-fn clocks(membership: &Membership, others: &[&MachineStatus]) -> Vec<Finding> {
-    let manages = membership.manager_id().is_none();
-    let told = others.iter().filter(|machine| manages || machine.manager).filter_map(|machine| {
-        let told = membership.pool.told_of(machine.id)?;
-        Some((machine.name.as_str(), told.ahead_ms?, now_ms().saturating_sub(told.at_ms)))
-    });
-    let mut found: Vec<_> = told.filter_map(|(name, ahead, ago_ms)| clock(name, ahead, ago_ms)).take(NAMED).collect();
-    if found.is_empty() {
-        found.push(match manages {
-            true => Finding::ok("clock", "no machine told of another time"),
-            false if others.iter().any(|machine| machine.manager && machine.connection.is_some()) => {
-                Finding::ok("clock", "the same as the cluster manager's")
-            }
-            false => Finding::note("clock", "not compared: the cluster manager does not answer"),
-        });
-    }
-    found
+/// How another machine's clock stood when it greeted, which over a connection that lasts may be long ago.
+#[derive(Debug, Clone, Copy)]
+struct Compared {
+    ahead_ms: i64,
+    ago: Duration,
 }
 
-fn clock(name: &str, ahead_ms: i64, ago_ms: u64) -> Option<Finding> {
+impl Compared {
+    fn ago(self) -> String {
+        ago(u64::try_from(self.ago.as_millis()).unwrap_or(u64::MAX))
+    }
+}
+
+/// This machine's clock against the cluster manager's; at the manager, the others' against its own.
+fn clocks(manages: bool, others: &[&MachineStatus], compared: impl Fn(MachineId) -> Option<Compared>) -> Vec<Finding> {
+    let asked: Vec<_> = others.iter().filter(|machine| manages || machine.manager).collect();
+    let told: Vec<_> = asked.iter().filter_map(|machine| Some((&machine.name, compared(machine.id)?))).collect();
+    let found: Vec<_> = told.iter().filter_map(|(name, compared)| clock(name, *compared)).take(NAMED).collect();
+    if !found.is_empty() {
+        return found;
+    }
+    let Some(oldest) = told.iter().map(|(_, compared)| *compared).max_by_key(|compared| compared.ago) else {
+        return vec![Finding::note("clock", format!("not compared: {}", untold(manages, &asked)))];
+    };
+    let met = match (oldest.ago > RECENT, manages) {
+        (false, _) => String::new(),
+        (true, false) => format!(" when they met, {} ago", oldest.ago()),
+        (true, true) => format!(" when they met, the first of them {} ago", oldest.ago()),
+    };
+    let same = match manages {
+        true => format!("the same at {} of {} machines{met}", told.len(), asked.len()),
+        false => format!("the same as the cluster manager's{met}"),
+    };
+    vec![Finding::ok("clock", same)]
+}
+
+/// Why no clock was compared.
+fn untold(manages: bool, asked: &[&&MachineStatus]) -> &'static str {
+    let connected = asked.iter().any(|machine| machine.connection.is_some());
+    match (manages, connected) {
+        (true, _) if asked.is_empty() => "there is no other machine",
+        (true, true) => "no machine that answers told its time",
+        (true, false) => "no other machine answers",
+        (false, true) => "the cluster manager answers, and did not tell its time",
+        (false, false) => "the cluster manager does not answer",
+    }
+}
+
+fn clock(name: &str, compared: Compared) -> Option<Finding> {
+    let ahead_ms = compared.ahead_ms;
     let differs = ahead_ms.unsigned_abs();
     if differs <= SKEW_NOTE_MS {
         return None;
     }
     let (which, by) = (if ahead_ms > 0 { "ahead of" } else { "behind" }, ago(differs));
-    let text = format!("{name}'s clock was {by} {which} this machine's when they met, {} ago", ago(ago_ms));
+    let text = format!("{name}'s clock was {by} {which} this machine's when they met, {} ago", compared.ago());
     let mend = "on the one that is wrong: timedatectl set-ntp true; then malai daemon restart";
     Some(match differs > SKEW_BROKEN_MS {
         true => Finding::broken(
@@ -193,12 +229,48 @@ mod tests {
         found.iter().map(|finding| finding.level).collect()
     }
 
+    fn compared(ahead_ms: i64, seconds: u64) -> Compared {
+        Compared { ahead_ms, ago: Duration::from_secs(seconds) }
+    }
+
     #[test]
     fn a_clock_is_told_of_from_five_seconds_on_and_broken_from_a_minute_on() {
-        let level = |ahead| clock("web01", ahead, 0).map(|finding| finding.level);
+        let level = |ahead| clock("web01", compared(ahead, 0)).map(|finding| finding.level);
         assert_eq!([0, 5_000, -5_000].map(level), [None; 3]);
         assert_eq!([5_001, -60_000].map(level), [Some(Level::Note); 2]);
         assert_eq!([60_001, -60_001, i64::MIN, i64::MAX].map(level), [Some(Level::Broken); 4]);
+    }
+
+    #[test]
+    fn a_clock_is_in_order_only_when_it_was_compared_and_the_finding_says_how_long_ago() {
+        let manager = MachineStatus { manager: true, ..machine("laptop", None, true) };
+        let what = |manages, told: Option<Compared>| {
+            clocks(manages, &[&manager], |_| told).into_iter().map(|found| (found.level, found.what)).next()
+        };
+        let ok = |text: &str| Some((Level::Ok, text.to_owned()));
+        let days = Some(compared(0, 3 * 86_400));
+        assert_eq!(what(false, Some(compared(0, 60))), ok("the same as the cluster manager's"));
+        assert_eq!(what(false, Some(compared(0, 61))), ok("the same as the cluster manager's when they met, 61 s ago"));
+        assert_eq!(what(false, days), ok("the same as the cluster manager's when they met, 3 days ago"));
+        assert_eq!(what(true, Some(compared(0, 0))), ok("the same at 1 of 1 machines"));
+        let first = "the same at 1 of 1 machines when they met, the first of them 3 days ago";
+        assert_eq!(what(true, days), ok(first));
+    }
+
+    #[test]
+    fn a_clock_that_was_not_compared_is_a_note_that_says_why() {
+        let what = |manages, others: &[&MachineStatus]| {
+            let found = clocks(manages, others, |_| None);
+            assert_eq!(levels(&found), [Level::Note], "{found:?}");
+            found[0].what.strip_prefix("not compared: ").map(str::to_owned).unwrap_or_default()
+        };
+        let (here, away) = (machine("a", None, true), machine("b", None, false));
+        let manager = |machine: &MachineStatus| MachineStatus { manager: true, ..machine.clone() };
+        assert_eq!(what(false, &[&manager(&here)]), "the cluster manager answers, and did not tell its time");
+        assert_eq!(what(false, &[&here, &manager(&away)]), "the cluster manager does not answer");
+        assert_eq!(what(true, &[]), "there is no other machine");
+        assert_eq!(what(true, &[&away]), "no other machine answers");
+        assert_eq!(what(true, &[&away, &here]), "no machine that answers told its time");
     }
 
     #[test]

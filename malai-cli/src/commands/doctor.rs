@@ -12,9 +12,9 @@ const BROKEN: u8 = 1;
 
 /// Look for what does not work, and say what mends it
 ///
-/// Looks at files, daemon, executor and config, and tries UDP, NAT, every relay, every discovery service and every machine
-/// for real; nothing is contacted that the cluster's config does not name. Takes a few seconds. Exits with 1 when something
-/// is broken. Without a daemon only the files are looked at.
+/// Looks at files, daemon, executor and config, and tries UDP, NAT, relays and discovery services (the first eight of
+/// each) and every machine for real; nothing is contacted that the cluster's config does not name. Takes a few seconds.
+/// Exits with 1 when something is broken. Without a daemon only the files are looked at.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Doctor;
 

@@ -65,6 +65,8 @@ pub(crate) struct Told {
     pub(crate) ahead_ms: Option<i64>,
     /// When, milliseconds since the epoch.
     pub(crate) at_ms: u64,
+    /// When, by a clock that nobody sets.
+    pub(crate) at: Instant,
 }
 
 impl PeerConn {
@@ -82,8 +84,8 @@ impl Pool {
         // What it told was on its way for half a round trip.
         let way = i64::try_from(conn.rtt().as_millis() / 2).unwrap_or(i64::MAX);
         let ahead = |clock: u64| clock.cast_signed().saturating_sub(at_ms.cast_signed()).saturating_add(way);
-        let told =
-            Told { malai: hello.malai.chars().take(VERSION).collect(), ahead_ms: hello.clock_ms.map(ahead), at_ms };
+        let malai = hello.malai.chars().take(VERSION).collect();
+        let told = Told { malai, ahead_ms: hello.clock_ms.map(ahead), at_ms, at: Instant::now() };
         self.lock().entry(conn.peer).or_default().told = Some(told);
     }
 
