@@ -127,22 +127,28 @@ async fn a_member_that_lies_first_keeps_nothing_true_from_being_told() -> Result
     let (friend, _other_control) = greeted(&scene, &scene.friend, &hello(None)).await?;
     let guest = scene.guest.dial(&scene.web01).await?;
     let (lie, truth) = ("192.0.2.7:4001".to_owned(), "192.0.2.8:4002".to_owned());
-    let lying = tokio::spawn(says(laptop, away.id, lie.clone()));
-    // It says so only when the lie was told.
+    let (lied, is_lied) = tokio::sync::oneshot::channel();
+    let lying = tokio::spawn({
+        let told = Resolved { addresses: vec![lie.clone()], said_by: None, heard_ms_ago: 0 };
+        async move {
+            let (mut wire, _) = question(&laptop).await?;
+            send(&mut wire, Kind::Resolved, &told).await?;
+            ensure!(lied.send(()).is_ok(), "nobody waits");
+            anyhow::Ok((wire, laptop))
+        }
+    });
     let honest = tokio::spawn({
-        let truth = truth.clone();
+        let told = Resolved { addresses: vec![truth.clone()], said_by: None, heard_ms_ago: 60_000 };
         async move {
             let (mut wire, _) = question(&friend).await?;
-            tokio::time::sleep(std::time::Duration::from_millis(100)).await;
-            let told = Resolved { addresses: vec![truth], said_by: None, heard_ms_ago: 60_000 };
+            is_lied.await?;
             send(&mut wire, Kind::Resolved, &told).await?;
             anyhow::Ok((wire, friend))
         }
     });
     let answer = resolved(&guest, away.id, 1).await?;
     ensure!(answer.addresses.contains(&truth) && answer.addresses.contains(&lie), "{answer:?}");
-    let _kept = honest.await??;
-    lying.abort();
+    let (_liar, _honest) = (lying.await??, honest.await??);
     scene.web01.stop().await?;
     Ok(())
 }
