@@ -17,7 +17,8 @@ const YIELD: Duration = Duration::from_secs(5);
 const POLL: Duration = Duration::from_millis(5);
 
 /// Takes the lock. A daemon asks an agent that holds it to leave first, and waits for one that is on its way in or out.
-/// Another command may start the next agent in the moment between: that one is asked too.
+/// Another command may start the next agent in the moment between: that one is asked too. A daemon that does not answer is
+/// waited for as well: it may be starting, and one that was killed holds the lock until the system has cleared it away.
 ///
 /// # Errors
 /// [`Failure`] of kind `conflict` when a daemon, or an agent that does not leave, holds it.
@@ -35,8 +36,8 @@ async fn after_the_agent(home: &Home, part: Part) -> Result<Lock, Failure> {
             Attempt::Taken(lock) => return Ok(lock),
             Attempt::Held(holder) => holder,
         };
-        // Without a pid it is just coming or going, and may be an agent.
-        if part == Part::Agent || (holder.pid.is_some() && !holder.agent) {
+        // Who does not answer is just coming or going, and may be an agent.
+        if part == Part::Agent || (holder.answers && !holder.agent) {
             return Lock::take(home, part);
         }
         if holder.answers && asked != holder.pid {
@@ -88,6 +89,16 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[tokio::test]
+    async fn a_daemon_that_was_killed_a_moment_ago_is_waited_for() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let home = Home::new(dir.path());
+        let held = Lock::take(&home, Part::Daemon).expect("free");
+        // The first is polled first: it finds the lock held by somebody who does not answer.
+        let (taken, ()) = tokio::join!(lock(&home, Part::Daemon), async { drop(held) });
+        assert!(taken.is_ok(), "{taken:?}");
     }
 
     #[tokio::test(flavor = "multi_thread")]
