@@ -55,6 +55,10 @@ async fn watch(membership: &Arc<Membership>) {
             () = wanted(membership) => true,
             () = back::missed(membership) => false,
         };
+        if is_wanted {
+            ticks.tick().await;
+            redial(membership, &mut redials);
+        }
         let is_back = relay.is_back(membership, is_wanted);
         if !is_wanted {
             if is_back && begun.elapsed() >= PATIENCE && costs_little(membership) {
@@ -62,8 +66,6 @@ async fn watch(membership: &Arc<Membership>) {
             }
             continue;
         }
-        ticks.tick().await;
-        redial(membership, &mut redials);
         let now = membership.pool.packets();
         if now != packets {
             (packets, heard) = (now, Instant::now());

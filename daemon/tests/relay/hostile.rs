@@ -109,6 +109,23 @@ async fn who_was_a_machine_once_and_has_nothing_newer_is_told_nothing() -> Resul
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_removal_that_cannot_be_stored_holds_all_the_same_and_is_told_of() -> Result<()> {
+    let stage = Stage::new().await?;
+    let (machine, other) = (key(), key());
+    stage.bring(&stage.sign(4, &[&machine, &other])?).await?;
+    // Nothing can be stored in the place of a directory.
+    let stored = stage.home.relay().snapshot(&stage.key.id());
+    std::fs::remove_file(&stored)?;
+    std::fs::create_dir(&stored)?;
+    ensure!(stage.bring(&stage.sign(5, &[&machine])?).await? == 5);
+    stage.refused(&other, None, "not a machine").await?;
+    let _serves = stage.admitted(&machine, None).await?;
+    let alarm = stage.status().await?.clusters[0].alarm.clone().context("nobody is told")?;
+    ensure!(alarm.starts_with("the config of generation 5 holds until a restart, and no longer: "), "{alarm}");
+    stage.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_snapshot_that_is_not_what_was_announced_is_not_taken() -> Result<()> {
     let stage = Stage::new().await?;
     let machine = key();
