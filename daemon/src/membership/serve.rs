@@ -257,7 +257,8 @@ async fn session(
     opened(membership).await?;
     let refusal = if membership.shared.agent {
         Some(
-            Failure::new(FailureKind::Denied, "only an agent runs there, which takes no commands")
+            // Whether the command of an earlier attempt runs there, an agent does not know.
+            Failure::new(FailureKind::Unreachable, "only an agent runs there, which takes no commands")
                 .hint("on the target: `malai daemon`"),
         )
     } else if open.cluster != membership.cluster {

@@ -11,13 +11,15 @@ use malai_protocol::session::{Attach, ExecSpec, Sent};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-use crate::support::peer::{self, Got, Wire, got, hello, open, ping};
+use crate::support::peer::{self, Got, Wire, got, hello, open};
 use crate::support::scene::Scene;
 use crate::support::{Machine, SOON, Socket, again, followed, next};
 
 /// `friend`, as a target that the test plays.
 struct Target {
     conn: Connection,
+    /// With it the connection would end.
+    _control: Wire,
     /// Streams that the daemon opens, with their first frames; those that only ask whether it is there are answered.
     streams: mpsc::Receiver<(Wire, Frame)>,
 }
@@ -25,11 +27,18 @@ struct Target {
 impl Target {
     /// A connection that the daemon uses for its own calls.
     async fn new(scene: &Scene) -> Result<Self> {
+        Self::that_says(scene, &hello(None)).await.map(|(target, _)| target)
+    }
+
+    /// The same, greeting so; and how it is greeted.
+    async fn that_says(scene: &Scene, hello: &Hello) -> Result<(Self, Hello)> {
         let conn = scene.friend.dial(&scene.web01).await?;
         let (found, streams) = mpsc::channel(64);
         tokio::spawn(streams_of(conn.clone(), found));
-        ping(&conn).await?;
-        Ok(Self { conn, streams })
+        let mut control = open(&conn).await?;
+        peer::send(&mut control, Kind::PeerHello, hello).await?;
+        let theirs = next(&mut control).await?.expect(Kind::PeerHello, "PeerHello")?;
+        Ok((Self { conn, _control: control, streams }, theirs))
     }
 
     /// The next stream, but for questions where a machine is, which get no answer.
@@ -94,15 +103,13 @@ async fn a_cli_is_told_that_its_request_is_sent_and_which_executor_it_meets() ->
     let scene = Scene::new().await?;
     let mut target = Target::new(&scene).await?;
     let spec = followed(&["true"]);
-    // Nothing is known of the target's executor before it greets.
     let mut socket = scene.web01.begin("friend", &spec).await?;
     let _wire = target.session().await?;
     let sent: Sent = next(&mut socket).await?.expect(Kind::Sent, "Sent")?;
-    ensure!(sent.met.is_none(), "{sent:?}");
-    let mut control = open(&target.conn).await?;
+    ensure!(sent.met.is_none(), "none was told: {sent:?}");
+    target.conn.close(0u32.into(), b"");
     let executor = Some(Incarnation::from_bytes([7; 16]));
-    peer::send(&mut control, Kind::PeerHello, &Hello { executor, ..hello(None) }).await?;
-    let theirs: Hello = next(&mut control).await?.expect(Kind::PeerHello, "PeerHello")?;
+    let (mut target, theirs) = Target::that_says(&scene, &Hello { executor, ..hello(None) }).await?;
     let attach = again(&spec, 2, 17);
     let mut socket = scene.web01.attach("friend", &attach).await?;
     let (_wire, first) = target.session().await?;

@@ -13,8 +13,9 @@ use malai_protocol::session::ExecSpec;
 use nix::errno::Errno;
 use nix::sys::signal::killpg;
 use nix::unistd::Pid;
+use tokio::time::timeout;
 
-use crate::support::peer::{self, Got, Peer, Wire, closed, exec, forge, got, hello, open, ping, raw};
+use crate::support::peer::{self, Got, Peer, Wire, accept, closed, exec, forge, got, hello, open, ping, raw, send};
 use crate::support::scene::Scene;
 use crate::support::{follow, next, spec, until};
 
@@ -297,5 +298,29 @@ async fn a_machine_that_is_taken_out_of_the_config_is_closed_and_stays_out() -> 
     ensure!(closed(&again).await?.0 == Some(Close::NotAMember));
     ensure!(closed(&conn).await?.0 == Some(Close::Removed));
     scene.web01.stop().await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_asked_of_a_machine_that_dialled_before_it_says_that_it_is_no_agent() -> Result<()> {
+    for caller_only in [true, false] {
+        let scene = Scene::new().await?;
+        let conn = scene.laptop.dial(&scene.web01).await?;
+        // It is served, and so the daemon has it.
+        peer::ping(&conn).await?;
+        let _session = scene.web01.begin("laptop", &spec(&["true"])).await?;
+        let soon = Duration::from_millis(300);
+        ensure!(timeout(soon, conn.accept_bi()).await.is_err(), "a stream was opened before the greeting");
+        let mut control = open(&conn).await?;
+        send(&mut control, Kind::PeerHello, &Hello { caller_only, ..hello(None) }).await?;
+        let _theirs: Hello = next(&mut control).await?.expect(Kind::PeerHello, "PeerHello")?;
+        if caller_only {
+            ensure!(timeout(soon, conn.accept_bi()).await.is_err(), "a stream was opened to an agent");
+        } else {
+            let mut asked = accept(&conn).await?;
+            let _open: Open = next(&mut asked).await?.expect(Kind::Open, "Open")?;
+        }
+        scene.web01.stop().await?;
+    }
     Ok(())
 }

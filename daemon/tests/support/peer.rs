@@ -76,6 +76,13 @@ impl Peer {
         self.connect(machine.address().await?, ALPN).await
     }
 
+    /// A connection as another daemon makes it: greeted too. It ends with its control stream.
+    pub(crate) async fn come(&self, machine: &Machine) -> Result<(Connection, Wire)> {
+        let conn = self.dial(machine).await?;
+        let (control, _theirs) = greet(&conn, None).await?;
+        Ok((conn, control))
+    }
+
     /// A connection to a cluster manager's desk.
     pub(crate) async fn dial_desk(&self, manager: &Machine) -> Result<Connection> {
         self.connect(manager.desk().await?, JOIN_ALPN).await

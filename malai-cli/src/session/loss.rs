@@ -124,8 +124,13 @@ where
         }
         let (asked, sent) = self.link.connection().map_or((Asked::Exec, false), |link| (link.asked, link.sent));
         let later = matches!(failure.kind, Kind::Unreachable | Kind::NotConfigured | Kind::Busy | Kind::Internal);
-        // What the target itself answers it knows of all sendings; what is said on the way, of none before.
-        let certain = if sent { failure.kind != Kind::Unreachable } else { !self.sending.is_open };
+        // What the target answers after it has read the request it knows of all sendings. What is said on the way, or
+        // without reading, it knows of none before.
+        let unread = match asked {
+            Asked::Again => matches!(failure.kind, Kind::Unreachable | Kind::Busy | Kind::NotAMember),
+            Asked::Exec | Asked::Attach => failure.kind == Kind::Unreachable,
+        };
+        let certain = if sent { !unread } else { !self.sending.is_open };
         if asked != Asked::Attach && certain {
             return Err(failure);
         }

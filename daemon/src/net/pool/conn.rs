@@ -103,12 +103,12 @@ impl PeerConn {
 
     /// The peer's greeting was taken in.
     pub(crate) fn set_met(&self) {
-        self.met.store(true, Ordering::Relaxed);
+        self.met.store(true, Ordering::Release);
     }
 
     /// Whether the peer has said what it is.
     pub(crate) fn is_met(&self) -> bool {
-        self.met.load(Ordering::Relaxed)
+        self.met.load(Ordering::Acquire)
     }
 
     /// Whether the peer is an agent.
@@ -127,9 +127,10 @@ impl PeerConn {
         self.executor.get().copied()
     }
 
-    /// Whether streams may be opened towards the peer.
+    /// Whether streams may be opened towards the peer. One that dialled may be an agent until it has greeted; only daemons
+    /// can be dialled.
     pub(crate) fn callable(&self) -> bool {
-        !self.is_caller_only() && self.conn.close_reason().is_none()
+        (self.dialed || self.is_met()) && !self.is_caller_only() && self.conn.close_reason().is_none()
     }
 
     /// Packets that came from the peer.

@@ -204,6 +204,23 @@ async fn a_target_that_cannot_know_whether_it_ran_is_believed() {
 }
 
 #[tokio::test]
+async fn who_did_not_read_a_request_that_is_sent_again_says_nothing_of_what_was_sent_before() {
+    for later in [failure::Kind::Unreachable, failure::Kind::Busy] {
+        let mut lab = Lab::new(Wish::default()).await;
+        lab.flight().await;
+        lab.daemon = None;
+        lab.again().await;
+        lab.send(Kind::Sent, &Sent { met: None, reached: None }).await;
+        lab.send(Kind::Refused, &refusal(later)).await;
+        assert_eq!(lab.again().await.number, 3, "{later:?}");
+        lab.send(Kind::Sent, &Sent { met: None, reached: None }).await;
+        lab.send(Kind::Refused, &refusal(failure::Kind::NotAMember)).await;
+        let (code, why) = lab.failure().await;
+        assert_eq!((code, why.contains("whether the command started is not known")), (253, true), "{why}");
+    }
+}
+
+#[tokio::test]
 async fn no_daemon_at_all_is_a_failure_before_the_first_request_and_a_loss_after_it() {
     let mut lab = Lab::started(Wish::default()).await;
     lab.daemon = None;
