@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use malai_protocol::id::MachineId;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, MissedTickBehavior};
+use tokio::time::{Instant, MissedTickBehavior, sleep};
 
 use super::{Membership, dial};
 use back::Back;
@@ -32,6 +32,8 @@ const PATIENCE: Duration = Duration::from_secs(4);
 const DOUBT: Duration = Duration::from_secs(8);
 /// Unless it is as new as this: its link to the relay is new, too, and so is there.
 const NEW: Duration = Duration::from_secs(30);
+/// A caller's CLI tries every second: it is here within so long after its daemon has a connection.
+const EXPECTED: Duration = Duration::from_secs(2);
 /// With so many connections that no session uses, an endpoint is rebuilt for a relay alone: it may be how callers come.
 const FEW: usize = 2;
 
@@ -57,6 +59,9 @@ async fn watch(membership: &Arc<Membership>) {
         };
         if is_wanted {
             ticks.tick().await;
+            if !is_wanted_now(membership) {
+                continue;
+            }
             redial(membership, &mut redials);
         }
         let is_back = relay.is_back(membership, is_wanted);
@@ -100,10 +105,12 @@ fn costs_little(membership: &Membership) -> bool {
 /// Waits until a session needs the network and does not have it.
 async fn wanted(membership: &Membership) {
     let (mut pool, mut live) = (membership.pool.watch(), membership.live.watch());
-    while !membership.pool.wants_recovery() && lost_callers(membership).is_empty() {
+    while !is_wanted_now(membership) {
+        let is_expected = !unfollowed(membership).is_empty();
         let changed = tokio::select! {
             changed = pool.changed() => changed,
             changed = live.changed() => changed,
+            () = sleep(LOOK), if is_expected => Ok(()),
         };
         if changed.is_err() {
             std::future::pending::<()>().await;
@@ -111,10 +118,21 @@ async fn wanted(membership: &Membership) {
     }
 }
 
+fn is_wanted_now(membership: &Membership) -> bool {
+    membership.pool.wants_recovery() || !lost_callers(membership).is_empty()
+}
+
 /// The other machines whose sessions here nobody follows.
-fn lost_callers(membership: &Membership) -> BTreeSet<MachineId> {
+fn unfollowed(membership: &Membership) -> BTreeSet<MachineId> {
     let mut callers = membership.live.unfollowed();
     callers.remove(&membership.me);
+    callers
+}
+
+/// Those of them that do not have a connection so new that its sessions are still expected.
+fn lost_callers(membership: &Membership) -> BTreeSet<MachineId> {
+    let mut callers = unfollowed(membership);
+    callers.retain(|caller| !membership.pool.is_just_back(*caller, EXPECTED));
     callers
 }
 

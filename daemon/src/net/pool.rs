@@ -239,6 +239,13 @@ impl Pool {
         callable.max_by_key(|c| (c.dialed == preferred_side, c.since_ms)).cloned()
     }
 
+    /// Whether there is a connection to this machine that was made within this span.
+    pub(crate) fn is_just_back(&self, id: MachineId, span: Duration) -> bool {
+        let peers = self.lock();
+        let mut conns = peers.get(&id).into_iter().flat_map(|peer| &peer.conns);
+        conns.any(|conn| conn.made_at.elapsed() < span && !conn.is_stalled() && conn.conn.close_reason().is_none())
+    }
+
     /// Whether another connection to the same machine is preferred to this one.
     pub(crate) fn is_spare(&self, conn: &Arc<PeerConn>) -> bool {
         self.live(conn.peer).is_some_and(|live| !Arc::ptr_eq(&live, conn))

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use iroh::endpoint::{Connection, PathId};
 use iroh::{RelayUrl, TransportAddr};
@@ -24,6 +24,8 @@ pub(crate) struct PeerConn {
     pub(crate) dialed: bool,
     /// Since when, milliseconds since the epoch.
     pub(crate) since_ms: u64,
+    /// The same, by a clock that nobody sets.
+    pub(super) made_at: Instant,
     pub(super) boot: OnceLock<Incarnation>,
     executor: OnceLock<Incarnation>,
     greeted: AtomicBool,
@@ -52,6 +54,7 @@ impl PeerConn {
             peer,
             dialed,
             since_ms: now_ms(),
+            made_at: Instant::now(),
             boot: OnceLock::new(),
             executor: OnceLock::new(),
             greeted: AtomicBool::new(false),
