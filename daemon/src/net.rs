@@ -7,6 +7,8 @@ mod mdns;
 pub(crate) mod pace;
 pub(crate) mod pool;
 pub(crate) mod relays;
+#[cfg(test)]
+pub(crate) mod testing;
 pub(crate) mod trust;
 pub(crate) mod ways;
 

@@ -280,35 +280,23 @@ async fn session(
 
 #[cfg(test)]
 mod tests {
-    use std::net::Ipv4Addr;
-
-    use iroh::EndpointAddr;
-    use malai_protocol::config::Network;
-    use malai_protocol::peer::ALPN;
     use tokio::time::timeout;
 
     use super::*;
-    use crate::net::endpoint::{Options, bind, bound_port};
+    use crate::net::testing::Connected;
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn a_stream_is_taken_at_once_and_one_of_a_machine_that_had_too_many_is_not() {
-        let network = Network { relays: Some(Vec::new()), discovery: Some(Vec::new()), ..Network::default() };
-        let options = |key| Options { alpns: vec![ALPN.to_vec()], ..Options::caller([key; 32], &network) };
-        let (ours, theirs) = (bind(&options(1)).await.unwrap().endpoint, bind(&options(2)).await.unwrap().endpoint);
-        let port = bound_port(&ours).unwrap();
-        let address = EndpointAddr::new(ours.id()).with_ip_addr((Ipv4Addr::LOCALHOST, port).into());
-        let accepted = async { ours.accept().await.unwrap().await.unwrap() };
-        let (accepted, dialled) = tokio::join!(accepted, theirs.connect(address, ALPN));
-        let dialled = dialled.unwrap();
+        let Connected { accepted, dialled, .. } = &Connected::new().await;
         let open = async || {
             let (mut send, recv) = dialled.open_bi().await.unwrap();
             send.write_all(&[Kind::Ping as u8]).await.unwrap();
             (send, recv)
         };
         let _first = open().await;
-        assert!(timeout(Duration::from_secs(10), next_stream(&accepted, &Pace::default())).await.is_ok());
+        assert!(timeout(Duration::from_secs(10), next_stream(accepted, &Pace::default())).await.is_ok());
         let _second = open().await;
-        let early = timeout(Duration::from_millis(500), next_stream(&accepted, &Pace::exhausted())).await;
+        let early = timeout(Duration::from_millis(500), next_stream(accepted, &Pace::exhausted())).await;
         assert!(early.is_err(), "it had its turn a minute early");
     }
 }

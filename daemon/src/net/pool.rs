@@ -285,3 +285,44 @@ impl Pool {
         self.lock().values().flat_map(|peer| peer.conns.iter().cloned()).collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::net::machine_id;
+    use crate::net::testing::Connected;
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_machine_is_just_back_for_a_span_while_its_new_connection_is_open_and_not_stalled() {
+        let both = Connected::new().await;
+        let me = machine_id(&both.dialled.remote_id()).unwrap();
+        let peer = machine_id(&both.accepted.remote_id()).unwrap();
+        let (pool, long) = (Pool::new(me, Arc::default()), Duration::from_secs(3600));
+        assert!(!pool.is_just_back(peer, long));
+        let conn = PeerConn::new(both.accepted.clone(), peer, false);
+        assert!(pool.add(&conn));
+        assert!(pool.is_just_back(peer, long) && !pool.is_just_back(me, long));
+        assert!(!pool.is_just_back(peer, Duration::ZERO), "it is older than that");
+        conn.set_stalled(true);
+        assert!(!pool.is_just_back(peer, long));
+        conn.set_stalled(false);
+        conn.conn.close(0u32.into(), b"");
+        assert!(!pool.is_just_back(peer, long));
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn streams_may_be_opened_towards_who_was_dialled_or_has_greeted_and_is_no_agent() {
+        let both = Connected::new().await;
+        let (me, peer) =
+            (machine_id(&both.dialled.remote_id()).unwrap(), machine_id(&both.accepted.remote_id()).unwrap());
+        let pool = Pool::new(me, Arc::default());
+        let conn = PeerConn::new(both.accepted.clone(), peer, false);
+        assert!(pool.add(&conn));
+        assert!(pool.live(peer).is_none(), "it may be an agent");
+        conn.set_met();
+        assert!(pool.live(peer).is_some());
+        conn.set_caller_only();
+        assert!(pool.live(peer).is_none());
+        assert!(PeerConn::new(both.dialled.clone(), me, true).callable());
+    }
+}

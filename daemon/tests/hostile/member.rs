@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use futures_util::future::try_join_all;
 use iroh::endpoint::Connection;
 use malai_daemon::store::keys::ClusterKey;
@@ -17,7 +17,7 @@ use tokio::time::timeout;
 
 use crate::support::peer::{self, Got, Peer, Wire, accept, closed, exec, forge, got, hello, open, ping, raw, send};
 use crate::support::scene::Scene;
-use crate::support::{follow, next, spec, until};
+use crate::support::{Machine, SOON, follow, next, spec, until};
 
 fn bytes<T: serde::Serialize>(kind: Kind, value: &T) -> Result<Vec<u8>> {
     Ok(Frame::control(kind, value)?.to_bytes().to_vec())
@@ -322,5 +322,23 @@ async fn nothing_is_asked_of_a_machine_that_dialled_before_it_says_that_it_is_no
         }
         scene.web01.stop().await?;
     }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_runs_nothing_and_does_not_say_that_nothing_ran() -> Result<()> {
+    let scene = Scene::new().await?;
+    let sockets = scene.friend.endpoint.bound_sockets();
+    let (key, address) = (format!("id52 = \"{}\"\n", scene.friend.id), sockets.first().context("no address")?);
+    scene.publish(&scene.text().replace(&key, &format!("{key}addresses = [\"{address}\"]\n"))).await?;
+    let agent = Machine::start_agent_in(scene.web01.stop().await?).await?;
+    let _session = agent.begin("friend", &spec(&["true"])).await?;
+    let incoming = timeout(SOON, scene.friend.endpoint.accept()).await.context("nobody dials")?;
+    let conn = incoming.context("no endpoint")?.await?;
+    let _control = accept(&conn).await?;
+    let ran = peer::run(&conn, scene.key.id(), &["true"]).await?;
+    let refused = ran.end.err().flatten().context("it is not refused")?;
+    ensure!(refused.kind == FailureKind::Unreachable && ran.started.is_none(), "{refused:?}");
+    agent.stop().await?;
     Ok(())
 }

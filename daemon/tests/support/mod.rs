@@ -78,9 +78,18 @@ impl Machine {
 
     /// The same, with this executor.
     pub(crate) async fn start_with(dir: tempfile::TempDir, program: Program) -> Result<Self> {
+        Self::start_as(dir, program, false).await
+    }
+
+    /// Starts an agent in the home that is in this directory.
+    pub(crate) async fn start_agent_in(dir: tempfile::TempDir) -> Result<Self> {
+        Self::start_as(dir, None, true).await
+    }
+
+    async fn start_as(dir: tempfile::TempDir, program: Program, agent: bool) -> Result<Self> {
         let home = home_in(&dir);
         let executor = program.map(|program| program(&home));
-        let mut daemon = Daemon::bind(Options { home: home.clone(), agent: false, executor }).await?;
+        let mut daemon = Daemon::bind(Options { home: home.clone(), agent, executor }).await?;
         let stop = daemon.stop_token();
         let task = tokio::spawn(async move {
             let result = daemon.run().await;
