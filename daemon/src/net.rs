@@ -1,6 +1,7 @@
 //! The network below malai: endpoints, connections to peers, and the streams on them.
 
 pub(crate) mod budget;
+mod congestion;
 pub(crate) mod directory;
 pub(crate) mod endpoint;
 mod mdns;

@@ -212,7 +212,8 @@ fn is_self_hosted(network: &Network) -> bool {
 fn transport_config() -> QuicTransportConfig {
     let mut config = QuicTransportConfig::builder()
         .max_concurrent_bidi_streams(VarInt::from_u32(MAX_SESSIONS + SPARE_STREAMS))
-        .max_concurrent_uni_streams(VarInt::from_u32(0));
+        .max_concurrent_uni_streams(VarInt::from_u32(0))
+        .congestion_controller_factory(Arc::new(super::congestion::Floored));
     if let Ok(idle) = IDLE.try_into() {
         config = config.max_idle_timeout(Some(idle));
     }

@@ -46,7 +46,7 @@ fn loss(length: Duration) -> Result<Evidence> {
     stage.wire.set_loss(0.0);
     stage.wire.set_jitter(Duration::ZERO);
     let evidence = traffic.finish(&stage)?;
-    ensure!(words.is_empty(), "a bad line was shown as a dead connection: {words:?}");
+    ensure!(words.is_empty(), "a bad line was shown as a dead connection: {words:?}\n{}", stage.logs());
     Ok(evidence)
 }
 
