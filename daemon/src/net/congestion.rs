@@ -8,7 +8,7 @@
 
 use std::any::Any;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use iroh::endpoint::{Controller, ControllerFactory, ControllerMetrics};
 use noq_proto::RttEstimator;
@@ -36,9 +36,25 @@ struct Floor {
 }
 
 impl Controller for Floor {
+    fn on_sent(&mut self, now: Instant, bytes: u64, largest: u64) {
+        self.cubic.on_sent(now, bytes, largest);
+    }
+
+    fn on_packet_sent(&mut self, now: Instant, bytes: u16, pn: u64) {
+        self.cubic.on_packet_sent(now, bytes, pn);
+    }
+
+    fn on_cwnd_limited(&mut self) {
+        self.cubic.on_cwnd_limited();
+    }
+
     fn on_ack(&mut self, now: Instant, sent: Instant, bytes: u64, pn: u64, app_limited: bool, rtt: &RttEstimator) {
         self.fate.arrived(bytes);
         self.cubic.on_ack(now, sent, bytes, pn, app_limited, rtt);
+    }
+
+    fn on_end_acks(&mut self, now: Instant, in_flight: u64, app_limited: bool, largest: Option<u64>) {
+        self.cubic.on_end_acks(now, in_flight, app_limited, largest);
     }
 
     fn on_congestion_event(
@@ -58,12 +74,20 @@ impl Controller for Floor {
         self.cubic.on_congestion_event(now, sent, is_persistent, is_ecn, lost_bytes, largest_lost);
     }
 
+    fn on_packet_lost(&mut self, bytes: u16, pn: u64, now: Instant) {
+        self.cubic.on_packet_lost(bytes, pn, now);
+    }
+
     fn on_spurious_congestion_event(&mut self) {
         self.cubic.on_spurious_congestion_event();
     }
 
     fn on_mtu_update(&mut self, mtu: u16) {
         self.cubic.on_mtu_update(mtu);
+    }
+
+    fn on_ack_frequency_update(&mut self, threshold: u64, max_delay: Duration) {
+        self.cubic.on_ack_frequency_update(threshold, max_delay);
     }
 
     fn window(&self) -> u64 {
@@ -127,8 +151,6 @@ impl Fate {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     const MTU: u16 = 1200;
