@@ -18,8 +18,9 @@ use tokio::time::Instant;
 
 use super::{Membership, serve};
 use crate::clock::now_ms;
+use crate::net::endpoint::address_text;
 use crate::net::pool::PeerConn;
-use crate::net::ways::{FIXED, LAST_KNOWN, RELAY};
+use crate::net::ways::{FIXED, LAST_KNOWN, RELAY, is_same};
 use crate::net::{endpoint_id, ping};
 
 /// While an attempt has not failed, another begins after so long.
@@ -36,6 +37,8 @@ const ATTEMPTS: usize = 4;
 const HEAD_START: Duration = Duration::from_millis(300);
 /// As many others are dialled then.
 const OTHERS: usize = 3;
+/// Addresses that others told are named up to so many, when a machine cannot be reached.
+const MOST_TOLD: usize = 8;
 
 /// A connection to this machine: the live one, or a new one before `deadline`.
 ///
@@ -265,21 +268,23 @@ fn unreachable(membership: &Membership, id: MachineId, why: &str) -> Failure {
         || "it was never seen from here".to_owned(),
         |at| format!("last seen {} ago", ago(now_ms().saturating_sub(at))),
     );
-    let tried: Vec<String> = addresses(membership, id)
-        .iter()
-        .map(|addr| match addr {
-            TransportAddr::Ip(ip) => ip.to_string(),
-            TransportAddr::Relay(url) => url.to_string(),
-            other => format!("{other:?}"),
-        })
+    let (known, ways) = (addresses(membership, id), &membership.finding.ways);
+    let told = endpoint_id(id.as_bytes()).map(|key| ways.told_lately(key)).unwrap_or_default();
+    let told = told.into_iter().filter(|(addr, _)| !known.iter().any(|one| is_same(one, addr))).take(MOST_TOLD);
+    let tried: Vec<String> = (known.iter().map(text))
+        .chain(told.map(|(addr, way)| format!("{} ({way})", text(&addr))))
         .chain(["discovery".to_owned()])
         .collect();
     let relays = membership.relays.failures(&membership.endpoint);
-    let failed: String = membership.finding.ways.failures().iter().map(|failure| format!("; {failure}")).collect();
+    let failed: String = ways.failures().iter().map(|failure| format!("; {failure}")).collect();
     let (alias, tried) = (&membership.alias, tried.join(", "));
     let message = format!("{name}.{alias} cannot be reached: {why}; tried {tried}{failed}; {seen}{relays}");
     Failure::new(Kind::Unreachable, message)
         .hint(format!("on {name}: `malai daemon status`, then `malai daemon`; here: `malai status`"))
+}
+
+fn text(addr: &TransportAddr) -> String {
+    address_text(addr).unwrap_or_else(|| format!("{addr:?}"))
 }
 
 /// A duration for people.

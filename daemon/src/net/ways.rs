@@ -32,8 +32,8 @@ const MACHINES: usize = 4096;
 const FRESH: Duration = Duration::from_secs(10);
 /// How long one search by one way may take. iroh asks no way again while a search by any of them goes on.
 const SEARCH: Duration = Duration::from_secs(5);
-/// A way that failed is named for so long.
-const FAILED: Duration = Duration::from_secs(5 * 60);
+/// A way that failed is named for so long, and so is an address that was told in vain.
+const LATELY: Duration = Duration::from_secs(5 * 60);
 
 /// Which way told which addresses of one endpoint's peers.
 #[derive(Debug)]
@@ -119,6 +119,13 @@ impl Ways {
         self.lock().get(&id).map_or(0, Vec::len)
     }
 
+    /// The addresses of this machine that were told lately, each with what told it.
+    pub(crate) fn told_lately(&self, id: EndpointId) -> Vec<(TransportAddr, Way)> {
+        let own = [FIXED, LAST_KNOWN, RELAY];
+        let told = self.of(id).into_iter().filter(|named| named.at.elapsed() < LATELY && !own.contains(&&*named.way));
+        told.map(|named| (named.addr, named.way)).collect()
+    }
+
     /// How a connection that is there now is found out about, whatever is told later.
     pub(crate) fn trail(self: &Arc<Self>, id: EndpointId) -> Trail {
         Trail { id, at_first: self.of(id), ways: Arc::clone(self) }
@@ -137,7 +144,7 @@ impl Ways {
     /// The ways that failed lately, and why.
     pub(crate) fn failures(&self) -> Vec<String> {
         let failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
-        let lately = failed.iter().filter(|(_, (at, _))| at.elapsed() < FAILED);
+        let lately = failed.iter().filter(|(_, (at, _))| at.elapsed() < LATELY);
         lately.map(|(way, (_, why))| format!("{way}: {why}")).collect()
     }
 }

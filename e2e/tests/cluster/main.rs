@@ -15,6 +15,7 @@ mod agent;
 mod audit;
 mod connect;
 mod detached;
+mod dns;
 mod doctor;
 mod exit_codes;
 mod journey;
@@ -59,6 +60,7 @@ fn main() -> ExitCode {
         offline::trials(),
         doctor::trials(),
         ways::trials(),
+        dns::trials(),
         connect::trials(),
         weather::trials(),
     ] {

@@ -24,17 +24,22 @@ pub(crate) fn trials() -> Vec<Trial> {
 /// What is forgotten so that a machine has to be found anew.
 const PEERS: &str = "/root/malai-home/clusters/company/peers";
 
-/// A private cluster without any discovery, in which web01 and db01 never met, cache01 met both, and the manager is away.
-struct Strangers {
-    company: Cluster,
-    web01: Host,
-    db01: Host,
-    cache01: Host,
+/// A private cluster, without any discovery unless it is said, in which web01 and db01 never met, cache01 met both, and the manager is away.
+pub(crate) struct Strangers {
+    pub(crate) company: Cluster,
+    pub(crate) web01: Host,
+    pub(crate) db01: Host,
+    pub(crate) cache01: Host,
     _lab: Lab,
 }
 
 impl Strangers {
-    fn new(directory: bool) -> Result<Self> {
+    fn new() -> Result<Self> {
+        Self::with("discovery = []")
+    }
+
+    /// With these lines of `[network]` for the time after they joined.
+    pub(crate) fn with(network: &str) -> Result<Self> {
         let lab = Lab::new("strangers")?;
         let lan = lab.segment("lan")?;
         let company = Cluster::on_disk("company", lab.host("laptop").on(&lan).boot()?, &["--private"])?;
@@ -51,11 +56,10 @@ impl Strangers {
         company.allow(&cache01, &["web01", "db01"])?;
         company.ran_remotely(&web01, &cache01)?;
         company.ran_remotely(&cache01, &db01)?;
-        if !directory {
-            company.publish("network", "directory = false")?;
-            let generation = company.generation(company.manager())?;
-            [&web01, &db01, &cache01].into_iter().try_for_each(|host| company.holds(host, generation))?;
-        }
+        network.lines().try_for_each(|line| company.set("network", line))?;
+        company.rescan()?;
+        let generation = company.generation(company.manager())?;
+        [&web01, &db01, &cache01].into_iter().try_for_each(|host| company.holds(host, generation))?;
         // An agent keeps no connection: whoever it needs it has to find.
         stop(&web01)?;
         stop(company.manager())?;
@@ -65,7 +69,7 @@ impl Strangers {
 
 /// Runs a command and returns how long it took, and what `-v` says of the way.
 #[allow(clippy::print_stdout, reason = "how long it took is a figure, and the trial's output")]
-fn way(company: &Cluster, from: &Host, on: &Host) -> Result<(Duration, String)> {
+pub(crate) fn way(company: &Cluster, from: &Host, on: &Host) -> Result<(Duration, String)> {
     let begun = Instant::now();
     let target = company.target(on);
     let output = from.run(malai(["-v", &target, "--", "hostname"]))?.success()?;
@@ -79,7 +83,7 @@ fn way(company: &Cluster, from: &Host, on: &Host) -> Result<(Duration, String)> 
 }
 
 fn two_machines_that_never_met_find_each_other_through_a_third() -> Result<()> {
-    let Strangers { company, web01, db01, .. } = &Strangers::new(true)?;
+    let Strangers { company, web01, db01, .. } = &Strangers::new()?;
     let (took, line) = way(company, web01, db01)?;
     ensure!(line.starts_with(&format!("direct {}:", db01.ip())), "{line}");
     ensure!(line.ends_with(" ms, found by directory (by cache01)"), "{line}");
@@ -90,7 +94,7 @@ fn two_machines_that_never_met_find_each_other_through_a_third() -> Result<()> {
 }
 
 fn a_machine_that_moved_is_found_through_one_that_it_told() -> Result<()> {
-    let Strangers { company, web01, db01, cache01, .. } = &Strangers::new(true)?;
+    let Strangers { company, web01, db01, cache01, .. } = &Strangers::new()?;
     way(company, web01, db01)?;
     stop(web01)?;
     // Its port is taken by another program, so that it starts at another one, and tells whom it calls.
@@ -110,7 +114,7 @@ fn a_machine_that_moved_is_found_through_one_that_it_told() -> Result<()> {
 }
 
 fn without_the_directory_nobody_is_asked() -> Result<()> {
-    let Strangers { company, web01, db01, .. } = &Strangers::new(false)?;
+    let Strangers { company, web01, db01, .. } = &Strangers::with("directory = false")?;
     let quick = malai(["--connect-timeout", "3s", &company.target(db01), "--", "true"]);
     told(web01.run(quick)?, 255, &["db01.company cannot be reached"])?;
     Ok(())
