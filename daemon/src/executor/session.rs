@@ -146,6 +146,8 @@ impl Session {
                 let reason = self.plan.timeout_ms.map(|ms| format!("its time limit of {ms} ms passed"));
                 self.end(Cause { by: EndedBy::Timeout, reason, grace: GRACE });
             }
+            // The timer can be over because this process had no time to read, with output that the command had written.
+            Event::Quiet if self.output.has_more() => self.quiet = None,
             Event::Quiet => self.silent = true,
             Event::Alone => {
                 self.following.until = None;

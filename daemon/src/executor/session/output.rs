@@ -2,8 +2,10 @@
 
 use std::future::pending;
 use std::io;
+use std::os::fd::AsFd as _;
 
 use bytes::BytesMut;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tokio::net::unix::pipe;
 
 use malai_protocol::codec::MAX_DATA;
@@ -68,6 +70,15 @@ impl Output {
         }
     }
 
+    /// Whether something lies in a pipe now, or its end does: asked of the system, since what the runtime knows of a pipe
+    /// may be old when it had much to do.
+    pub(crate) fn has_more(&self) -> bool {
+        let pipes: Vec<&pipe::Receiver> = self.stdout.iter().chain(&self.stderr).collect();
+        let mut fds: Vec<PollFd<'_>> = pipes.iter().map(|pipe| PollFd::new(pipe.as_fd(), PollFlags::POLLIN)).collect();
+        // Where the system does not tell, nothing is known to be there.
+        poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
+    }
+
     /// Reads once. True when something came.
     pub(crate) fn read(&mut self, stream: Stream, room: usize, log: &mut Log) -> bool {
         let Some(pipe) = self.side(stream) else {
@@ -115,4 +126,31 @@ async fn readable(pipe: &Option<pipe::Receiver>) {
 fn discard(pipe: &pipe::Receiver) -> io::Result<usize> {
     let mut buffer = BytesMut::with_capacity(MAX_DATA);
     pipe.try_read_buf(&mut buffer)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_lies_in_a_pipe_is_seen_before_the_runtime_has_heard_of_it() {
+        let (stdout, reader) = pipe::pipe().unwrap();
+        let (_stderr, errors) = pipe::pipe().unwrap();
+        let mut output = Output::new(reader, errors);
+        assert!(!output.has_more(), "nothing was written");
+        nix::unistd::write(&stdout, b"x").unwrap();
+        assert!(output.has_more());
+        output.stop(Stream::Stdout);
+        assert!(!output.has_more(), "nobody wants it any more");
+    }
+
+    #[tokio::test]
+    async fn the_end_of_a_pipe_is_seen_before_the_runtime_has_heard_of_it() {
+        let (_stdout, reader) = pipe::pipe().unwrap();
+        let (stderr, errors) = pipe::pipe().unwrap();
+        let output = Output::new(reader, errors);
+        assert!(!output.has_more());
+        drop(stderr);
+        assert!(output.has_more());
+    }
 }
