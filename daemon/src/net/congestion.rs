@@ -2,7 +2,7 @@
 //! connection would.
 //!
 //! Cubic takes each loss for a full queue. On a line that loses every fifth packet, its window is soon the smallest that
-//! there is, two packets; when both are lost, nothing moves until a timer expires, which doubles, and a session is silent
+//! there is, two packets; when both are lost, nothing moves until a timer expires, each time later, and a session is silent
 //! for seconds on a line that carries four of five packets. So the window is no smaller than the initial one, ten packets
 //! (RFC 9002, section 7.2), as long as at least half of what is sent arrives (docs/decisions/0016).
 

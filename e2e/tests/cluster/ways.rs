@@ -24,7 +24,8 @@ pub(crate) fn trials() -> Vec<Trial> {
 /// What is forgotten so that a machine has to be found anew.
 const PEERS: &str = "/root/malai-home/clusters/company/peers";
 
-/// A private cluster, without any discovery unless it is said, in which web01 and db01 never met, cache01 met both, and the manager is away.
+/// A private cluster, without any discovery unless it is said, in which web01 and db01 never met, cache01 met both, and the
+/// manager is away.
 pub(crate) struct Strangers {
     pub(crate) company: Cluster,
     pub(crate) web01: Host,

@@ -75,8 +75,8 @@ impl Output {
     pub(crate) fn has_more(&self) -> bool {
         let pipes: Vec<&pipe::Receiver> = self.stdout.iter().chain(&self.stderr).collect();
         let mut fds: Vec<PollFd<'_>> = pipes.iter().map(|pipe| PollFd::new(pipe.as_fd(), PollFlags::POLLIN)).collect();
-        // Where the system does not tell, nothing is known to be there.
-        poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
+        // Where the system does not tell, something may be there: it is asked again, and nothing is lost.
+        poll(&mut fds, PollTimeout::ZERO) != Ok(0)
     }
 
     /// Reads once. True when something came.
