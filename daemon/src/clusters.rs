@@ -239,7 +239,7 @@ impl Clusters {
             finding: Finding::default(),
         };
         let bound = endpoint::bind(&options).await?;
-        let alarm = if is_manager { self.alarm(alias).await? } else { None };
+        let foreign = if is_manager { self.foreign(alias).await? } else { None };
         let parts = Parts {
             alias: alias.to_owned(),
             dir: stored.dir.clone(),
@@ -248,7 +248,7 @@ impl Clusters {
             bound,
             finding: options.finding,
             held,
-            alarm,
+            foreign,
         };
         let membership = Membership::new(parts, Arc::clone(&self.shared));
         recall(&membership.pool, &stored.dir);
@@ -272,8 +272,8 @@ impl Clusters {
         Ok(Cluster::Ready(Served { membership, desk }))
     }
 
-    /// What the manager's files say must be looked at.
-    async fn alarm(&self, alias: &str) -> Result<Option<String>, Failure> {
+    /// A snapshot made elsewhere, as the manager's files tell of it.
+    async fn foreign(&self, alias: &str) -> Result<Option<String>, Failure> {
         let (home, alias) = (self.shared.home.clone(), alias.to_owned());
         blocking(move || Ok(Manager::load(&Changes::begin(&home)?, &alias)?.alarm())).await
     }
@@ -351,7 +351,10 @@ impl Clusters {
                 let hint = failure.hint.as_ref().map_or_else(String::new, |hint| format!(" ({hint})"));
                 Some(format!("cluster {alias} does not work: {}{hint}", failure.message))
             }
-            Cluster::Ready(served) => served.membership.alarm().map(|alarm| format!("cluster {alias}: {alarm}")),
+            Cluster::Ready(served) => {
+                let alarms = served.membership.alarms();
+                (!alarms.is_empty()).then(|| format!("cluster {alias}: {}", alarms.join("; ")))
+            }
             Cluster::Waiting(waiting) => Some(format!("cluster {alias} has no config yet: {}", waiting.what())),
         });
         broken.collect()

@@ -1,6 +1,7 @@
 //! One joined cluster on this machine: its identity, its endpoint, the snapshot it holds, its connections.
 
 pub(crate) mod accept;
+pub(crate) mod alarms;
 pub(crate) mod dial;
 pub(crate) mod directory;
 pub(crate) mod greet;
@@ -15,7 +16,7 @@ pub(crate) mod tell;
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use iroh::Endpoint;
@@ -29,6 +30,8 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+
+use alarms::{AlarmCause, Alarms};
 
 use crate::clock::now_ms;
 use crate::machine::live::LiveTable;
@@ -108,7 +111,7 @@ pub(crate) struct Membership {
     fetching: tokio::sync::Mutex<()>,
     /// One snapshot is installed at a time.
     installing: tokio::sync::Mutex<()>,
-    alarm: Mutex<Option<String>>,
+    alarms: Alarms,
     /// Nobody is heard: what it says last, nobody confirms.
     deaf: AtomicBool,
     /// To a machine that was connected when the connections were closed.
@@ -134,8 +137,8 @@ pub(crate) struct Parts {
     pub(crate) finding: Finding,
     /// The stored snapshot.
     pub(crate) held: Held,
-    /// Something an administrator must look at, known from the disk.
-    pub(crate) alarm: Option<String>,
+    /// A snapshot made elsewhere, as the manager's files tell of it.
+    pub(crate) foreign: Option<String>,
 }
 
 impl Membership {
@@ -143,6 +146,10 @@ impl Membership {
     pub(crate) fn new(parts: Parts, shared: Arc<Shared>) -> Arc<Self> {
         let cluster = parts.held.snapshot.header().cluster;
         let counters = shared.metrics.of(cluster);
+        let alarms = Alarms::default();
+        if let Some(text) = parts.foreign {
+            alarms.raise(AlarmCause::Foreign, text);
+        }
         Arc::new(Self {
             alias: parts.alias,
             dir: parts.dir,
@@ -161,7 +168,7 @@ impl Membership {
             held: watch::Sender::new(Arc::new(parts.held)),
             fetching: tokio::sync::Mutex::default(),
             installing: tokio::sync::Mutex::default(),
-            alarm: Mutex::new(parts.alarm),
+            alarms,
             deaf: AtomicBool::new(false),
             longest_rtt: OnceLock::new(),
             tasks: TaskTracker::new(),
@@ -228,25 +235,28 @@ impl Membership {
         }
     }
 
-    fn alarm_slot(&self) -> MutexGuard<'_, Option<String>> {
-        self.alarm.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Returns everything that an administrator must look at.
+    pub(crate) fn alarms(&self) -> Vec<String> {
+        let unheeded = self
+            .held()
+            .config
+            .unheeded()
+            .map(|why| format!("{why}: install a newer malai on this machine, or take that out of cluster.toml"));
+        self.alarms.all().into_iter().chain(unheeded).collect()
     }
 
-    /// Something an administrator must look at.
-    pub(crate) fn alarm(&self) -> Option<String> {
-        let raised = self.alarm_slot().clone();
-        raised.or_else(|| {
-            let why = self.held().config.unheeded()?;
-            Some(format!("{why}: install a newer malai on this machine, or take that out of cluster.toml"))
-        })
-    }
-
-    /// Raises the alarm, or clears it.
-    pub(crate) fn set_alarm(&self, text: Option<String>) {
-        if let Some(text) = &text {
+    /// Raises an alarm, and logs it when its text is new.
+    pub(crate) fn raise(&self, cause: AlarmCause, text: String) {
+        if self.alarms.raise(cause, text.clone()) {
             tracing::error!(cluster = %self.alias, "{text}");
         }
-        *self.alarm_slot() = text;
+    }
+
+    /// Clears the alarm of this cause.
+    pub(crate) fn clear(&self, cause: AlarmCause) {
+        if self.alarms.clear(cause) {
+            tracing::info!(cluster = %self.alias, ?cause, "the alarm is over");
+        }
     }
 
     /// Starts the tasks that run for as long as the cluster is served.

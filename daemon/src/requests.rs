@@ -20,6 +20,7 @@ use crate::connect;
 use crate::doctor;
 use crate::join;
 use crate::manager::Rescan as Outcome;
+use crate::membership::alarms::AlarmCause;
 use crate::membership::sync;
 use crate::metrics;
 use crate::net::endpoint::own_addresses;
@@ -313,6 +314,10 @@ async fn rescan(context: &Arc<Context>, ask: Rescan) -> Result<Vec<Scanned>, Fai
         for Scanned { alias, outcome } in &scanned {
             if let Ok(Outcome::Signed(snapshot)) = outcome {
                 hold(&held, alias, snapshot)?;
+                // The administrator has looked at the config since.
+                if let Some(served) = held.served(alias) {
+                    served.membership.clear(AlarmCause::Joined);
+                }
             }
         }
         Ok(scanned)

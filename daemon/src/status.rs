@@ -109,13 +109,18 @@ async fn ready(alias: String, served: &Served, how: How) -> ClusterStatus {
         machine_id: Some(membership.me),
         state: ClusterState::Ready,
         generation: Some(membership.held().generation()),
-        alarm: membership.alarm(),
+        alarm: joined(membership.alarms()),
         addresses: if agent { Vec::new() } else { own_addresses(&membership.endpoint, ADDRESSES) },
         join_addresses: served.desk.as_ref().map_or_else(Vec::new, |desk| own_addresses(&desk.endpoint, ADDRESSES)),
         machines: machines(membership, how).await,
         relays: membership.relays.states(&membership.endpoint),
         discovery_failures: membership.finding.ways.failures(),
     }
+}
+
+/// Joins alarms as `status` shows them.
+fn joined(alarms: Vec<String>) -> Option<String> {
+    (!alarms.is_empty()).then(|| alarms.join("; "))
 }
 
 /// All machines of a cluster, after each was asked whether it is there.

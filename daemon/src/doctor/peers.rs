@@ -29,7 +29,7 @@ pub(super) async fn look(membership: &Arc<Membership>) -> Vec<Finding> {
         let mend = format!("on the cluster manager: malai cluster invite {}", membership.alias);
         found.push(Finding::broken("config", "this machine is not in the config any more", mend));
     }
-    if let Some(alarm) = membership.alarm() {
+    for alarm in membership.alarms() {
         found.push(Finding::broken(
             "config",
             alarm,

@@ -18,6 +18,7 @@ use super::silent::{Place, Silent};
 use crate::clock::now_ms;
 use crate::manager::Manager;
 use crate::manager::pending::Pending;
+use crate::membership::alarms::AlarmCause;
 use crate::membership::{Membership, network, sync};
 use crate::net::endpoint::{self, Bound, address_text};
 use crate::net::pace::{Origin, Visits};
@@ -212,7 +213,7 @@ impl Desk {
         sync::publish(&self.membership, snapshot)?;
         if let Some(warning) = enrolled.warning {
             // Nobody types here: `status` is where the administrator reads it.
-            self.membership.set_alarm(Some(format!("{} joined by invite: {warning}", enrolled.name)));
+            self.membership.raise(AlarmCause::Joined, format!("{} joined by invite: {warning}", enrolled.name));
         }
         tracing::info!(peer = %key.short(), cluster = %self.membership.alias, "joined by invite");
         self.snapshot()

@@ -10,6 +10,7 @@ use malai_protocol::id::ClusterId;
 use malai_protocol::peer::{Close, Pull};
 use malai_protocol::snapshot::{Header, Order, Signed, Snapshot, order};
 
+use super::alarms::AlarmCause;
 use super::{Held, Membership};
 use crate::manager::Manager;
 use crate::net::pool::PeerConn;
@@ -54,11 +55,12 @@ async fn fetch_offered(membership: &Arc<Membership>, conn: &Arc<PeerConn>) {
 }
 
 fn fork(membership: &Membership, header: &Header, from: &str) {
-    membership.set_alarm(Some(format!(
+    let text = format!(
         "two snapshots were signed with generation {}: {from} holds another than this machine; it was refused. On the \
          cluster manager run `malai rescan`: a new generation replaces both",
         header.generation
-    )));
+    );
+    membership.raise(AlarmCause::Fork, text);
 }
 
 /// Fetches the snapshot that a peer announced, unless another fetch brought it meanwhile.
@@ -114,14 +116,20 @@ async fn install(membership: &Membership, snapshot: Snapshot, from: &str) -> Res
         let text = format!(
             "the config of generation {generation} cannot be used here, and an earlier one still holds: {failure}"
         );
-        membership.set_alarm(Some(text));
+        membership.raise(AlarmCause::Unusable, text);
     })?;
     let (path, stored) = (membership.dir.snapshot(), held.snapshot.clone());
     blocking(move || store::snapshot::save(&path, &stored)).await?;
     tracing::info!(cluster = %membership.alias, generation = held.generation(), from, "snapshot accepted");
-    membership.set_alarm(None);
+    replaced(membership);
     membership.held.send_replace(Arc::new(held));
     Ok(())
+}
+
+/// Clears what a newer snapshot settles.
+fn replaced(membership: &Membership) {
+    membership.clear(AlarmCause::Fork);
+    membership.clear(AlarmCause::Unusable);
 }
 
 /// The cluster manager accepts no snapshot that it did not make: it was restored from a backup, or runs twice, or the
@@ -134,7 +142,10 @@ async fn foreign(membership: &Membership, snapshot: Snapshot) -> Result<(), Fail
         manager.note_foreign(snapshot)?;
         Ok(manager.alarm())
     });
-    membership.set_alarm(alarm.await?);
+    match alarm.await? {
+        Some(text) => membership.raise(AlarmCause::Foreign, text),
+        None => membership.clear(AlarmCause::Foreign),
+    }
     Ok(())
 }
 
@@ -148,7 +159,9 @@ pub(crate) fn publish(membership: &Membership, snapshot: Snapshot) -> Result<(),
     }
     let held = Held::new(snapshot)?;
     tracing::info!(cluster = %membership.alias, generation = held.generation(), "snapshot published");
-    membership.set_alarm(None);
+    replaced(membership);
+    // What was shown from elsewhere is decided before anything is signed.
+    membership.clear(AlarmCause::Foreign);
     membership.held.send_replace(Arc::new(held));
     Ok(())
 }

@@ -72,7 +72,7 @@ pub struct ClusterStatus {
     pub state: ClusterState,
     /// The generation held.
     pub generation: Option<u64>,
-    /// Something an administrator must look at: a fork, a foreign snapshot.
+    /// What an administrator must look at: a fork, a snapshot made elsewhere. Several are parted by `; `.
     pub alarm: Option<String>,
     /// Where this machine's key is bound and announced.
     pub addresses: Vec<String>,

@@ -1,0 +1,59 @@
+//! What an administrator must look at, kept by cause: clearing one alarm does not clear another.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Says what an alarm is about. Of each cause there is at most one alarm at a time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum AlarmCause {
+    /// Two snapshots were signed with one generation.
+    Fork,
+    /// A newer snapshot is signed correctly, and this version cannot read it: an earlier one still holds.
+    Unusable,
+    /// This manager was shown a snapshot that it did not make.
+    Foreign,
+    /// A machine joined by an invite, and the config gives it less than the invite promised.
+    Joined,
+}
+
+/// Holds the alarms of one cluster.
+#[derive(Debug, Default)]
+pub(crate) struct Alarms(Mutex<BTreeMap<AlarmCause, String>>);
+
+impl Alarms {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<AlarmCause, String>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Raises this alarm, in place of an earlier one of the same cause. Says whether the text is new.
+    pub(crate) fn raise(&self, cause: AlarmCause, text: String) -> bool {
+        self.lock().insert(cause, text.clone()).as_ref() != Some(&text)
+    }
+
+    /// Clears the alarm of this cause. Says whether there was one.
+    pub(crate) fn clear(&self, cause: AlarmCause) -> bool {
+        self.lock().remove(&cause).is_some()
+    }
+
+    /// Returns every alarm, in the order of causes.
+    pub(crate) fn all(&self) -> Vec<String> {
+        self.lock().values().cloned().collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clearing_one_alarm_leaves_the_others() {
+        let alarms = Alarms::default();
+        assert!(alarms.raise(AlarmCause::Joined, "joined".into()));
+        assert!(alarms.raise(AlarmCause::Fork, "fork".into()));
+        assert!(!alarms.raise(AlarmCause::Fork, "fork".into()), "the same text is not news");
+        assert_eq!(alarms.all(), ["fork", "joined"]);
+        assert!(alarms.clear(AlarmCause::Fork));
+        assert!(!alarms.clear(AlarmCause::Fork));
+        assert_eq!(alarms.all(), ["joined"]);
+    }
+}
