@@ -212,7 +212,9 @@ async fn change_and_load<T: Send + 'static>(
 }
 
 /// Holds a snapshot that was signed and stored here, so that it spreads.
-fn hold(context: &Context, alias: &str, snapshot: &Snapshot) -> Result<(), Failure> {
+async fn hold(context: &Context, alias: &str, snapshot: &Snapshot) -> Result<(), Failure> {
+    // A cluster that is being taken in may have read the disk before this was stored.
+    context.clusters.settled().await;
     match context.served(alias) {
         Some(served) => sync::publish(&served.membership, snapshot.clone()),
         None => Ok(()),
@@ -292,7 +294,7 @@ async fn changed(
     let (held, name) = (Arc::clone(context), alias.to_owned());
     let both = async move {
         let change = change(&held, work).await?;
-        hold(&held, &name, &change.snapshot)?;
+        hold(&held, &name, &change.snapshot).await?;
         Ok(change)
     };
     let Change { machine, id, snapshot, warning } = context.clusters.finish(both).await?;
@@ -313,7 +315,7 @@ async fn rescan(context: &Arc<Context>, ask: Rescan) -> Result<Vec<Scanned>, Fai
         let scanned = blocking(move || admin::rescan(&Changes::begin(&home)?, &ask, now_ms())).await?;
         for Scanned { alias, outcome } in &scanned {
             if let Ok(Outcome::Signed(snapshot)) = outcome {
-                hold(&held, alias, snapshot)?;
+                hold(&held, alias, snapshot).await?;
                 // The administrator has looked at the config since.
                 if let Some(served) = held.served(alias) {
                     served.membership.clear(AlarmCause::Joined);

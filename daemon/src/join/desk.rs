@@ -1,7 +1,7 @@
 //! The cluster manager's desk for newcomers, at the cluster key: it takes invites and knocks, and answers with the
 //! snapshot. Nothing is ever executed here.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex as SyncMutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use iroh::Endpoint;
@@ -10,7 +10,7 @@ use malai_protocol::codec::{CodecError, Frame, Kind, MAX_HELLO};
 use malai_protocol::failure::{Failure, Kind as FailureKind};
 use malai_protocol::id::MachineId;
 use malai_protocol::peer::{Announce, Close, Knock, Redeem};
-use tokio::sync::Semaphore;
+use tokio::sync::{Mutex, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -43,10 +43,13 @@ pub(crate) struct Desk {
     /// The endpoint of the cluster key.
     pub(crate) endpoint: Endpoint,
     relays: Relays,
-    pending: Mutex<Pending>,
+    pending: SyncMutex<Pending>,
     silent: Silent,
     served: Semaphore,
     invites: Visits<MachineId>,
+    /// Held while an invite is redeemed: the next one waits here for as long as it takes, and not for the lock of the
+    /// home, for which nobody waits long.
+    turn: Arc<Mutex<()>>,
     tasks: TaskTracker,
     cancel: CancellationToken,
 }
@@ -55,13 +58,14 @@ impl Desk {
     /// A desk that is not open yet.
     pub(crate) fn new(membership: Arc<Membership>, bound: Bound) -> Arc<Self> {
         Arc::new(Self {
-            pending: Mutex::new(Pending::new(&membership.alias)),
+            pending: SyncMutex::new(Pending::new(&membership.alias)),
             membership,
             endpoint: bound.endpoint,
             relays: bound.relays,
             silent: Silent::new(SILENT),
             served: Semaphore::new(MOST),
             invites: Visits::new(INVITE, INVITES),
+            turn: Arc::default(),
             tasks: TaskTracker::new(),
             cancel: CancellationToken::new(),
         })
@@ -115,7 +119,7 @@ impl Desk {
         }
     }
 
-    async fn newcomer(&self, incoming: Incoming) -> anyhow::Result<()> {
+    async fn newcomer(self: &Arc<Self>, incoming: Incoming) -> anyhow::Result<()> {
         let place = self.silent.enter();
         let handshake = tokio::time::timeout(FIRST_FRAME, async { anyhow::Ok(incoming.accept()?.await?) });
         let conn = tokio::select! {
@@ -136,7 +140,7 @@ impl Desk {
         result
     }
 
-    async fn hear(&self, conn: &Connection, key: MachineId, place: Place<'_>) -> anyhow::Result<()> {
+    async fn hear(self: &Arc<Self>, conn: &Connection, key: MachineId, place: Place<'_>) -> anyhow::Result<()> {
         let (mut send_half, mut frames, first) = tokio::select! {
             biased;
             spoken = first_frame(conn) => spoken?,
@@ -145,7 +149,7 @@ impl Desk {
         let served = self.served.try_acquire().map_err(|_| Crowded)?;
         drop(place);
         let answer = match first.kind {
-            Kind::Redeem => self.redeem(key, &first.decode()?).await,
+            Kind::Redeem => self.redeem(conn, key, first.decode()?).await,
             Kind::Knock => self.knock(conn, key, &first.decode()?, &mut send_half, &mut frames).await,
             got => return Err(CodecError::OutOfOrder { got, wanted: "an invite or a knock" }.into()),
         };
@@ -196,11 +200,37 @@ impl Desk {
         frame.map(Some).map_err(|e| Failure::new(FailureKind::Internal, format!("the snapshot cannot be sent: {e}")))
     }
 
-    async fn redeem(&self, key: MachineId, redeem: &Redeem) -> Result<Option<Frame>, Failure> {
+    async fn redeem(
+        self: &Arc<Self>,
+        conn: &Connection,
+        key: MachineId,
+        redeem: Redeem,
+    ) -> Result<Option<Frame>, Failure> {
         if !self.invites.may_come(key) {
             return Err(Failure::new(FailureKind::Busy, "this machine shows invites too often")
                 .hint("wait a few seconds, then the same command again"));
         }
+        let turn = tokio::select! {
+            turn = Arc::clone(&self.turn).lock_owned() => turn,
+            _ = conn.closed() => return Ok(None),
+        };
+        let desk = Arc::clone(self);
+        // Once it was begun it is done to its end, whether or not the newcomer waits and the desk stays open: what was
+        // stored is held.
+        let enrolling = self.tasks.spawn(async move {
+            let _turn = turn;
+            desk.enrol(key, &redeem).await
+        });
+        enrolling.await.map_err(|e| Failure::new(FailureKind::Internal, format!("the work was cut short: {e}")))??;
+        if !self.membership.is_member(&key) {
+            let message = "this machine was removed from the cluster while it joined";
+            return Err(Failure::new(FailureKind::Denied, message).hint("ask for a new invite"));
+        }
+        self.snapshot()
+    }
+
+    /// Redeems an invite, and holds the config that has the newcomer.
+    async fn enrol(&self, key: MachineId, redeem: &Redeem) -> Result<(), Failure> {
         let home = self.membership.shared.home.clone();
         let (alias, secret, hostname) = (self.membership.alias.clone(), *redeem.secret, redeem.hostname.clone());
         let work = move || {
@@ -216,7 +246,7 @@ impl Desk {
             self.membership.raise(AlarmCause::Joined, format!("{} joined by invite: {warning}", enrolled.name));
         }
         tracing::info!(peer = %key.short(), cluster = %self.membership.alias, "joined by invite");
-        self.snapshot()
+        Ok(())
     }
 
     async fn knock(

@@ -9,6 +9,7 @@ use malai_protocol::failure::Failure;
 use malai_protocol::id::ClusterId;
 use malai_protocol::peer::{Close, Pull};
 use malai_protocol::snapshot::{Header, Order, Signed, Snapshot, order};
+use tokio::sync::watch;
 
 use super::alarms::AlarmCause;
 use super::{Held, Membership};
@@ -121,9 +122,22 @@ async fn install(membership: &Membership, snapshot: Snapshot, from: &str) -> Res
     let (path, stored) = (membership.dir.snapshot(), held.snapshot.clone());
     blocking(move || store::snapshot::save(&path, &stored)).await?;
     tracing::info!(cluster = %membership.alias, generation = held.generation(), from, "snapshot accepted");
-    replaced(membership);
-    membership.held.send_replace(Arc::new(held));
+    if hold(&membership.held, held) {
+        replaced(membership);
+    }
     Ok(())
+}
+
+/// Holds a snapshot that is newer than the one that is held, and says whether it was. The comparison and the exchange are
+/// one step: of two that come at once, the older one never takes the place of the newer one.
+fn hold(current: &watch::Sender<Arc<Held>>, next: Held) -> bool {
+    current.send_if_modified(|held| {
+        let is_newer = order(next.snapshot.header(), Some(held.snapshot.header())) == Order::Newer;
+        if is_newer {
+            *held = Arc::new(next);
+        }
+        is_newer
+    })
 }
 
 /// Clears what a newer snapshot settles.
@@ -149,7 +163,7 @@ async fn foreign(membership: &Membership, snapshot: Snapshot) -> Result<(), Fail
     Ok(())
 }
 
-/// Holds a snapshot that this manager signed and stored.
+/// Holds a snapshot that this manager signed and stored, unless a newer one is held already.
 ///
 /// # Errors
 /// [`Failure`] when its own text cannot be read, which the check before the signature excludes.
@@ -157,12 +171,15 @@ pub(crate) fn publish(membership: &Membership, snapshot: Snapshot) -> Result<(),
     if order(snapshot.header(), Some(membership.held().snapshot.header())) != Order::Newer {
         return Ok(());
     }
+    // Reading a large config takes a while, in which others publish too.
     let held = Held::new(snapshot)?;
-    tracing::info!(cluster = %membership.alias, generation = held.generation(), "snapshot published");
-    replaced(membership);
-    // What was shown from elsewhere is decided before anything is signed.
-    membership.clear(AlarmCause::Foreign);
-    membership.held.send_replace(Arc::new(held));
+    let generation = held.generation();
+    if hold(&membership.held, held) {
+        tracing::info!(cluster = %membership.alias, generation, "snapshot published");
+        replaced(membership);
+        // What was shown from elsewhere is decided before anything is signed.
+        membership.clear(AlarmCause::Foreign);
+    }
     Ok(())
 }
 

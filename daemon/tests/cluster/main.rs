@@ -9,6 +9,7 @@ mod support;
 mod attend;
 mod callers;
 mod doctor;
+mod joins;
 mod matrix;
 mod neighbours;
 mod ping;

@@ -208,3 +208,28 @@ async fn a_rescan_is_held_by_all_machines() -> Result<()> {
     laptop.stop().await?;
     Ok(())
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_two_configs_published_at_once_the_newer_one_is_held_however_long_the_older_one_takes() -> Result<()> {
+    let (laptop, []) = cluster([]).await?;
+    let text = std::fs::read_to_string(laptop.config())?;
+    // Its text is so large that it is stored long before it is read.
+    let groups: String = (0..80_000).map(|number| format!("[group.filler{number}]\nmembers = []\n")).collect();
+    std::fs::write(laptop.config(), format!("{text}{groups}"))?;
+    let (path, key) = (laptop.home.cluster("c").snapshot(), laptop.cluster().await?.cluster.context("a cluster")?);
+    let mut large = laptop.connect().await?;
+    large.send(Frame::control(Kind::Request, &Request::Rescan(ask(None)))?).await?;
+    let is_stored = || async { Ok(std::fs::metadata(&path)?.len() > 2_000_000) };
+    until("the large config is stored", is_stored).await?;
+    std::fs::write(laptop.config(), format!("{text}# small\n"))?;
+    let yes = Request::Rescan(Rescan { yes: true, ..ask(None) });
+    let Response::Rescanned(small) = laptop.ask(yes).await? else { anyhow::bail!("no answer") };
+    let RescanOutcome::Published(small) = &small[0].outcome else { anyhow::bail!("{small:?}") };
+    let answered: Response = next(&mut large).await?.expect(Kind::Response, "Response")?;
+    let Response::Rescanned(_) = answered else { anyhow::bail!("{answered:?}") };
+    let stored = store::snapshot::load(&path, &key)?.context("a config")?;
+    ensure!(stored.header().generation == small.generation, "another one is stored");
+    ensure!(laptop.cluster().await?.generation == Some(small.generation), "the older config is held");
+    laptop.stop().await?;
+    Ok(())
+}

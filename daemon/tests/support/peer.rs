@@ -10,6 +10,7 @@ use iroh::{Endpoint, EndpointAddr, EndpointId, SecretKey, TransportAddr};
 use malai_daemon::store::keys::MachineKey;
 use malai_protocol::codec::{Frame, FrameCodec, Kind};
 use malai_protocol::id::{ClusterId, MachineId};
+use malai_protocol::invite::Invite;
 use malai_protocol::peer::{ALPN, Announce, Close, Gone, Hello, JOIN_ALPN, Open, Redeem, VERSION};
 use malai_protocol::session::{Attach, ExecSpec};
 use malai_protocol::snapshot::{Signed, SignedHeader, Snapshot};
@@ -63,12 +64,8 @@ impl Peer {
     pub(crate) async fn join(manager: &Machine, name: &str, groups: &[&str]) -> Result<(Self, Snapshot)> {
         let peer = Self::new().await?;
         let invite = manager.invite_into(name, groups).await?;
-        let mut wire = open(&peer.dial_desk(manager).await?).await?;
-        send(&mut wire, Kind::Redeem, &Redeem { version: VERSION, secret: invite.secret, hostname: name.into() })
-            .await?;
-        let _where: Announce = next(&mut wire).await?.expect(Kind::Announce, "Announce")?;
-        let signed: Signed = next(&mut wire).await?.expect(Kind::Snapshot, "Snapshot")?;
-        Ok((peer, signed.verify(&invite.cluster)?))
+        let snapshot = redeem(&peer.dial_desk(manager).await?, &invite, name).await?;
+        Ok((peer, snapshot))
     }
 
     /// A connection to a machine of the cluster `c`.
@@ -91,6 +88,16 @@ impl Peer {
     async fn connect(&self, address: EndpointAddr, alpn: &[u8]) -> Result<Connection> {
         Ok(timeout(SOON, self.endpoint.connect(address, alpn)).await.context("cannot connect")??)
     }
+}
+
+/// Redeems an invite over a connection to the desk, and returns the snapshot that is the answer.
+pub(crate) async fn redeem(desk: &Connection, invite: &Invite, hostname: &str) -> Result<Snapshot> {
+    let mut wire = open(desk).await?;
+    let redeem = Redeem { version: VERSION, secret: invite.secret, hostname: hostname.into() };
+    send(&mut wire, Kind::Redeem, &redeem).await?;
+    let _where: Announce = next(&mut wire).await?.expect(Kind::Announce, "Announce")?;
+    let signed: Signed = next(&mut wire).await?.expect(Kind::Snapshot, "Snapshot")?;
+    Ok(signed.verify(&invite.cluster)?)
 }
 
 /// Where a key is reached on this host.

@@ -1,0 +1,65 @@
+//! Newcomers that come at once: each becomes a machine, and none undoes another.
+
+use anyhow::{Context, Result, bail, ensure};
+use futures_util::future::try_join_all;
+use malai_protocol::invite::Invite;
+use malai_protocol::local::{ClusterInvite, Request, Response};
+use malai_protocol::peer::JOIN_ALPN;
+
+use crate::support::Machine;
+use crate::support::peer::{self, Peer};
+
+const NEWCOMERS: u32 = 50;
+
+/// Makes an invite that gives each newcomer its host's name.
+async fn invite(laptop: &Machine, uses: u32) -> Result<Invite> {
+    let username = nix::unistd::Uid::effective().is_root().then(|| "root".to_owned());
+    let ask = ClusterInvite { cluster: "c".into(), name: None, uses, expires_s: 3600, groups: Vec::new(), username };
+    match laptop.ask(Request::ClusterInvite(ask)).await? {
+        Response::Invited(invited) => Ok(invited.token.parse()?),
+        other => bail!("{other:?}"),
+    }
+}
+
+/// Has fifty newcomers redeem at once, each the next of these invites.
+async fn all_become_members(laptop: &Machine, invites: &[Invite]) -> Result<()> {
+    let desk = &laptop.desk().await?;
+    let newcomers = try_join_all(invites.iter().map(|invite| async move {
+        let peer = Peer::new().await?;
+        let conn = peer.endpoint.connect(desk.clone(), JOIN_ALPN).await?;
+        anyhow::Ok((peer, conn, invite))
+    }))
+    .await?;
+    let redeeming = newcomers.iter().map(|(peer, conn, invite)| async move {
+        let snapshot = peer::redeem(conn, invite, "web").await?;
+        ensure!(snapshot.text().contains(&peer.id.to_string()), "the answer does not have the one that asked");
+        Ok(snapshot.header().generation)
+    });
+    let newest = try_join_all(redeeming).await?.into_iter().max().context("newcomers")?;
+    ensure!(laptop.cluster().await?.generation == Some(newest), "an older config is held than was handed out");
+    try_join_all(newcomers.iter().map(|(peer, _, invite)| async move {
+        let conn = peer.dial(laptop).await?;
+        let (_control, hello) = peer::greet(&conn, None).await?;
+        let held = hello.header.context("a config")?.verify(&invite.cluster)?.generation;
+        ensure!(held == newest, "generation {held} is told, and {newest} was handed out");
+        peer::ping(&conn).await
+    }))
+    .await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn fifty_that_redeem_invites_at_once_are_all_members_twenty_times_in_a_row() -> Result<()> {
+    for round in 0..20 {
+        let laptop = Machine::start().await?;
+        laptop.init("laptop").await?;
+        let invites = if round % 2 == 0 {
+            vec![invite(&laptop, NEWCOMERS).await?; NEWCOMERS as usize]
+        } else {
+            try_join_all((0..NEWCOMERS).map(|_| invite(&laptop, 1))).await?
+        };
+        all_become_members(&laptop, &invites).await.with_context(|| format!("round {round}"))?;
+        laptop.stop().await?;
+    }
+    Ok(())
+}
