@@ -5,6 +5,7 @@ use futures_util::future::try_join_all;
 use malai_protocol::invite::Invite;
 use malai_protocol::local::{ClusterInvite, Request, Response};
 use malai_protocol::peer::JOIN_ALPN;
+use tokio::task::JoinSet;
 
 use crate::support::Machine;
 use crate::support::peer::{self, Peer};
@@ -50,6 +51,7 @@ async fn all_become_members(laptop: &Machine, invites: &[Invite]) -> Result<()> 
 
 #[tokio::test(flavor = "multi_thread")]
 async fn fifty_that_redeem_invites_at_once_are_all_members_twenty_times_in_a_row() -> Result<()> {
+    let mut stopping = JoinSet::new();
     for round in 0..20 {
         let laptop = Machine::start().await?;
         laptop.init("laptop").await?;
@@ -59,7 +61,11 @@ async fn fifty_that_redeem_invites_at_once_are_all_members_twenty_times_in_a_row
             try_join_all((0..NEWCOMERS).map(|_| invite(&laptop, 1))).await?
         };
         all_become_members(&laptop, &invites).await.with_context(|| format!("round {round}"))?;
-        laptop.stop().await?;
+        // It waits for newcomers that are gone without a word, and nothing waits for it.
+        stopping.spawn(laptop.finish());
+    }
+    while let Some(stopped) = stopping.join_next().await {
+        stopped??;
     }
     Ok(())
 }
