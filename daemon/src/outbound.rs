@@ -211,6 +211,7 @@ async fn open(membership: &Arc<Membership>, id: MachineId, patience: &Patience) 
         Ok(Ok((send_half, recv))) => Ok((conn, counted, send_half, recv)),
         Ok(Err(error)) => match conn.conn.close_reason().as_ref().and_then(closed_with) {
             Some(Close::NotAMember) => Err(not_a_member(&membership.alias)),
+            Some(Close::Unsupported) => Err(other_version()),
             _ => Err(Failure::new(FailureKind::Unreachable, format!("the connection was lost: {error:#}"))),
         },
         Err(_) => Err(Failure::new(FailureKind::Unreachable, "no stream could be opened in time")),
@@ -222,6 +223,13 @@ pub(crate) fn not_a_member(cluster: &str) -> Failure {
     Failure::new(FailureKind::NotAMember, "the target does not know this machine as a member of the cluster").hint(
         format!("`malai status` shows which generation each machine holds; on the manager: `malai rescan {cluster}`"),
     )
+}
+
+/// The target closed the connection because it does not understand this machine.
+fn other_version() -> Failure {
+    let message = format!("the target speaks another version of malai's protocol than malai {} here", crate::VERSION);
+    Failure::new(FailureKind::Unsupported, message)
+        .hint("compare `malai --version` on both, and install the same malai")
 }
 
 /// How long a machine is dialled.

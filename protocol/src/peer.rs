@@ -12,6 +12,7 @@ use serde_bytes::ByteArray;
 
 pub use directory::{MAX_HOPS, Resolve, Resolved};
 
+use crate::codec::{CodecError, Frame};
 use crate::id::{ClusterId, FollowerId, Incarnation, MachineId, SessionId};
 use crate::snapshot::SignedHeader;
 
@@ -27,6 +28,19 @@ pub const FEATURES: &[&str] = &[DETACH];
 pub const DETACH: &str = "detach";
 /// The most addresses that a [`Hello`] or [`Announce`] carries: more would not fit its frame.
 pub const MAX_ADDRESSES: usize = 8;
+
+/// Reads which version a `PeerHello`, `Redeem` or `Knock` is of. Every version has that key; all others may mean something
+/// else there, so that they are read only when it is [`VERSION`].
+///
+/// # Errors
+/// As [`Frame::decode`].
+pub fn version_of(frame: &Frame) -> Result<u64, CodecError> {
+    #[derive(Deserialize)]
+    struct Versioned {
+        version: u64,
+    }
+    Ok(frame.decode::<Versioned>()?.version)
+}
 
 /// The first of `needs` that this version does not know.
 pub fn unknown_need(needs: &[String]) -> Option<&str> {

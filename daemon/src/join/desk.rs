@@ -9,7 +9,8 @@ use iroh::endpoint::{Connection, Incoming, RecvStream, SendStream};
 use malai_protocol::codec::{CodecError, Frame, Kind, MAX_HELLO};
 use malai_protocol::failure::{Failure, Kind as FailureKind};
 use malai_protocol::id::MachineId;
-use malai_protocol::peer::{Announce, Close, Knock, Redeem};
+use malai_protocol::peer::{Announce, Close, Knock, Redeem, VERSION};
+use serde::de::DeserializeOwned;
 use tokio::sync::{Mutex, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -23,7 +24,7 @@ use crate::membership::{Membership, network, sync};
 use crate::net::endpoint::{self, Bound, address_text};
 use crate::net::pace::{Origin, Visits};
 use crate::net::relays::Relays;
-use crate::net::{FIRST_FRAME, FrameError, Frames, close, is_protocol_error, machine_id, send};
+use crate::net::{FIRST_FRAME, FrameError, Frames, Unsupported, close, is_protocol_error, machine_id, send, spoken};
 use crate::store::lock::Changes;
 
 /// Newcomers served at once, those that wait for an approval included. They have said what they want.
@@ -149,8 +150,14 @@ impl Desk {
         let served = self.served.try_acquire().map_err(|_| Crowded)?;
         drop(place);
         let answer = match first.kind {
-            Kind::Redeem => self.redeem(conn, key, first.decode()?).await,
-            Kind::Knock => self.knock(conn, key, &first.decode()?, &mut send_half, &mut frames).await,
+            Kind::Redeem => match understood(&first)? {
+                Ok(redeem) => self.redeem(conn, key, redeem).await,
+                Err(failure) => Err(failure),
+            },
+            Kind::Knock => match understood(&first)? {
+                Ok(knock) => self.knock(conn, key, &knock, &mut send_half, &mut frames).await,
+                Err(failure) => Err(failure),
+            },
             got => return Err(CodecError::OutOfOrder { got, wanted: "an invite or a knock" }.into()),
         };
         let frame = match answer {
@@ -295,6 +302,24 @@ async fn first_frame(conn: &Connection) -> anyhow::Result<(SendStream, Frames<Re
     let mut frames = Frames::new(recv, MAX_HELLO);
     let first = frames.next(FIRST_FRAME).await?;
     Ok((send_half, frames, first))
+}
+
+/// Reads what the newcomer said; one of another version is refused, and told so.
+fn understood<T: DeserializeOwned>(first: &Frame) -> anyhow::Result<Result<T, Failure>> {
+    match spoken(first, first.kind, "an invite or a knock") {
+        Ok(said) => Ok(Ok(said)),
+        Err(error) => match error.downcast_ref::<Unsupported>() {
+            Some(Unsupported::Version(theirs)) => {
+                let ours = format!("malai {} on the cluster manager", crate::VERSION);
+                let message = format!(
+                    "this machine speaks version {theirs} of malai's protocol, and {ours} speaks version {VERSION}"
+                );
+                Ok(Err(Failure::new(FailureKind::Unsupported, message)
+                    .hint("compare `malai --version` on both, and install the same malai")))
+            }
+            _ => Err(error),
+        },
+    }
 }
 
 /// Where a newcomer comes from.

@@ -13,7 +13,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use super::{Membership, serve, sync};
 use crate::net::pace::{Origin, Visits};
 use crate::net::pool::PeerConn;
-use crate::net::{Frames, close, machine_id, send};
+use crate::net::{Frames, Unsupported, close, machine_id, send, spoken};
 
 /// All that a stranger is told.
 const NOT_A_MEMBER: &str = "not a member of the cluster";
@@ -124,7 +124,11 @@ async fn introduce(
         }
         turned_away => {
             // Before the stream is dropped, whose end the stranger would see first.
-            close(conn, Close::NotAMember, NOT_A_MEMBER);
+            match turned_away.as_ref().err().and_then(|error| error.downcast_ref::<Unsupported>()) {
+                // Whether it may become a member, a message of another version does not tell.
+                Some(unsupported) => close(conn, Close::Unsupported, &unsupported.to_string()),
+                None => close(conn, Close::NotAMember, NOT_A_MEMBER),
+            }
             turned_away.map(|_| None)
         }
     }
@@ -138,7 +142,7 @@ async fn listen(
     send_half: &mut SendStream,
     frames: &mut Frames<RecvStream>,
 ) -> anyhow::Result<Option<(Arc<PeerConn>, Hello)>> {
-    let hello: Hello = frames.next(STRANGER_HELLO).await?.expect(Kind::PeerHello, "PeerHello")?;
+    let hello: Hello = spoken(&frames.next(STRANGER_HELLO).await?, Kind::PeerHello, "PeerHello")?;
     let Some(header) = hello.header.as_ref().filter(|_| !hello.caller_only && unknown_need(&hello.needs).is_none())
     else {
         return Ok(None);

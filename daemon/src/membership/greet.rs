@@ -6,7 +6,7 @@ use std::time::Duration;
 use iroh::TransportAddr;
 use iroh::endpoint::{RecvStream, SendStream};
 use malai_protocol::codec::{Frame, Kind, MAX_HELLO};
-use malai_protocol::peer::{Announce, Close, Hello, MAX_ADDRESSES, unknown_need};
+use malai_protocol::peer::{Announce, Close, Hello, MAX_ADDRESSES};
 use malai_protocol::snapshot::{SignedHeader, SnapshotError};
 
 use tokio::time::Instant;
@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use super::{Membership, sync};
 use crate::net::endpoint::parse_address;
 use crate::net::pool::PeerConn;
-use crate::net::{FIRST_FRAME, Frames, is_protocol_error, send};
+use crate::net::{FIRST_FRAME, Frames, Unsupported, greeting, is_protocol_error, send};
 
 /// A peer may announce at most one change in so long on average; more is a flood.
 const ANNOUNCE_PACE: Duration = Duration::from_millis(20);
@@ -28,7 +28,7 @@ pub(crate) async fn control(
     let greeted = async {
         send(&mut send_half, Frame::control(Kind::PeerHello, &membership.hello())?).await?;
         let mut frames = Frames::new(recv, MAX_HELLO);
-        let hello: Hello = frames.next(FIRST_FRAME).await?.expect(Kind::PeerHello, "PeerHello")?;
+        let hello = greeting(&frames.next(FIRST_FRAME).await?)?;
         meet(membership, conn, &hello)?;
         follow(membership, conn, send_half, frames).await
     };
@@ -45,7 +45,7 @@ pub(crate) async fn answer(
 ) {
     frames.set_cap(MAX_HELLO);
     let greeted = async {
-        let hello: Hello = first.decode()?;
+        let hello = greeting(first)?;
         meet(membership, conn, &hello)?;
         send(&mut send_half, Frame::control(Kind::PeerHello, &membership.hello())?).await?;
         follow(membership, conn, send_half, frames).await
@@ -78,16 +78,8 @@ fn end(result: anyhow::Result<()>) -> (Close, String) {
     }
 }
 
-/// The peer needs something that this version does not have.
-#[derive(Debug, thiserror::Error)]
-#[error("the peer needs `{0}`, which malai {version} does not have", version = crate::VERSION)]
-struct Unsupported(String);
-
 /// Takes in what a greeting says.
 fn meet(membership: &Arc<Membership>, conn: &Arc<PeerConn>, hello: &Hello) -> anyhow::Result<()> {
-    if let Some(need) = unknown_need(&hello.needs) {
-        return Err(Unsupported(need.to_owned()).into());
-    }
     if hello.caller_only {
         conn.set_caller_only();
     }

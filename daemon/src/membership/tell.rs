@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Membership;
 use super::sync::BODY;
-use crate::net::{FIRST_FRAME, Frames, abandon, bare_hello, close, endpoint_id, send};
+use crate::net::{FIRST_FRAME, Frames, abandon, bare_hello, close, endpoint_id, send, spoken};
 use crate::relay::settings::Place;
 use crate::store::keys::random;
 
@@ -137,7 +137,7 @@ async fn speak(membership: &Membership, conn: &Connection, relay: &Relay) -> any
     let header = Some(snapshots.borrow_and_update().snapshot.signed_header().clone());
     send(&mut send_half, Frame::control(Kind::PeerHello, &bare_hello(header, false))?).await?;
     let mut frames = Frames::new(recv, MAX_HELLO);
-    let _hello: Hello = frames.next(FIRST_FRAME).await?.expect(Kind::PeerHello, "PeerHello")?;
+    let _hello: Hello = spoken(&frames.next(FIRST_FRAME).await?, Kind::PeerHello, "PeerHello")?;
     // It says what it holds when it has fetched what it wants.
     let mut holds = heard(membership, &mut frames, BODY).await?;
     tracing::info!(cluster = %membership.alias, relay = %relay.0, generation = holds, "the relay is up to date");

@@ -22,7 +22,7 @@ use tokio_util::task::TaskTracker;
 
 use super::clusters::{Cluster, Clusters};
 use crate::net::pace::{Origin, Visits};
-use crate::net::{Frames, bare_hello, close, machine_id, send};
+use crate::net::{Frames, Unsupported, bare_hello, close, machine_id, send, spoken};
 
 /// How long whoever comes may take until it has greeted, from the first packet on.
 const HELLO: Duration = Duration::from_secs(4);
@@ -147,7 +147,10 @@ impl Ear {
             Ok(()) => close(&conn, Close::Done, "heard"),
             Err(error) => {
                 tracing::info!(peer = %peer.short(), "not heard: {error:#}");
-                close(&conn, Close::NotAMember, NOT_HEARD);
+                match error.downcast_ref::<Unsupported>() {
+                    Some(unsupported) => close(&conn, Close::Unsupported, &unsupported.to_string()),
+                    None => close(&conn, Close::NotAMember, NOT_HEARD),
+                }
             }
         }
     }
@@ -157,7 +160,7 @@ impl Ear {
     async fn greeted(&self, conn: &Connection, peer: MachineId) -> anyhow::Result<Greeted<'_>> {
         let (send_half, recv) = conn.accept_bi().await?;
         let mut frames = Frames::new(recv, MAX_HELLO);
-        let hello: Hello = frames.next(HELLO).await?.expect(FrameKind::PeerHello, "PeerHello")?;
+        let hello: Hello = spoken(&frames.next(HELLO).await?, FrameKind::PeerHello, "PeerHello")?;
         if let Some(need) = unknown_need(&hello.needs) {
             anyhow::bail!("it needs a feature that this version does not have: {}", need.escape_debug());
         }

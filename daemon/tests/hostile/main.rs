@@ -15,6 +15,7 @@ mod refused;
 mod socket;
 mod stranger;
 mod undecided;
+mod versions;
 
 /// One wait for all of them.
 #[tokio::test(flavor = "multi_thread")]

@@ -201,3 +201,18 @@ async fn a_thousand_strangers_are_refused_and_a_machine_is_served_among_them() -
     drop(served);
     std::sync::Arc::into_inner(stage).context("somebody still has it")?.stop().await
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_greeting_of_another_version_is_closed_as_unsupported() -> Result<()> {
+    let stage = Stage::new().await?;
+    let newer = stage.sign(5, &[&key()])?.signed_header().clone();
+    for version in [0, 2, u32::MAX] {
+        let stranger = Peer::new().await?;
+        let conn = dial_at_pace(&stage, &stranger).await?;
+        let mut wire = open(&conn).await?;
+        peer::send(&mut wire, Kind::PeerHello, &Hello { version, ..hello(Some(newer.clone())) }).await?;
+        let (code, words) = closed(&conn).await?;
+        ensure!(code == Some(Close::Unsupported) && words.contains(&format!("version {version} ")), "{code:?} {words}");
+    }
+    stage.stop().await
+}
