@@ -10,6 +10,7 @@ use malai_protocol::peer::{Close, Hello, unknown_need};
 use malai_protocol::snapshot::{Order, order};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use super::greet::{Greeted, Told};
 use super::{Membership, serve, sync};
 use crate::net::pace::{Origin, Visits};
 use crate::net::pool::PeerConn;
@@ -118,8 +119,8 @@ async fn introduce(
     let (mut send_half, recv) = tokio::time::timeout(STRANGER_HELLO, conn.accept_bi()).await??;
     let mut frames = Frames::new(recv, MAX_HELLO);
     match listen(membership, conn, peer, &mut send_half, &mut frames).await {
-        Ok(Some((peer_conn, hello))) => {
-            serve::spawn_introduced(membership, &peer_conn, hello, send_half, frames);
+        Ok(Some((peer_conn, greeted))) => {
+            serve::spawn_introduced(membership, &peer_conn, greeted, (send_half, frames));
             Ok(Some(peer_conn))
         }
         turned_away => {
@@ -141,7 +142,7 @@ async fn listen(
     peer: MachineId,
     send_half: &mut SendStream,
     frames: &mut Frames<RecvStream>,
-) -> anyhow::Result<Option<(Arc<PeerConn>, Hello)>> {
+) -> anyhow::Result<Option<(Arc<PeerConn>, Greeted)>> {
     let hello: Hello = spoken(&frames.next(STRANGER_HELLO).await?, Kind::PeerHello, "PeerHello")?;
     let Some(header) = hello.header.as_ref().filter(|_| !hello.caller_only && unknown_need(&hello.needs).is_none())
     else {
@@ -151,9 +152,10 @@ async fn listen(
     if order(&header, Some(membership.held().snapshot.header())) != Order::Newer {
         return Ok(None);
     }
+    let told = Told::now(membership);
     // The body is asked for on a stream of ours; nothing else of the stranger is read meanwhile.
     send(send_half, Frame::control(Kind::PeerHello, &membership.hello())?).await?;
     let peer_conn = PeerConn::new(conn.clone(), peer, false);
     tokio::time::timeout(crate::net::FIRST_FRAME, sync::fetch(membership, &peer_conn, &header)).await??;
-    Ok(membership.is_member(&peer).then_some((peer_conn, hello)))
+    Ok(membership.is_member(&peer).then_some((peer_conn, Greeted { hello, told })))
 }

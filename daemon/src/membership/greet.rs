@@ -9,9 +9,10 @@ use malai_protocol::codec::{Frame, Kind, MAX_HELLO};
 use malai_protocol::peer::{Announce, Close, Hello, MAX_ADDRESSES};
 use malai_protocol::snapshot::{SignedHeader, SnapshotError};
 
+use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::{Membership, sync};
+use super::{Held, Membership, sync};
 use crate::net::endpoint::parse_address;
 use crate::net::pool::PeerConn;
 use crate::net::{FIRST_FRAME, Frames, Unsupported, greeting, is_protocol_error, send};
@@ -25,12 +26,13 @@ pub(crate) async fn control(
     conn: &Arc<PeerConn>,
     (mut send_half, recv): (SendStream, RecvStream),
 ) -> (Close, String) {
+    let told = Told::now(membership);
     let greeted = async {
         send(&mut send_half, Frame::control(Kind::PeerHello, &membership.hello())?).await?;
         let mut frames = Frames::new(recv, MAX_HELLO);
         let hello = greeting(&frames.next(FIRST_FRAME).await?)?;
         meet(membership, conn, &hello)?;
-        follow(membership, conn, send_half, frames).await
+        follow(membership, conn, told, (send_half, frames)).await
     };
     end(greeted.await)
 }
@@ -44,11 +46,12 @@ pub(crate) async fn answer(
     mut frames: Frames<RecvStream>,
 ) {
     frames.set_cap(MAX_HELLO);
+    let told = Told::now(membership);
     let greeted = async {
         let hello = greeting(first)?;
         meet(membership, conn, &hello)?;
         send(&mut send_half, Frame::control(Kind::PeerHello, &membership.hello())?).await?;
-        follow(membership, conn, send_half, frames).await
+        follow(membership, conn, told, (send_half, frames)).await
     };
     let (code, reason) = end(greeted.await);
     tracing::info!(peer = %conn.peer.short(), cluster = %membership.alias, "connection ends: {reason}");
@@ -59,14 +62,39 @@ pub(crate) async fn answer(
 pub(crate) async fn introduced(
     membership: &Arc<Membership>,
     conn: &Arc<PeerConn>,
-    hello: &Hello,
-    send_half: SendStream,
-    frames: Frames<RecvStream>,
+    Greeted { hello, told }: Greeted,
+    (send_half, frames): (SendStream, Frames<RecvStream>),
 ) -> (Close, String) {
-    match meet(membership, conn, hello) {
-        Ok(()) => end(follow(membership, conn, send_half, frames).await),
+    match meet(membership, conn, &hello) {
+        Ok(()) => end(follow(membership, conn, told, (send_half, frames)).await),
         Err(error) => end(Err(error)),
     }
+}
+
+/// Remembers what the peer was told by the greeting, and hears of all that comes after it: it is taken before the greeting
+/// is made.
+#[derive(Debug)]
+pub(crate) struct Told {
+    snapshots: watch::Receiver<Arc<Held>>,
+    generation: u64,
+}
+
+impl Told {
+    /// Begins with what is held now.
+    pub(crate) fn now(membership: &Membership) -> Self {
+        let mut snapshots = membership.watch();
+        let generation = snapshots.borrow_and_update().generation();
+        Self { snapshots, generation }
+    }
+}
+
+/// Both greetings of a connection.
+#[derive(Debug)]
+pub(crate) struct Greeted {
+    /// The peer's.
+    pub(crate) hello: Hello,
+    /// What ours told.
+    pub(crate) told: Told,
 }
 
 fn end(result: anyhow::Result<()>) -> (Close, String) {
@@ -116,22 +144,20 @@ fn hear(
 async fn follow(
     membership: &Arc<Membership>,
     conn: &Arc<PeerConn>,
-    mut send_half: SendStream,
-    mut frames: Frames<RecvStream>,
+    mut told: Told,
+    (mut send_half, mut frames): (SendStream, Frames<RecvStream>),
 ) -> anyhow::Result<()> {
-    let mut snapshots = membership.watch();
-    let mut told = membership.held().generation();
     let pace = tokio::time::sleep(Duration::ZERO);
     tokio::pin!(pace);
     loop {
         tokio::select! {
             // What was received before would still be read, at its pace.
             _ = conn.conn.closed() => return Ok(()),
-            changed = snapshots.changed() => {
+            changed = told.snapshots.changed() => {
                 changed?;
-                let held = membership.held();
-                if held.generation() != told {
-                    told = held.generation();
+                let held = Arc::clone(&told.snapshots.borrow_and_update());
+                if held.generation() != told.generation {
+                    told.generation = held.generation();
                     let header = held.snapshot.signed_header().clone();
                     let announce = Announce { header, addresses: membership.hello().addresses };
                     send(&mut send_half, Frame::control(Kind::Announce, &announce)?).await?;

@@ -7,9 +7,10 @@ use std::time::Duration;
 use iroh::endpoint::{Connection, ConnectionError, RecvStream, SendStream};
 use malai_protocol::codec::{CodecError, Frame, Kind, MAX_CONTROL};
 use malai_protocol::failure::{Failure, Kind as FailureKind};
-use malai_protocol::peer::{Close, Gone, Hello, Open, Pull, RESET_LOST, RESET_PROTOCOL};
+use malai_protocol::peer::{Close, Gone, Open, Pull, RESET_LOST, RESET_PROTOCOL};
 use tokio_util::task::TaskTracker;
 
+use super::greet::Greeted;
 use super::sync::BODY;
 use super::{Membership, directory, greet, pulse};
 use crate::machine;
@@ -44,13 +45,12 @@ pub(crate) fn spawn_dialed(membership: &Arc<Membership>, conn: &Arc<PeerConn>, c
 pub(crate) fn spawn_introduced(
     membership: &Arc<Membership>,
     conn: &Arc<PeerConn>,
-    hello: Hello,
-    send_half: SendStream,
-    frames: Frames<RecvStream>,
+    greeted: Greeted,
+    control: (SendStream, Frames<RecvStream>),
 ) {
     let (membership, conn) = (Arc::clone(membership), Arc::clone(conn));
     let (m, c) = (Arc::clone(&membership), Arc::clone(&conn));
-    let followed = async move { greet::introduced(&m, &c, &hello, send_half, frames).await };
+    let followed = async move { greet::introduced(&m, &c, greeted, control).await };
     begin(&membership.tasks.clone(), membership, conn, followed);
 }
 

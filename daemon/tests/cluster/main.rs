@@ -9,6 +9,7 @@ mod support;
 mod attend;
 mod callers;
 mod doctor;
+mod greetings;
 mod joins;
 mod matrix;
 mod neighbours;
