@@ -19,7 +19,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use iroh::Endpoint;
+use iroh::{Endpoint, TransportAddr};
 use malai_protocol::config::{Config, Machine, Name, Problem};
 use malai_protocol::failure::Failure;
 use malai_protocol::home::ClusterDir;
@@ -38,6 +38,7 @@ use crate::machine::live::LiveTable;
 use crate::machine::refusals::Refusals;
 use crate::metrics::Counters;
 use crate::net::endpoint::{self, Bound, Finding, own_addresses};
+use crate::net::hearsay::Hearsay;
 use crate::net::pool::Pool;
 use crate::net::relays::Relays;
 use crate::shared::Shared;
@@ -218,6 +219,24 @@ impl Membership {
     /// This machine's own addresses as its network shows them now.
     pub(crate) fn own_addresses(&self) -> BTreeSet<SocketAddr> {
         self.endpoint.addr().ip_addrs().copied().collect()
+    }
+
+    /// Returns what addresses are compared with that others told.
+    pub(crate) fn hearsay(&self) -> Hearsay {
+        Hearsay {
+            relays: endpoint::relays(&self.held().config.network),
+            bound: self.endpoint.bound_sockets(),
+            own: self.own_addresses(),
+        }
+    }
+
+    /// Last known addresses of a machine, of which each may be contacted.
+    pub(crate) fn last_known(&self, id: MachineId) -> Vec<TransportAddr> {
+        let (mut addresses, is_recalled) = self.pool.addresses(id);
+        let hearsay = self.hearsay();
+        // Where the machine itself told them over a connection, they were compared with that.
+        addresses.retain(|addr| hearsay.admits(addr, |_| !is_recalled));
+        addresses
     }
 
     /// This machine's greeting.

@@ -4,6 +4,7 @@ pub(crate) mod budget;
 mod congestion;
 pub(crate) mod directory;
 pub(crate) mod endpoint;
+pub(crate) mod hearsay;
 mod mdns;
 pub(crate) mod pace;
 pub(crate) mod pool;

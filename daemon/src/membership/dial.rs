@@ -233,7 +233,7 @@ async fn attempt(
 /// and not for ever at the one where it was last. Discovery adds its own.
 pub(crate) fn addresses(membership: &Membership, id: MachineId) -> Vec<TransportAddr> {
     let mut all = fixed(membership, id);
-    all.extend(membership.pool.addresses(id));
+    all.extend(membership.last_known(id));
     for relay in relays(membership) {
         if !all.contains(&relay) {
             all.push(relay);
@@ -256,7 +256,7 @@ fn relays(membership: &Membership) -> Vec<TransportAddr> {
 fn tried(membership: &Membership, id: MachineId, key: EndpointId) -> Vec<TransportAddr> {
     let ways = &membership.finding.ways;
     ways.tried(key, &relays(membership), RELAY);
-    ways.tried(key, &membership.pool.addresses(id), LAST_KNOWN);
+    ways.tried(key, &membership.last_known(id), LAST_KNOWN);
     ways.tried(key, &fixed(membership, id), FIXED);
     addresses(membership, id)
 }

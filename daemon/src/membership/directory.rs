@@ -10,7 +10,7 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{self, BoxStream, FuturesUnordered};
 use futures_util::{FutureExt, StreamExt};
-use iroh::{RelayUrl, TransportAddr};
+use iroh::TransportAddr;
 use malai_protocol::codec::{CodecError, Frame, Kind, MAX_HELLO};
 use malai_protocol::failure::{Failure, Kind as FailureKind};
 use malai_protocol::id::MachineId;
@@ -20,7 +20,7 @@ use tokio::time::{Instant, timeout};
 
 use super::Membership;
 use crate::clock::now_ms;
-use crate::net::endpoint::{address_text, parse_address, relays};
+use crate::net::endpoint::{address_text, parse_address};
 use crate::net::pool::PeerConn;
 use crate::net::ways::Way;
 use crate::net::{Frames, endpoint_id, send};
@@ -175,7 +175,7 @@ fn known(membership: &Membership, id: MachineId) -> Option<Resolved> {
     let heard = membership.pool.seen(id).last_seen_ms?;
     let heard_ms_ago = if is_live { 0 } else { now_ms().saturating_sub(heard).max(1) };
     let addresses: Vec<String> =
-        membership.pool.addresses(id).iter().filter_map(address_text).take(MAX_ADDRESSES).collect();
+        membership.last_known(id).iter().filter_map(address_text).take(MAX_ADDRESSES).collect();
     let is_told = !addresses.is_empty() && u128::from(heard_ms_ago) <= RECENT.as_millis();
     is_told.then_some(Resolved { addresses, said_by: None, heard_ms_ago })
 }
@@ -302,22 +302,16 @@ impl Search {
 
 /// Notes who said what, and returns the addresses that may be dialled on somebody's word.
 fn note(membership: &Membership, id: MachineId, by: MachineId, told: &Resolved) -> Vec<TransportAddr> {
-    let named = relays(&membership.held().config.network);
-    let texts = told.addresses.iter().take(MAX_ADDRESSES);
-    let addrs: Vec<_> = texts.filter_map(|text| parse_address(text)).filter(|addr| may_dial(addr, &named)).collect();
+    // Only who is on this very host knows others there.
+    let is_here = membership.pool.remote_sockets(by).iter().any(|socket| socket.ip().is_loopback());
+    let (hearsay, texts) = (membership.hearsay(), told.addresses.iter().take(MAX_ADDRESSES));
+    let addrs: Vec<_> = (texts.filter_map(|text| parse_address(text)))
+        .filter(|addr| hearsay.admits(addr, |ip| is_here && ip.ip().is_loopback()))
+        .collect();
     if let Some(key) = endpoint_id(id.as_bytes()) {
         membership.finding.ways.told(key, &addrs, &words(membership, by, told.said_by));
     }
     addrs
-}
-
-/// Nobody is sent to a relay that the cluster does not use, or to what is no machine.
-fn may_dial(addr: &TransportAddr, relays: &[RelayUrl]) -> bool {
-    match addr {
-        TransportAddr::Ip(ip) => !ip.ip().is_unspecified() && !ip.ip().is_multicast() && ip.port() != 0,
-        TransportAddr::Relay(url) => relays.contains(url),
-        _ => false,
-    }
 }
 
 /// Who said it, for people. Whom it was had from is only the word of the one that was asked.
@@ -347,24 +341,5 @@ mod tests {
         assert_eq!(taken(id(2), now), 32);
         assert_eq!(taken(id(1), now + Duration::from_secs(1)), 8);
         assert_eq!(taken(id(1), now + Duration::from_secs(3600)), 32);
-    }
-
-    #[test]
-    fn nobody_is_sent_to_a_relay_that_is_not_the_clusters_or_to_no_machine() {
-        let named = relays(&malai_protocol::config::Network {
-            relays: Some(vec![malai_protocol::config::Relay::at("https://relay.example.com")]),
-            ..Default::default()
-        });
-        for (text, may) in [
-            ("192.0.2.7:4001", true),
-            ("[2001:db8::7]:4001", true),
-            ("https://relay.example.com/", true),
-            ("https://public.example.net/", false),
-            ("0.0.0.0:4001", false),
-            ("224.0.0.251:5353", false),
-            ("192.0.2.7:0", false),
-        ] {
-            assert_eq!(may_dial(&parse_address(text).unwrap(), &named), may, "{text}");
-        }
     }
 }

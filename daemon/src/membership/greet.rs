@@ -130,8 +130,9 @@ fn hear(
     header: Option<&SignedHeader>,
     addresses: &[String],
 ) -> Result<(), SnapshotError> {
-    let addresses: Vec<TransportAddr> =
-        addresses.iter().take(MAX_ADDRESSES).filter_map(|text| parse_address(text)).collect();
+    let told = addresses.iter().take(MAX_ADDRESSES).filter_map(|text| parse_address(text));
+    let (hearsay, sockets) = (membership.hearsay(), conn.remote_sockets());
+    let addresses: Vec<TransportAddr> = told.filter(|addr| hearsay.admits(addr, |ip| sockets.contains(&ip))).collect();
     let header = header.map(|header| header.verify(&membership.cluster)).transpose()?;
     membership.pool.told(conn.peer, header.as_ref().map(|header| header.generation), &addresses);
     if let Some(header) = header {

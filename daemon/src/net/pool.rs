@@ -8,6 +8,7 @@ mod account;
 mod conn;
 
 use std::collections::{BTreeSet, HashMap};
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -38,6 +39,8 @@ struct Peer {
     conns: Vec<Arc<PeerConn>>,
     generation: Option<u64>,
     addresses: BTreeSet<TransportAddr>,
+    /// The addresses are from the cache, and not the machine's own word in this life of the daemon.
+    is_recalled: bool,
     last_seen_ms: Option<u64>,
     told: Option<Told>,
     /// How it went, when it was connected and is no more.
@@ -186,6 +189,7 @@ impl Pool {
         let learnt = !addresses.is_empty() && addresses != peer.addresses;
         if learnt {
             peer.addresses = addresses;
+            peer.is_recalled = false;
         }
         peer.last_seen_ms = Some(now_ms());
         drop(peers);
@@ -206,6 +210,7 @@ impl Pool {
         let peer = peers.entry(id).or_default();
         if peer.addresses.is_empty() {
             peer.addresses = addresses.into_iter().collect();
+            peer.is_recalled = true;
         }
         peer.last_seen_ms = peer.last_seen_ms.or(last_seen_ms);
     }
@@ -219,9 +224,17 @@ impl Pool {
         known
     }
 
-    /// Last known addresses of a machine.
-    pub(crate) fn addresses(&self, id: MachineId) -> Vec<TransportAddr> {
-        self.lock().get(&id).map_or_else(Vec::new, |peer| peer.addresses.iter().cloned().collect())
+    /// Last known addresses of a machine, and whether they are only what the cache had.
+    pub(crate) fn addresses(&self, id: MachineId) -> (Vec<TransportAddr>, bool) {
+        let peers = self.lock();
+        let Some(peer) = peers.get(&id) else { return Default::default() };
+        (peer.addresses.iter().cloned().collect(), peer.is_recalled)
+    }
+
+    /// Where a machine is reached now, without relays.
+    pub(crate) fn remote_sockets(&self, id: MachineId) -> Vec<SocketAddr> {
+        let conns = self.lock().get(&id).map_or_else(Vec::new, |peer| peer.conns.clone());
+        conns.iter().flat_map(|conn| conn.remote_sockets()).collect()
     }
 
     /// What is known of a machine.

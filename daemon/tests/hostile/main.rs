@@ -8,6 +8,7 @@ mod desk;
 mod directory;
 mod flood;
 mod gone;
+mod hearsay;
 mod member;
 mod pace;
 mod pulls;

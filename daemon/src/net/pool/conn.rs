@@ -1,5 +1,6 @@
 //! One connection to a machine: what is known of it, and who uses it.
 
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
@@ -11,6 +12,7 @@ use malai_protocol::snapshot::Header;
 use tokio::sync::Notify;
 
 use crate::clock::now_ms;
+use crate::net::hearsay::canonical;
 use crate::net::ways::Trail;
 
 /// One connection to a machine.
@@ -158,6 +160,16 @@ impl PeerConn {
     pub(crate) fn has_relay_to_spare(&self) -> bool {
         let paths = self.conn.paths();
         paths.iter().any(|path| path.is_relay() && !path.is_selected())
+    }
+
+    /// Where the peer is reached over this connection, without relays.
+    pub(crate) fn remote_sockets(&self) -> Vec<SocketAddr> {
+        let paths = self.conn.paths();
+        let sockets = paths.iter().filter_map(|path| match path.remote_addr() {
+            TransportAddr::Ip(addr) => Some(canonical(*addr)),
+            _ => None,
+        });
+        sockets.collect()
     }
 
     /// The relay that the path in use goes by.
