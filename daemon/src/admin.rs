@@ -20,6 +20,7 @@ pub use addresses::join_addresses;
 pub use cluster::{Change, Scanned, approve, cluster_init, invite, remove, rescan};
 pub use config::{can, config_show};
 pub use list::cluster_list;
+pub(crate) use machine::check_leave;
 pub use machine::{join_begin, join_finish, machine_init, machine_leave};
 
 /// What is said of a snapshot that is signed and stored, and that no daemon publishes: this machine has it, and nobody

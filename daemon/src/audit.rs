@@ -3,10 +3,13 @@
 //! A line is written with one call at the end of the file; what a full disk cut off is taken back, so that every line
 //! is whole. The file is rotated by size and older parts are dropped, so it is bounded.
 
+mod unended;
+
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use malai_protocol::audit::{Entry, KEPT};
@@ -15,8 +18,13 @@ use malai_protocol::home::Home;
 
 use crate::store::disk_failure;
 
+pub(crate) use unended::{Unended, unended};
+
 /// A part is rotated away before it would grow over this.
 const MAX_PART: u64 = 10 * 1024 * 1024;
+
+/// End lines that may wait for room on the disk while sessions begin: as many as a table of live sessions holds.
+const MAX_OWED_LINES: usize = 4096;
 
 /// The open audit log of one daemon.
 #[derive(Debug)]
@@ -24,6 +32,8 @@ pub struct Audit {
     home: Home,
     max_part: u64,
     file: Mutex<File>,
+    /// End lines that wait for room on the disk.
+    owed: AtomicUsize,
 }
 
 impl Audit {
@@ -38,7 +48,25 @@ impl Audit {
     fn open_with(home: &Home, max_part: u64) -> Result<Self, Failure> {
         let path = home.audit();
         let file = open(&path).map_err(|e| disk_failure("open the audit", &path, &e))?;
-        Ok(Self { home: home.clone(), max_part, file: Mutex::new(file) })
+        Ok(Self { home: home.clone(), max_part, file: Mutex::new(file), owed: AtomicUsize::new(0) })
+    }
+
+    /// Notes how many end lines wait for room on the disk.
+    pub(crate) fn owes(&self, number: usize) {
+        self.owed.store(number, Ordering::Relaxed);
+    }
+
+    /// Appends the line of a session that is about to start.
+    ///
+    /// # Errors
+    /// As [`Audit::append`], and when too many ends of sessions wait to be written.
+    pub(crate) fn append_start(&self, entry: &Entry) -> Result<(), Failure> {
+        let owed = self.owed.load(Ordering::Relaxed);
+        if owed >= MAX_OWED_LINES {
+            let text = format!("the ends of {owed} sessions wait to be written into {}", self.home.audit().display());
+            return Err(Failure::new(Kind::Internal, text).hint("make room on the disk: `df -h` shows how full it is"));
+        }
+        self.append(entry).map(drop)
     }
 
     /// Appends one line, and tells its bytes. It is with the kernel when this returns. Blocks on the disk.

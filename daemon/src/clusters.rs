@@ -30,6 +30,9 @@ use crate::store::lock::Changes;
 /// Addresses that were learnt are written down after so long.
 const LEARNT: Duration = Duration::from_secs(1);
 
+/// How long sessions of a cluster that is left may take to end: TERM, KILL, and the lines of the audit.
+const REVOKED_ENDS_WAIT: Duration = Duration::from_secs(10);
+
 /// A cluster that is served.
 #[derive(Debug, Clone)]
 pub(crate) struct Served {
@@ -177,13 +180,24 @@ impl Clusters {
         self.tasks.spawn(async move { clusters.load(&alias).await });
     }
 
-    /// Stops serving a cluster that is not on the disk any more, and ends its sessions.
+    /// Stops serving a cluster that is, or is going to be, not on the disk any more. First its sessions end, and their
+    /// ends are written down.
     pub(crate) async fn unload(&self, alias: &str) {
+        let served = match self.get(alias) {
+            Some(Cluster::Ready(served)) => Some(served.membership.cluster),
+            _ => None,
+        };
+        for table in self.shared.executor.tables().all() {
+            // One that does not work is known by what its sessions say.
+            if served.map_or_else(|| table.is_of(alias), |cluster| table.cluster() == cluster) {
+                table.revoke_all(&self.shared).await;
+                if !table.all_over(REVOKED_ENDS_WAIT).await {
+                    tracing::error!(cluster = alias, "is left before all of its sessions have ended");
+                }
+            }
+        }
         let _changing = self.changing.write().await;
         let known = self.lock().remove(alias);
-        if let Some(Cluster::Ready(served)) = &known {
-            served.membership.live.revoke_all(&self.shared).await;
-        }
         stop(known).await;
     }
 

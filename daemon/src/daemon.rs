@@ -8,7 +8,6 @@ use std::time::Duration;
 use malai_protocol::failure::{Failure, Kind};
 use malai_protocol::home::Home;
 use malai_protocol::id::Incarnation;
-use malai_protocol::plan::Ended;
 use nix::unistd::{Uid, User};
 use tokio::net::UnixListener;
 use tokio::sync::mpsc;
@@ -17,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::audit::Audit;
 use crate::clusters::{self, Clusters};
-use crate::ended;
+use crate::ended::{Ends, Owed};
 use crate::local;
 use crate::machine::live::Tables;
 use crate::metrics::Registry;
@@ -34,6 +33,8 @@ const EVENTS: usize = 256;
 const REMEMBER: Duration = Duration::from_secs(300);
 /// Between two looks whether an executor of another program may be replaced, while there is one.
 const LOOK: Duration = Duration::from_secs(1);
+/// Between two attempts to start an executor while sessions are owed their ends, of which only the next one can tell.
+const EXECUTOR_RESTART_INTERVAL: Duration = Duration::from_secs(30);
 /// After so long a daemon has found its relay and its peers: what it did to start is not done again.
 const SETTLED: Duration = Duration::from_secs(10);
 /// How long sessions of an executor inside this process may take to end.
@@ -58,7 +59,8 @@ pub struct Daemon {
     clusters: Arc<Clusters>,
     listener: Option<UnixListener>,
     events: mpsc::Receiver<Event>,
-    leftovers: mpsc::UnboundedReceiver<Ended>,
+    owed: mpsc::UnboundedReceiver<Owed>,
+    ends: Ends,
     reloads: mpsc::UnboundedReceiver<String>,
     idle: Option<Duration>,
     stop: CancellationToken,
@@ -77,7 +79,7 @@ impl Daemon {
         let settings = Settings::load(&options.home)?;
         let idle = options.agent.then(|| settings.agent_idle());
         let (sender, events) = mpsc::channel(EVENTS);
-        let (leftover, mut leftovers) = mpsc::unbounded_channel();
+        let (owe, mut owed) = mpsc::unbounded_channel();
         let (reload, reloads) = mpsc::unbounded_channel();
         let tables = Arc::<Tables>::default();
         let shared = Arc::new(Shared {
@@ -89,25 +91,28 @@ impl Daemon {
             root: Uid::effective().is_root(),
             audit: Audit::open(&options.home)?,
             metrics: Registry::default(),
-            executor: ExecutorSlot::new(options.home.clone(), options.executor, sender, leftover, tables),
+            executor: ExecutorSlot::new(options.home.clone(), options.executor, sender, owe, tables),
             home: options.home,
         });
         let clusters = Clusters::new(Arc::clone(&shared), settings);
         // The executor first: what it still runs is decided anew, and what ended without a daemon is written down,
         // before a session is accepted.
-        let executor = if shared.agent { None } else { Some(shared.executor.get_installed().await?) };
+        if !shared.agent {
+            shared.executor.get_installed().await?;
+        }
         clusters.load_all().await?;
-        if let Some(executor) = executor {
+        let mut ends = Ends::default();
+        if !shared.agent {
             clusters.take_over().await;
-            while let Ok(end) = leftovers.try_recv() {
-                ended::ended(&clusters, Some(&executor), end).await;
+            while let Ok(end) = owed.try_recv() {
+                ends.write(&clusters, end).await;
             }
         }
         shared.open.cancel();
         let stop = CancellationToken::new();
         let context = Context::new(Arc::clone(&clusters), stop.clone());
         let listener = Some(local::bind(&shared.home.socket())?);
-        Ok(Self { context, shared, clusters, listener, events, leftovers, reloads, idle, stop, lock })
+        Ok(Self { context, shared, clusters, listener, events, owed, ends, reloads, idle, stop, lock })
     }
 
     /// What must be said at the start: clusters that do not work or that wait.
@@ -130,15 +135,21 @@ impl Daemon {
         let serving = local::serve(listener, Arc::clone(&self.context), self.stop.clone());
         tokio::pin!(serving);
         let mut remember = tokio::time::interval(REMEMBER);
+        let mut restart = tokio::time::interval(EXECUTOR_RESTART_INTERVAL);
         let settled = tokio::time::sleep(SETTLED);
         tokio::pin!(settled);
         let mut trimmed = false;
         let (mut outdated, mut look) = (true, Instant::now());
         loop {
+            let retry_at = self.ends.retry_at();
             tokio::select! {
                 () = &mut serving => return Ok(()),
                 Some(event) = self.events.recv() => self.event(event).await,
-                Some(end) = self.leftovers.recv() => self.event(Event::Ended(end)).await,
+                Some(end) = self.owed.recv() => self.ends.write(&self.clusters, end).await,
+                () = tokio::time::sleep_until(retry_at.unwrap_or(look)), if retry_at.is_some() => {
+                    self.ends.retry(&self.clusters).await;
+                }
+                _ = restart.tick() => self.restart_executor(),
                 Some(alias) = self.reloads.recv() => self.clusters.reload(alias),
                 _ = remember.tick() => self.remember(),
                 () = tokio::time::sleep_until(look), if outdated => {
@@ -157,12 +168,9 @@ impl Daemon {
         }
     }
 
-    async fn event(&self, event: Event) {
+    async fn event(&mut self, event: Event) {
         match event {
-            Event::Ended(end) => {
-                let executor = self.shared.executor.running().await;
-                ended::ended(&self.clusters, executor.as_ref(), end).await;
-            }
+            Event::Ended(end) => self.ends.write(&self.clusters, Owed::Told(end)).await,
             Event::Lost => {
                 tracing::error!("the executor was lost");
                 self.shared.executor.lost().await;
@@ -176,6 +184,33 @@ impl Daemon {
         }
     }
 
+    /// Starts an executor in the background where none runs and one is needed to tell of sessions.
+    fn restart_executor(&self) {
+        let has_sessions = self.shared.executor.tables().all().iter().any(|table| table.len() > 0);
+        if !has_sessions || self.shared.executor.incarnation().is_some() {
+            return;
+        }
+        let shared = Arc::clone(&self.shared);
+        tokio::spawn(async move {
+            if let Err(failure) = shared.executor.get().await {
+                tracing::error!("no new executor: {failure}");
+            }
+        });
+    }
+
+    /// Writes down what was told of ends so far.
+    async fn write_ends(&mut self) {
+        while let Ok(event) = self.events.try_recv() {
+            if let Event::Ended(end) = event {
+                self.ends.write(&self.clusters, Owed::Told(end)).await;
+            }
+        }
+        while let Ok(end) = self.owed.try_recv() {
+            self.ends.write(&self.clusters, end).await;
+        }
+        self.ends.retry(&self.clusters).await;
+    }
+
     fn remember(&self) {
         for membership in self.clusters.ready() {
             if let Err(failure) = clusters::remember(&membership) {
@@ -185,17 +220,20 @@ impl Daemon {
     }
 
     /// Stops, in this order: no new request is taken and the sockets of CLIs are closed (the end of [`Daemon::run`]);
-    /// connections close, so that attachments are lost; endpoints close; the socket is removed; the lock is released.
+    /// what was told of ends is written down; connections close, so that attachments are lost; endpoints close; ends of
+    /// requests that were given up over this are written down; the socket is removed; the lock is released.
     ///
-    /// The executor and its sessions are left to the next daemon, unless it runs inside this process. What ended
-    /// meanwhile and is not in the audit yet, the next daemon writes down.
+    /// The executor and its sessions are left to the next daemon, unless it runs inside this process. What ends from then
+    /// on the next daemon writes down.
     pub async fn shutdown(mut self) {
         self.stop.cancel();
         if let Some(executor) = self.shared.executor.running().await.filter(|executor| executor.pid().is_none()) {
             self.end_sessions(&executor).await;
         }
+        self.write_ends().await;
         self.clusters.close_connections();
         self.clusters.shutdown().await;
+        self.write_ends().await;
         let socket = self.shared.home.socket();
         if let Err(error) = std::fs::remove_file(&socket) {
             tracing::warn!("cannot remove {}: {error}", socket.display());
@@ -218,16 +256,13 @@ impl Daemon {
                     break;
                 }
                 Some(event) = self.events.recv() => if let Event::Ended(end) = event {
-                    ended::ended(&self.clusters, Some(executor), end).await;
+                    self.ends.write(&self.clusters, Owed::Told(end)).await;
                 },
                 () = &mut deadline => {
                     tracing::error!("sessions are still ending; the executor goes on without the daemon");
                     break;
                 }
             }
-        }
-        while let Ok(Event::Ended(end)) = self.events.try_recv() {
-            ended::ended(&self.clusters, None, end).await;
         }
     }
 }

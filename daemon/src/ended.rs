@@ -1,41 +1,174 @@
-//! The end of a session, as the executor tells it: into the audit, out of the table.
+//! The ends of sessions: into the audit, out of the table, and only then out of the executor's memory.
+//!
+//! Whatever ends a session, its start line is owed one end line. The table of live sessions says who writes it: an end
+//! is begun once ([`LiveTable::claim`]). What the table does not have is known already, and is only confirmed. A line
+//! that the disk does not take waits here, and is tried again for as long as the daemon lives; the next one learns of it
+//! from the executor, or from the start line itself ([`crate::audit::unended`]).
+//!
+//! [`LiveTable::claim`]: crate::machine::live::LiveTable::claim
+
+use std::collections::VecDeque;
+use std::time::Duration;
 
 use malai_protocol::audit::{Entry, Event};
-use malai_protocol::plan::{Ended, Outcome};
+use malai_protocol::failure::{Failure, Kind};
+use malai_protocol::id::ClusterId;
+use malai_protocol::plan::{AuditNames, Decided, Ended, Outcome, SessionName};
 use malai_protocol::session::EndedBy;
+use tokio::time::Instant;
 
+use crate::clock::now_ms;
 use crate::clusters::Clusters;
-use crate::machine::admit::entry;
-use crate::supervisor::Executor;
+use crate::machine::admit::line;
+use crate::membership::alarms::AlarmCause;
 
-/// Writes the end line of a session, takes it out of the table, and lets the executor forget it.
-pub(crate) async fn ended(clusters: &Clusters, executor: Option<&Executor>, ended: Ended) {
-    let name = ended.session;
-    clusters.shared().executor.tables().of(ended.cluster).remove(&name);
-    let membership = match clusters.by_id(&ended.cluster) {
-        Some(membership) => Some(membership),
-        None => {
-            clusters.settled().await;
-            clusters.by_id(&ended.cluster)
-        }
-    };
-    if let Some(membership) = membership {
-        let mut line = entry(&membership, name, &ended.request, Event::End);
-        line.user = line.user.or_else(|| Some(membership.shared.user.clone()));
-        fill(&mut line, &ended.outcome);
-        tracing::info!(session = %name.id.short(), cluster = %membership.alias, code = line.code, "ended");
-        if let Err(failure) = membership.shared.audit.append(&line) {
-            // Not confirmed: the executor keeps it, and the next daemon writes the line.
-            return tracing::error!(session = %name.id.short(), "the audit cannot be written: {failure}");
-        }
-    } else {
-        tracing::warn!(session = %name.id.short(), "a session of a cluster that is not here any more ended");
+/// Between a line that the disk does not take and the next attempt, at first: it doubles.
+const END_LINE_RETRY_INTERVAL: Duration = Duration::from_millis(100);
+/// And at most.
+const END_LINE_RETRY_MAX_INTERVAL: Duration = Duration::from_secs(5);
+
+/// An end that is to be written down.
+#[derive(Debug)]
+pub(crate) enum Owed {
+    /// An executor tells how this session ended. Its line may be there already.
+    Told(Ended),
+    /// This line is missing for certain.
+    Line {
+        /// The line.
+        line: Box<Entry>,
+        /// Of which session, where one is in a table or at an executor.
+        session: Option<(ClusterId, SessionName)>,
+    },
+}
+
+impl Owed {
+    /// Returns the missing line of this end.
+    pub(crate) fn end(ended: &Ended) -> Self {
+        Self::Line { line: Box::new(end_line(ended)), session: Some((ended.cluster, ended.session)) }
     }
-    if let Some(executor) = executor
+
+    /// Returns the missing line of a session that its executor lost without a word of it.
+    pub(crate) fn lost(cluster: ClusterId, session: SessionName, request: Decided) -> Self {
+        Self::end(&Ended { session, cluster, request, outcome: Outcome::Refused(lost()) })
+    }
+
+    /// Returns the missing line for a start line of which nobody knows the session.
+    pub(crate) fn unknown(start: Entry) -> Self {
+        let mut line = Entry { event: Event::End, ..start };
+        fill(&mut line, &Outcome::Refused(lost()));
+        Self::Line { line: Box::new(line), session: None }
+    }
+}
+
+fn lost() -> Failure {
+    Failure::new(
+        Kind::Unknown,
+        "the session was lost before the executor told of it: whether the command ran is not known",
+    )
+}
+
+/// Writes ends down, and keeps those for which the disk has no room.
+#[derive(Debug, Default)]
+pub(crate) struct Ends {
+    waiting: VecDeque<(Box<Entry>, Option<(ClusterId, SessionName)>)>,
+    retry_at: Option<Instant>,
+    pause: Duration,
+}
+
+impl Ends {
+    /// Writes the end line of a session, takes it out of the table, and lets the executor forget it.
+    pub(crate) async fn write(&mut self, clusters: &Clusters, owed: Owed) {
+        let (line, session) = match owed {
+            Owed::Line { line, session } => (line, session),
+            Owed::Told(ended) => {
+                let session = Some((ended.cluster, ended.session));
+                let table = clusters.shared().executor.tables().find(ended.cluster);
+                if !table.is_some_and(|table| table.claim(&ended.session)) {
+                    if !self.waiting.iter().any(|(_, waiting)| *waiting == session) {
+                        confirm(clusters, session).await;
+                    }
+                    return;
+                }
+                (Box::new(end_line(&ended)), session)
+            }
+        };
+        if let Err(failure) = self.append(clusters, &line) {
+            tracing::error!(session = %line.session, "the end is not in the audit yet: {failure}");
+            self.waiting.push_back((line, session));
+            self.postpone(clusters, &failure);
+        } else {
+            confirm(clusters, session).await;
+        }
+        if let Some((cluster, name)) = session
+            && let Some(table) = clusters.shared().executor.tables().find(cluster)
+        {
+            table.finish(&name);
+        }
+    }
+
+    fn append(&self, clusters: &Clusters, line: &Entry) -> Result<(), Failure> {
+        let line = Entry { at_ms: now_ms(), ..line.clone() };
+        clusters.shared().audit.append(&line)?;
+        tracing::info!(session = %line.session, cluster = %line.cluster, code = line.code, "ended");
+        Ok(())
+    }
+
+    /// Returns when the next attempt is due; absent = nothing waits.
+    pub(crate) fn retry_at(&self) -> Option<Instant> {
+        self.retry_at
+    }
+
+    /// Tries the lines again that wait, until one fails.
+    pub(crate) async fn retry(&mut self, clusters: &Clusters) {
+        while let Some((line, session)) = self.waiting.pop_front() {
+            if let Err(failure) = self.append(clusters, &line) {
+                self.waiting.push_front((line, session));
+                return self.postpone(clusters, &failure);
+            }
+            confirm(clusters, session).await;
+        }
+        if self.retry_at.take().is_some() {
+            self.pause = Duration::ZERO;
+            clusters.shared().audit.owes(0);
+            for membership in clusters.ready() {
+                membership.clear(AlarmCause::Audit);
+            }
+        }
+    }
+
+    fn postpone(&mut self, clusters: &Clusters, failure: &Failure) {
+        self.pause = (self.pause * 2).clamp(END_LINE_RETRY_INTERVAL, END_LINE_RETRY_MAX_INTERVAL);
+        self.retry_at = Some(Instant::now() + self.pause);
+        let number = self.waiting.len();
+        clusters.shared().audit.owes(number);
+        let ends = if number == 1 { "1 end of a session waits" } else { &format!("{number} ends of sessions wait") };
+        for membership in clusters.ready() {
+            membership.raise(AlarmCause::Audit, format!("{ends} to be written into the audit: {}", failure.message));
+        }
+    }
+}
+
+/// Lets the executor forget an end that is in the audit.
+async fn confirm(clusters: &Clusters, session: Option<(ClusterId, SessionName)>) {
+    let Some((_, name)) = session else { return };
+    if let Some(executor) = clusters.shared().executor.running().await
         && let Err(failure) = executor.audited(name).await
     {
-        tracing::warn!(session = %name.id.short(), "the executor was not told: {failure}");
+        tracing::debug!(session = %name.id.short(), "the executor was not told: {failure}");
     }
+}
+
+/// Returns the end line of a session. It needs nothing of the session's cluster, which may be gone.
+pub(crate) fn end_line(ended: &Ended) -> Entry {
+    let names = ended.request.audit.clone().unwrap_or_else(|| AuditNames {
+        cluster: ended.cluster.to_string(),
+        who: None,
+        user: ended.request.run_as.clone().unwrap_or_default(),
+    });
+    let mut line = line(&names, ended.session, &ended.request, Event::End);
+    line.user = line.user.or(Some(names.user));
+    fill(&mut line, &ended.outcome);
+    line
 }
 
 fn fill(line: &mut Entry, outcome: &Outcome) {

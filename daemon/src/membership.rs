@@ -147,6 +147,8 @@ impl Membership {
     pub(crate) fn new(parts: Parts, shared: Arc<Shared>) -> Arc<Self> {
         let cluster = parts.held.snapshot.header().cluster;
         let counters = shared.metrics.of(cluster);
+        let live = shared.executor.tables().of(cluster);
+        live.open();
         let alarms = Alarms::default();
         if let Some(text) = parts.foreign {
             alarms.raise(AlarmCause::Foreign, text);
@@ -163,7 +165,7 @@ impl Membership {
             directory: directory::Limits::default(),
             pool: Pool::new(parts.me, Arc::clone(&counters)),
             counters,
-            live: shared.executor.tables().of(cluster),
+            live,
             refusals: Refusals::default(),
             shared,
             held: watch::Sender::new(Arc::new(parts.held)),

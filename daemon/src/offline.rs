@@ -1,5 +1,7 @@
 //! What can be done without a daemon: the disk part of a request. Nothing is published.
 
+mod leave;
+
 use malai_protocol::failure::{Failure, Kind};
 use malai_protocol::home::Home;
 use malai_protocol::local::{Changed, Request, RescanOutcome, Rescanned, Response};
@@ -12,6 +14,9 @@ use crate::store::lock::Changes;
 
 /// Does the disk part of a request, on a home where no daemon runs. An agent may run there.
 pub async fn offline(home: &Home, request: Request) -> Response {
+    if let Request::MachineLeave { cluster, force } = &request {
+        return leave::leave(home, cluster, *force).await.unwrap_or_else(Response::Failed);
+    }
     let home = home.clone();
     // The disk may be slow, and the lock may have to be waited for.
     let done = tokio::task::spawn_blocking(move || answer(&home, &request)).await;
@@ -47,9 +52,6 @@ fn answer(home: &Home, request: &Request) -> Result<Response, Failure> {
         Request::ConfigShow { cluster } => admin::config_show(home, cluster).map(Response::Config),
         Request::Can(ask) => admin::can(home, ask).map(Response::Verdict),
         Request::MachineInit(ask) => admin::machine_init(&begin()?, ask).map(Response::Machine),
-        Request::MachineLeave { cluster, force } => {
-            admin::machine_leave(&begin()?, cluster, *force).map(|()| Response::Done)
-        }
         Request::Doctor => Ok(Response::Doctor(doctor::offline(home))),
         Request::Session(_)
         | Request::Status
@@ -62,7 +64,8 @@ fn answer(home: &Home, request: &Request) -> Result<Response, Failure> {
         | Request::Leave
         | Request::Yield
         | Request::ClusterPending { .. }
-        | Request::MachineJoin { .. } => {
+        | Request::MachineJoin { .. }
+        | Request::MachineLeave { .. } => {
             Err(Failure::new(Kind::NotConfigured, "this needs a daemon, and none runs here").hint("malai daemon"))
         }
     }

@@ -29,6 +29,9 @@ use crate::spread::spread;
 use crate::status;
 use crate::store::lock::Changes;
 
+/// How long a stop waits, when all sessions have ended, until that is written down.
+const ENDS_WAIT: Duration = Duration::from_secs(2);
+
 /// What the handlers of requests work with.
 #[derive(Debug)]
 pub(crate) struct Context {
@@ -227,6 +230,12 @@ async fn stop(context: &Context) -> Result<Response, Failure> {
         if let Some(executor) = clusters.shared().executor.running().await {
             executor.shutdown("the daemon on the target was stopped").await?;
         }
+        for table in clusters.shared().executor.tables().all() {
+            // What is told is written down at the daemon's end, too.
+            if !table.all_over(ENDS_WAIT).await {
+                tracing::warn!(cluster = %table.cluster().short(), "the daemon stops before all ends were told");
+            }
+        }
         stop.cancel();
         Ok(Response::Done)
     };
@@ -345,9 +354,17 @@ async fn machine_leave(context: &Context, alias: String, force: bool) -> Result<
     let clusters = Arc::clone(&context.clusters);
     let both = async move {
         let (home, name) = (clusters.shared().home.clone(), alias.clone());
-        blocking(move || admin::machine_leave(&Changes::begin(&home)?, &name, force)).await?;
+        blocking(move || admin::check_leave(&home, &name, force)).await?;
+        // Its sessions end while their callers can still be told, and while somebody can say why they ended.
         clusters.unload(&alias).await;
-        Ok(Response::Done)
+        let (home, name) = (clusters.shared().home.clone(), alias.clone());
+        let left = blocking(move || admin::machine_leave(&Changes::begin(&home)?, &name, force)).await;
+        match left {
+            // It may have been taken in anew meanwhile, for a change of its `[network]`.
+            Ok(()) => clusters.unload(&alias).await,
+            Err(_) => clusters.load(&alias).await,
+        }
+        left.map(|()| Response::Done)
     };
     context.clusters.finish(both).await
 }

@@ -1,18 +1,21 @@
 //! What all clusters of one daemon share: who it runs as, the audit, the executor.
 
+use std::collections::HashSet;
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex as SyncMutex, PoisonError};
 
 use malai_protocol::access::Me;
 use malai_protocol::failure::Failure;
 use malai_protocol::home::Home;
 use malai_protocol::id::{Incarnation, MachineId};
-use malai_protocol::plan::{Ended, Program};
+use malai_protocol::plan::{Program, SessionName};
 use tokio::sync::{Mutex, mpsc};
 use tokio_util::sync::CancellationToken;
 
-use crate::audit::Audit;
+use crate::audit::{self, Audit};
+use crate::ended::Owed;
 use crate::machine::live::Tables;
 use crate::metrics::Registry;
 use crate::program;
@@ -65,9 +68,11 @@ pub(crate) struct ExecutorSlot {
     /// That program, as it was when the daemon started.
     installed: Option<Program>,
     events: mpsc::Sender<Event>,
-    /// Sessions of an earlier daemon, or of an executor that died, whose ends are not written down yet. As many as that
-    /// executor's table held.
-    leftovers: mpsc::UnboundedSender<Ended>,
+    /// Ends that no control connection tells of: those of an earlier daemon, of an executor that was lost, of requests
+    /// that were given up. As many as an executor's table and this daemon's tables hold.
+    owed: mpsc::UnboundedSender<Owed>,
+    /// An executor was met before in this life of the daemon.
+    met: AtomicBool,
     tables: Arc<Tables>,
     running: Mutex<Option<Executor>>,
     incarnation: SyncMutex<Option<Incarnation>>,
@@ -79,12 +84,19 @@ impl ExecutorSlot {
         home: Home,
         program: Option<(PathBuf, Vec<OsString>)>,
         events: mpsc::Sender<Event>,
-        leftovers: mpsc::UnboundedSender<Ended>,
+        owed: mpsc::UnboundedSender<Owed>,
         tables: Arc<Tables>,
     ) -> Self {
         let installed = program.as_ref().and_then(|(program, _)| program::at(program));
-        let (running, incarnation) = (Mutex::default(), SyncMutex::default());
-        Self { home, program, installed, events, leftovers, tables, running, incarnation }
+        let (running, incarnation, met) = (Mutex::default(), SyncMutex::default(), AtomicBool::new(false));
+        Self { home, program, installed, events, owed, met, tables, running, incarnation }
+    }
+
+    /// Has an end written down.
+    pub(crate) fn owe(&self, owed: Owed) {
+        if self.owed.send(owed).is_err() {
+            tracing::debug!("the daemon stops before an end was written down; the next one sees that it is missing");
+        }
     }
 
     /// The executor, started if none runs.
@@ -116,24 +128,57 @@ impl ExecutorSlot {
         };
         let options = StartOptions { home: self.home.clone(), mode, events: self.events.clone() };
         let executor = Executor::start(options).await?;
-        self.adopt(&executor);
+        self.adopt(&executor).await;
         self.note(Some(executor.incarnation()));
         *running = Some(executor.clone());
         Ok(executor)
     }
 
     /// Takes over what the executor has from before: ends that are to be written down, and sessions that still run.
-    /// Their callers were lost with the daemon that they came through, and come back to this one.
-    fn adopt(&self, executor: &Executor) {
+    /// Their callers were lost with the daemon that they came through, and come back to this one. What was sent to another
+    /// executor, and what this one has not, is lost; a plan for this one comes only when this has returned.
+    async fn adopt(&self, executor: &Executor) {
         let sessions = executor.sessions();
-        for ended in sessions.ended.iter().cloned() {
-            if self.leftovers.send(ended).is_err() {
-                tracing::debug!("the daemon stops before an end was written down; the executor keeps it");
-            }
-        }
         for live in &sessions.live {
             tracing::info!(session = %live.session.id.short(), cluster = %live.cluster.short(), "goes on");
             self.tables.of(live.cluster).adopt(live);
+        }
+        let live: Vec<_> = sessions.live.iter().map(|live| live.session).collect();
+        let ended: Vec<_> = sessions.ended.iter().map(|ended| ended.session).collect();
+        if !self.met.swap(true, Ordering::Relaxed) {
+            return self.adopt_first(executor, live, ended).await;
+        }
+        for ended in sessions.ended.iter().cloned() {
+            self.owe(Owed::Told(ended));
+        }
+        let known: HashSet<SessionName> = live.into_iter().chain(ended).collect();
+        for table in self.tables.all() {
+            for (name, request) in table.claim_others(&known) {
+                tracing::error!(session = %name.id.short(), cluster = %table.cluster().short(), "lost with its executor");
+                self.owe(Owed::lost(table.cluster(), name, request));
+            }
+        }
+    }
+
+    /// Does the same in a daemon that has no table of an earlier one's sessions: what is owed, the audit tells.
+    async fn adopt_first(&self, executor: &Executor, live: Vec<SessionName>, ended: Vec<SessionName>) {
+        let home = self.home.clone();
+        let read = tokio::task::spawn_blocking(move || audit::unended(&home, &live, &ended));
+        let unended = match read.await.map_err(std::io::Error::other).flatten() {
+            Ok(unended) => unended,
+            Err(error) => {
+                tracing::error!("the audit cannot be read for ends that are missing: {error}");
+                audit::Unended::default()
+            }
+        };
+        for ended in &executor.sessions().ended {
+            // A daemon that was killed may have written it, and not told.
+            let is_written = unended.written.contains(&ended.session);
+            self.owe(if is_written { Owed::Told(ended.clone()) } else { Owed::end(ended) });
+        }
+        for start in unended.starts {
+            tracing::error!(session = %start.session, cluster = %start.cluster, "started, and nobody knows of it any more");
+            self.owe(Owed::unknown(start));
         }
     }
 

@@ -60,7 +60,7 @@ pub(crate) async fn status(clusters: &Clusters, probe: bool) -> Status {
 pub(crate) async fn daemon(clusters: &Clusters) -> DaemonStatus {
     let shared = clusters.shared();
     let executor = shared.executor.running().await;
-    let sessions: usize = clusters.ready().iter().map(|membership| membership.live.len()).sum();
+    let sessions: usize = shared.executor.tables().all().iter().map(|table| table.len()).sum();
     DaemonStatus {
         pid: std::process::id(),
         version: crate::VERSION.to_owned(),

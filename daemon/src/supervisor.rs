@@ -158,6 +158,29 @@ impl Executor {
                 (launch::open(dial.connect().await?, None).await?, dial, Some(task))
             }
         };
+        Ok(Self::over(opened, dial, task, events, stop, guard))
+    }
+
+    /// Connects to the home's executor, if one runs.
+    ///
+    /// # Errors
+    /// When the one that runs does not answer, or is of another version.
+    pub(crate) async fn find(home: &Home, events: mpsc::Sender<Event>) -> Result<Option<Self>, Failure> {
+        let socket = home.executor_socket();
+        let Some(opened) = launch::find(&socket).await? else { return Ok(None) };
+        let stop = CancellationToken::new();
+        let guard = stop.clone().drop_guard();
+        Ok(Some(Self::over(opened, Dial::Socket(socket), None, events, stop, guard)))
+    }
+
+    fn over(
+        opened: launch::Opened,
+        dial: Dial,
+        task: Option<JoinHandle<anyhow::Result<()>>>,
+        events: mpsc::Sender<Event>,
+        stop: CancellationToken,
+        guard: DropGuard,
+    ) -> Self {
         let launch::Opened { reader, writer, sessions, pid } = opened;
         let (orders, taken) = mpsc::channel(ORDERS);
         let (gone, closing) = (CancellationToken::new(), Arc::<AtomicBool>::default());
@@ -166,7 +189,7 @@ impl Executor {
         tokio::spawn(stop.run_until_cancelled_owned(tell));
         let task = Mutex::new(task);
         let inner = Inner { dial, orders, sessions, pid, gone, closing, task, _guard: guard };
-        Ok(Self { inner: Arc::new(inner) })
+        Self { inner: Arc::new(inner) }
     }
 
     /// What the executor had when this handle connected.

@@ -52,12 +52,19 @@ async fn after_the_agent(home: &Home, part: Part) -> Result<Lock, Failure> {
     }
 }
 
-/// Sends `Yield`, and waits until the agent has closed the connection.
 async fn ask_to_leave(home: &Home) -> anyhow::Result<()> {
+    ask(home, &Request::Yield).await
+}
+
+/// Sends a request to the agent, and waits until that has closed the connection.
+///
+/// # Errors
+/// What the socket says.
+pub(crate) async fn ask(home: &Home, request: &Request) -> anyhow::Result<()> {
     let mut stream = UnixStream::connect(home.socket()).await?;
     let hello = Hello { version: VERSION, malai: crate::VERSION.to_owned(), pid: std::process::id(), agent: false };
     stream.write_all(&Frame::control(Kind::LocalHello, &hello)?.to_bytes()).await?;
-    stream.write_all(&Frame::control(Kind::Request, &Request::Yield)?.to_bytes()).await?;
+    stream.write_all(&Frame::control(Kind::Request, request)?.to_bytes()).await?;
     // What it answers does not matter, its end does.
     stream.take(64 * 1024).read_to_end(&mut Vec::new()).await?;
     Ok(())

@@ -150,6 +150,21 @@ pub struct Decided {
     /// It waits for nobody, and its output goes to the disk.
     #[serde(default)]
     pub detached: bool,
+    /// What its lines of the audit name: they are written when its cluster is served no more, too. Absent from a request
+    /// that was not granted, and in an executor's memory from a session that an older daemon planned.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub audit: Option<AuditNames>,
+}
+
+/// The names in a session's lines of the audit, as they were when it was granted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AuditNames {
+    /// The alias of the cluster.
+    pub cluster: String,
+    /// The caller's name in the config.
+    pub who: Option<String>,
+    /// The user that the command runs as.
+    pub user: String,
 }
 
 /// The caller of an attachment went away for good.

@@ -2,6 +2,7 @@
 
 use malai_protocol::config::Name;
 use malai_protocol::failure::{Failure, Kind};
+use malai_protocol::home::Home;
 use malai_protocol::id::ClusterId;
 use malai_protocol::invite::Invite;
 use malai_protocol::local::{MachineInit, MachineMade, Role};
@@ -81,14 +82,17 @@ pub fn join_finish(changes: &Changes, alias: &str, first: &Snapshot) -> Result<(
     }
 }
 
-/// Forgets a cluster: its keys and its config on this machine.
+/// Checks whether a cluster may be left.
 ///
 /// # Errors
 /// [`Kind::Conflict`] when this machine is its manager and `force` was not given, [`Kind::NotConfigured`] when there is
-/// none, else what the disk says.
-pub fn machine_leave(changes: &Changes, alias: &str, force: bool) -> Result<(), Failure> {
+/// none.
+pub(crate) fn check_leave(home: &Home, alias: &str, force: bool) -> Result<(), Failure> {
     clusters::check_alias(alias)?;
-    let dir = changes.home().cluster(alias);
+    let dir = home.cluster(alias);
+    if dir.root().symlink_metadata().is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound) {
+        return Err(clusters::unknown(home, alias));
+    }
     // By the file alone: a key that cannot be read is still the only one.
     if dir.cluster_key().symlink_metadata().is_ok() && !force {
         let message = format!(
@@ -99,6 +103,15 @@ pub fn machine_leave(changes: &Changes, alias: &str, force: bool) -> Result<(), 
             dir.cluster_key().display()
         )));
     }
+    Ok(())
+}
+
+/// Forgets a cluster: its keys and its config on this machine.
+///
+/// # Errors
+/// As [`check_leave`], else what the disk says.
+pub fn machine_leave(changes: &Changes, alias: &str, force: bool) -> Result<(), Failure> {
+    check_leave(changes.home(), alias, force)?;
     clusters::forget(changes, alias)
 }
 

@@ -125,17 +125,18 @@ fn plan(shared: &Arc<Shared>, plan: Plan) -> Option<Ended> {
         }
         Err(Rejected::Failed(failure, slot)) => {
             span.in_scope(|| tracing::info!(kind = failure.kind.name(), "plan refused"));
-            if let Some(slot) = slot
-                && let Ok(permit) = shared.refusals.clone().try_acquire_owned()
-            {
-                let (shared, failure) = (shared.clone(), failure.clone());
-                shared.clone().spawn(async move {
-                    refuse(Link::new(slot), &failure).await;
-                    shared.table.close_slot(session);
-                    drop(permit);
-                });
-            } else {
-                shared.table.close_slot(session);
+            match (slot, shared.refusals.clone().try_acquire_owned()) {
+                (Some(slot), Ok(permit)) => {
+                    let (shared, failure) = (shared.clone(), failure.clone());
+                    shared.clone().spawn(async move {
+                        refuse(Link::new(slot), &failure).await;
+                        shared.table.close_slot(session);
+                        drop(permit);
+                    });
+                }
+                (Some(_), Err(_)) => shared.table.close_slot(session),
+                // The place is another attempt's.
+                (None, _) => {}
             }
             Some(Ended { session, cluster, request: plan.request, outcome: Outcome::Refused(failure) })
         }

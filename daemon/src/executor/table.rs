@@ -104,7 +104,7 @@ pub(crate) struct Admitted {
 pub(crate) enum Rejected {
     /// The session lives: this is not told as its end.
     Lives,
-    /// The end of this attempt, and where the caller may wait to hear it.
+    /// The end of this attempt, and where the caller may wait to hear it; none where another attempt has that place.
     Failed(Failure, Option<oneshot::Receiver<Attachment>>),
 }
 
@@ -248,15 +248,17 @@ impl Table {
             Ok(permit) => permit,
             Err(failure) => return Err(Rejected::Failed(failure, inner.slot(session))),
         };
+        // First the place, then the line: what the journal has as started is either run, or told as ended.
+        let Some(slot) = inner.slot(session) else {
+            let failure = busy("an earlier attempt of this request was refused, and its caller is still being told");
+            return Err(Rejected::Failed(failure, None));
+        };
         let live = live_of(plan);
         if let Err(error) = inner.journal.write(&Line::Started(live.clone())) {
             let failure = Failure::new(Kind::Internal, format!("cannot write the journal of sessions: {error}"))
                 .hint("look at the disk of that machine: `df -h`, and MALAI_HOME/sessions");
-            return Err(Rejected::Failed(failure, inner.slot(session)));
+            return Err(Rejected::Failed(failure, Some(slot)));
         }
-        let Some(slot) = inner.slot(session) else {
-            return Err(Rejected::Lives);
-        };
         for usage in [ID, PLACE, &cost(&live.request.words)] {
             inner.callers.add(session.caller, usage);
         }

@@ -39,6 +39,7 @@ pub(crate) fn live(number: u8) -> Live {
         reason: None,
         since_ms: 1,
         detached: false,
+        audit: None,
     };
     Live { session: session(number), cluster: ClusterId::from_bytes(KEY).expect("a key"), request }
 }

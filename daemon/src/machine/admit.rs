@@ -8,13 +8,14 @@ use malai_protocol::audit::{Entry, Event, printable};
 use malai_protocol::failure::{Failure, Kind};
 use malai_protocol::id::MachineId;
 use malai_protocol::peer::unknown_need;
-use malai_protocol::plan::{Decided, Plan, SessionName};
+use malai_protocol::plan::{AuditNames, Decided, Ended, Outcome, Plan, SessionName};
 use malai_protocol::session::{DEFAULT_GRACE_MS, ExecSpec};
 use tokio::time::Instant;
 
-use super::live::Sent;
+use super::live::{NotSent, Sent};
 use super::refusals::{self, Verdict};
 use crate::clock::now_ms;
+use crate::ended::{Owed, end_line};
 use crate::membership::{Held, Membership};
 use crate::supervisor::Executor;
 
@@ -38,9 +39,25 @@ pub(crate) async fn admit(
         if refused.taken && again {
             return refused;
         }
-        let event = if refused.audited { Event::End } else { Event::Refused };
-        let line = entry(membership, name, &asked, event);
-        Refused { failure: write_refusal(membership, name, line, refused.failure, ""), ..refused }
+        let failure = match refused.line {
+            Line::Refused => {
+                let line = entry(membership, name, &asked, Event::Refused);
+                write_refusal(membership, name, line, refused.failure, "")
+            }
+            Line::End(request) => {
+                let outcome = Outcome::Refused(refused.failure.clone());
+                let ended = Ended { session: name, cluster: membership.cluster, request: *request, outcome };
+                tracing::info!(session = %name.id.short(), "not started: {}", refused.failure);
+                let line = end_line(&ended);
+                if let Err(failure) = membership.shared.audit.append(&line) {
+                    tracing::error!(session = %name.id.short(), "the end is not in the audit yet: {failure}");
+                    membership.shared.executor.owe(Owed::Line { line: Box::new(line), session: None });
+                }
+                refused.failure
+            }
+            Line::Written => refused.failure,
+        };
+        Refused { failure, taken: refused.taken, line: Line::Written }
     })
 }
 
@@ -58,10 +75,8 @@ pub(super) fn write_refusal(
     failure: Failure,
     doing: &str,
 ) -> Failure {
-    // What has a line of its start gets one of its end, always: it was granted.
-    let granted = line.event == Event::End;
-    membership.counters.sessions_refused.add(u64::from(!granted));
-    if !granted && let Verdict::LeaveOut(at) = membership.refusals.ask(name.caller, Instant::now()) {
+    membership.counters.sessions_refused.one();
+    if let Verdict::LeaveOut(at) = membership.refusals.ask(name.caller, Instant::now()) {
         if let Some(at) = at {
             refusals::tell(membership, name.caller, at);
         }
@@ -72,8 +87,7 @@ pub(super) fn write_refusal(
     line.code = Some(failure.kind.exit_code());
     line.outcome = Some(format!("{}: {doing}{}", failure.kind.name(), failure.message));
     match membership.shared.audit.append(&line) {
-        Ok(bytes) if !granted => membership.refusals.wrote(name.caller, bytes),
-        Ok(_) => {}
+        Ok(bytes) => membership.refusals.wrote(name.caller, bytes),
         Err(failure) => tracing::error!("the audit cannot be written: {failure}"),
     }
     failure
@@ -86,13 +100,44 @@ pub(crate) struct Refused {
     pub(crate) failure: Failure,
     /// The name is taken: another request with this id is being worked on, or was.
     pub(crate) taken: bool,
-    /// A `start` line was written before it.
-    audited: bool,
+    /// What the audit is to say of it.
+    line: Line,
+}
+
+/// The line of the audit that a refusal needs.
+#[derive(Debug)]
+enum Line {
+    /// That it was refused.
+    Refused,
+    /// The end that belongs to its start line.
+    End(Box<Decided>),
+    /// None: it is there, or another's to write.
+    Written,
+}
+
+/// A start line that has no end line and no plan yet: when the request is given up over that, its end is owed.
+struct Started<'a> {
+    membership: &'a Arc<Membership>,
+    name: SessionName,
+    /// Taken out when something else sees to the end.
+    request: Option<Decided>,
+}
+
+impl Drop for Started<'_> {
+    fn drop(&mut self) {
+        let Some(request) = self.request.take() else { return };
+        if self.membership.live.give_up(&self.name) {
+            let failure = Failure::new(Kind::Internal, "not started: its caller, or the daemon, went before it was");
+            let (cluster, outcome) = (self.membership.cluster, Outcome::Refused(failure));
+            let ended = Ended { session: self.name, cluster, request, outcome };
+            self.membership.shared.executor.owe(Owed::end(&ended));
+        }
+    }
 }
 
 impl From<Failure> for Refused {
     fn from(failure: Failure) -> Self {
-        Self { failure, taken: false, audited: false }
+        Self { failure, taken: false, line: Line::Refused }
     }
 }
 
@@ -106,7 +151,7 @@ async fn register_and_decide(
     let registered = membership.live.register(name, asked.clone());
     if let Some(Err(())) = &registered {
         let failure = Failure::new(Kind::Conflict, "a session with this id exists already");
-        return Err(Refused { failure, taken: true, audited: false });
+        return Err(Refused { failure, taken: true, line: Line::Refused });
     }
     let result = match &registered {
         Some(_) => decide_and_send(membership, name, generation, &spec, asked).await,
@@ -139,25 +184,30 @@ async fn decide_and_send(
         executor.check_questions()?;
     }
     let deadline = Instant::now() + SYNC_WAIT;
-    let mut audited = false;
-    let refused = |failure, audited| Refused { failure, taken: false, audited };
+    let mut started: Option<Started<'_>> = None;
+    // From the start line on every refusal is the end that belongs to it.
+    let refused = |failure, started: &mut Option<Started<'_>>| {
+        let request = started.as_mut().and_then(|started| started.request.take());
+        let line = request.map_or(Line::Refused, |request| Line::End(Box::new(request)));
+        Refused { failure, taken: false, line }
+    };
     loop {
         let request = Request::from(asked);
         let (held, grant) = decided(membership, &name.caller, generation, &request, deadline)
             .await
-            .map_err(|failure| refused(failure, audited))?;
-        refuse_directory(spec, &grant).map_err(|failure| refused(failure, audited))?;
+            .map_err(|failure| refused(failure, &mut started))?;
+        refuse_directory(spec, &grant).map_err(|failure| refused(failure, &mut started))?;
         let plan = plan(membership, name, spec, asked, &grant);
-        if !audited {
-            let mut line = entry(membership, name, &plan.request, Event::Start);
-            line.who = Some(grant.who.clone());
-            line.user = Some(plan.request.run_as.clone().unwrap_or_else(|| membership.shared.user.clone()));
-            membership.shared.audit.append(&line).map_err(unaudited)?;
-            audited = true;
+        if started.is_none() {
+            membership.shared.audit.append_start(&start_line(membership, name, &plan.request)).map_err(unaudited)?;
         }
+        let request = Some(plan.request.clone());
+        started.get_or_insert(Started { membership, name, request: None }).request = request;
         let now = || membership.held().generation();
         match membership.live.send(plan, held.generation(), now, &executor).await {
             Ok(Sent::Yes) => {
+                // From here on the session's own end has the line.
+                drop(started.as_mut().and_then(|started| started.request.take()));
                 membership.counters.served.one();
                 membership.counters.called.add(u64::from(name.caller == membership.me));
                 tracing::info!(
@@ -167,7 +217,10 @@ async fn decide_and_send(
                 return Ok(executor);
             }
             Ok(Sent::Outdated) => {}
-            Err(failure) => return Err(refused(failure, audited)),
+            Err(NotSent { failure, is_over }) => {
+                let refused = refused(failure, &mut started);
+                return Err(if is_over { Refused { line: Line::Written, ..refused } } else { refused });
+            }
         }
     }
 }
@@ -229,6 +282,7 @@ fn asked(spec: &ExecSpec) -> Decided {
         reason: spec.reason.clone(),
         since_ms: now_ms(),
         detached: spec.detach,
+        audit: None,
     }
 }
 
@@ -255,19 +309,47 @@ fn plan(membership: &Membership, name: SessionName, spec: &ExecSpec, asked: &Dec
         grace_ms: grace_ms(membership),
         // Whoever never attaches again is not waited for.
         kill_on_lost: !spec.detach && (spec.kill_on_lost || spec.follower.is_none()),
-        request: Decided { named: grant.named.clone(), run_as: grant.run_as.clone(), ..asked.clone() },
+        request: Decided {
+            named: grant.named.clone(),
+            run_as: grant.run_as.clone(),
+            audit: Some(AuditNames {
+                cluster: membership.alias.clone(),
+                who: Some(grant.who.clone()),
+                user: grant.run_as.clone().unwrap_or_else(|| membership.shared.user.clone()),
+            }),
+            ..asked.clone()
+        },
     }
+}
+
+/// The line of a session that is about to start.
+fn start_line(membership: &Membership, name: SessionName, request: &Decided) -> Entry {
+    let mut line = entry(membership, name, request, Event::Start);
+    if let Some(AuditNames { who, user, .. }) = request.audit.clone() {
+        (line.who, line.user) = (who, Some(user));
+    }
+    line
 }
 
 /// A line of the audit about this session.
 pub(crate) fn entry(membership: &Membership, name: SessionName, request: &Decided, event: Event) -> Entry {
     let held = membership.held();
+    let names = AuditNames {
+        cluster: membership.alias.clone(),
+        who: held.config.machine_by_id(&name.caller).map(|(who, _)| who.to_string()),
+        user: membership.shared.user.clone(),
+    };
+    line(&names, name, request, event)
+}
+
+/// The same, where nothing is known of the session's cluster but these names.
+pub(crate) fn line(names: &AuditNames, name: SessionName, request: &Decided, event: Event) -> Entry {
     Entry {
         at_ms: now_ms(),
         event,
-        cluster: membership.alias.clone(),
+        cluster: names.cluster.clone(),
         session: name.id.to_string(),
-        who: held.config.machine_by_id(&name.caller).map(|(who, _)| who.to_string()),
+        who: names.who.clone(),
         id52: name.caller.to_string(),
         words: request.words.iter().map(|word| printable(word)).collect(),
         named: request.named.clone(),

@@ -109,8 +109,8 @@ async fn decided_on(live: &LiveTable, peer: MachineId, session: SessionName) {
     while live.is_undecided(&session) && Instant::now() < until {
         sleep(LOOK).await;
     }
-    if session.caller == peer && !live.has(&session) {
-        live.spend(session);
+    if session.caller == peer {
+        live.spend_unless_here(session);
     }
 }
 
@@ -164,6 +164,7 @@ fn nothing_run() -> Decided {
         reason: None,
         since_ms: now_ms(),
         detached: false,
+        audit: None,
     }
 }
 

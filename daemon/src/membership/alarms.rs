@@ -14,6 +14,8 @@ pub(crate) enum AlarmCause {
     Foreign,
     /// A machine joined by an invite, and the config gives it less than the invite promised.
     Joined,
+    /// The audit cannot be written: ends of sessions are not in it yet.
+    Audit,
 }
 
 /// Holds the alarms of one cluster.

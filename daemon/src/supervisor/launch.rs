@@ -101,6 +101,29 @@ async fn part(reader: &mut FramedRead<ReadHalf<Connection>, FrameCodec>) -> Resu
     reader.next().await.ok_or_else(closed)??.expect(Kind::Sessions, "the executor's sessions")
 }
 
+/// Connects to the executor of this socket, if one runs.
+pub(super) async fn find(socket: &Path) -> Result<Option<Opened>, Failure> {
+    match UnixStream::connect(socket).await {
+        Ok(stream) => {
+            let pid = pid_of(&stream);
+            open(Box::new(stream), pid).await.map(Some)
+        }
+        Err(error) if is_none_there(&error) => Ok(None),
+        Err(error) => {
+            let text = format!("cannot connect to {}: {error}", socket.display());
+            Err(Failure::new(failure::Kind::Internal, text).hint("check who may use that socket: `ls -l`"))
+        }
+    }
+}
+
+fn is_none_there(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)
+}
+
+fn pid_of(stream: &UnixStream) -> Option<u32> {
+    stream.peer_cred().ok().and_then(|peer| peer.pid()).and_then(|pid| u32::try_from(pid).ok())
+}
+
 /// Connects to the executor of this socket; where none answers, starts `program`.
 pub(super) async fn find_or_start(socket: &Path, program: &Path, args: &[OsString]) -> Result<Opened, Failure> {
     let until = Instant::now() + START;
@@ -109,14 +132,14 @@ pub(super) async fn find_or_start(socket: &Path, program: &Path, args: &[OsStrin
     loop {
         match UnixStream::connect(socket).await {
             Ok(stream) => {
-                let pid = stream.peer_cred().ok().and_then(|peer| peer.pid()).and_then(|pid| u32::try_from(pid).ok());
+                let pid = pid_of(&stream);
                 match open(Box::new(stream), pid).await {
                     // One that is about to end closes what it was sent.
                     Err(failure) if failure.kind == failure::Kind::Internal => last = failure.message,
                     result => return result,
                 }
             }
-            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {}
+            Err(error) if is_none_there(&error) => {}
             Err(error) => last = format!("cannot connect to {}: {error}", socket.display()),
         }
         let ended = match &mut started {

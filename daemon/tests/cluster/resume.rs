@@ -90,6 +90,44 @@ async fn lose(scene: &Scene, mut wire: Wire, conn: &Connection, way: Way) -> Res
     }
 }
 
+/// One request on two streams at once: as it was sent first, and as it is sent again and then refused. Returns whether
+/// each was told that the command did not run.
+async fn race(scene: &Scene, conns: &[Connection; 2], met: Option<Incarnation>, spec: &ExecSpec) -> Result<[bool; 2]> {
+    let resend = Some(Resend { number: 2, met, since_ms: 0 });
+    let again = ExecSpec { resend, needs: vec!["what nobody has".into()], ..spec.clone() };
+    let wires = futures_util::try_join!(exec(&conns[0], scene.key.id(), spec), exec(&conns[1], scene.key.id(), &again));
+    let (first, second) = wires?;
+    // Of two that follow one session, one may have to give way to the other.
+    let (first, second) = futures_util::join!(follow(first), follow(second));
+    let did_not = |ran: Result<Ran>| {
+        let told = ran.ok().and_then(|ran| ran.end.err().flatten());
+        told.is_some_and(|failure| failure.kind != FailureKind::Unknown)
+    };
+    Ok([first, second].map(did_not))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_whose_resend_was_told_that_it_did_not_run_does_not_run_however_closely_the_two_come() -> Result<()> {
+    let scene = Scene::new().await?;
+    let conns = [scene.friend.dial(&scene.web01).await?, scene.friend.dial(&scene.web01).await?];
+    let (_control, hello) = peer::greet(&conns[0], None).await?;
+    ensure!(hello.executor.is_some(), "it does not greet with its executor");
+    let mut refused = 0;
+    for _ in 0..40 {
+        let traces: Vec<_> = (0..8).map(|_| scene.web01.home.root().join(format!("{:x?}", random()))).collect();
+        let specs: Vec<_> = traces.iter().map(|trace| followed(&["touch", &trace.display().to_string()])).collect();
+        let races = specs.iter().map(|spec| race(&scene, &conns, hello.executor, spec));
+        for (told, trace) in futures_util::future::try_join_all(races).await?.into_iter().zip(&traces) {
+            let [first_did_not, resend_did_not] = told;
+            ensure!(!(resend_did_not && trace.exists()), "it ran, and its caller was told that it did not");
+            ensure!(!(first_did_not && trace.exists()), "it ran, and its first sending was told that it did not");
+            refused += usize::from(resend_did_not);
+        }
+    }
+    ensure!(refused > 0, "no resend came first: nothing was raced");
+    scene.web01.end().await
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_command_goes_on_however_its_attachment_is_lost_and_is_followed_over_another_connection() -> Result<()> {
     let scene = Scene::new().await?;

@@ -4,6 +4,9 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod ends;
+mod failing;
+
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -33,10 +36,16 @@ fn main() -> ExitCode {
         let ended = malai_daemon::executor::main(Home::new(PathBuf::from(home)));
         return if ended.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
     }
+    if let [_, word, home] = &args[..]
+        && let Some(word) = word.to_str().filter(|word| [failing::DIES, failing::DROPS].contains(word))
+    {
+        let ended = failing::main(word, Path::new(home));
+        return if ended.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+    }
     macro_rules! trials {
         ($($name:ident)*) => { vec![$(Trial::test(stringify!($name), || block_on($name()))),*] };
     }
-    let trials = trials! {
+    let mut trials = trials! {
         a_command_goes_on_under_a_daemon_that_is_replaced
         a_command_of_this_machine_goes_on_under_its_daemon_too
         a_session_that_is_not_allowed_any_more_is_ended_by_the_daemon_that_comes
@@ -47,6 +56,20 @@ fn main() -> ExitCode {
         a_changed_network_ends_no_session
         an_executor_of_another_program_is_replaced_when_its_last_command_has_ended
     };
+    use ends::*;
+    trials.extend(trials! {
+        leaving_a_cluster_ends_its_sessions_first_and_each_end_is_in_the_audit
+        a_cluster_that_is_left_without_a_daemon_leaves_no_session_and_no_start_without_its_end
+        sessions_of_a_cluster_that_is_broken_or_waits_have_their_ends_in_the_audit
+        a_start_whose_session_nobody_has_gets_its_end_from_the_daemon_that_comes
+        an_end_that_was_written_and_not_confirmed_is_not_written_twice
+        an_end_that_finds_the_disk_full_is_written_when_there_is_room_and_is_an_alarm_until_then
+        a_plan_that_was_lost_with_its_executor_is_over_and_not_run_and_has_its_end
+        an_outdated_executor_that_lost_a_plan_is_replaced
+        an_agent_whose_executor_lost_a_plan_leaves_when_it_is_idle
+        whatever_ends_it_every_start_has_one_end_when_the_daemon_was_stopped
+        whatever_ends_it_every_start_has_one_end_when_the_cluster_was_left
+    });
     libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
 }
 

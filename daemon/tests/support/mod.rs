@@ -83,7 +83,17 @@ impl Machine {
 
     /// Starts an agent in the home that is in this directory.
     pub(crate) async fn start_agent_in(dir: tempfile::TempDir) -> Result<Self> {
-        Self::start_as(dir, None, true).await
+        Self::start_agent_with(dir, None).await
+    }
+
+    /// The same, with this executor.
+    pub(crate) async fn start_agent_with(dir: tempfile::TempDir, program: Program) -> Result<Self> {
+        Self::start_as(dir, program, true).await
+    }
+
+    /// Waits until the daemon, or agent, has left by itself.
+    pub(crate) async fn left(&self) -> Result<()> {
+        until("it leaves by itself", || async { Ok(self.task.is_finished()) }).await
     }
 
     async fn start_as(dir: tempfile::TempDir, program: Program, agent: bool) -> Result<Self> {

@@ -40,6 +40,7 @@ pub(crate) fn plan(argv: &[&str]) -> Plan {
             reason: None,
             since_ms: 1,
             detached: false,
+            audit: None,
         },
     }
 }

@@ -367,6 +367,7 @@ fn a_session_goes_on_only_while_its_request_means_the_same() {
         reason: None,
         since_ms: 0,
         detached: false,
+        audit: None,
     };
     let anew = |text: &str| decide_anew(&read(text), &root(&machine_id(TARGET)), &machine_id(CALLER), &session);
     assert_eq!(anew(&text()), None);

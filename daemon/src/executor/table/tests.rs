@@ -132,6 +132,26 @@ async fn ended_sessions_that_nobody_follows_take_no_places_and_the_oldest_has_to
 }
 
 #[tokio::test]
+async fn a_plan_that_finds_no_place_for_its_caller_is_refused_and_not_in_the_journal() {
+    let (_dir, home) = home();
+    let table = open(&home, 1);
+    let plan = plan_of(live(200));
+    let (mut taken, _) = take_all(&table, session(1), MAX_SESSIONS);
+    let Err(Rejected::Failed(first, Some(told))) = table.admit(&plan) else { panic!("there is room") };
+    assert_eq!(first.kind, Kind::Busy);
+    let admitted = taken.pop().expect("one");
+    drop(admitted.registration.finish(record().0, record().1));
+    // There is room now, and who asked first is not told yet.
+    let Err(Rejected::Failed(second, None)) = table.admit(&plan) else { panic!("two attempts have one place") };
+    assert_eq!(second.kind, Kind::Busy);
+    drop((taken, table));
+    let (_journal, left) = Journal::open(&home).expect("opens");
+    assert_eq!(left.unfinished.len(), MAX_SESSIONS / SHARE - 1, "what was refused counts as started");
+    assert!(!left.unfinished.contains_key(&session(200)));
+    drop(told);
+}
+
+#[tokio::test]
 async fn what_an_executor_died_over_is_told_as_that() {
     let (_dir, home) = home();
     let table = open(&home, 1);
