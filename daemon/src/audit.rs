@@ -31,9 +31,17 @@ const MAX_OWED_LINES: usize = 4096;
 pub struct Audit {
     home: Home,
     max_part: u64,
-    file: Mutex<File>,
+    log: Mutex<Log>,
     /// End lines that wait for room on the disk.
     owed: AtomicUsize,
+}
+
+/// The newest part.
+#[derive(Debug)]
+struct Log {
+    file: File,
+    /// Its last line has no end: a crash cut it off, and the disk had no room for a newline.
+    cut: bool,
 }
 
 impl Audit {
@@ -47,8 +55,8 @@ impl Audit {
 
     fn open_with(home: &Home, max_part: u64) -> Result<Self, Failure> {
         let path = home.audit();
-        let file = open(&path).map_err(|e| disk_failure("open the audit", &path, &e))?;
-        Ok(Self { home: home.clone(), max_part, file: Mutex::new(file), owed: AtomicUsize::new(0) })
+        let log = open(&path).map_err(|e| disk_failure("open the audit", &path, &e))?;
+        Ok(Self { home: home.clone(), max_part, log: Mutex::new(log), owed: AtomicUsize::new(0) })
     }
 
     /// Notes how many end lines wait for room on the disk.
@@ -78,31 +86,35 @@ impl Audit {
             .map_err(|e| Failure::new(Kind::Internal, format!("an audit line does not encode: {e}")))?;
         line.push(b'\n');
         // A poisoned lock means that a thread died in between; the file is still a file.
-        let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
         let path = self.home.audit();
-        self.append_line(&mut file, &path, &line).map_err(|e| disk_failure("write the audit", &path, &e))?;
+        self.append_line(&mut log, &path, &line).map_err(|e| disk_failure("write the audit", &path, &e))?;
         Ok(line.len() as u64)
     }
 
-    fn append_line(&self, file: &mut File, path: &Path, line: &[u8]) -> io::Result<()> {
-        let mut meta = file.metadata()?;
+    fn append_line(&self, log: &mut Log, path: &Path, line: &[u8]) -> io::Result<()> {
+        let mut meta = log.file.metadata()?;
         let moved = fs::metadata(path).map_or(true, |there| (there.dev(), there.ino()) != (meta.dev(), meta.ino()));
         if moved {
-            *file = open(path)?;
-            meta = file.metadata()?;
+            *log = open(path)?;
+            meta = log.file.metadata()?;
         } else if meta.len() > 0 && meta.len() + line.len() as u64 > self.max_part {
             self.rotate(path)?;
-            *file = open(path)?;
-            meta = file.metadata()?;
+            *log = open(path)?;
+            meta = log.file.metadata()?;
         }
-        let written = match file.write(line) {
+        if log.cut {
+            end_last_line(&mut log.file)?;
+            (log.cut, meta) = (false, log.file.metadata()?);
+        }
+        let written = match log.file.write(line) {
             Ok(n) if n == line.len() => return Ok(()),
             Ok(_) => io::ErrorKind::StorageFull.into(),
             Err(e) => e,
         };
         // Half a line would spoil the next one. If this fails too, the next opening mends it.
         if meta.is_file()
-            && let Err(error) = file.set_len(meta.len())
+            && let Err(error) = log.file.set_len(meta.len())
         {
             tracing::warn!(%error, "cannot take back half an audit line");
         }
@@ -125,10 +137,14 @@ fn rename_if_there(from: &Path, to: &Path) -> io::Result<()> {
     }
 }
 
-fn open(path: &Path) -> io::Result<File> {
+fn open(path: &Path) -> io::Result<Log> {
     let mut file = OpenOptions::new().read(true).append(true).create(true).mode(0o600).open(path)?;
-    end_last_line(&mut file)?;
-    Ok(file)
+    let cut = match end_last_line(&mut file) {
+        // It is ended before the next line. Until then every line is refused, and what it is about; but there is a daemon.
+        Err(e) if matches!(e.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) => true,
+        ended => ended.map(|()| false)?,
+    };
+    Ok(Log { file, cut })
 }
 
 /// Ends a line that a crash cut off, so that the next one stands by itself.

@@ -10,6 +10,7 @@ use malai_protocol::failure::{Failure, Kind};
 use malai_protocol::id::ClusterId;
 use malai_protocol::local::Role;
 use malai_protocol::peer::{ALPN, JOIN_ALPN};
+use malai_protocol::snapshot::{Order, Snapshot, order};
 use tokio_util::task::TaskTracker;
 
 use crate::clock::now_ms;
@@ -63,6 +64,9 @@ pub(crate) struct Clusters {
     farewells: Farewells,
     absent: Absent,
     refreshing: tokio::sync::Mutex<()>,
+    /// What was held of each cluster when it was taken in anew. The disk may have been too full for it, and then has an
+    /// older one.
+    newest: Mutex<BTreeMap<String, Arc<Held>>>,
     /// Held for writing while a cluster is between what was known of it and what is on the disk. One at a time: two that
     /// took in the same one would both serve it.
     changing: tokio::sync::RwLock<()>,
@@ -79,6 +83,7 @@ impl Clusters {
             farewells: Farewells::default(),
             absent: Absent::default(),
             refreshing: tokio::sync::Mutex::default(),
+            newest: Mutex::default(),
             changing: tokio::sync::RwLock::default(),
         })
     }
@@ -129,7 +134,15 @@ impl Clusters {
         let _changing = self.changing.write().await;
         let before = self.lock().remove(alias);
         let sockets = bound(before.as_ref());
+        let held = match &before {
+            Some(Cluster::Ready(served)) => Some(served.membership.watch()),
+            _ => None,
+        };
         stop(before).await;
+        if let Some(held) = held {
+            let last = Arc::clone(&held.borrow());
+            self.newest.lock().unwrap_or_else(PoisonError::into_inner).insert(alias.to_owned(), last);
+        }
         endpoint::released(&sockets).await;
         let cluster = match self.serve(alias).await {
             Ok(cluster) => cluster,
@@ -138,6 +151,9 @@ impl Clusters {
                 Cluster::Broken(failure)
             }
         };
+        if !matches!(cluster, Cluster::Broken(_)) {
+            self.newest.lock().unwrap_or_else(PoisonError::into_inner).remove(alias);
+        }
         self.lock().insert(alias.to_owned(), cluster);
     }
 
@@ -156,11 +172,15 @@ impl Clusters {
             let current = match self.get(&alias) {
                 Some(Cluster::Ready(served)) => {
                     let membership = served.membership;
-                    let stored = store::snapshot::load(&membership.dir.snapshot(), &membership.cluster);
-                    match stored {
+                    match store::clusters::place(&membership.dir).load(&membership.cluster).map(|found| found.newest) {
                         Ok(Some(stored)) => {
                             let header = *stored.header();
-                            sync::publish(&membership, stored).is_ok() && header == *membership.held().snapshot.header()
+                            // What the disk had no room for is older there, and not to be gone back to.
+                            sync::publish(&membership, stored).is_ok()
+                                && matches!(
+                                    order(&header, Some(membership.held().snapshot.header())),
+                                    Order::Same | Order::Older
+                                )
                         }
                         _ => false,
                     }
@@ -198,6 +218,7 @@ impl Clusters {
         }
         let _changing = self.changing.write().await;
         let known = self.lock().remove(alias);
+        self.newest.lock().unwrap_or_else(PoisonError::into_inner).remove(alias);
         stop(known).await;
     }
 
@@ -237,7 +258,8 @@ impl Clusters {
         let Some(snapshot) = stored.snapshot else {
             return Waiting::begin(&self.shared, stored).await.map(Cluster::Waiting);
         };
-        let held = Held::new(snapshot)?;
+        // What a manager holds is what it has stored, or it was restored from a backup.
+        let held = if is_manager { Arc::new(Held::new(snapshot)?) } else { self.newest(alias, snapshot)? };
         let network = held.config.network.clone();
         let ports = store::ports::load(&stored.dir.ports());
         let listen = self.settings.listen(alias);
@@ -262,6 +284,7 @@ impl Clusters {
             bound,
             finding: options.finding,
             held,
+            filed: stored.filed,
             foreign,
         };
         let membership = Membership::new(parts, Arc::clone(&self.shared));
@@ -270,8 +293,9 @@ impl Clusters {
             true => Some(self.open_desk(&membership, &network, ports.join).await?),
             false => None,
         };
-        if !agent {
-            keep_ports(&membership, desk.as_deref(), ports)?;
+        if !agent && let Err(failure) = keep_ports(&membership, desk.as_deref(), ports) {
+            // The next start may get other ports. That is no reason not to serve now.
+            tracing::warn!(cluster = alias, "the ports were not kept: {failure}");
         }
         membership.start();
         membership.tasks.spawn(keep_addresses(Arc::clone(&membership)));
@@ -284,6 +308,19 @@ impl Clusters {
             membership.tasks.spawn(tell::run(Arc::clone(&membership), endpoint));
         }
         Ok(Cluster::Ready(Served { membership, desk }))
+    }
+
+    /// The stored snapshot, or a newer one of the same cluster that was held before.
+    fn newest(&self, alias: &str, stored: Snapshot) -> Result<Arc<Held>, Failure> {
+        let before = self.newest.lock().unwrap_or_else(PoisonError::into_inner).get(alias).cloned();
+        let newer = |held: &Arc<Held>| {
+            let header = held.snapshot.header();
+            header.cluster == stored.header().cluster && order(header, Some(stored.header())) == Order::Newer
+        };
+        match before.filter(newer) {
+            Some(held) => Ok(held),
+            None => Held::new(stored).map(Arc::new),
+        }
     }
 
     /// A snapshot made elsewhere, as the manager's files tell of it.

@@ -5,6 +5,7 @@ pub(crate) mod alarms;
 pub(crate) mod dial;
 pub(crate) mod directory;
 pub(crate) mod greet;
+pub(crate) mod keep;
 pub(crate) mod link;
 pub(crate) mod network;
 pub(crate) mod pulse;
@@ -25,7 +26,7 @@ use malai_protocol::failure::Failure;
 use malai_protocol::home::ClusterDir;
 use malai_protocol::id::{ClusterId, MachineId};
 use malai_protocol::peer::{Close, VERSION};
-use malai_protocol::snapshot::Snapshot;
+use malai_protocol::snapshot::{Header, Snapshot};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -108,6 +109,8 @@ pub(crate) struct Membership {
     /// What all clusters of the daemon share.
     pub(crate) shared: Arc<Shared>,
     held: watch::Sender<Arc<Held>>,
+    /// What was stored where it belongs when the cluster was taken in.
+    filed: Option<Header>,
     /// Held while a snapshot is fetched, so that one that many announce comes once; but nobody waits long for it.
     fetching: tokio::sync::Mutex<()>,
     /// One snapshot is installed at a time.
@@ -136,8 +139,10 @@ pub(crate) struct Parts {
     pub(crate) bound: Bound,
     /// How that finds the other machines.
     pub(crate) finding: Finding,
-    /// The stored snapshot.
-    pub(crate) held: Held,
+    /// The newest snapshot that is known.
+    pub(crate) held: Arc<Held>,
+    /// What of it is stored where it belongs.
+    pub(crate) filed: Option<Header>,
     /// A snapshot made elsewhere, as the manager's files tell of it.
     pub(crate) foreign: Option<String>,
 }
@@ -168,7 +173,8 @@ impl Membership {
             live,
             refusals: Refusals::default(),
             shared,
-            held: watch::Sender::new(Arc::new(parts.held)),
+            held: watch::Sender::new(parts.held),
+            filed: parts.filed,
             fetching: tokio::sync::Mutex::default(),
             installing: tokio::sync::Mutex::default(),
             alarms,
@@ -258,12 +264,22 @@ impl Membership {
 
     /// Returns everything that an administrator must look at.
     pub(crate) fn alarms(&self) -> Vec<String> {
-        let unheeded = self
-            .held()
-            .config
-            .unheeded()
-            .map(|why| format!("{why}: install a newer malai on this machine, or take that out of cluster.toml"));
-        self.alarms.all().into_iter().chain(unheeded).collect()
+        self.alarms.all().into_iter().chain(self.unheeded()).collect()
+    }
+
+    /// Returns the same, each with what mends it.
+    pub(crate) fn alarms_and_mends(&self) -> Vec<(String, String)> {
+        let rescan = format!("on the cluster manager: malai rescan {}", self.alias);
+        let raised = self.alarms.by_cause().into_iter();
+        let raised = raised.map(|(cause, text)| (text, cause.mend(&self.alias, self.dir.root())));
+        raised.chain(self.unheeded().map(|text| (text, rescan))).collect()
+    }
+
+    /// What this version leaves out of the config that is held.
+    fn unheeded(&self) -> Option<String> {
+        let held = self.held();
+        let why = held.config.unheeded()?;
+        Some(format!("{why}: install a newer malai on this machine, or take that out of cluster.toml"))
     }
 
     /// Raises an alarm, and logs it when its text is new.
@@ -288,6 +304,7 @@ impl Membership {
             self.tasks.spawn(link::run(Arc::clone(self)));
         }
         self.tasks.spawn(sync::review(Arc::clone(self)));
+        self.tasks.spawn(keep::membership(Arc::clone(self)));
         self.tasks.spawn(network::run(Arc::clone(self)));
         self.tasks.spawn(recover::run(Arc::clone(self)));
     }

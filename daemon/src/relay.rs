@@ -147,6 +147,7 @@ impl Relay {
             return Err(Failure::new(Kind::Internal, "a relay runs once"));
         };
         let stop = || self.stop.clone();
+        self.tasks.spawn(Arc::clone(&source.clusters).keep(stop()));
         self.tasks.spawn(source.run(unix, stop()));
         self.tasks.spawn(Arc::clone(&self.ear).run(endpoint, stop()));
         self.tasks.spawn(Arc::clone(&self.gate).watch(self.doors.service().clients().clone(), stop()));

@@ -7,7 +7,7 @@
 //!
 //! # Layout
 //! [`keys`] the secret keys; [`lock`] who may change what; [`clusters`] one directory for each cluster; [`snapshot`] the
-//! signed config; [`settings`] `malai.toml`; [`peers`] and [`ports`] what is remembered between starts.
+//! signed config, and [`reserve`] the room for it that a full disk does not take; [`settings`] `malai.toml`; [`peers`] and [`ports`] what is remembered between starts.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -24,6 +24,7 @@ pub mod keys;
 pub mod lock;
 pub mod peers;
 pub mod ports;
+pub mod reserve;
 pub mod settings;
 pub mod snapshot;
 
@@ -125,6 +126,29 @@ fn read_capped(file: File, path: &Path, cap: usize) -> Result<Vec<u8>, Failure> 
         return Err(Failure::new(Kind::BadConfig, format!("{} is larger than {cap} bytes", path.display())));
     }
     Ok(bytes)
+}
+
+/// How much a file system still takes.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Room {
+    /// Bytes that this user may write.
+    pub(crate) bytes: u64,
+    /// Files that this user may make; absent where there is no such limit.
+    pub(crate) files: Option<u64>,
+}
+
+/// How much the file system of this path still takes.
+pub(crate) fn room(path: &Path) -> Option<Room> {
+    let found = nix::sys::statvfs::statvfs(path).ok()?;
+    // Their types differ between systems.
+    #[allow(clippy::useless_conversion, reason = "they are smaller on some systems")]
+    let [blocks, size, files, all] = [
+        u64::from(found.blocks_available()),
+        u64::from(found.fragment_size()),
+        u64::from(found.files_available()),
+        u64::from(found.files()),
+    ];
+    Some(Room { bytes: blocks.saturating_mul(size), files: (all > 0).then_some(files) })
 }
 
 /// Makes the home if it is not there, with mode 0700, and refuses one that other users may write to.

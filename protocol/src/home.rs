@@ -119,6 +119,11 @@ impl RelayDir {
         self.root.join(format!("{cluster}.snapshot"))
     }
 
+    /// Room for a snapshot of this cluster that a full disk does not let into [`RelayDir::snapshot`].
+    pub fn snapshot_reserve(&self, cluster: &ClusterId) -> PathBuf {
+        self.root.join(format!("{cluster}.snapshot.reserve"))
+    }
+
     /// The lock that a running relay holds.
     pub fn lock(&self) -> PathBuf {
         self.root.join("relay.lock")
@@ -170,6 +175,12 @@ impl ClusterDir {
     /// The last accepted signed snapshot.
     pub fn snapshot(&self) -> PathBuf {
         self.root.join("snapshot")
+    }
+
+    /// Room that was taken while there was some, for a snapshot that a full disk does not let into
+    /// [`ClusterDir::snapshot`].
+    pub fn snapshot_reserve(&self) -> PathBuf {
+        self.root.join("snapshot.reserve")
     }
 
     /// Manager only: a snapshot that this manager did not make but was shown, kept until an administrator decides.

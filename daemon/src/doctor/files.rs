@@ -12,6 +12,8 @@ use crate::store;
 use crate::store::settings::Settings;
 
 const AREA: &str = "files";
+/// With less room than this, nothing that malai has to write down is sure of its place.
+const FULL_DISK_MAX_FREE_BYTES: u64 = 1024 * 1024;
 
 /// Looks at modes, settings, keys and snapshots.
 pub(super) fn look(home: &Home) -> Vec<Finding> {
@@ -20,6 +22,7 @@ pub(super) fn look(home: &Home) -> Vec<Finding> {
         let text = format!("{} cannot be used: {error}", home.root().display());
         return vec![Finding::broken(AREA, text, "malai cluster init NAME, or malai machine join TOKEN")];
     }
+    found.extend(room(home.root()));
     found.extend(socket_path(home));
     found.extend(closed(home.root(), 0o022, 0o055, "700"));
     found.extend(closed(&home.audit(), 0o077, 0, "600"));
@@ -39,6 +42,24 @@ pub(super) fn look(home: &Home) -> Vec<Finding> {
         found.insert(0, Finding::ok(AREA, text));
     }
     found
+}
+
+/// A file system that takes nothing more.
+fn room(path: &Path) -> Option<Finding> {
+    let left = store::room(path)?;
+    let shown = path.display();
+    if left.bytes < FULL_DISK_MAX_FREE_BYTES {
+        let text = format!(
+            "the file system of {shown} is full, {} KiB are left: commands are refused that cannot be written down, and a \
+             new config may have no place",
+            left.bytes / 1024
+        );
+        return Some(Finding::broken(AREA, text, format!("df -h {shown}, and make room")));
+    }
+    left.files.is_some_and(|files| files == 0).then(|| {
+        let text = format!("the file system of {shown} is full: it takes no more files");
+        Finding::broken(AREA, text, format!("df -i {shown}, and remove some"))
+    })
 }
 
 fn socket_path(home: &Home) -> Option<Finding> {
@@ -65,6 +86,19 @@ fn closed(path: &Path, broken: u32, noted: u32, chmod: &str) -> Option<Finding> 
 
 fn cluster(home: &Home, alias: &str) -> Finding {
     match store::clusters::load(home, alias) {
+        Ok(stored) if stored.snapshot.is_some() && stored.filed != stored.snapshot.as_ref().map(|s| *s.header()) => {
+            let place = store::clusters::place(&stored.dir);
+            let text = format!(
+                "the newest config is in {} alone: there was no room for it in {}",
+                place.reserve.display(),
+                place.file.display()
+            );
+            Finding::broken(
+                AREA,
+                text,
+                format!("df -h {}; with room again a running daemon stores it", stored.dir.root().display()),
+            )
+        }
         Ok(stored) => {
             let keys = if stored.role() == Role::Manager { "cluster key and machine key" } else { "machine key" };
             let config = match &stored.snapshot {

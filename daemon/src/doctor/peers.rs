@@ -29,12 +29,8 @@ pub(super) async fn look(membership: &Arc<Membership>) -> Vec<Finding> {
         let mend = format!("on the cluster manager: malai cluster invite {}", membership.alias);
         found.push(Finding::broken("config", "this machine is not in the config any more", mend));
     }
-    for alarm in membership.alarms() {
-        found.push(Finding::broken(
-            "config",
-            alarm,
-            format!("on the cluster manager: malai rescan {}", membership.alias),
-        ));
+    for (alarm, mend) in membership.alarms_and_mends() {
+        found.push(Finding::broken("config", alarm, mend));
     }
     found.push(link(membership, &others));
     found.extend(reached(&others));

@@ -108,7 +108,18 @@ impl Journal {
     /// When the new file cannot be written; the old one is then still in use.
     pub(crate) fn rewrite<'a>(&mut self, lines: impl Iterator<Item = Line> + 'a) -> io::Result<()> {
         let new = self.path.with_extension("new");
-        let file = private(OpenOptions::new().create(true).write(true).truncate(true), &new)?;
+        let rewritten = self.rewrite_by(&new, lines);
+        // Half of it would only take the last of the room.
+        if rewritten.is_err()
+            && let Err(error) = fs::remove_file(&new)
+        {
+            tracing::debug!(%error, "half a journal stays behind");
+        }
+        rewritten
+    }
+
+    fn rewrite_by(&mut self, new: &Path, lines: impl Iterator<Item = Line>) -> io::Result<()> {
+        let file = private(OpenOptions::new().create(true).write(true).truncate(true), new)?;
         let mut out = io::BufWriter::new(file);
         let mut length = 0;
         for line in lines {
@@ -117,8 +128,9 @@ impl Journal {
             out.write_all(&bytes)?;
             length += bytes.len() as u64;
         }
-        self.file = out.into_inner().map_err(io::IntoInnerError::into_error)?;
-        fs::rename(&new, &self.path)?;
+        let file = out.into_inner().map_err(io::IntoInnerError::into_error)?;
+        fs::rename(new, &self.path)?;
+        self.file = file;
         (self.length, self.kept) = (length, length);
         Ok(())
     }

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 
 use malai_protocol::failure::{Failure, Kind};
 use malai_protocol::id::FollowerId;
@@ -42,6 +42,10 @@ const SHARE: usize = 2;
 const MAX_HELD: usize = 64 * 1024 * 1024;
 /// Attachments that wait for their plans.
 const MAX_EARLY: usize = 1024;
+/// The first pause before a full disk is offered the journal again; it doubles.
+const JOURNAL_RETRY_MIN_INTERVAL: Duration = Duration::from_secs(1);
+/// The longest such pause.
+const JOURNAL_RETRY_MAX_INTERVAL: Duration = Duration::from_secs(10);
 
 /// What a session is told from outside its attachment. The queue is not bounded: a session takes from it at once, and
 /// attachments are bounded by their permits.
@@ -138,6 +142,8 @@ struct Entry {
 struct Inner {
     life: Life,
     journal: Journal,
+    /// The journal lacks something that is known here, or ends in half a line: before anything else it is written anew.
+    behind: bool,
     bases: Vec<PathBuf>,
     live: HashMap<SessionName, Entry>,
     kept: HashMap<SessionName, Kept>,
@@ -183,6 +189,7 @@ impl Table {
         let mut inner = Inner {
             life,
             journal,
+            behind: false,
             bases,
             live: HashMap::new(),
             kept: HashMap::new(),
@@ -217,7 +224,14 @@ impl Table {
             inner.audited.insert(session, now_ms().saturating_sub(since.as_millis().try_into().unwrap_or(0)));
             inner.forget.push_back((Instant::now() + REMEMBER.saturating_sub(since), session));
         }
-        inner.rewrite()?;
+        match inner.rewrite() {
+            // Nothing new is taken on until it can be written; what there is can still be told, and ended.
+            Err(error) if is_full(&error) => {
+                tracing::error!(%error, "the journal of sessions cannot be written: no command starts until it can");
+                inner.behind = true;
+            }
+            written => written?,
+        }
         let room = Arc::new(Semaphore::new(MAX_SESSIONS));
         Ok(Arc::new(Self { inner: Mutex::new(inner), room, changes: watch::Sender::new(()) }))
     }
@@ -254,7 +268,9 @@ impl Table {
             return Err(Rejected::Failed(failure, None));
         };
         let live = live_of(plan);
-        if let Err(error) = inner.journal.write(&Line::Started(live.clone())) {
+        if let Err(error) = inner.catch_up().and_then(|()| inner.journal.write(&Line::Started(live.clone()))) {
+            inner.behind = true;
+            self.changed();
             let failure = Failure::new(Kind::Internal, format!("cannot write the journal of sessions: {error}"))
                 .hint("look at the disk of that machine: `df -h`, and MALAI_HOME/sessions");
             return Err(Rejected::Failed(failure, Some(slot)));
@@ -266,6 +282,11 @@ impl Table {
         inner.live.insert(session, Entry { live, commands: sender, grace: grace(plan) });
         let registration = Registration::new(session, self.clone(), permit);
         Ok(Admitted { registration, commands, slot })
+    }
+
+    /// Writes what the journal lacks. False when it still lacks it.
+    pub(crate) fn catch_up(&self) -> bool {
+        self.lock().catch_up().is_ok()
     }
 
     /// Where an attachment to this session goes.
@@ -403,6 +424,27 @@ fn busy(message: &str) -> Failure {
     Failure::new(Kind::Busy, message).hint("try again in a while")
 }
 
+fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
+/// Writes what the journal lacks as soon as the disk takes it.
+pub(super) async fn keep_journal(table: Arc<Table>) {
+    let mut changes = table.changes();
+    let mut pause = JOURNAL_RETRY_MIN_INTERVAL;
+    loop {
+        if table.catch_up() {
+            pause = JOURNAL_RETRY_MIN_INTERVAL;
+            if changes.changed().await.is_err() {
+                return;
+            }
+        } else {
+            sleep(pause).await;
+            pause = (pause * 2).min(JOURNAL_RETRY_MAX_INTERVAL);
+        }
+    }
+}
+
 impl Inner {
     /// Whether one more session may start, and under this id.
     fn check(&mut self, plan: &Plan) -> Result<(), Failure> {
@@ -457,16 +499,27 @@ impl Inner {
         Some(receiver)
     }
 
-    /// Writes a line without which work goes on: at worst a later daemon writes an audit line twice, or none.
+    /// Writes a line about what is in this table already. What cannot be written now is written with the next line, and
+    /// tried again meanwhile; a later executor would take a session for cut off that had ended.
     fn note(&mut self, line: &Line) {
-        if let Err(error) = self.journal.write(line) {
-            tracing::warn!(%error, "the journal of sessions cannot be written");
-        }
-        if self.journal.is_bloated()
+        let written = if self.behind { self.catch_up() } else { self.journal.write(line) };
+        if let Err(error) = written {
+            tracing::error!(%error, "the journal of sessions cannot be written");
+            self.behind = true;
+        } else if self.journal.is_bloated()
             && let Err(error) = self.rewrite()
         {
             tracing::warn!(%error, "the journal of sessions cannot be written anew");
         }
+    }
+
+    /// Writes the journal anew if it lacks something.
+    fn catch_up(&mut self) -> io::Result<()> {
+        if self.behind {
+            self.rewrite()?;
+            self.behind = false;
+        }
+        Ok(())
     }
 
     fn rewrite(&mut self) -> io::Result<()> {

@@ -1,6 +1,7 @@
 //! What an administrator must look at, kept by cause: clearing one alarm does not clear another.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Says what an alarm is about. Of each cause there is at most one alarm at a time.
@@ -16,6 +17,25 @@ pub(crate) enum AlarmCause {
     Joined,
     /// The audit cannot be written: ends of sessions are not in it yet.
     Audit,
+    /// What holds is not stored where it belongs.
+    Unstored,
+    /// There is no reserve for what a full disk would not take.
+    Unreserved,
+}
+
+impl AlarmCause {
+    /// Returns what mends it, for the cluster with this alias whose files are in `dir`.
+    pub(crate) fn mend(self, alias: &str, dir: &Path) -> String {
+        match self {
+            Self::Fork | Self::Unusable | Self::Foreign | Self::Joined => {
+                format!("on the cluster manager: malai rescan {alias}")
+            }
+            Self::Audit => format!("df -h {}; make room there: the lines are written then", dir.display()),
+            Self::Unstored | Self::Unreserved => {
+                format!("df -h {}; make room there: it is stored within 10 s then", dir.display())
+            }
+        }
+    }
 }
 
 /// Holds the alarms of one cluster.
@@ -40,6 +60,11 @@ impl Alarms {
     /// Returns every alarm, in the order of causes.
     pub(crate) fn all(&self) -> Vec<String> {
         self.lock().values().cloned().collect()
+    }
+
+    /// Returns every alarm with its cause, in the order of causes.
+    pub(crate) fn by_cause(&self) -> Vec<(AlarmCause, String)> {
+        self.lock().iter().map(|(cause, text)| (*cause, text.clone())).collect()
     }
 }
 

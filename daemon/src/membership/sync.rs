@@ -1,4 +1,4 @@
-//! Fetches, verifies, stores and installs snapshots, and lets running sessions feel them.
+//! Fetches, verifies and holds snapshots, and lets running sessions feel them.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,7 +17,6 @@ use crate::manager::Manager;
 use crate::net::pool::PeerConn;
 use crate::net::{FrameError, Frames, close, is_protocol_error, send};
 use crate::requests::blocking;
-use crate::store;
 use crate::store::lock::Changes;
 
 /// How long the body of a snapshot may take: 4 MiB over a slow line.
@@ -79,7 +78,7 @@ pub(crate) async fn fetch(membership: &Arc<Membership>, conn: &Arc<PeerConn>, he
     if membership.is_manager {
         foreign(membership, snapshot).await?
     } else {
-        install(membership, snapshot, &from).await?
+        install(membership, snapshot, &from)?
     }
     Ok(())
 }
@@ -101,8 +100,9 @@ pub(crate) async fn pull(conn: &Connection, cluster: &ClusterId, header: &Header
     Ok(signed.verify(cluster)?)
 }
 
-/// Takes a verified snapshot that came over the network: stored first, then held.
-async fn install(membership: &Membership, snapshot: Snapshot, from: &str) -> Result<(), Failure> {
+/// Holds a verified snapshot that came over the network, and so enforces it. Storing it is `keep`'s business, for which
+/// nothing waits: what a snapshot takes away is taken away, whether or not the disk has room.
+fn install(membership: &Membership, snapshot: Snapshot, from: &str) -> Result<(), Failure> {
     match order(snapshot.header(), Some(membership.held().snapshot.header())) {
         Order::Newer => {}
         Order::Fork => {
@@ -119,10 +119,8 @@ async fn install(membership: &Membership, snapshot: Snapshot, from: &str) -> Res
         );
         membership.raise(AlarmCause::Unusable, text);
     })?;
-    let (path, stored) = (membership.dir.snapshot(), held.snapshot.clone());
-    blocking(move || store::snapshot::save(&path, &stored)).await?;
-    tracing::info!(cluster = %membership.alias, generation = held.generation(), from, "snapshot accepted");
     if hold(&membership.held, held) {
+        tracing::info!(cluster = %membership.alias, generation, from, "snapshot accepted");
         replaced(membership);
     }
     Ok(())

@@ -1,7 +1,6 @@
 //! The clusters of a relay: the snapshot that it holds of each, and whom that admits.
 
 use std::collections::HashSet;
-use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
 
@@ -11,11 +10,13 @@ use malai_protocol::home::RelayDir;
 use malai_protocol::id::{ClusterId, MachineId};
 use malai_protocol::snapshot::{Header, Order, SignedHeader, Snapshot, order};
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use super::settings::{Entry, Settings};
+use crate::membership::alarms::{AlarmCause, Alarms};
+use crate::membership::keep::Keeper;
 use crate::membership::{Held, sync};
-use crate::requests::blocking;
-use crate::store;
+use crate::store::snapshot::Place;
 
 /// One that delivers slowly keeps nobody else from being asked.
 const PATIENCE: Duration = Duration::from_millis(250);
@@ -34,10 +35,12 @@ pub(crate) struct Cluster {
     pub(crate) id: ClusterId,
     /// Its name, for people.
     pub(crate) name: String,
-    path: PathBuf,
+    place: Place,
+    /// What was stored where it belongs when the relay started.
+    filed: Option<Header>,
     state: RwLock<State>,
+    alarms: Alarms,
     fetching: tokio::sync::Mutex<()>,
-    installing: tokio::sync::Mutex<()>,
 }
 
 /// What a relay knows of a cluster.
@@ -47,7 +50,6 @@ struct State {
     machines: HashSet<MachineId>,
     /// Those that were taken out of the config while this relay ran: a ticket does not bring them back.
     removed: HashSet<MachineId>,
-    alarm: Option<String>,
 }
 
 impl State {
@@ -57,7 +59,6 @@ impl State {
         self.removed.retain(|id| !machines.contains(id));
         self.machines = machines;
         self.held = Some(Arc::new(held));
-        self.alarm = None;
     }
 }
 
@@ -113,27 +114,35 @@ impl Clusters {
             Order::Same | Order::Older => return Ok(()),
         }
         let snapshot = sync::pull(conn, &cluster.id, header).await?;
-        if cluster.install(snapshot).await? {
+        if cluster.install(snapshot)? {
             self.changes.send_modify(|changes| *changes = changes.wrapping_add(1));
         }
         Ok(())
+    }
+
+    /// Keeps on the disk what is held of all of them, until `cancel`.
+    pub(crate) async fn keep(self: Arc<Self>, cancel: CancellationToken) {
+        let keeping = self.all.iter().map(|cluster| cluster.keep(self.watch(), cancel.clone()));
+        futures_util::future::join_all(keeping).await;
     }
 }
 
 impl Cluster {
     fn load(dir: &RelayDir, entry: &Entry) -> Result<Self, Failure> {
-        let path = dir.snapshot(&entry.id52);
+        let place = Place { file: dir.snapshot(&entry.id52), reserve: dir.snapshot_reserve(&entry.id52) };
         let mut state = State::default();
-        if let Some(snapshot) = store::snapshot::load(&path, &entry.id52)? {
+        let found = place.load(&entry.id52)?;
+        if let Some(snapshot) = found.newest {
             state.take(Held::new(snapshot)?);
         }
         Ok(Self {
             id: entry.id52,
             name: entry.name.clone(),
-            path,
+            place,
+            filed: found.filed,
             state: RwLock::new(state),
+            alarms: Alarms::default(),
             fetching: tokio::sync::Mutex::default(),
-            installing: tokio::sync::Mutex::default(),
         })
     }
 
@@ -146,9 +155,10 @@ impl Cluster {
         self.read().held.clone()
     }
 
-    /// Something an administrator must look at.
+    /// Returns what an administrator must look at.
     pub(crate) fn alarm(&self) -> Option<String> {
-        self.read().alarm.clone()
+        let all = self.alarms.all();
+        (!all.is_empty()).then(|| all.join("; "))
     }
 
     /// Whether this machine was taken out of the config while the relay ran.
@@ -173,43 +183,61 @@ impl Cluster {
     }
 
     fn fork(&self, header: &Header) {
-        self.alarm_with(format!(
+        let text = format!(
             "two snapshots were signed with generation {}: the second is refused. On the cluster manager run `malai \
              rescan`: a new generation replaces both",
             header.generation
-        ));
+        );
+        self.raise(AlarmCause::Fork, text);
     }
 
-    fn alarm_with(&self, text: String) {
-        tracing::error!(cluster = %self.name, "{text}");
-        self.state.write().unwrap_or_else(PoisonError::into_inner).alarm = Some(text);
+    fn raise(&self, cause: AlarmCause, text: String) {
+        if self.alarms.raise(cause, text.clone()) {
+            tracing::error!(cluster = %self.name, "{text}");
+        }
     }
 
-    /// Takes a verified snapshot: stored first, then held, whether or not it could be stored: who was removed must go. True
-    /// when it was newer.
-    async fn install(&self, snapshot: Snapshot) -> Result<bool, Failure> {
-        let _one_at_a_time = self.installing.lock().await;
-        match self.order(snapshot.header()) {
-            Order::Newer => {}
+    fn clear(&self, cause: AlarmCause) {
+        if self.alarms.clear(cause) {
+            tracing::info!(cluster = %self.name, ?cause, "the alarm is over");
+        }
+    }
+
+    /// Holds a verified snapshot, so that who was removed goes; storing it is [`Cluster::keep`]'s business. True when it
+    /// was newer.
+    fn install(&self, snapshot: Snapshot) -> Result<bool, Failure> {
+        let generation = snapshot.header().generation;
+        let held = Held::new(snapshot).inspect_err(|failure| {
+            let text = format!("the config of generation {generation} cannot be used here: {failure}");
+            self.raise(AlarmCause::Unusable, text);
+        })?;
+        let header = *held.snapshot.header();
+        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
+        match order(&header, state.held.as_ref().map(|held| held.snapshot.header())) {
+            Order::Newer => state.take(held),
             Order::Fork => {
-                self.fork(snapshot.header());
+                drop(state);
+                self.fork(&header);
                 return Ok(false);
             }
             Order::Same | Order::Older => return Ok(false),
         }
-        let generation = snapshot.header().generation;
-        let held = Held::new(snapshot).inspect_err(|failure| {
-            self.alarm_with(format!("the config of generation {generation} cannot be used here: {failure}"));
-        })?;
-        let (path, stored) = (self.path.clone(), held.snapshot.clone());
-        let saved = blocking(move || store::snapshot::save(&path, &stored)).await;
+        drop(state);
         tracing::info!(cluster = %self.name, generation, "snapshot accepted");
-        self.state.write().unwrap_or_else(PoisonError::into_inner).take(held);
-        if let Err(failure) = saved {
-            self.alarm_with(format!(
-                "the config of generation {generation} holds until a restart, and no longer: {failure}"
-            ));
-        }
+        self.clear(AlarmCause::Fork);
+        self.clear(AlarmCause::Unusable);
         Ok(true)
+    }
+
+    async fn keep(&self, changes: watch::Receiver<u64>, cancel: CancellationToken) {
+        let tell = |unstored, unreserved| {
+            for (cause, text) in [(AlarmCause::Unstored, unstored), (AlarmCause::Unreserved, unreserved)] {
+                match text {
+                    Some(text) => self.raise(cause, text),
+                    None => self.clear(cause),
+                }
+            }
+        };
+        Keeper::new(self.place.clone(), None, self.filed).run(changes, || self.held(), tell, cancel).await;
     }
 }

@@ -12,13 +12,14 @@ use malai_protocol::failure::{Failure, Kind};
 use malai_protocol::home::{ClusterDir, Home};
 use malai_protocol::id::ClusterId;
 use malai_protocol::local::Role;
-use malai_protocol::snapshot::Snapshot;
+use malai_protocol::snapshot::{Header, Snapshot};
 use malai_protocol::ticket::Ticket;
 use serde::{Deserialize, Serialize};
 
+use super::disk_failure;
 use super::keys::{ClusterKey, MachineKey};
 use super::lock::Changes;
-use super::{disk_failure, snapshot};
+use super::snapshot::{Found as Stored, Place};
 use crate::net::relays::Pass;
 
 const MAX_JOINING: usize = 256 * 1024;
@@ -88,6 +89,8 @@ pub struct Cluster {
     pub joining: Option<Joining>,
     /// The last accepted snapshot, verified; absent until the machine is enrolled.
     pub snapshot: Option<Snapshot>,
+    /// What of it is where it belongs; another than the last accepted one when the disk was full.
+    pub filed: Option<Header>,
 }
 
 /// Lists the clusters of a home, by alias.
@@ -129,8 +132,13 @@ pub fn load(home: &Home, alias: &str) -> Result<Cluster, Failure> {
         (None, Some(joining)) => joining.cluster,
         (None, None) => return Err(missing(&dir.joining())),
     };
-    let snapshot = snapshot::load(&dir.snapshot(), &id)?;
-    Ok(Cluster { alias: alias.to_owned(), dir, id, cluster_key, machine_key, joining, snapshot })
+    let Stored { newest: snapshot, filed } = place(&dir).load(&id)?;
+    Ok(Cluster { alias: alias.to_owned(), dir, id, cluster_key, machine_key, joining, snapshot, filed })
+}
+
+/// Where a cluster's snapshot is.
+pub fn place(dir: &ClusterDir) -> Place {
+    Place { file: dir.snapshot(), reserve: dir.snapshot_reserve() }
 }
 
 impl Cluster {

@@ -10,7 +10,7 @@
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -97,9 +97,14 @@ impl Lock {
             drop(changes);
             return Ok(Attempt::Held(holder(home)));
         }
-        file.set_len(0).map_err(fail)?;
         let word = if part == Part::Agent { AGENT } else { "" };
-        (&file).write_all(format!("{}\n{word}", std::process::id()).as_bytes()).map_err(fail)?;
+        match say(&file, &format!("{}\n{word}", std::process::id())) {
+            // The lock is what counts. A machine with a full disk must not be one that nobody reaches.
+            Err(e) if matches!(e.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) => {
+                tracing::warn!(path = %path.display(), error = %e, "the lock does not say who holds it");
+            }
+            said => said.map_err(fail)?,
+        }
         super::sweep(home.root());
         super::clusters::sweep(home);
         Ok(Attempt::Taken(Self { file }))
@@ -184,6 +189,15 @@ impl Drop for Changes {
     fn drop(&mut self) {
         release(&self.file);
     }
+}
+
+/// Writes who holds the lock over what is there, so that a full disk has room for it. No other word stays when it does not.
+fn say(file: &File, text: &str) -> io::Result<()> {
+    let said = file.write_all_at(text.as_bytes(), 0).and_then(|()| file.set_len(text.len() as u64));
+    if said.is_err() {
+        file.set_len(0)?;
+    }
+    said
 }
 
 /// Closing is not enough: a child that is being spawned just now has a copy until it executes its program.

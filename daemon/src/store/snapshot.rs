@@ -1,12 +1,102 @@
 //! The last accepted signed snapshot, as CBOR of [`Signed`]. What is read is verified again: a disk is not trusted
-//! more than a peer.
+//! more than a peer. A [`Place`] has its [`reserve`] as well, for a disk that is full.
 
-use std::path::Path;
+use std::fs;
+use std::path::{Path, PathBuf};
 
 use malai_protocol::codec::MAX_SNAPSHOT;
 use malai_protocol::failure::{Failure, Kind};
 use malai_protocol::id::ClusterId;
-use malai_protocol::snapshot::{Order, Signed, Snapshot, order};
+use malai_protocol::snapshot::{Header, Order, Signed, Snapshot, order};
+
+use super::{disk_failure, reserve};
+
+/// Names the two files that one cluster's snapshot may be in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// Where it belongs.
+    pub file: PathBuf,
+    /// Where it goes when the disk is full.
+    pub reserve: PathBuf,
+}
+
+/// What is found in a [`Place`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Found {
+    /// The newest that verifies, wherever it is.
+    pub newest: Option<Snapshot>,
+    /// What is where it belongs.
+    pub filed: Option<Header>,
+}
+
+impl Place {
+    /// Finds the newest snapshot. In a file that is damaged, one counts that is in the reserve, unless the file's own
+    /// header still shows that it was a later one.
+    ///
+    /// # Errors
+    /// As [`load()`].
+    pub fn load(&self, cluster: &ClusterId) -> Result<Found, Failure> {
+        let reserved = reserve::load(&self.reserve, cluster);
+        let newer = |than: Option<&Header>| {
+            reserved.as_ref().is_some_and(|reserved| order(reserved.header(), than) == Order::Newer)
+        };
+        match load(&self.file, cluster) {
+            Ok(stored) => {
+                let filed = stored.as_ref().map(|stored| *stored.header());
+                let newest = if newer(filed.as_ref()) { reserved } else { stored };
+                Ok(Found { newest, filed })
+            }
+            Err(failure) if failure.kind == Kind::BadConfig && newer(self.shown(cluster).as_ref()) => {
+                tracing::error!("{failure}; the one in {} counts", self.reserve.display());
+                Ok(Found { newest: reserved, filed: None })
+            }
+            Err(failure) => Err(failure),
+        }
+    }
+
+    /// Stores a verified snapshot where it belongs, unless that or a later one is there. A file that is damaged is set
+    /// aside first, as the trace of what happened.
+    ///
+    /// # Errors
+    /// What the disk says.
+    pub fn save(&self, snapshot: &Snapshot) -> Result<(), Failure> {
+        match load(&self.file, &snapshot.header().cluster) {
+            Ok(Some(there)) if matches!(order(snapshot.header(), Some(there.header())), Order::Same | Order::Older) => {
+                return Ok(());
+            }
+            Err(failure) if failure.kind == Kind::BadConfig => {
+                let mut aside = self.file.clone().into_os_string();
+                aside.push(".broken");
+                tracing::error!("{failure}; it is kept as {}", aside.display());
+                fs::rename(&self.file, &aside).map_err(|e| disk_failure("set aside", &self.file, &e))?;
+            }
+            Ok(_) | Err(_) => {}
+        }
+        save(&self.file, snapshot)
+    }
+
+    /// Stores a verified snapshot in the reserve.
+    ///
+    /// # Errors
+    /// As [`reserve::save`].
+    pub fn save_in_reserve(&self, snapshot: &Snapshot) -> Result<(), Failure> {
+        reserve::save(&self.reserve, snapshot)
+    }
+
+    /// Empties the reserve, for this snapshot is where it belongs, and makes it ready for the next one.
+    ///
+    /// # Errors
+    /// As [`reserve::prepare`].
+    pub fn prepare_reserve(&self, stored: &Snapshot) -> Result<(), Failure> {
+        reserve::prepare(&self.reserve, encode(stored)?.len())
+    }
+
+    /// The header of a file that does not verify as a whole.
+    fn shown(&self, cluster: &ClusterId) -> Option<Header> {
+        let bytes = super::read(&self.file, MAX_SNAPSHOT).ok()??;
+        decode(&self.file, &bytes).ok()?.signed.verify(cluster).ok()
+    }
+}
 
 /// The snapshot in this file, `None` when there is none.
 ///
@@ -14,9 +104,7 @@ use malai_protocol::snapshot::{Order, Signed, Snapshot, order};
 /// [`Kind::BadConfig`] when it is damaged or not signed by `cluster`: it is reported and left as it is, since it may be
 /// the only trace of what happened.
 pub fn load(path: &Path, cluster: &ClusterId) -> Result<Option<Snapshot>, Failure> {
-    let Some(bytes) = super::read(path, MAX_SNAPSHOT)? else { return Ok(None) };
-    let signed = decode(path, &bytes)?;
-    signed.verify(cluster).map(Some).map_err(|e| broken(path, &e.to_string()))
+    super::read(path, MAX_SNAPSHOT)?.map(|bytes| verified(path, &bytes, cluster)).transpose()
 }
 
 /// Stores a verified snapshot in place of whatever is there.
@@ -24,10 +112,7 @@ pub fn load(path: &Path, cluster: &ClusterId) -> Result<Option<Snapshot>, Failur
 /// # Errors
 /// What the disk says.
 pub fn save(path: &Path, snapshot: &Snapshot) -> Result<(), Failure> {
-    let mut bytes = Vec::new();
-    ciborium::into_writer(&snapshot.to_signed(), &mut bytes)
-        .map_err(|e| Failure::new(Kind::Internal, format!("a snapshot does not encode: {e}")))?;
-    super::write(path, &bytes)
+    super::write(path, &encode(snapshot)?)
 }
 
 /// Stores a verified snapshot if it is newer than what is there, and tells how the two stand: only [`Order::Newer`]
@@ -42,6 +127,19 @@ pub fn save_newer(path: &Path, snapshot: &Snapshot) -> Result<Order, Failure> {
         save(path, snapshot)?;
     }
     Ok(found)
+}
+
+/// The bytes of a snapshot as they are stored.
+pub(super) fn encode(snapshot: &Snapshot) -> Result<Vec<u8>, Failure> {
+    let mut bytes = Vec::new();
+    ciborium::into_writer(&snapshot.to_signed(), &mut bytes)
+        .map_err(|e| Failure::new(Kind::Internal, format!("a snapshot does not encode: {e}")))?;
+    Ok(bytes)
+}
+
+/// The snapshot that these bytes of a file are.
+pub(super) fn verified(path: &Path, bytes: &[u8], cluster: &ClusterId) -> Result<Snapshot, Failure> {
+    decode(path, bytes)?.verify(cluster).map_err(|e| broken(path, &e.to_string()))
 }
 
 fn decode(path: &Path, bytes: &[u8]) -> Result<Signed, Failure> {
@@ -93,6 +191,92 @@ mod tests {
             let newer = key.sign(6, 1, String::new()).expect("signs");
             assert_eq!(save_newer(&path, &newer).expect_err("broken").kind, Kind::BadConfig);
             assert_eq!(std::fs::read(&path).expect("still there"), damaged);
+        }
+    }
+
+    struct Lab {
+        _dir: tempfile::TempDir,
+        key: ClusterKey,
+        place: Place,
+    }
+
+    impl Lab {
+        /// A place with this generation in the file, and that one in the reserve.
+        fn with(filed: u64, reserved: u64) -> Self {
+            let dir = tempfile::tempdir().expect("a directory");
+            let place = Place { file: dir.path().join("snapshot"), reserve: dir.path().join("snapshot.reserve") };
+            let lab = Self { key: ClusterKey::generate().expect("randomness"), place, _dir: dir };
+            lab.place.save(&lab.sign(filed)).expect("stored");
+            lab.place.prepare_reserve(&lab.sign(filed)).expect("prepared");
+            if reserved > 0 {
+                lab.place.save_in_reserve(&lab.sign(reserved)).expect("stored");
+            }
+            lab
+        }
+
+        fn sign(&self, generation: u64) -> Snapshot {
+            self.key.sign(generation, 1, format!("# {generation}\n")).expect("signs")
+        }
+
+        fn found(&self) -> Result<(Option<u64>, Option<u64>), Failure> {
+            let found = self.place.load(&self.key.id())?;
+            Ok((found.newest.map(|newest| newest.header().generation), found.filed.map(|filed| filed.generation)))
+        }
+
+        fn damage(&self, keep: impl FnOnce(&mut Vec<u8>)) {
+            let mut bytes = fs::read(&self.place.file).expect("reads");
+            keep(&mut bytes);
+            fs::write(&self.place.file, bytes).expect("damaged");
+        }
+    }
+
+    #[test]
+    fn the_newest_counts_wherever_it_is() {
+        for (filed, reserved, newest) in [(5, 0, 5), (5, 6, 6), (5, 4, 5), (5, 5, 5)] {
+            assert_eq!(Lab::with(filed, reserved).found().expect("reads"), (Some(newest), Some(filed)));
+        }
+        let lab = Lab::with(5, 6);
+        fs::remove_file(&lab.place.file).expect("removed");
+        assert_eq!(lab.found().expect("reads"), (Some(6), None));
+    }
+
+    #[test]
+    fn a_damaged_file_is_followed_by_the_reserve_only_where_that_is_not_known_to_be_older() {
+        let last = |bytes: &mut Vec<u8>| bytes.iter_mut().next_back().into_iter().for_each(|last| *last = !*last);
+        let table: [(u64, u64, fn(&mut Vec<u8>), Option<u64>); 5] = [
+            (5, 0, last, None),
+            (5, 6, last, Some(6)),
+            (5, 4, last, None),
+            (5, 5, last, None),
+            (5, 6, |bytes| bytes.truncate(20), Some(6)),
+        ];
+        for (filed, reserved, damage, newest) in table {
+            let lab = Lab::with(filed, reserved);
+            lab.damage(damage);
+            let found = lab.found();
+            match newest {
+                Some(newest) => assert_eq!(found.expect("the reserve is whole"), (Some(newest), None)),
+                None => assert_eq!(found.expect_err("nothing newer is known").kind, Kind::BadConfig),
+            }
+        }
+    }
+
+    #[test]
+    fn a_damaged_file_is_set_aside_before_another_takes_its_name() {
+        let lab = Lab::with(5, 6);
+        lab.damage(|bytes| bytes.truncate(20));
+        let damaged = fs::read(&lab.place.file).expect("reads");
+        lab.place.save(&lab.sign(6)).expect("stored");
+        assert_eq!(lab.found().expect("reads"), (Some(6), Some(6)));
+        assert_eq!(fs::read(lab.place.file.with_extension("broken")).expect("is kept"), damaged);
+    }
+
+    #[test]
+    fn a_later_snapshot_in_the_file_stays() {
+        let lab = Lab::with(5, 0);
+        for (generation, left) in [(4, 5), (5, 5), (6, 6)] {
+            lab.place.save(&lab.sign(generation)).expect("stored");
+            assert_eq!(lab.found().expect("reads"), (Some(left), Some(left)));
         }
     }
 

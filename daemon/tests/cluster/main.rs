@@ -8,6 +8,7 @@ mod support;
 
 mod attend;
 mod callers;
+mod disk;
 mod doctor;
 mod greetings;
 mod joins;

@@ -117,8 +117,10 @@ async fn an_older_snapshot_is_not_taken_and_another_of_the_same_generation_is_an
     let alarm = scene.web01.cluster().await?.alarm.context("an alarm")?;
     // By the number of the fork: the older one was nothing special.
     ensure!(alarm.contains(&generation.to_string()) && alarm.contains("malai rescan"), "{alarm}");
-    let stored = store::snapshot::load(&scene.web01.home.cluster("c").snapshot(), &scene.key.id())?;
-    ensure!(stored.as_ref() == Some(&held) && scene.held().await? == generation);
+    let path = scene.web01.home.cluster("c").snapshot();
+    until("it is stored", || async { Ok(store::snapshot::load(&path, &scene.key.id())?.as_ref() == Some(&held)) })
+        .await?;
+    ensure!(scene.held().await? == generation);
     // A new generation replaces both, and the alarm is over.
     scene.publish(&scene.text()).await?;
     ensure!(scene.web01.cluster().await?.alarm.is_none());

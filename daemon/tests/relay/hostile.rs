@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use malai_daemon::store;
 use malai_daemon::store::keys::ClusterKey;
 use malai_protocol::codec::{Frame, Kind, MAX_HELLO};
 use malai_protocol::peer::{Close, Hello, Pull};
@@ -12,9 +13,9 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use crate::stage::{Stage, key};
-use crate::support::SOON;
 use crate::support::peer::{self, Peer, closed, forge, hello, open, raw};
 use crate::support::scene::{deliver, false_deliveries};
+use crate::support::{SOON, until};
 
 /// What may come in place of a proper greeting, by name.
 fn openings(stage: &Stage) -> Result<Vec<(&'static str, Vec<u8>)>> {
@@ -36,6 +37,10 @@ fn openings(stage: &Stage) -> Result<Vec<(&'static str, Vec<u8>)>> {
         ("another cluster's snapshot", frame(&hello(Some(other)))?),
         ("an unknown need", frame(&Hello { needs: vec!["x".into()], ..hello(Some(newer)) })?),
     ])
+}
+
+async fn alarm(stage: &Stage) -> Result<Option<String>> {
+    Ok(stage.status().await?.clusters[0].alarm.clone())
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -109,19 +114,36 @@ async fn who_was_a_machine_once_and_has_nothing_newer_is_told_nothing() -> Resul
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_removal_that_cannot_be_stored_holds_all_the_same_and_is_told_of() -> Result<()> {
+async fn a_removal_that_cannot_be_stored_holds_all_the_same_and_is_told_of_until_it_is_stored() -> Result<()> {
     let stage = Stage::new().await?;
     let (machine, other) = (key(), key());
     stage.bring(&stage.sign(4, &[&machine, &other])?).await?;
     // Nothing can be stored in the place of a directory.
     let stored = stage.home.relay().snapshot(&stage.key.id());
-    std::fs::remove_file(&stored)?;
+    let reserve = stage.home.relay().snapshot_reserve(&stage.key.id());
+    until("the first one is stored", || async { Ok(stored.is_file() && reserve.is_file()) }).await?;
+    std::fs::rename(&stored, stored.with_extension("aside"))?;
     std::fs::create_dir(&stored)?;
     ensure!(stage.bring(&stage.sign(5, &[&machine])?).await? == 5);
     stage.refused(&other, None, "not a machine").await?;
-    let _serves = stage.admitted(&machine, None).await?;
-    let alarm = stage.status().await?.clusters[0].alarm.clone().context("nobody is told")?;
-    ensure!(alarm.starts_with("the config of generation 5 holds until a restart, and no longer: "), "{alarm}");
+    let serves = stage.admitted(&machine, None).await?;
+    until("the alarm", || async { Ok(alarm(&stage).await?.is_some()) }).await?;
+    let told = alarm(&stage).await?.context("nobody is told")?;
+    ensure!(told.starts_with("the config of generation 5 holds and cannot be stored: "), "{told}");
+    ensure!(told.contains("after a restart too"), "{told}");
+    // As on a full disk the old one is still there, and the new one in the reserve.
+    drop(serves);
+    let room_again = || {
+        std::fs::remove_dir(&stored)?;
+        Ok(std::fs::rename(stored.with_extension("aside"), &stored)?)
+    };
+    let stage = stage.restart_after(room_again).await?;
+    ensure!(stage.holds().await? == Some(5));
+    stage.refused(&other, None, "not a machine").await?;
+    let id = stage.key.id();
+    let filed = || store::snapshot::load(&stored, &id).map(|found| found.map(|filed| filed.header().generation));
+    until("it is stored", || async { Ok(filed()? == Some(5)) }).await?;
+    until("the alarm is over", || async { Ok(alarm(&stage).await?.is_none()) }).await?;
     stage.stop().await
 }
 

@@ -83,9 +83,15 @@ impl Stage {
 
     /// Stops it in good order and starts it again.
     pub(crate) async fn restart(self) -> Result<Self> {
+        self.restart_after(|| Ok(())).await
+    }
+
+    /// The same, and does this in between.
+    pub(crate) async fn restart_after(self, between: impl FnOnce() -> Result<()>) -> Result<Self> {
         self.stop.cancel();
         self.task.await??;
         ensure!(!self.home.relay().socket().exists(), "its socket stays behind");
+        between()?;
         Self::start(self.key, self.made, self.dir).await
     }
 

@@ -15,6 +15,7 @@ mod agent;
 mod audit;
 mod connect;
 mod detached;
+mod disk;
 mod dns;
 mod doctor;
 mod exit_codes;
@@ -41,6 +42,7 @@ fn main() -> ExitCode {
     for module in [
         knocks::trials(),
         detached::trials(),
+        disk::trials(),
         exit_codes::trials(),
         words::trials(),
         streams::trials(),

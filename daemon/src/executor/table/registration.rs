@@ -71,8 +71,8 @@ impl Registration {
             inner.live.remove(&self.session)
         {
             let ended = Ended { session, cluster, request, outcome };
-            inner.note(&Line::Ended(ended.clone()));
-            inner.ended.insert(session, ended);
+            inner.ended.insert(session, ended.clone());
+            inner.note(&Line::Ended(ended));
             inner.unsent.push_back(session);
             inner.records.insert(session, record);
             if keep {

@@ -1,0 +1,192 @@
+//! Keeps on the disk what is held in memory, with patience: what is held rules already, and the disk only has to know it
+//! before this process ends.
+//!
+//! What the disk does not take goes into the reserve at once, an alarm says so, and it is tried again until it is where
+//! it belongs. Then the reserve is emptied, for the next time.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use malai_protocol::failure::Failure;
+use malai_protocol::home::Home;
+use malai_protocol::snapshot::Header;
+use tokio::sync::watch;
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+
+use super::alarms::AlarmCause;
+use super::{Held, Membership};
+use crate::requests::blocking;
+use crate::store::clusters;
+use crate::store::lock::Changes;
+use crate::store::snapshot::Place;
+
+/// The first pause before what the disk did not take is offered to it again; it doubles.
+const STORE_RETRY_MIN_INTERVAL: Duration = Duration::from_secs(1);
+/// The longest such pause.
+const STORE_RETRY_MAX_INTERVAL: Duration = Duration::from_secs(10);
+/// How long the last attempt may take, of a process that is about to end.
+const LAST_STORE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Holds what is known of the disk's side.
+#[derive(Debug)]
+pub(crate) struct Keeper {
+    place: Place,
+    /// Whose files are changed by others as well, under a lock.
+    home: Option<Home>,
+    /// What is where it belongs.
+    filed: Option<Header>,
+    /// The reserve is empty, and there.
+    prepared: bool,
+}
+
+/// Says how the disk stands to what is held.
+enum Kept {
+    /// It is stored, and the reserve is ready.
+    Whole,
+    /// It is stored, and the next one might not be: there is no reserve.
+    Unreserved(String),
+    /// It is not stored where it belongs.
+    Unstored(String),
+}
+
+/// Keeps what this membership holds, for as long as it is served.
+pub(super) async fn membership(membership: Arc<Membership>) {
+    let home = Some(membership.shared.home.clone());
+    let keeper = Keeper::new(clusters::place(&membership.dir), home, membership.filed);
+    let tell = |unstored, unreserved| {
+        for (cause, text) in [(AlarmCause::Unstored, unstored), (AlarmCause::Unreserved, unreserved)] {
+            match text {
+                Some(text) => membership.raise(cause, text),
+                None => membership.clear(cause),
+            }
+        }
+    };
+    keeper.run(membership.watch(), || Some(membership.held()), tell, membership.cancel.clone()).await;
+}
+
+impl Kept {
+    /// Tells the texts of [`AlarmCause::Unstored`] and [`AlarmCause::Unreserved`], where there is such an alarm.
+    fn tell(self, tell: &impl Fn(Option<String>, Option<String>)) {
+        match self {
+            Self::Whole => tell(None, None),
+            Self::Unreserved(text) => tell(None, Some(text)),
+            Self::Unstored(text) => tell(Some(text), None),
+        }
+    }
+}
+
+impl Keeper {
+    /// Keeps in this place, where `filed` is what is stored there already. With `home`, changes take turns with those of
+    /// other processes.
+    pub(crate) fn new(place: Place, home: Option<Home>, filed: Option<Header>) -> Self {
+        Self { place, home, filed, prepared: false }
+    }
+
+    /// Stores what `newest` tells, whenever `changes` says that it is another, until `cancel`. `tell` takes the texts
+    /// of two alarms: that it is not stored, and that there is no reserve.
+    pub(crate) async fn run<T>(
+        mut self,
+        mut changes: watch::Receiver<T>,
+        newest: impl Fn() -> Option<Arc<Held>>,
+        tell: impl Fn(Option<String>, Option<String>),
+        cancel: CancellationToken,
+    ) {
+        let mut pause = STORE_RETRY_MIN_INTERVAL;
+        loop {
+            changes.mark_unchanged();
+            if let Some(held) = newest() {
+                self.keep(held).await.tell(&tell);
+            }
+            let settled = newest().is_none_or(|held| self.prepared && self.has(&held));
+            tokio::select! {
+                () = cancel.cancelled() => break,
+                changed = changes.changed() => match changed {
+                    Ok(()) => pause = STORE_RETRY_MIN_INTERVAL,
+                    Err(_) => break,
+                },
+                () = sleep(spread(pause)), if !settled => pause = (pause * 2).min(STORE_RETRY_MAX_INTERVAL),
+            }
+        }
+        if let Some(held) = newest().filter(|held| !self.has(held)) {
+            match timeout(LAST_STORE_TIMEOUT, self.keep(held)).await {
+                Ok(kept) => kept.tell(&tell),
+                Err(_) => tracing::error!("{} was not stored in time", self.place.file.display()),
+            }
+        }
+    }
+
+    fn has(&self, held: &Held) -> bool {
+        self.filed.as_ref() == Some(held.snapshot.header())
+    }
+
+    /// Tries once.
+    async fn keep(&mut self, held: Arc<Held>) -> Kept {
+        let generation = held.generation();
+        if !self.has(&held) {
+            self.prepared = false;
+            let (place, home, stored) = (self.place.clone(), self.home.clone(), Arc::clone(&held));
+            let saved = blocking(move || {
+                let _changes = home.as_ref().map(Changes::begin).transpose()?;
+                place.save(&stored.snapshot)
+            });
+            if let Err(failure) = saved.await {
+                let (place, stored) = (self.place.clone(), Arc::clone(&held));
+                let reserved = blocking(move || place.save_in_reserve(&stored.snapshot)).await;
+                return Kept::Unstored(self.unstored(generation, &failure, reserved.err().as_ref()));
+            }
+            self.filed = Some(*held.snapshot.header());
+        }
+        if !self.prepared {
+            let place = self.place.clone();
+            if let Err(failure) = blocking(move || place.prepare_reserve(&held.snapshot)).await {
+                return Kept::Unreserved(self.unreserved(&failure));
+            }
+            self.prepared = true;
+        }
+        Kept::Whole
+    }
+
+    fn unstored(&self, generation: u64, failure: &Failure, unreserved: Option<&Failure>) -> String {
+        let what = format!("the config of generation {generation} holds and cannot be stored: {}", failure.message);
+        let reserve = self.place.reserve.display();
+        match unreserved {
+            None => {
+                format!("{what}; it lies in {reserve}, and so holds after a restart too. Make room: {}", self.look())
+            }
+            Some(why) => {
+                let before = match &self.filed {
+                    Some(filed) => format!("generation {} would hold again", filed.generation),
+                    None => "no config would be there".to_owned(),
+                };
+                let why = &why.message;
+                format!(
+                    "{what}; nor does the reserve take it: {why}. After a restart {before}: make room first: {}",
+                    self.look()
+                )
+            }
+        }
+    }
+
+    fn unreserved(&self, failure: &Failure) -> String {
+        format!(
+            "there is no reserve for the config, {}: what is withdrawn while the disk is full would be granted again \
+             after a restart. Make room: {}",
+            failure.message,
+            self.look()
+        )
+    }
+
+    /// The command that shows how full the disk is.
+    fn look(&self) -> String {
+        format!("`df -h {}`", self.place.file.parent().unwrap_or(&self.place.file).display())
+    }
+}
+
+/// A pause that differs from one to the next by up to a fifth, so that many clusters do not come at once.
+fn spread(pause: Duration) -> Duration {
+    let mut random = [0u8; 1];
+    // Without randomness they come at once.
+    let part = getrandom::fill(&mut random).map_or(0, |()| u32::from(random[0]));
+    pause - pause * part / (5 * 255)
+}
