@@ -79,6 +79,19 @@ pub struct Grant {
     pub who: String,
 }
 
+impl Grant {
+    /// Returns the hash of the named command's words, by which a later decision tells whether the name still means the
+    /// same; none where the caller's own words were granted, which the request has.
+    pub fn named_words(&self) -> Option<ByteBuf> {
+        self.named.as_ref()?;
+        let mut hasher = blake3::Hasher::new_derive_key("malai 2026 words of a named command");
+        for word in &self.argv {
+            hasher.update(&(word.len() as u64).to_le_bytes()).update(word);
+        }
+        Some(ByteBuf::from(hasher.finalize().as_bytes().to_vec()))
+    }
+}
+
 /// What came of a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Decision {
@@ -106,6 +119,11 @@ pub fn decide_anew(config: &Config, me: &Me<'_>, caller: &MachineId, decided: &D
         Decision::Refused(failure) => Some(failure),
         Decision::Allowed(grant) if grant.named != decided.named || grant.run_as != decided.run_as => {
             Some(Failure::new(Kind::Denied, "the config now means another command or user by this request"))
+        }
+        // What an older daemon decided has no hash: there the name has to do.
+        Decision::Allowed(grant) if decided.named_words.is_some() && grant.named_words() != decided.named_words => {
+            let name = grant.named.unwrap_or_default();
+            Some(Failure::new(Kind::Denied, format!("the named command `{name}` now has other words")))
         }
         Decision::Allowed(_) => None,
     }

@@ -141,6 +141,10 @@ pub struct Decided {
     pub env_names: Vec<String>,
     /// The named command that was granted, if one was.
     pub named: Option<String>,
+    /// The hash of the words that the named command had ([`crate::access::Grant::named_words`]); absent = none was named,
+    /// or an older daemon decided.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub named_words: Option<ByteBuf>,
     /// The user that was granted; absent = the daemon's own.
     pub run_as: Option<String>,
     /// The caller's reason.

@@ -35,6 +35,7 @@ pub(crate) fn live(number: u8) -> Live {
         user: None,
         env_names: Vec::new(),
         named: None,
+        named_words: None,
         run_as: None,
         reason: None,
         since_ms: 1,

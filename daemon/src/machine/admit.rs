@@ -278,6 +278,7 @@ fn asked(spec: &ExecSpec) -> Decided {
         user: spec.user.clone(),
         env_names: spec.env.iter().map(|(name, _)| printable(name)).collect(),
         named: None,
+        named_words: None,
         run_as: None,
         reason: spec.reason.clone(),
         since_ms: now_ms(),
@@ -317,6 +318,7 @@ fn plan(membership: &Membership, name: SessionName, spec: &ExecSpec, asked: &Dec
                 who: Some(grant.who.clone()),
                 user: grant.run_as.clone().unwrap_or_else(|| membership.shared.user.clone()),
             }),
+            named_words: grant.named_words(),
             ..asked.clone()
         },
     }

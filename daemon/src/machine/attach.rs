@@ -160,6 +160,7 @@ fn nothing_run() -> Decided {
         user: None,
         env_names: Vec::new(),
         named: None,
+        named_words: None,
         run_as: None,
         reason: None,
         since_ms: now_ms(),

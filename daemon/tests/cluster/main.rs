@@ -13,6 +13,7 @@ mod doctor;
 mod greetings;
 mod joins;
 mod matrix;
+mod named;
 mod neighbours;
 mod ping;
 mod resume;

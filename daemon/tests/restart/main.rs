@@ -49,6 +49,7 @@ fn main() -> ExitCode {
         a_command_goes_on_under_a_daemon_that_is_replaced
         a_command_of_this_machine_goes_on_under_its_daemon_too
         a_session_that_is_not_allowed_any_more_is_ended_by_the_daemon_that_comes
+        a_named_command_with_other_words_is_ended_by_the_daemon_that_comes
         a_session_of_a_cluster_that_is_gone_is_ended_by_the_daemon_that_comes
         what_ended_while_no_daemon_ran_is_told_and_in_the_audit
         a_request_that_was_sent_to_the_daemon_before_is_not_run_again
@@ -185,6 +186,34 @@ async fn a_session_that_is_not_allowed_any_more_is_ended_by_the_daemon_that_come
     let ran = follow(attach(&conn, scene.key.id(), &again(&spec, 2, 4)).await?).await?;
     let record = ran.end.expect("a record");
     ensure!(record.ended_by == EndedBy::Revoked && record.reason.is_some(), "{record:?}");
+    scene.web01.end().await
+}
+
+async fn a_named_command_with_other_words_is_ended_by_the_daemon_that_comes() -> Result<()> {
+    let mut scene = scene().await?;
+    let named = |words: &str| scene.text() + &format!("[machine.web01.command.rest]\ncommand = {words}\n");
+    scene.publish(&named("[\"sleep\", \"1000\"]")).await?;
+    let conn = scene.friend.dial(&scene.web01).await?;
+    let spec = ExecSpec { literal: false, ..followed(&["rest"]) };
+    let mut wire = exec(&conn, scene.key.id(), &spec).await?;
+    let started: Started = next(&mut wire).await?.expect(Kind::Started, "Started")?;
+    // The same words: it goes on under the next daemon.
+    let same = scene.sign(&named("['sleep', '1000']"))?;
+    let other = scene.sign(&named("[\"sleep\", \"1001\"]"))?;
+    let dir = scene.web01.stop().await?;
+    let home = support::home_in(&dir);
+    snapshot::save(&home.cluster("c").snapshot(), &same)?;
+    scene.web01 = support::Machine::start_with(dir, Some(program)).await?;
+    let conn = scene.friend.dial(&scene.web01).await?;
+    let mut wire = attach(&conn, scene.key.id(), &again(&spec, 2, 0)).await?;
+    let _attached: Attached = next(&mut wire).await?.expect(Kind::Attached, "Attached")?;
+    ensure!(lives(started.pid));
+    let dir = scene.web01.stop().await?;
+    snapshot::save(&home.cluster("c").snapshot(), &other)?;
+    scene.web01 = support::Machine::start_with(dir, Some(program)).await?;
+    let end = end_of(&home, &spec).await?;
+    ensure!(end.outcome.as_deref() == Some("revoked: the named command `rest` now has other words"), "{end:?}");
+    ensure!(!lives(started.pid));
     scene.web01.end().await
 }
 

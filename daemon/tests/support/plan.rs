@@ -36,6 +36,7 @@ pub(crate) fn plan(argv: &[&str]) -> Plan {
             user: None,
             env_names: Vec::new(),
             named: None,
+            named_words: None,
             run_as: None,
             reason: None,
             since_ms: 1,

@@ -352,26 +352,78 @@ fn an_explanation_tells_the_way_through_the_groups() {
     assert!(verdict.allowed && verdict.steps[2].contains("a daemon that is root would refuse"), "{verdict:?}");
 }
 
-#[test]
-fn a_session_goes_on_only_while_its_request_means_the_same() {
-    let sent = Sent::words(&["restart"]);
-    let grant = granted(&text(), &sent);
-    let session = Decided {
+/// A session that was granted so.
+fn session_of(sent: &Sent, grant: &Grant) -> Decided {
+    Decided {
         words: sent.words.clone(),
-        literal: false,
-        shell: false,
-        user: None,
-        env_names: Vec::new(),
-        named: grant.named,
-        run_as: grant.run_as,
+        literal: sent.literal,
+        shell: sent.shell,
+        user: sent.user.map(str::to_owned),
+        env_names: sent.env.clone(),
+        named: grant.named.clone(),
+        named_words: grant.named_words(),
+        run_as: grant.run_as.clone(),
         reason: None,
         since_ms: 0,
         detached: false,
         audit: None,
-    };
+    }
+}
+
+#[test]
+fn a_session_goes_on_only_while_its_request_means_the_same() {
+    let sent = Sent::words(&["restart"]);
+    let grant = granted(&text(), &sent);
+    let session = session_of(&sent, &grant);
     let anew = |text: &str| decide_anew(&read(text), &root(&machine_id(TARGET)), &machine_id(CALLER), &session);
     assert_eq!(anew(&text()), None);
     assert!(anew(&without(Need::Group)).is_some(), "the grant is gone");
     assert!(anew(&text().replace("username = \"root\"", "username = \"deploy\"")).is_some(), "another user");
     assert!(anew(&text().replace("command.restart", "command.other")).is_some(), "another command");
+}
+
+#[test]
+fn a_session_of_a_named_command_goes_on_only_while_the_name_has_the_same_words() {
+    let sent = Sent::words(&["restart"]);
+    let grant = granted(&text(), &sent);
+    let session = session_of(&sent, &grant);
+    let anew = |text: &str, session: &Decided| {
+        decide_anew(&read(text), &root(&machine_id(TARGET)), &machine_id(CALLER), session)
+    };
+    let words = "[\"systemctl\", \"restart\", \"nginx\"]";
+    for other in [
+        "[\"systemctl\", \"restart\", \"postgres\"]",
+        "[\"systemctl\", \"restart\"]",
+        "[\"systemctl\", \"restart\", \"nginx\", \"\"]",
+        "[\"systemctl\", \"restartnginx\"]",
+        "[\"systemctl\", \"nginx\", \"restart\"]",
+    ] {
+        let failure = anew(&text().replace(words, other), &session).unwrap_or_else(|| panic!("{other} goes on"));
+        assert_eq!(failure.message, "the named command `restart` now has other words", "{other}");
+    }
+    // The same in another form, and at another place.
+    let again = text().replace(words, "[ 'systemctl',\n \"restart\", # as before\n 'nginx' ]");
+    let (before, section) = again.split_once("[machine.web01.command.restart]").expect("the section");
+    let (section, groups) = section.split_once("[group.outer]").expect("the groups");
+    let moved = format!("{before}[group.outer]{groups}[machine.web01.command.restart]{section}");
+    assert_eq!(anew(&moved, &session), None);
+    let more = text() + "[machine.web01.command.after]\ncommand = [\"true\"]\n";
+    assert_eq!(anew(&more, &session), None);
+    // An older daemon noted the name alone.
+    let old = Decided { named_words: None, ..session };
+    assert_eq!(anew(&text().replace(words, "[\"true\"]"), &old), None);
+}
+
+#[test]
+fn words_of_the_caller_s_own_are_not_compared_with_a_named_command() {
+    let sent = Sent { literal: true, ..Sent::words(&["restart"]) };
+    let session = session_of(&sent, &granted(&text(), &sent));
+    assert_eq!(session.named_words, None);
+    let other = text().replace("\"nginx\"", "\"postgres\"");
+    assert_eq!(decide_anew(&read(&other), &root(&machine_id(TARGET)), &machine_id(CALLER), &session), None);
+    // Words that were a program's become a name's.
+    let sent = Sent::words(&["reload"]);
+    let session = session_of(&sent, &granted(&text(), &sent));
+    let named = text() + "[machine.web01.command.reload]\ncommand = [\"reload\"]\nusername = \"deploy\"\n";
+    assert!(decide_anew(&read(&named), &root(&machine_id(TARGET)), &machine_id(CALLER), &session).is_some());
 }
