@@ -45,6 +45,7 @@ pub struct Manager<'c> {
     machine: MachineId,
     signed: Option<Snapshot>,
     foreign: Option<Snapshot>,
+    warnings: Vec<String>,
 }
 
 impl<'c> Manager<'c> {
@@ -60,12 +61,26 @@ impl<'c> Manager<'c> {
         let held = signed.as_ref().map_or(0, |s| s.header().generation);
         // One below the own number was published over, by a manager that crashed before it removed the file.
         let foreign = snapshot::load(&dir.foreign_snapshot(), &key.id())?.filter(|f| f.header().generation >= held);
-        Ok(Self { _changes: changes, alias, dir, key, machine: machine_key.id(), signed, foreign })
+        Ok(Self {
+            _changes: changes,
+            alias,
+            dir,
+            key,
+            machine: machine_key.id(),
+            signed,
+            foreign,
+            warnings: Vec::new(),
+        })
     }
 
     /// The cluster's key.
     pub fn id(&self) -> ClusterId {
         self.key.id()
+    }
+
+    /// Returns what the text that was checked last has in order and yet hardly means, each with its place.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
     }
 
     /// The last signed snapshot; absent only when its file was lost.

@@ -82,5 +82,9 @@ fn rescanned(scanned: Scanned) -> Rescanned {
         Rescan::Unchanged(snapshot) => unpublished(&snapshot).map(RescanOutcome::Unchanged),
         Rescan::Signed(snapshot) => unpublished(&snapshot).map(RescanOutcome::Published),
     });
-    Rescanned { alias: scanned.alias, outcome: outcome.unwrap_or_else(RescanOutcome::Failed) }
+    Rescanned {
+        alias: scanned.alias,
+        outcome: outcome.unwrap_or_else(RescanOutcome::Failed),
+        warnings: scanned.warnings,
+    }
 }

@@ -322,7 +322,7 @@ async fn rescan(context: &Arc<Context>, ask: Rescan) -> Result<Vec<Scanned>, Fai
     let (held, home) = (Arc::clone(context), context.clusters.shared().home.clone());
     let scan = async move {
         let scanned = blocking(move || admin::rescan(&Changes::begin(&home)?, &ask, now_ms())).await?;
-        for Scanned { alias, outcome } in &scanned {
+        for Scanned { alias, outcome, .. } in &scanned {
             if let Ok(Outcome::Signed(snapshot)) = outcome {
                 hold(&held, alias, snapshot).await?;
                 // The administrator has looked at the config since.
@@ -338,14 +338,14 @@ async fn rescan(context: &Arc<Context>, ask: Rescan) -> Result<Vec<Scanned>, Fai
 
 async fn rescanned(context: &Context, scanned: Vec<Scanned>) -> Vec<Rescanned> {
     let mut all = Vec::with_capacity(scanned.len());
-    for Scanned { alias, outcome } in scanned {
+    for Scanned { alias, outcome, warnings } in scanned {
         let outcome = match outcome {
             Ok(Outcome::Checked { diff }) => Ok(RescanOutcome::Checked { diff }),
             Ok(Outcome::Unchanged(snapshot)) => publish(context, &alias, snapshot).await.map(RescanOutcome::Unchanged),
             Ok(Outcome::Signed(snapshot)) => publish(context, &alias, snapshot).await.map(RescanOutcome::Published),
             Err(failure) => Err(failure),
         };
-        all.push(Rescanned { alias, outcome: outcome.unwrap_or_else(RescanOutcome::Failed) });
+        all.push(Rescanned { alias, outcome: outcome.unwrap_or_else(RescanOutcome::Failed), warnings });
     }
     all
 }

@@ -25,6 +25,7 @@ use std::time::Duration;
 
 use toml::de::DeTable;
 
+pub use environment::{Family, REFUSED_VARIABLES, Refused};
 pub use groups::Via;
 pub(crate) use names::shown;
 pub use names::{MAX_NAME, Name, NameError, is_user};
@@ -153,6 +154,8 @@ pub struct Command {
     pub allow_from: Option<Allow>,
     /// The user that it runs as; absent = as the machine says.
     pub username: Option<String>,
+    /// Names of environment variables that callers may set; absent = none beside those that are always accepted.
+    pub accept_env: Option<Vec<String>>,
 }
 
 /// `[group.NAME]`.
@@ -177,6 +180,15 @@ impl Config {
     /// # Errors
     /// What is wrong with it, in the order of the text, at most [`MAX_PROBLEMS`].
     pub fn check(text: &str) -> Result<Self, Vec<Problem>> {
+        Self::review(text).map(|(config, _)| config)
+    }
+
+    /// Reads the text as [`Config::check`] does, and tells what is in order and yet hardly what is meant: at most
+    /// [`MAX_PROBLEMS`] warnings, in the order of the text.
+    ///
+    /// # Errors
+    /// As [`Config::check`].
+    pub fn review(text: &str) -> Result<(Self, Vec<Problem>), Vec<Problem>> {
         Self::parse(text, Mode::Strict)
     }
 
@@ -186,10 +198,10 @@ impl Config {
     /// # Errors
     /// What is wrong with it, as far as no newer version could mean anything by it.
     pub fn read(text: &str) -> Result<Self, Vec<Problem>> {
-        Self::parse(text, Mode::Tolerant)
+        Self::parse(text, Mode::Tolerant).map(|(config, _)| config)
     }
 
-    fn parse(text: &str, mode: Mode) -> Result<Self, Vec<Problem>> {
+    fn parse(text: &str, mode: Mode) -> Result<(Self, Vec<Problem>), Vec<Problem>> {
         shape::check(text).map_err(|problem| vec![problem])?;
         let root = DeTable::parse(text).map_err(|error| vec![syntax(text, &error)])?;
         sections::read(text, root.get_ref(), mode)

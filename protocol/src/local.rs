@@ -355,6 +355,9 @@ pub struct Rescanned {
     pub alias: String,
     /// What came of it.
     pub outcome: RescanOutcome,
+    /// What in the text is in order and yet hardly meant, each with its place; no reason to refuse it.
+    #[serde(default)]
+    pub warnings: Vec<String>,
 }
 
 /// What came of rescanning one cluster.

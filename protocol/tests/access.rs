@@ -27,8 +27,8 @@ struct Model {
 }
 
 const USERS: [&str; 3] = ["postgres", "backup", "deploy"];
-const ACCEPT: [&str; 3] = ["GIT_*", "EDITOR", "L*"];
-const NAMES: [&str; 5] = ["GIT_DIR", "EDITOR", "LESS", "LANG", "LD_PRELOAD"];
+const ACCEPT: [&str; 3] = ["DEPLOY_*", "CI_JOB_ID", "L*"];
+const NAMES: [&str; 5] = ["DEPLOY_REF", "CI_JOB_ID", "LOCATION", "LANG", "LD_PRELOAD"];
 
 fn subject(index: usize) -> String {
     match index {

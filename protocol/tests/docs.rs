@@ -1,6 +1,6 @@
-//! The examples of docs/config.md are in order, and its tables have every key.
+//! The examples of docs/config.md are in order, and its tables have every key; docs/environment.md has every variable.
 
-use malai_protocol::config::Config;
+use malai_protocol::config::{Config, Family, REFUSED_VARIABLES, Refused};
 
 const DOC: &str = include_str!("../../docs/config.md");
 
@@ -52,5 +52,31 @@ fn the_documentation_has_the_keys_that_are_known_and_no_others() {
             documented.push("command");
         }
         assert_eq!(known, documented.join(", "), "{heading}");
+    }
+}
+
+/// Returns the table of each family of variables that no machine accepts.
+fn refused_variables() -> String {
+    let mut page = String::new();
+    for Family { title, refused } in REFUSED_VARIABLES {
+        page += &format!("\n## {title}\n\n| variables | why | described in |\n|---|---|---|\n");
+        for Refused { names, why, source } in *refused {
+            let names: Vec<String> = names.iter().map(|name| format!("`{name}`")).collect();
+            page += &format!("| {} | {why} | {source} |\n", names.join(", "));
+        }
+    }
+    page
+}
+
+#[test]
+fn the_page_of_refused_variables_has_every_table_of_the_code() {
+    let page = include_str!("../../docs/environment.md");
+    let (_, tables) = page.split_once("<!-- The tables of the code. -->\n").expect("the mark");
+    for (found, wanted) in tables.lines().zip(refused_variables().lines()) {
+        assert_eq!(found, wanted);
+    }
+    assert_eq!(tables.len(), refused_variables().len());
+    for Family { title, .. } in REFUSED_VARIABLES {
+        assert!(DOC.contains(&format!("| {title} |")), "docs/config.md has no line for {title}");
     }
 }

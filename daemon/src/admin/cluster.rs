@@ -36,6 +36,8 @@ pub struct Scanned {
     pub alias: String,
     /// What was done, with the snapshot to be published.
     pub outcome: Result<Rescan, Failure>,
+    /// What in the text is in order and yet hardly meant.
+    pub warnings: Vec<String>,
 }
 
 /// Makes a cluster: both keys, the config to edit, and the first signed snapshot.
@@ -142,8 +144,14 @@ pub fn rescan(changes: &Changes, ask: &local::Rescan, now_ms: u64) -> Result<Vec
         return Err(Failure::new(Kind::NotConfigured, "no cluster is managed on this machine")
             .hint("malai cluster init makes one; else run malai rescan on the cluster manager"));
     }
-    let scan = |alias: &str| Manager::load(changes, alias)?.rescan(ask, now_ms);
-    Ok(aliases.into_iter().map(|alias| Scanned { outcome: scan(&alias), alias }).collect())
+    let scan = |alias: String| match Manager::load(changes, &alias) {
+        Ok(mut manager) => {
+            let outcome = manager.rescan(ask, now_ms);
+            Scanned { alias, outcome, warnings: manager.warnings().to_vec() }
+        }
+        Err(failure) => Scanned { alias, outcome: Err(failure), warnings: Vec::new() },
+    };
+    Ok(aliases.into_iter().map(scan).collect())
 }
 
 fn managed(changes: &Changes, found: &Found) -> bool {

@@ -105,9 +105,10 @@ impl Manager<'_> {
         Err(Failure::new(Kind::Conflict, message).hint(look))
     }
 
-    fn check(&self, text: &str) -> Result<Config, Failure> {
+    fn check(&mut self, text: &str) -> Result<Config, Failure> {
         let shown = self.dir.config().display().to_string();
-        let config = Config::check(text).map_err(|problems| Problem::failure(&problems, &shown))?;
+        let (config, warnings) = Config::review(text).map_err(|problems| Problem::failure(&problems, &shown))?;
+        self.warnings = warnings.iter().map(|warning| format!("{shown}: {}", warning.with_hint())).collect();
         if config.cluster.id != self.id() {
             let message =
                 format!("{shown}: [cluster] id52 is {}, but the cluster key here is {}", config.cluster.id, self.id());

@@ -97,6 +97,22 @@ fn a_check_signs_nothing_and_shows_the_difference() {
 }
 
 #[test]
+fn a_check_warns_of_a_wide_pattern_with_its_place_and_refuses_nothing() {
+    let lab = Lab::new();
+    let line = lab.edited().lines().count() + 2;
+    lab.edit(|text| {
+        text + "\n[machine.laptop.command.pull]\naccept_env = [\"GIT_*\"]\ncommand = [\"git\", \"pull\"]\n"
+    });
+    for check in [true, false] {
+        let mut manager = lab.manager();
+        manager.rescan(&Ask { check, ..ask() }, NOW + 1).expect("is in order");
+        let [warning] = manager.warnings() else { panic!("{:?}", manager.warnings()) };
+        let place = format!("{}: line {}, column 15: `GIT_*`", lab.dir().config().display(), line + 1);
+        assert!(warning.starts_with(&place) && warning.ends_with("(name the variables that you need)"), "{warning}");
+    }
+}
+
+#[test]
 fn a_text_that_is_not_in_order_is_refused_with_every_position_and_nothing_is_signed() {
     let lab = Lab::new();
     let lines = lab.edited().lines().count();

@@ -1,5 +1,5 @@
 //! Daemons of one cluster: who may do what, callers that go and come back, config sync, neighbouring versions, stalls,
-//! machines that do not answer, pings, what `malai doctor` is told.
+//! machines that do not answer, pings, variables of callers, what `malai doctor` is told.
 
 #[path = "../support/pipes.rs"]
 mod pipes;
@@ -21,3 +21,4 @@ mod sessions;
 mod stalls;
 mod sync;
 mod unanswered;
+mod variables;

@@ -17,8 +17,8 @@ use crate::support::{again, follow, followed, spec};
 
 /// A config in which every request below is allowed, each by lines of its own.
 fn text(scene: &Scene) -> String {
-    let lines = "allow_from = [\"outer\"]\nallow_sessions = [\"outer\"]\nusername = \"root\"\nusers = [\"nobody\"]\naccept_env = [\"GIT_*\"]\n\
-                 [machine.web01.command.greet]\ncommand = [\"echo\", \"hello\"]\nallow_from = [\"on-call\"]\nusername = \"root\"\n\
+    let lines = "allow_from = [\"outer\"]\nallow_sessions = [\"outer\"]\nusername = \"root\"\nusers = [\"nobody\"]\naccept_env = [\"DEPLOY_*\"]\n\
+                 [machine.web01.command.greet]\ncommand = [\"echo\", \"hello\"]\nallow_from = [\"on-call\"]\nusername = \"root\"\naccept_env = [\"DEPLOY_REF\"]\n\
                  [group.outer]\nmembers = [\"inner\"]\n\
                  [group.inner]\nmembers = [\"friend\"]\n\
                  [group.on-call]\nmembers = [\"friend\"]\n";
@@ -99,7 +99,7 @@ fn without(scene: &Scene, need: Need, nobody: &str) -> String {
     match need {
         Need::CallerInConfig => text.replace(&scene.friend.id.to_string(), nobody),
         Need::TargetInConfig => text.replace(&scene.web01_id.to_string(), nobody),
-        Need::NothingUnknown => text.replace("accept_env", "from_the_future = 1\naccept_env"),
+        Need::NothingUnknown => text.replacen("accept_env", "from_the_future = 1\naccept_env", 1),
         Need::List => {
             text.replace("allow_from = [\"outer\"]\n", "").replace("allow_from = [\"on-call\"]", "allow_from = []")
         }
@@ -129,13 +129,14 @@ const NEEDS: [Need; 10] = [
 fn each(scene: &Scene, mut visit: impl FnMut(Request<'_>)) {
     let words = |words: &[&str]| -> Vec<ByteBuf> { words.iter().map(|w| ByteBuf::from(w.as_bytes())).collect() };
     let (argv, named, string) = (words(&["echo", "hello"]), words(&["greet"]), words(&["echo hello"]));
-    let env = ["GIT_DIR".to_owned(), "LANG".to_owned()];
+    let env = ["DEPLOY_REF".to_owned(), "LANG".to_owned()];
     let plain = Exec { words: &argv, literal: true, shell: false, user: None, env_names: &[] };
     visit(Request::Exec(plain));
     visit(Request::Exec(Exec { literal: false, ..plain }));
     visit(Request::Exec(Exec { words: &named, literal: false, ..plain }));
     visit(Request::Exec(Exec { words: &string, shell: true, ..plain }));
     visit(Request::Exec(Exec { env_names: &env, ..plain }));
+    visit(Request::Exec(Exec { words: &named, literal: false, env_names: &env, ..plain }));
     if Uid::effective().is_root() {
         visit(Request::Exec(Exec { user: Some("nobody"), ..plain }));
     }

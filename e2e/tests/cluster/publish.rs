@@ -135,7 +135,7 @@ fn a_manager_restored_from_a_backup_raises_the_alarm_and_publishes_nothing() -> 
     laptop.run(["cp", "-a", "/root/malai-home", "/root/backup"])?.success()?;
     start(laptop)?;
     company.linked(web01)?;
-    company.publish("machine.web01", "accept_env = [\"GIT_*\"]")?;
+    company.publish("machine.web01", "accept_env = [\"DEPLOY_*\"]")?;
     let newest = company.generation(web01)?;
     stop(laptop)?;
     laptop.sh("rm -r /root/malai-home && mv /root/backup /root/malai-home")?.success()?;

@@ -103,10 +103,10 @@ fn a_variable_arrives_when_the_config_accepts_its_name() -> Result<()> {
     assert_eq!(show(&["--env", "LC_TIME=a=b c"], "LC_TIME")?.success()?.text(), "web01\na=b c");
     assert_eq!(show(&["--env", "LC_TIME"], "LC_TIME")?.success()?.text(), "web01\nfrom here");
     assert_eq!(show(&[], "LC_TIME")?.success()?.text(), "web01");
-    let refused = show(&["--env", "GIT_DIR=/x"], "GIT_DIR")?;
-    told(refused, 254, &["does not accept the variable `GIT_DIR`", "accept_env = [\"GIT_DIR\"]"])?;
-    company.publish("machine.web01", "accept_env = [\"GIT_*\"]")?;
-    assert_eq!(show(&["--env", "GIT_DIR=/x"], "GIT_DIR")?.success()?.text(), "web01\n/x");
+    let refused = show(&["--env", "DEPLOY_REF=/x"], "DEPLOY_REF")?;
+    told(refused, 254, &["does not accept the variable `DEPLOY_REF`", "accept_env = [\"DEPLOY_REF\"]"])?;
+    company.publish("machine.web01", "accept_env = [\"DEPLOY_*\"]")?;
+    assert_eq!(show(&["--env", "DEPLOY_REF=/x"], "DEPLOY_REF")?.success()?.text(), "web01\n/x");
     told(show(&["--env", "LD_PRELOAD=/x"], "LD_PRELOAD")?, 254, &["no machine accepts it"])?;
     Ok(())
 }

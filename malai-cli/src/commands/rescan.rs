@@ -49,7 +49,8 @@ pub(super) fn rescan(cx: &Context, asked: Asked) -> Result<u8, Failure> {
         cx.out.note("no cluster is managed here");
     }
     let mut all = !list.is_empty();
-    for Rescanned { alias, outcome } in &list {
+    for Rescanned { alias, outcome, warnings } in &list {
+        warnings.iter().for_each(|words| cx.out.note(&format!("{alias}: warning: {words}")));
         all &= tell(cx.out, alias, outcome)?;
     }
     Ok(u8::from(!all))

@@ -102,7 +102,7 @@ fn the_token_is_alone_on_standard_output() {
 
 #[test]
 fn rescan_is_0_only_when_all_is_published_and_says_who_has_it() {
-    let one = |outcome| Response::Rescanned(vec![Rescanned { alias: "company".into(), outcome }]);
+    let one = |outcome| Response::Rescanned(vec![Rescanned { alias: "company".into(), outcome, warnings: Vec::new() }]);
     let (_, ended) =
         ask(&["rescan"], &[Response::Progress("asking db01".into()), one(RescanOutcome::Published(publication(true)))]);
     insta::assert_snapshot!(ended, @r"
@@ -129,6 +129,30 @@ fn rescan_is_0_only_when_all_is_published_and_says_who_has_it() {
     malai: error: company: cluster.toml:3:1: unknown key `nam`
     malai: hint: did you mean `name`?
     ");
+}
+
+#[test]
+fn a_check_that_warns_is_in_order_all_the_same_and_tells_the_warning_in_json_too() {
+    let warning = "cluster.toml: line 9, column 15: `GIT_*` in `accept_env` of [defaults] matches `GIT_SSH_COMMAND`";
+    let checked = || {
+        let outcome = RescanOutcome::Checked { diff: String::new() };
+        Response::Rescanned(vec![Rescanned { alias: "company".into(), outcome, warnings: vec![warning.into()] }])
+    };
+    for words in [["rescan", "--check"], ["config", "check"]] {
+        let (_, ended) = ask(&words, &[checked()]);
+        insta::allow_duplicates! {
+            insta::assert_snapshot!(ended, @r"
+            exit 0
+            --- stdout
+            --- stderr
+            malai: company: warning: cluster.toml: line 9, column 15: `GIT_*` in `accept_env` of [defaults] matches `GIT_SSH_COMMAND`
+            malai: company: in order, and as signed
+            ");
+        }
+    }
+    let (_, ended) = ask(&["rescan", "--check", "--json"], &[checked()]);
+    let document: serde_json::Value = serde_json::from_str(&ended.stdout).expect("a document");
+    assert_eq!((ended.code, document[0]["warnings"][0].as_str()), (0, Some(warning)));
 }
 
 #[test]

@@ -21,7 +21,7 @@ impl Case<'_> {
         self.listed(command, steps)?;
         self.well_formed(exec, command)?;
         let run_as = self.run_as(exec.user, command, steps)?;
-        self.environment(exec.env_names, steps)?;
+        self.environment(exec.env_names, command, steps)?;
         let argv = match command {
             Some((_, command)) => command.command.iter().map(|word| ByteBuf::from(word.as_bytes())).collect(),
             None => exec.words.to_vec(),
@@ -192,26 +192,37 @@ impl Case<'_> {
     }
 
     /// Whether the caller may set these variables.
-    fn environment(&self, names: &[String], steps: &mut Vec<String>) -> Result<(), Failure> {
-        let accepted = self.machine.accept_env.as_ref().or(self.config.defaults.accept_env.as_ref());
+    fn environment(
+        &self,
+        names: &[String],
+        command: Option<(&Name, &Command)>,
+        steps: &mut Vec<String>,
+    ) -> Result<(), Failure> {
+        if names.len() > environment::MAX_VARIABLES {
+            let most = environment::MAX_VARIABLES;
+            let why = format!("the request sets {} variables, and at most {most} are accepted", names.len());
+            return Err(Failure::new(Kind::Usage, why).hint("put them into a file, or into standard input"));
+        }
+        let (machine, defaults) = (self.machine.accept_env.as_ref(), self.config.defaults.accept_env.as_ref());
+        let accepted = environment::accepted(command.map(|(_, command)| command), machine, defaults);
+        let whose = command.map_or(self.name, |(name, _)| name);
         for name in names {
-            let listed = || accepted.is_some_and(|list| list.iter().any(|pattern| environment::matches(pattern, name)));
+            let listed = || accepted.iter().any(|pattern| environment::matches(pattern, name));
             match environment::standing(name) {
                 Standing::Always => {}
                 Standing::Ask if listed() => {}
                 Standing::Ask => {
-                    let why = format!("`{}` does not accept the variable `{}`", self.name, shown(name));
-                    let items = accepted.into_iter().flatten().map(String::as_str).chain([name.as_str()]);
-                    let quoted: Vec<String> = items.map(|item| format!("\"{item}\"")).collect();
-                    let line = match quoted.len() {
-                        0..=MAX_SHOWN => format!("accept_env = [{}]", quoted.join(", ")),
-                        _ => format!("add \"{}\" to accept_env", shown(name)),
-                    };
-                    return Err(self.denied(why, &self.section(), &line));
+                    let why = format!("`{whose}` does not accept the variable `{}`", shown(name));
+                    let section = command.map_or_else(|| self.section(), |(name, _)| self.command_section(name));
+                    return Err(self.denied(why, &section, &accept_line(accepted, name)));
                 }
-                Standing::Never => {
-                    let why = format!("`{}` may change which code runs, and no machine accepts it", shown(name));
-                    return Err(Failure::new(Kind::Denied, why).hint("leave this variable out"));
+                Standing::Never(reason) => {
+                    let name = shown(name);
+                    let why = format!(
+                        "`{name}` may change which code runs or whom it talks to, and no machine accepts it: {reason}"
+                    );
+                    return Err(Failure::new(Kind::Denied, why)
+                        .hint("leave this variable out; what has to be set can be set by a script on that machine"));
                 }
                 Standing::NotAName => {
                     let why = format!("`{}` is not the name of a variable", shown(name));
@@ -220,7 +231,7 @@ impl Case<'_> {
             }
         }
         if !names.is_empty() {
-            steps.push(format!("`{}` accepts the variables", self.name));
+            steps.push(format!("`{whose}` accepts the variables"));
         }
         Ok(())
     }
@@ -238,6 +249,16 @@ impl Case<'_> {
         let manager = &self.config.cluster.manager;
         Failure::new(Kind::Denied, why)
             .hint(format!("in cluster.toml on `{manager}`, under [{section}]: {line} - then run `malai rescan` there"))
+    }
+}
+
+/// The line that adds a variable to a list. What no machine accepts is left out of it: a check would refuse the line.
+fn accept_line(accepted: &[String], name: &str) -> String {
+    let useful = accepted.iter().map(String::as_str).filter(|pattern| environment::in_vain(pattern).is_none());
+    let quoted: Vec<String> = useful.chain([name]).map(|item| format!("\"{item}\"")).collect();
+    match quoted.len() {
+        0..=MAX_SHOWN => format!("accept_env = [{}]", quoted.join(", ")),
+        _ => format!("add \"{}\" to accept_env", shown(name)),
     }
 }
 

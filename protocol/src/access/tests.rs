@@ -13,10 +13,10 @@ fn text() -> String {
          [machine.laptop]\nid52 = \"{}\"\n\
          [machine.caller]\nid52 = \"{}\"\n\
          [machine.web01]\nid52 = \"{}\"\n\
-         allow_from = [\"outer\"]\nusername = \"deploy\"\nusers = [\"postgres\"]\naccept_env = [\"GIT_*\"]\n\
+         allow_from = [\"outer\"]\nusername = \"deploy\"\nusers = [\"postgres\"]\naccept_env = [\"DEPLOY_*\"]\n\
          allow_sessions = [\"outer\"]\n\
          [machine.web01.command.restart]\n\
-         command = [\"systemctl\", \"restart\", \"nginx\"]\nallow_from = [\"on-call\"]\nusername = \"root\"\n\
+         command = [\"systemctl\", \"restart\", \"nginx\"]\nallow_from = [\"on-call\"]\nusername = \"root\"\naccept_env = [\"DEPLOY_REF\"]\n\
          [group.outer]\nmembers = [\"inner\"]\n\
          [group.inner]\nmembers = [\"caller\"]\n\
          [group.on-call]\nmembers = [\"caller\"]\n",
@@ -135,7 +135,8 @@ fn requests() -> Vec<Sent> {
         Sent { literal: true, ..Sent::words(&["restart"]) },
         Sent { shell: true, literal: true, ..Sent::words(&["id; id"]) },
         Sent::user("postgres"),
-        Sent::env(&["GIT_DIR", "LANG"]),
+        Sent::env(&["DEPLOY_REF", "LANG"]),
+        Sent { words: Sent::words(&["restart"]).words, ..Sent::env(&["DEPLOY_REF", "LC_TIME"]) },
         Sent::attend(CALLER),
         Sent::attend(1),
     ]
@@ -150,7 +151,7 @@ fn without(need: Need) -> String {
     match need {
         Need::CallerInConfig => text.replace(&machine_id(CALLER).to_string(), &machine_id(7).to_string()),
         Need::TargetInConfig => text.replace(&machine_id(TARGET).to_string(), &machine_id(7).to_string()),
-        Need::NothingUnknown => text.replace("accept_env", "from_the_future = 1\naccept_env"),
+        Need::NothingUnknown => text.replacen("accept_env", "from_the_future = 1\naccept_env", 1),
         Need::List => {
             text.replace("allow_from = [\"outer\"]", "").replace("allow_from = [\"on-call\"]", "allow_from = []")
         }
@@ -274,15 +275,65 @@ fn the_user_that_a_command_runs_as() {
 
 #[test]
 fn loader_variables_are_refused_even_where_a_list_reaches_them() {
-    let wide = text().replace("[\"GIT_*\"]", "[\"L*\", \"P*\", \"B*\", \"GIT_*\"]");
-    granted(&wide, &Sent::env(&["LC_TIME", "TERM", "LESS", "PAGER"]));
+    let wide = text().replace("[\"DEPLOY_*\"]", "[\"L*\", \"P*\", \"B*\", \"GIT_*\"]");
+    granted(&wide, &Sent::env(&["LC_TIME", "TERM", "LOCATION", "PLACE", "GIT_AUTHOR_NAME"]));
     for name in ["LD_PRELOAD", "PATH", "PYTHONSTARTUP", "BASH_ENV"] {
         let failure = refused(&wide, &Sent::env(&["LANG", name]));
         assert!(failure.message.starts_with(&format!("`{name}` may change which code runs")), "{failure}");
     }
     assert!(refused(&wide, &Sent::env(&["A=B"])).message.contains("not the name of a variable"));
-    let failure = refused(&text(), &Sent::env(&["EDITOR"]));
-    assert_eq!(failure.message, "`web01` does not accept the variable `EDITOR`");
+    let failure = refused(&text(), &Sent::env(&["CI_JOB_ID"]));
+    assert_eq!(failure.message, "`web01` does not accept the variable `CI_JOB_ID`");
+}
+
+#[test]
+fn every_variable_of_the_tables_is_refused_in_every_spelling_whatever_a_config_says() {
+    let named = |name: &str| Sent { words: Sent::words(&["restart"]).words, ..Sent::env(&["LANG", name]) };
+    let names = crate::config::environment::tests::refused_names();
+    for name in &names {
+        let (first, some) = (&name[..1], &name[..name.len().min(4)]);
+        let list = format!("[\"{name}\", \"{name}*\", \"{some}*\", \"{first}*\"]");
+        let text = text().replace("[\"DEPLOY_*\"]", &list).replace("[\"DEPLOY_REF\"]", &list);
+        let config = read(&text);
+        for sent in [Sent::env(&[name]), named(name)] {
+            let decision = decide(&config, &root(&machine_id(TARGET)), &machine_id(CALLER), &sent.request());
+            let Decision::Refused(failure) = decision else { panic!("{name}: {decision:?}") };
+            assert!(failure.message.contains("no machine accepts it: "), "{name}: {failure}");
+        }
+        // A bare `*` is none: a member that is shown one runs nothing.
+        let all = read(&text.replace(&list, "[\"*\"]"));
+        let decision = decide(&all, &root(&machine_id(TARGET)), &machine_id(CALLER), &named(name).request());
+        assert!(matches!(decision, Decision::Refused(_)), "{name}: {decision:?}");
+    }
+    assert!(names.len() > 1000, "{}", names.len());
+}
+
+#[test]
+fn a_named_command_takes_the_variables_of_its_own_list_alone() {
+    let named = |name: &str| Sent { words: Sent::words(&["restart"]).words, ..Sent::env(&[name]) };
+    let defaults = "[defaults]\naccept_env = [\"DEPLOY_*\", \"CI_*\"]\n";
+    let text = text() + defaults;
+    granted(&text, &named("DEPLOY_REF"));
+    granted(&text, &Sent::env(&["DEPLOY_USER"]));
+    for name in ["DEPLOY_USER", "CI_JOB_ID"] {
+        assert_eq!(refused(&text, &named(name)).message, format!("`restart` does not accept the variable `{name}`"));
+    }
+    let none = text.replace("accept_env = [\"DEPLOY_REF\"]\n", "");
+    assert_eq!(refused(&none, &named("DEPLOY_REF")).message, "`restart` does not accept the variable `DEPLOY_REF`");
+    for name in ["LANG", "LC_TIME", "TERM"] {
+        granted(&none, &named(name));
+    }
+    // With `--` it is no named command, and the machine's list counts.
+    granted(&none, &Sent { literal: true, ..named("DEPLOY_REF") });
+}
+
+#[test]
+fn a_request_with_more_variables_than_are_compared_is_refused() {
+    let env = |count: usize| Sent { env: (0..count).map(|n| format!("LC_{n}")).collect(), ..Sent::words(&["id"]) };
+    granted(&text(), &env(1024));
+    let failure = refused(&text(), &env(1025));
+    assert_eq!(failure.kind, Kind::Usage);
+    assert_eq!(failure.message, "the request sets 1025 variables, and at most 1024 are accepted");
 }
 
 /// The config with the line that a hint shows, in the section that it names.
@@ -316,7 +367,9 @@ fn the_line_that_a_refusal_shows_allows_the_request() {
         (text().replace("[\"on-call\"]", "[\"laptop\"]"), Sent::words(&["restart"])),
         (without(Need::Username), Sent::words(&["id"])),
         (text(), Sent::user("backup")),
-        (text(), Sent::env(&["EDITOR"])),
+        (text(), Sent::env(&["CI_JOB_ID"])),
+        (text(), Sent { words: Sent::words(&["restart"]).words, ..Sent::env(&["CI_JOB_ID"]) }),
+        (text().replace("[\"DEPLOY_*\"]", "[\"EDITOR\", \"DEPLOY_*\"]"), Sent::env(&["CI_JOB_ID"])),
     ];
     for (text, sent) in table {
         let failure = refused(&text, &sent);

@@ -27,15 +27,17 @@ impl Problem {
         Self { line, column, message, hint }
     }
 
+    /// Returns the problem with its place, and in parentheses what to write instead.
+    pub fn with_hint(&self) -> String {
+        match &self.hint {
+            Some(hint) => format!("{self} ({hint})"),
+            None => self.to_string(),
+        }
+    }
+
     /// All problems of a text as the one failure that travels; `what` is the text's name for a person.
     pub fn failure(problems: &[Problem], what: &str) -> Failure {
-        let lines: Vec<String> = problems
-            .iter()
-            .map(|p| match &p.hint {
-                Some(hint) => format!("{p} ({hint})"),
-                None => p.to_string(),
-            })
-            .collect();
+        let lines: Vec<String> = problems.iter().map(Problem::with_hint).collect();
         Failure::new(Kind::BadConfig, format!("{what}: {}", lines.join("; ")))
     }
 }

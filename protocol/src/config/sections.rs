@@ -17,7 +17,7 @@ const TOP: &[&str] = &["cluster", "network", "defaults", "machine", "group"];
 const CLUSTER: &[&str] = &["name", "id52", "manager"];
 const NETWORK: &[&str] = &["relays", "discovery", "ca", "directory"];
 const DEFAULTS: &[&str] = &["allow_from", "username", "grace", "accept_env"];
-const COMMAND: &[&str] = &["command", "allow_from", "username"];
+const COMMAND: &[&str] = &["command", "allow_from", "username", "accept_env"];
 const GROUP: &[&str] = &["members"];
 const MACHINE: &[&str] = &[
     "id52",
@@ -37,8 +37,12 @@ const PLACES: &[(&str, &[&str])] =
 /// The most bytes of a named command's words: an executor's plan has room for them beside all else.
 const MAX_COMMAND: usize = 64 * 1024;
 
-/// Reads the whole config.
-pub(super) fn read<'w>(text: &'w str, root: &'w DeTable<'w>, mode: Mode) -> Result<Config, Vec<Problem>> {
+/// Reads the whole config; beside it, what is in order and yet to be warned of.
+pub(super) fn read<'w>(
+    text: &'w str,
+    root: &'w DeTable<'w>,
+    mode: Mode,
+) -> Result<(Config, Vec<Problem>), Vec<Problem>> {
     let mut walk = Walk::new(text, root, mode);
     let top = Section { path: String::new(), scope: Scope::Whole, at: 0, table: root };
     known(&mut walk, &top, TOP);
@@ -60,9 +64,9 @@ pub(super) fn read<'w>(text: &'w str, root: &'w DeTable<'w>, mode: Mode) -> Resu
     let machines = children(&mut walk, &top, "machine", Scope::Whole, |name| Scope::Machine(name.to_owned()), machine);
     let groups = children(&mut walk, &top, "group", Scope::Shared, |_| Scope::Shared, group);
     check::references(&mut walk, &top, cluster.as_ref(), &machines, &groups);
-    let unsupported = walk.finish()?;
+    let (unsupported, warnings) = walk.finish()?;
     let cluster = cluster.ok_or_else(|| vec![Problem::at(text, 0, "there is no usable [cluster]".into(), None)])?;
-    Ok(Config { cluster, network, defaults, machines, groups, unsupported })
+    Ok((Config { cluster, network, defaults, machines, groups, unsupported }, warnings))
 }
 
 /// Looks for keys that are not known in this section.
@@ -171,6 +175,7 @@ fn command<'w>(walk: &mut Walk<'w>, section: &Section<'w>) -> Option<Command> {
     required(walk, section, &["command"]);
     let allow_from = walk.allow(section, "allow_from");
     let username = username(walk, section);
+    let accept_env = accept_env(walk, section);
     let words = walk.strings(section, "command")?;
     let at = at_key(section, "command");
     let wrong = if words.first().is_none_or(|(_, word)| word.is_empty()) {
@@ -186,7 +191,8 @@ fn command<'w>(walk: &mut Walk<'w>, section: &Section<'w>) -> Option<Command> {
         walk.wrong(section, "command", at, message.into(), Some("write command = [\"PROGRAM\", \"ARGUMENT\"]".into()));
         return None;
     }
-    Some(Command { command: words.into_iter().map(|(_, word)| word.to_owned()).collect(), allow_from, username })
+    let command = words.into_iter().map(|(_, word)| word.to_owned()).collect();
+    Some(Command { command, allow_from, username, accept_env })
 }
 
 fn group<'w>(walk: &mut Walk<'w>, section: &Section<'w>) -> Option<Group> {
@@ -274,5 +280,29 @@ fn grace<'w>(walk: &mut Walk<'w>, section: &Section<'w>) -> Option<Duration> {
 }
 
 fn accept_env<'w>(walk: &mut Walk<'w>, section: &Section<'w>) -> Option<Vec<String>> {
-    parsed(walk, section, "accept_env", |text| environment::check_pattern(text).map(|()| text.to_owned()))
+    let items = walk.strings(section, "accept_env")?;
+    let mut patterns = Vec::with_capacity(items.len());
+    for (at, text) in items {
+        let pattern = shown(text);
+        if let Err(why) = environment::check_form(text) {
+            walk.wrong(section, "accept_env", at, format!("`{pattern}` in `accept_env` {why}"), None);
+            continue;
+        }
+        // A member does not ask: a name that no machine accepts allows nothing, and an older manager may have signed it.
+        if walk.strict()
+            && let Some(why) = environment::in_vain(text)
+        {
+            let message = format!("`{pattern}` in `accept_env` names variables that no machine accepts: {why}");
+            walk.wrong(section, "accept_env", at, message, Some("take it out of the list".into()));
+            continue;
+        }
+        if walk.strict()
+            && let Some(why) = environment::too_wide(text)
+        {
+            let message = format!("`{pattern}` in `accept_env` of [{}] {why}", section.path);
+            walk.warn(at, message, Some("name the variables that you need".into()));
+        }
+        patterns.push(text.to_owned());
+    }
+    Some(patterns)
 }

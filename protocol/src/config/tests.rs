@@ -46,11 +46,12 @@ username = "deploy"
 users = ["postgres"]
 addresses = ["192.0.2.7:4001", "[2001:db8::7]:4001"]
 grace = "2h"
-accept_env = ["GIT_*"]
+accept_env = ["DEPLOY_*"]
 [machine.web01.command.restart-nginx]
 command = ["systemctl", "restart", "nginx"]
 allow_from = ["on-call"]
 username = "root"
+accept_env = ["DEPLOY_REF"]
 [network]
 relays = []
 discovery = ["mdns", "https://dns.example.com/pkarr"]
@@ -76,6 +77,7 @@ members = []
     assert_eq!(machine.addresses[1], "[2001:db8::7]:4001".parse().expect("an address"));
     assert_eq!(machine.grace, Some(Duration::from_secs(7200)));
     assert_eq!(machine.commands[&name("restart-nginx")].command, ["systemctl", "restart", "nginx"]);
+    assert_eq!(machine.commands[&name("restart-nginx")].accept_env, Some(vec!["DEPLOY_REF".to_owned()]));
     assert_eq!(config.network.relays, Some(Vec::new()));
     assert_eq!(config.defaults.accept_env, Some(Vec::new()));
     assert_eq!(config.machine_by_id(&machine_id(2)).map(|(name, _)| name.as_str()), Some("web01"));
@@ -142,7 +144,7 @@ fn every_kind_of_mistake_has_its_own_words_and_place() {
         ("grace = \"soon\"\n", "line 11, column 9: `grace` must be a whole number and s, m, h or d"),
         (
             "accept_env = [\"LD_PRELOAD\"]\n",
-            "line 11, column 15: `LD_PRELOAD` in `accept_env` names variables that load code",
+            "line 11, column 15: `LD_PRELOAD` in `accept_env` names variables that no machine accepts: the dynamic",
         ),
         ("accept_env = [\"*\"]\n", "line 11, column 15: `*` in `accept_env` must name variables"),
         ("[machine.web01.command.x]\n", "line 11, column 24: [machine.web01.command.x] has no `command`"),
@@ -200,6 +202,42 @@ fn several_problems_come_at_once_in_the_order_of_the_text_and_no_more_than_the_c
     assert_eq!(problems.iter().map(|p| p.line).collect::<Vec<_>>(), [11, 12, 14]);
     let many: String = (0..1000).map(|i| format!("key{i} = 1\n")).collect();
     assert_eq!(Config::check(&with(&many)).expect_err("many").len(), MAX_PROBLEMS);
+}
+
+#[test]
+fn patterns_that_reach_more_than_their_author_has_in_mind_are_warned_of_where_they_stand() {
+    let text = with(
+        "accept_env = [\"DEPLOY_*\", \"GIT_*\", \"CI_JOB_ID\"]\n\
+         [machine.web01.command.pull]\ncommand = [\"git\", \"pull\"]\naccept_env = [\"G*\"]\n\
+         [defaults]\naccept_env = [\"A_*\"]\n",
+    );
+    let (config, warnings) = Config::review(&text).expect("in order");
+    assert_eq!(Config::check(&text), Ok(config));
+    let told: Vec<String> = warnings.iter().map(ToString::to_string).collect();
+    assert_eq!(told.len(), 3, "{told:?}");
+    let wanted = "line 11, column 27: `GIT_*` in `accept_env` of [machine.web01] matches `GIT_SSH_COMMAND` and ";
+    assert!(told[0].starts_with(wanted) && told[0].ends_with(" others that are always refused"), "{}", told[0]);
+    let wanted = "line 14, column 15: `G*` in `accept_env` of [machine.web01.command.pull] matches `";
+    assert!(told[1].starts_with(wanted), "{}", told[1]);
+    let wanted = "line 16, column 15: `A_*` in `accept_env` of [defaults] accepts every variable that begins with `A_`";
+    assert_eq!(told[2], wanted);
+    assert!(warnings.iter().all(|warning| warning.hint.as_deref() == Some("name the variables that you need")));
+    assert_eq!(Config::review(&with("accept_env = [\"DEPLOY_*\"]\n")).map(|(_, warnings)| warnings), Ok(Vec::new()));
+}
+
+#[test]
+fn the_warnings_of_a_text_are_bounded() {
+    let list = vec!["\"G*\""; 1000].join(", ");
+    let (_, warnings) = Config::review(&with(&format!("accept_env = [{list}]\n"))).expect("in order");
+    assert_eq!(warnings.len(), MAX_PROBLEMS);
+}
+
+#[test]
+fn a_member_goes_on_with_a_list_of_an_older_manager_that_names_what_is_refused_now() {
+    let text = with("accept_env = [\"EDITOR\", \"LD_*\"]\n");
+    assert!(Config::check(&text).is_err());
+    let config = Config::read(&text).expect("in order");
+    assert_eq!(config.blocked(&name("web01")), None);
 }
 
 #[test]

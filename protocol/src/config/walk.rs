@@ -50,6 +50,7 @@ pub(super) struct Walk<'w> {
     machines: Option<&'w DeTable<'w>>,
     groups: Option<&'w DeTable<'w>>,
     problems: Vec<Problem>,
+    warnings: Vec<Problem>,
     unsupported: BTreeMap<Scope, String>,
 }
 
@@ -58,14 +59,15 @@ impl<'w> Walk<'w> {
     pub(super) fn new(text: &'w str, root: &'w DeTable<'w>, mode: Mode) -> Self {
         let table = |key: &str| root.get(key).and_then(|v| v.get_ref().as_table());
         let (machines, groups) = (table("machine"), table("group"));
-        Self { text, mode, machines, groups, problems: Vec::new(), unsupported: BTreeMap::new() }
+        Self { text, mode, machines, groups, problems: Vec::new(), warnings: Vec::new(), unsupported: BTreeMap::new() }
     }
 
-    /// What was found: problems, or the first key not understood in each scope.
-    pub(super) fn finish(self) -> Result<BTreeMap<Scope, String>, Vec<Problem>> {
-        let mut problems = self.problems;
+    /// What was found: problems, or the first key not understood in each scope and the warnings.
+    pub(super) fn finish(self) -> Result<(BTreeMap<Scope, String>, Vec<Problem>), Vec<Problem>> {
+        let (mut problems, mut warnings) = (self.problems, self.warnings);
         if problems.is_empty() {
-            return Ok(self.unsupported);
+            warnings.sort();
+            return Ok((self.unsupported, warnings));
         }
         problems.sort();
         Err(problems)
@@ -80,6 +82,13 @@ impl<'w> Walk<'w> {
     pub(super) fn problem(&mut self, at: usize, message: String, hint: Option<String>) {
         if self.problems.len() < MAX_PROBLEMS {
             self.problems.push(Problem::at(self.text, at, message, hint));
+        }
+    }
+
+    /// Notes something that is in order, and yet hardly what is meant.
+    pub(super) fn warn(&mut self, at: usize, message: String, hint: Option<String>) {
+        if self.warnings.len() < MAX_PROBLEMS {
+            self.warnings.push(Problem::at(self.text, at, message, hint));
         }
     }
 
