@@ -1,5 +1,6 @@
 //! The only place that wires: bind, run, shutdown.
 
+use std::collections::HashSet;
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -170,7 +171,7 @@ impl Daemon {
 
     async fn event(&mut self, event: Event) {
         match event {
-            Event::Ended(end) => self.ends.write(&self.clusters, Owed::Told(end)).await,
+            Event::Ended(end) => self.ends.write(&self.clusters, Owed::Told(Box::new(end))).await,
             Event::Lost => {
                 tracing::error!("the executor was lost");
                 self.shared.executor.lost().await;
@@ -202,7 +203,7 @@ impl Daemon {
     async fn write_ends(&mut self) {
         while let Ok(event) = self.events.try_recv() {
             if let Event::Ended(end) = event {
-                self.ends.write(&self.clusters, Owed::Told(end)).await;
+                self.ends.write(&self.clusters, Owed::Told(Box::new(end))).await;
             }
         }
         while let Ok(end) = self.owed.try_recv() {
@@ -231,14 +232,36 @@ impl Daemon {
             self.end_sessions(&executor).await;
         }
         self.write_ends().await;
-        self.clusters.close_connections();
-        self.clusters.shutdown().await;
+        self.close_clusters().await;
         self.write_ends().await;
+        if self.shared.executor.has_stopped() {
+            self.shared.executor.give_up_others(&HashSet::new());
+            self.write_ends().await;
+        }
         let socket = self.shared.home.socket();
         if let Err(error) = std::fs::remove_file(&socket) {
             tracing::warn!("cannot remove {}: {error}", socket.display());
         }
         drop(self.lock);
+    }
+
+    /// Closes connections and endpoints; meanwhile ends are taken, so that nobody who has to tell one waits for this.
+    async fn close_clusters(&mut self) {
+        let clusters = Arc::clone(&self.clusters);
+        let closing = async {
+            clusters.close_connections();
+            clusters.shutdown().await;
+        };
+        tokio::pin!(closing);
+        loop {
+            tokio::select! {
+                () = &mut closing => return,
+                Some(event) = self.events.recv() => if let Event::Ended(end) = event {
+                    self.ends.write(&self.clusters, Owed::Told(Box::new(end))).await;
+                },
+                Some(end) = self.owed.recv() => self.ends.write(&self.clusters, end).await,
+            }
+        }
     }
 
     /// Ends an executor that cannot outlive this process; its ends are written down.
@@ -250,13 +273,14 @@ impl Daemon {
         loop {
             tokio::select! {
                 result = &mut end => {
-                    if let Err(failure) = result {
-                        tracing::warn!("the executor did not end in good order: {failure}");
+                    match result {
+                        Ok(()) => self.shared.executor.note_stopped(),
+                        Err(failure) => tracing::warn!("the executor did not end in good order: {failure}"),
                     }
                     break;
                 }
                 Some(event) = self.events.recv() => if let Event::Ended(end) = event {
-                    self.ends.write(&self.clusters, Owed::Told(end)).await;
+                    self.ends.write(&self.clusters, Owed::Told(Box::new(end))).await;
                 },
                 () = &mut deadline => {
                     tracing::error!("sessions are still ending; the executor goes on without the daemon");

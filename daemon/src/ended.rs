@@ -27,17 +27,20 @@ const END_LINE_RETRY_INTERVAL: Duration = Duration::from_millis(100);
 /// And at most.
 const END_LINE_RETRY_MAX_INTERVAL: Duration = Duration::from_secs(5);
 
+/// Which session an end is of, where one is in a table or at an executor.
+type Session = Option<(ClusterId, SessionName)>;
+
 /// An end that is to be written down.
 #[derive(Debug)]
 pub(crate) enum Owed {
     /// An executor tells how this session ended. Its line may be there already.
-    Told(Ended),
+    Told(Box<Ended>),
     /// This line is missing for certain.
     Line {
         /// The line.
         line: Box<Entry>,
-        /// Of which session, where one is in a table or at an executor.
-        session: Option<(ClusterId, SessionName)>,
+        /// Of which session.
+        session: Session,
     },
 }
 
@@ -70,7 +73,7 @@ fn lost() -> Failure {
 /// Writes ends down, and keeps those for which the disk has no room.
 #[derive(Debug, Default)]
 pub(crate) struct Ends {
-    waiting: VecDeque<(Box<Entry>, Option<(ClusterId, SessionName)>)>,
+    waiting: VecDeque<(Box<Entry>, Session)>,
     retry_at: Option<Instant>,
     pause: Duration,
 }
@@ -149,7 +152,7 @@ impl Ends {
 }
 
 /// Lets the executor forget an end that is in the audit.
-async fn confirm(clusters: &Clusters, session: Option<(ClusterId, SessionName)>) {
+async fn confirm(clusters: &Clusters, session: Session) {
     let Some((_, name)) = session else { return };
     if let Some(executor) = clusters.shared().executor.running().await
         && let Err(failure) = executor.audited(name).await

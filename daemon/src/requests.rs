@@ -231,11 +231,11 @@ async fn stop(context: &Context) -> Result<Response, Failure> {
             executor.shutdown("the daemon on the target was stopped").await?;
         }
         for table in clusters.shared().executor.tables().all() {
-            // What is told is written down at the daemon's end, too.
             if !table.all_over(ENDS_WAIT).await {
-                tracing::warn!(cluster = %table.cluster().short(), "the daemon stops before all ends were told");
+                tracing::warn!(cluster = %table.cluster().short(), "not all ends are written down yet");
             }
         }
+        clusters.shared().executor.note_stopped();
         stop.cancel();
         Ok(Response::Done)
     };

@@ -73,6 +73,8 @@ pub(crate) struct ExecutorSlot {
     owed: mpsc::UnboundedSender<Owed>,
     /// An executor was met before in this life of the daemon.
     met: AtomicBool,
+    /// The executor ended, and there will be no other.
+    stopped: AtomicBool,
     tables: Arc<Tables>,
     running: Mutex<Option<Executor>>,
     incarnation: SyncMutex<Option<Incarnation>>,
@@ -88,8 +90,9 @@ impl ExecutorSlot {
         tables: Arc<Tables>,
     ) -> Self {
         let installed = program.as_ref().and_then(|(program, _)| program::at(program));
-        let (running, incarnation, met) = (Mutex::default(), SyncMutex::default(), AtomicBool::new(false));
-        Self { home, program, installed, events, owed, met, tables, running, incarnation }
+        let (running, incarnation) = (Mutex::default(), SyncMutex::default());
+        let (met, stopped) = (AtomicBool::new(false), AtomicBool::new(false));
+        Self { home, program, installed, events, owed, met, stopped, tables, running, incarnation }
     }
 
     /// Has an end written down.
@@ -149,11 +152,25 @@ impl ExecutorSlot {
             return self.adopt_first(executor, live, ended).await;
         }
         for ended in sessions.ended.iter().cloned() {
-            self.owe(Owed::Told(ended));
+            self.owe(Owed::Told(Box::new(ended)));
         }
-        let known: HashSet<SessionName> = live.into_iter().chain(ended).collect();
+        self.give_up_others(&live.into_iter().chain(ended).collect());
+    }
+
+    /// Notes that the executor was ended, and that the daemon follows.
+    pub(crate) fn note_stopped(&self) {
+        self.stopped.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the executor was ended for good: what it did not tell, it never will.
+    pub(crate) fn has_stopped(&self) -> bool {
+        self.stopped.load(Ordering::Relaxed)
+    }
+
+    /// Has the ends written down of all planned sessions but these: the executor that they were sent to is gone.
+    pub(crate) fn give_up_others(&self, known: &HashSet<SessionName>) {
         for table in self.tables.all() {
-            for (name, request) in table.claim_others(&known) {
+            for (name, request) in table.claim_others(known) {
                 tracing::error!(session = %name.id.short(), cluster = %table.cluster().short(), "lost with its executor");
                 self.owe(Owed::lost(table.cluster(), name, request));
             }
@@ -174,7 +191,7 @@ impl ExecutorSlot {
         for ended in &executor.sessions().ended {
             // A daemon that was killed may have written it, and not told.
             let is_written = unended.written.contains(&ended.session);
-            self.owe(if is_written { Owed::Told(ended.clone()) } else { Owed::end(ended) });
+            self.owe(if is_written { Owed::Told(Box::new(ended.clone())) } else { Owed::end(ended) });
         }
         for start in unended.starts {
             tracing::error!(session = %start.session, cluster = %start.cluster, "started, and nobody knows of it any more");

@@ -106,11 +106,10 @@ pub(crate) async fn gone(membership: &Arc<Membership>, peer: MachineId, gone: &G
 /// that this peer itself would have made never shall: nobody waits for it any more.
 async fn decided_on(live: &LiveTable, peer: MachineId, session: SessionName) {
     let until = Instant::now() + SETTLE;
-    while live.is_undecided(&session) && Instant::now() < until {
+    let is_own = session.caller == peer;
+    let is_settled = || if is_own { live.spend_unless_here(session) } else { !live.is_undecided(&session) };
+    while !is_settled() && Instant::now() < until {
         sleep(LOOK).await;
-    }
-    if session.caller == peer {
-        live.spend_unless_here(session);
     }
 }
 

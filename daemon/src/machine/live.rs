@@ -215,12 +215,14 @@ impl LiveTable {
         lock(&self.state).spent.insert(name);
     }
 
-    /// Does the same unless it is being decided or runs, in one step with the look whether it is.
-    pub(crate) fn spend_unless_here(&self, name: SessionName) {
+    /// Does the same to an id that did not come, in one step with the look whether it did. False while it is being decided.
+    pub(crate) fn spend_unless_here(&self, name: SessionName) -> bool {
         let mut state = lock(&self.state);
-        if !state.entries.contains_key(&name) {
+        let stage = state.stage(&name);
+        if stage.is_none() {
             state.spent.insert(name);
         }
+        stage != Some(Stage::Deciding)
     }
 
     /// Registers a session before it is decided. `None` when the table is full, `Some(Err)` when the name is taken or
@@ -386,13 +388,12 @@ impl LiveTable {
     fn refused(&self, held: &Held, me: &MachineId, shared: &Shared) -> Vec<(SessionName, Failure)> {
         let me = shared.me(me);
         let state = lock(&self.state);
-        let refused = state
+        state
             .planned()
             .filter_map(|(name, entry)| {
                 decide_anew(&held.config, &me, &name.caller, &entry.request).map(|failure| (*name, failure))
             })
-            .collect();
-        refused
+            .collect()
     }
 }
 

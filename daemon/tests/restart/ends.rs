@@ -18,6 +18,7 @@ use malai_protocol::session::{EndedBy, ExecSpec, ExitRecord, Resend, Started};
 use malai_protocol::sessions::Kill as KillSession;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use tokio::task::JoinHandle;
 
 use crate::support::peer::{self, Wire, exec};
 use crate::support::scene::Scene;
@@ -80,7 +81,7 @@ pub(crate) async fn leaving_a_cluster_ends_its_sessions_first_and_each_end_is_in
     let scene = scene().await?;
     let conn = scene.friend.dial(&scene.web01).await?;
     let specs = [followed(&["sleep", "1000"]), detached(&["sleep", "1000"])];
-    let mut sessions = begin_all(&scene, &conn, &specs).await?;
+    let sessions = begin_all(&scene, &conn, &specs).await?;
     let answer = scene.web01.ask(leave()).await?;
     ensure!(matches!(answer, Response::Done), "{answer:?}");
     for (spec, (_, pid)) in specs.iter().zip(&sessions) {
@@ -89,9 +90,6 @@ pub(crate) async fn leaving_a_cluster_ends_its_sessions_first_and_each_end_is_in
         ensure!(entries[1].cluster == "c" && entries[1].who.as_deref() == Some("friend"), "{entries:?}");
         ensure!(is_of_leaving(&entries[1]) && !lives(*pid), "{entries:?}");
     }
-    let (wire, _) = sessions.swap_remove(0);
-    let record = follow(wire).await?.end.expect("its caller is told before the cluster goes");
-    ensure!(record.ended_by == EndedBy::Revoked, "{record:?}");
     scene.web01.end().await
 }
 
@@ -332,6 +330,140 @@ async fn end_in_every_way(scene: &Scene, each: usize) -> Result<()> {
     let killing = async { try_join_all(kills.iter().map(|spec| killed(scene, &friend, spec))).await.map(drop) };
     let going = async { try_join_all(gones.iter().map(|spec| gone(&friend, spec))).await.map(drop) };
     futures_util::try_join!(by_itself, publish, killing, going)?;
+    Ok(())
+}
+
+/// A command that runs until it is ended, and is told from all others on this host by its second word.
+fn endless() -> [String; 2] {
+    ["sleep".to_owned(), format!("1000.{}", u64::from_le_bytes(support::random()[..8].try_into().expect("8 bytes")))]
+}
+
+/// How many processes have this word.
+fn running(word: &str) -> Result<usize> {
+    let mut number = 0;
+    for process in std::fs::read_dir("/proc")? {
+        let words = std::fs::read(process?.path().join("cmdline")).unwrap_or_default();
+        number += usize::from(words.split(|byte| *byte == 0).any(|there| there == word.as_bytes()));
+    }
+    Ok(number)
+}
+
+/// Begins commands, whatever comes of that, and keeps their streams.
+fn begin_anyhow(scene: &Scene, conn: &Connection, number: usize, words: &[String]) -> Vec<JoinHandle<Option<Wire>>> {
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let one = |spec: ExecSpec| {
+        let (conn, cluster) = (conn.clone(), scene.key.id());
+        tokio::spawn(async move {
+            let mut wire = exec(&conn, cluster, &spec).await.ok()?;
+            next(&mut wire).await.is_ok().then_some(wire)
+        })
+    };
+    many(number, &words).into_iter().map(one).collect()
+}
+
+/// Stops the daemon, after which nothing of its sessions is left, and each has its end.
+async fn stop_and_check(scene: Scene, word: &str) -> Result<()> {
+    let home = scene.web01.home.clone();
+    drop(scene.web01.ask(Request::Stop).await);
+    let dir = scene.web01.stop().await?;
+    ensure!(running(word)? == 0, "a command runs on");
+    ensure!(each_has_one_end(&home)? > 0);
+    // Nor does a later daemon find anything amiss.
+    Machine::start_with(dir, Some(program)).await?.end().await?;
+    each_has_one_end(&home).map(drop)
+}
+
+pub(crate) async fn requests_that_come_while_the_cluster_is_left_leave_no_command_and_no_start_without_its_end()
+-> Result<()> {
+    let scene = scene().await?;
+    let conn = scene.friend.dial(&scene.web01).await?;
+    let words = endless();
+    let begun = begin_anyhow(&scene, &conn, 40, &words);
+    until("one runs", || async { Ok(running(&words[1])? > 0) }).await?;
+    let answer = scene.web01.ask(leave()).await?;
+    ensure!(matches!(answer, Response::Done), "{answer:?}");
+    ensure!(running(&words[1])? == 0, "a command of a cluster that was left runs on");
+    let _begun = try_join_all(begun).await?;
+    stop_and_check(scene, &words[1]).await
+}
+
+pub(crate) async fn requests_that_come_while_the_executor_is_killed_have_one_end_each() -> Result<()> {
+    let scene = scene().await?;
+    let conn = scene.friend.dial(&scene.web01).await?;
+    let words = endless();
+    for _ in 0..4 {
+        let executor = executor_of(&scene).await?;
+        let begun = begin_anyhow(&scene, &conn, 12, &words);
+        until("one runs", || async { Ok(running(&words[1])? > 0) }).await?;
+        kill(Pid::from_raw(i32::try_from(executor)?), Signal::SIGKILL)?;
+        until("another executor", || async { Ok(executor_of(&scene).await.is_ok_and(|pid| pid != executor)) }).await?;
+        let _begun = try_join_all(begun).await?;
+    }
+    stop_and_check(scene, &words[1]).await
+}
+
+pub(crate) async fn requests_that_come_while_the_daemon_is_replaced_have_one_end_each() -> Result<()> {
+    let mut scene = scene().await?;
+    let words = endless();
+    for _ in 0..4 {
+        let conn = scene.friend.dial(&scene.web01).await?;
+        let before = running(&words[1])?;
+        let begun = begin_anyhow(&scene, &conn, 12, &words);
+        until("one more runs", || async { Ok(running(&words[1])? > before) }).await?;
+        scene.web01 = scene.web01.restart().await?;
+        let _begun = try_join_all(begun).await?;
+    }
+    stop_and_check(scene, &words[1]).await
+}
+
+pub(crate) async fn a_broken_cluster_that_is_left_leaves_no_session() -> Result<()> {
+    let mut scene = scene().await?;
+    let conn = scene.friend.dial(&scene.web01).await?;
+    let spec = followed(&["sleep", "1000"]);
+    let (_wire, pid) = begin(&scene, &conn, &spec).await?;
+    let dir = scene.web01.stop().await?;
+    let home = support::home_in(&dir);
+    spoil(&home, false)?;
+    scene.web01 = Machine::start_with(dir, Some(program)).await?;
+    ensure!(lives(pid), "the config may still be mended");
+    ensure!(matches!(scene.web01.ask(leave()).await?, Response::Done));
+    let entries = audited(&home, &spec)?;
+    ensure!(entries.len() == 2 && is_of_leaving(&entries[1]) && !lives(pid), "{entries:?}");
+    scene.web01.end().await
+}
+
+pub(crate) async fn a_cluster_that_is_left_beside_an_agent_leaves_no_session_there() -> Result<()> {
+    let scene = scene().await?;
+    scene.publish(&scene.text().replace("[\"friend\"]", "[\"web01\"]")).await?;
+    drop(scene.web01.ask(Request::Stop).await);
+    let dir = scene.web01.stop().await?;
+    let home = support::home_in(&dir);
+    let agent = Machine::start_agent_with(dir, Some(program)).await?;
+    let spec = followed(&["sleep", "1000"]);
+    let mut socket = agent.begin("web01", &spec).await?;
+    while next(&mut socket).await?.kind != Kind::Started {}
+    let answer = malai_daemon::offline(&home, leave()).await;
+    ensure!(matches!(answer, Response::Done), "{answer:?}");
+    let entries = audited(&home, &spec)?;
+    ensure!(entries.len() == 2 && is_of_leaving(&entries[1]), "{entries:?}");
+    agent.end().await
+}
+
+pub(crate) async fn an_executor_that_is_killed_while_the_daemon_stops_leaves_no_start_without_its_end() -> Result<()> {
+    let scene = scene().await?;
+    let conn = scene.friend.dial(&scene.web01).await?;
+    let executor = executor_of(&scene).await?;
+    // It takes its time to end.
+    let _begun = begin_all(&scene, &conn, &many(5, &["sh", "-c", "trap '' TERM; sleep 1000 & wait; wait"])).await?;
+    let home = scene.web01.home.clone();
+    let mut socket = scene.web01.connect().await?;
+    socket.send(Frame::control(Kind::Request, &Request::Stop)?).await?;
+    kill(Pid::from_raw(i32::try_from(executor)?), Signal::SIGKILL)?;
+    scene.web01.left().await?;
+    let dir = scene.web01.stop().await?;
+    ensure!(each_has_one_end(&home)? == 5);
+    Machine::start_with(dir, Some(program)).await?.end().await?;
+    ensure!(each_has_one_end(&home)? == 5, "the next executor's word was taken for news");
     Ok(())
 }
 

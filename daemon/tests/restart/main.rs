@@ -68,6 +68,12 @@ fn main() -> ExitCode {
         a_plan_that_was_lost_with_its_executor_is_over_and_not_run_and_has_its_end
         an_outdated_executor_that_lost_a_plan_is_replaced
         an_agent_whose_executor_lost_a_plan_leaves_when_it_is_idle
+        requests_that_come_while_the_cluster_is_left_leave_no_command_and_no_start_without_its_end
+        requests_that_come_while_the_executor_is_killed_have_one_end_each
+        requests_that_come_while_the_daemon_is_replaced_have_one_end_each
+        a_broken_cluster_that_is_left_leaves_no_session
+        a_cluster_that_is_left_beside_an_agent_leaves_no_session_there
+        an_executor_that_is_killed_while_the_daemon_stops_leaves_no_start_without_its_end
         whatever_ends_it_every_start_has_one_end_when_the_daemon_was_stopped
         whatever_ends_it_every_start_has_one_end_when_the_cluster_was_left
     });
