@@ -107,3 +107,98 @@ fn read_at(file: Option<&File>, at: u64) -> io::Result<Option<Entry>> {
     BufReader::new(file).take(MAX_LINE).read_until(b'\n', &mut line)?;
     Ok(serde_json::from_slice(&line).ok())
 }
+
+#[cfg(test)]
+mod tests {
+    use malai_protocol::id::{MachineId, SessionId};
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::store::keys::MachineKey;
+
+    fn caller() -> MachineId {
+        MachineKey::generate().expect("a key").id()
+    }
+
+    fn name(caller: MachineId, number: u8) -> SessionName {
+        SessionName { caller, id: SessionId::from_bytes([number; 16]) }
+    }
+
+    fn line(event: Event, name: &SessionName) -> String {
+        let event = if event == Event::Start { "start" } else { "end" };
+        let SessionName { caller, id } = name;
+        format!(
+            "{{\"at_ms\":1,\"event\":\"{event}\",\"cluster\":\"c\",\"session\":\"{id}\",\"id52\":\"{caller}\",\
+             \"words\":[\"a \\\"quoted\\\" word\"]}}\n"
+        )
+    }
+
+    fn home() -> (tempfile::TempDir, Home) {
+        let dir = tempfile::tempdir().expect("a directory");
+        let home = Home::new(dir.path());
+        (dir, home)
+    }
+
+    #[test]
+    fn a_start_is_known_by_its_caller_too_and_lines_that_do_not_read_are_passed_over() {
+        let (_dir, home) = home();
+        let (one, other) = (name(caller(), 1), name(caller(), 1));
+        let spoilt = "{\"event\":\"start\",\"session\":7}\nno JSON\n\u{1}\n";
+        let half = line(Event::End, &one).split_at(40).0.to_owned();
+        let text =
+            [line(Event::Start, &one), spoilt.into(), line(Event::Start, &other), line(Event::End, &other), half];
+        std::fs::write(home.audit(), text.concat()).expect("written");
+        let found = unended(&home, &[], &[]).expect("reads");
+        let told: Vec<_> = found.starts.iter().map(|start| (start.id52.clone(), start.session.clone())).collect();
+        assert_eq!(told, [(one.caller.to_string(), one.id.to_string())]);
+        assert!(unended(&home, &[one], &[]).expect("reads").starts.is_empty(), "it lives");
+    }
+
+    #[test]
+    fn an_audit_that_is_not_there_or_no_file_has_no_lines() {
+        let (_dir, home) = home();
+        let asked = [name(caller(), 1)];
+        for _ in 0..2 {
+            let found = unended(&home, &[], &asked).expect("reads");
+            assert!(found.starts.is_empty() && found.written.is_empty());
+            drop(std::os::unix::fs::symlink("/dev/full", home.audit()));
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(64) })]
+
+        /// An id may be used again when its session is over; the parts break the lines anywhere.
+        #[test]
+        fn what_is_open_is_what_the_last_line_leaves_open(
+            lines in proptest::collection::vec((0..6u8, any::<bool>()), 0..40),
+            breaks in proptest::collection::vec(0..40usize, 0..KEPT as usize),
+        ) {
+            let (_dir, home) = home();
+            let caller = caller();
+            let mut parts = vec![String::new()];
+            let mut open = HashMap::new();
+            for (at, (number, ends)) in lines.iter().enumerate() {
+                if breaks.contains(&at) && parts.len() <= KEPT as usize {
+                    parts.push(String::new());
+                }
+                let event = if *ends { Event::End } else { Event::Start };
+                parts.last_mut().expect("one").push_str(&line(event, &name(caller, *number)));
+                open.insert(name(caller, *number), !ends);
+            }
+            for (part, text) in parts.iter().rev().enumerate() {
+                let path = if part == 0 { home.audit() } else { home.audit_part(u32::try_from(part).expect("few")) };
+                std::fs::write(path, text).expect("written");
+            }
+            let (live, asked) = (name(caller, 4), name(caller, 5));
+            let found = unended(&home, &[live], &[asked]).expect("reads");
+            prop_assert_eq!(found.written.contains(&asked), open.remove(&asked) == Some(false));
+            open.remove(&live);
+            let mut expected: Vec<_> =
+                open.into_iter().filter_map(|(name, open)| open.then(|| name.id.to_string())).collect();
+            let mut starts: Vec<_> = found.starts.into_iter().map(|start| start.session).collect();
+            (expected.sort(), starts.sort());
+            prop_assert_eq!(starts, expected);
+        }
+    }
+}
