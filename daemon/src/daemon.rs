@@ -15,13 +15,13 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::audit::Audit;
+use crate::audit::{self, Audit};
 use crate::clusters::{self, Clusters};
 use crate::ended::{Ends, Owed};
 use crate::local;
 use crate::machine::live::Tables;
 use crate::metrics::Registry;
-use crate::requests::Context;
+use crate::requests::{Context, blocking};
 use crate::shared::{ExecutorSlot, Shared};
 use crate::store::lock::{Lock, Part};
 use crate::store::settings::Settings;
@@ -135,6 +135,8 @@ impl Daemon {
         let listener = self.listener.take().ok_or_else(again)?;
         let serving = local::serve(listener, Arc::clone(&self.context), self.stop.clone());
         tokio::pin!(serving);
+        let paying = audit::keep_paying(Arc::clone(&self.shared));
+        tokio::pin!(paying);
         let mut remember = tokio::time::interval(REMEMBER);
         let mut restart = tokio::time::interval(EXECUTOR_RESTART_INTERVAL);
         let settled = tokio::time::sleep(SETTLED);
@@ -145,6 +147,7 @@ impl Daemon {
             let retry_at = self.ends.retry_at();
             tokio::select! {
                 () = &mut serving => return Ok(()),
+                () = &mut paying => {}
                 Some(event) = self.events.recv() => self.event(event).await,
                 Some(end) = self.owed.recv() => self.ends.write(&self.clusters, end).await,
                 () = tokio::time::sleep_until(retry_at.unwrap_or(look)), if retry_at.is_some() => {
@@ -237,6 +240,10 @@ impl Daemon {
         if self.shared.executor.has_stopped() {
             self.shared.executor.give_up_others(&HashSet::new());
             self.write_ends().await;
+        }
+        let shared = Arc::clone(&self.shared);
+        if let Err(failure) = blocking(move || shared.audit.pay()).await {
+            tracing::error!("the audit lacks lines: {failure}");
         }
         let socket = self.shared.home.socket();
         if let Err(error) = std::fs::remove_file(&socket) {

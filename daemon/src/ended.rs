@@ -132,7 +132,7 @@ impl Ends {
         }
         if self.retry_at.take().is_some() {
             self.pause = Duration::ZERO;
-            clusters.shared().audit.owes(0);
+            clusters.shared().audit.set_waiting_ends(0);
             for membership in clusters.ready() {
                 membership.clear(AlarmCause::Audit);
             }
@@ -143,7 +143,7 @@ impl Ends {
         self.pause = (self.pause * 2).clamp(END_LINE_RETRY_INTERVAL, END_LINE_RETRY_MAX_INTERVAL);
         self.retry_at = Some(Instant::now() + self.pause);
         let number = self.waiting.len();
-        clusters.shared().audit.owes(number);
+        clusters.shared().audit.set_waiting_ends(number);
         let ends = if number == 1 { "1 end of a session waits" } else { &format!("{number} ends of sessions wait") };
         for membership in clusters.ready() {
             membership.raise(AlarmCause::Audit, format!("{ends} to be written into the audit: {}", failure.message));

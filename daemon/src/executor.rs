@@ -179,6 +179,7 @@ pub async fn run(options: Options, incoming: Incoming) -> anyhow::Result<()> {
     .context("preparing the executor")??;
     tracing::info!(incarnation = %shared.incarnation, tree = ?shared.trees.kind(), "executor ready");
     shared.spawn(replay::expire(shared.clone()));
+    shared.spawn(replay::write_ends(shared.clone()));
     shared.spawn(table::keep_journal(Arc::clone(&shared.table)));
     let reaper = tokio::spawn(shared.reaper.clone().run(shared.stop.clone()));
     let socket = options.home.executor_socket();

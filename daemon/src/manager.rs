@@ -140,6 +140,9 @@ impl<'c> Manager<'c> {
             let message = format!("the snapshot of {} was changed by somebody else meanwhile", self.alias);
             return Err(Failure::new(Kind::Conflict, message).hint("repeat the command"));
         }
+        if self.signed.is_some() {
+            self.note_redeemed(now_ms)?;
+        }
         let next = self.key.sign(next_generation(highest, now_ms), now_ms, text)?;
         snapshot::save(&self.dir.snapshot(), &next)?;
         self.signed = Some(next.clone());

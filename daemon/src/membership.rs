@@ -115,6 +115,8 @@ pub(crate) struct Membership {
     fetching: tokio::sync::Mutex<()>,
     /// One snapshot is installed at a time.
     installing: tokio::sync::Mutex<()>,
+    /// A snapshot made elsewhere waits for the disk.
+    noting: AtomicBool,
     alarms: Alarms,
     /// Nobody is heard: what it says last, nobody confirms.
     deaf: AtomicBool,
@@ -177,6 +179,7 @@ impl Membership {
             filed: parts.filed,
             fetching: tokio::sync::Mutex::default(),
             installing: tokio::sync::Mutex::default(),
+            noting: AtomicBool::new(false),
             alarms,
             deaf: AtomicBool::new(false),
             longest_rtt: OnceLock::new(),

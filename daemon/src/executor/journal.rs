@@ -136,6 +136,14 @@ impl Journal {
     }
 }
 
+#[cfg(test)]
+impl Journal {
+    /// From here on the disk is full for what is appended, until the file is written anew.
+    pub(crate) fn fill(&mut self) {
+        self.file = OpenOptions::new().append(true).open("/dev/full").expect("is there");
+    }
+}
+
 fn private(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
     options.mode(0o600).open(path)
 }

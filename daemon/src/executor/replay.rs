@@ -24,6 +24,11 @@ const MAX_REPLAYS: (usize, usize) = (512, 64);
 /// Between two looks for output whose time is over.
 const EXPIRY: Duration = Duration::from_secs(3600);
 
+/// The first pause before a full disk is offered the end of a session again; it doubles.
+const END_RETRY_MIN_INTERVAL: Duration = Duration::from_secs(1);
+/// The longest such pause.
+const END_RETRY_MAX_INTERVAL: Duration = Duration::from_secs(10);
+
 /// Who replays how many.
 #[derive(Debug, Default)]
 pub(crate) struct Replays(Mutex<HashMap<MachineId, usize>>);
@@ -67,6 +72,22 @@ pub(crate) async fn expire(shared: Arc<Shared>) {
         sleep(EXPIRY).await;
         let spools = shared.spools.clone();
         blocking(shared.disk.clone(), move || spools.expire()).await;
+    }
+}
+
+/// Sees to it that ends which the disk did not take are written when it does.
+pub(crate) async fn write_ends(shared: Arc<Shared>) {
+    loop {
+        shared.spools.owe().await;
+        let mut pause = END_RETRY_MIN_INTERVAL;
+        loop {
+            sleep(pause).await;
+            let spools = shared.spools.clone();
+            if blocking(shared.disk.clone(), move || spools.write_ends()).await {
+                break;
+            }
+            pause = (pause * 2).min(END_RETRY_MAX_INTERVAL);
+        }
     }
 }
 

@@ -29,6 +29,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use tokio::sync::Notify;
 
 use malai_protocol::failure::{Failure, Kind};
 use malai_protocol::home::Home;
@@ -134,6 +135,8 @@ pub(crate) struct Spools {
     directory: PathBuf,
     limits: Limits,
     state: Mutex<State>,
+    /// An end is not written.
+    owes: Notify,
 }
 
 #[derive(Debug)]
@@ -145,6 +148,8 @@ struct State {
     ends: HashMap<SessionName, u64>,
     /// Names whose directories are written to, or being removed.
     taken: HashSet<SessionName>,
+    /// Those of `kept` whose ends the disk did not take.
+    unwritten: Vec<SessionName>,
 }
 
 impl Spools {
@@ -161,13 +166,18 @@ impl Spools {
     pub(crate) fn open_with(home: &Home, limits: Limits) -> io::Result<Arc<Self>> {
         let directory = home.sessions().join("spool");
         DirBuilder::new().recursive(true).mode(0o700).create(&directory)?;
-        let mut state =
-            State { ledger: Ledger::new(&limits), kept: BTreeMap::new(), ends: HashMap::new(), taken: HashSet::new() };
+        let mut state = State {
+            ledger: Ledger::new(&limits),
+            kept: BTreeMap::new(),
+            ends: HashMap::new(),
+            taken: HashSet::new(),
+            unwritten: Vec::new(),
+        };
         for kept in recover::all(&directory)? {
             state.ledger.add(kept.about.session.caller, kept.size);
             state.keep(kept);
         }
-        let this = Arc::new(Self { directory, limits, state: Mutex::new(state) });
+        let this = Arc::new(Self { directory, limits, state: Mutex::new(state), owes: Notify::new() });
         this.expire();
         Ok(this)
     }
@@ -215,6 +225,31 @@ impl Spools {
     pub(crate) fn kept(&self) -> Vec<Arc<Kept>> {
         self.expire();
         self.state().kept.values().cloned().collect()
+    }
+
+    /// Returns when there is an end that is not written.
+    pub(crate) async fn owe(&self) {
+        self.owes.notified().await;
+    }
+
+    /// Writes the ends that the disk did not take. False when it still does not.
+    pub(crate) fn write_ends(&self) -> bool {
+        let unwritten = std::mem::take(&mut self.state().unwritten);
+        let mut left = Vec::new();
+        for session in unwritten {
+            // One that is not kept any more needs no end.
+            let Some(kept) = self.find(&session) else { continue };
+            let written = serde_json::to_vec(&kept.end)
+                .map_err(io::Error::from)
+                .and_then(|json| write_whole(kept.segments.path(), END, &json));
+            if let Err(error) = written {
+                tracing::debug!(%error, "the end of a detached session is still not written down");
+                left.push(session);
+            }
+        }
+        let all = left.is_empty();
+        self.state().unwritten.extend(left);
+        all
     }
 
     /// Removes those that were kept for long enough.

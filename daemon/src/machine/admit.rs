@@ -86,9 +86,15 @@ pub(super) fn write_refusal(
     tracing::info!(%session, %peer, cluster = %membership.alias, "refused: {doing}{failure}");
     line.code = Some(failure.kind.exit_code());
     line.outcome = Some(format!("{}: {doing}{}", failure.kind.name(), failure.message));
-    match membership.shared.audit.append(&line) {
+    match membership.shared.audit.record(&line) {
         Ok(bytes) => membership.refusals.wrote(name.caller, bytes),
-        Err(failure) => tracing::error!("the audit cannot be written: {failure}"),
+        // The disk has been full for so long that not even memory takes it. It is counted.
+        Err(failure) => {
+            tracing::error!(%session, "the audit lacks a line: {failure}");
+            if let Some(at) = membership.refusals.missed(name.caller, Instant::now()) {
+                refusals::tell(membership, name.caller, at);
+            }
+        }
     }
     failure
 }

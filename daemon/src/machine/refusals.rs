@@ -70,6 +70,23 @@ impl Refusals {
         Verdict::Write
     }
 
+    /// A line was lost. At the time given the count has to be written, by the one who was told of it.
+    pub(crate) fn missed(&self, id: MachineId, now: Instant) -> Option<Instant> {
+        let mut callers = self.lock();
+        let caller = callers.entry(id).or_insert(Caller { free_at: now, left_out: 0 });
+        caller.left_out += 1;
+        (caller.left_out == 1).then(|| now + AGAIN)
+    }
+
+    /// A count was not written down. False when another has come meanwhile, with which it is told.
+    fn put_back(&self, id: MachineId, count: u64, now: Instant) -> bool {
+        let mut callers = self.lock();
+        let caller = callers.entry(id).or_insert(Caller { free_at: now, left_out: 0 });
+        let alone = caller.left_out == 0;
+        caller.left_out = caller.left_out.saturating_add(count);
+        alone
+    }
+
     /// The line had so many bytes.
     pub(crate) fn wrote(&self, id: MachineId, bytes: u64) {
         let more = PRICE.saturating_mul(u32::try_from(bytes / 1024).unwrap_or(u32::MAX));
@@ -98,15 +115,22 @@ pub(crate) fn tell(membership: &Arc<Membership>, caller: MachineId, at: Instant)
     let membership = Arc::clone(membership);
     let tasks = membership.tasks.clone();
     tasks.spawn(async move {
-        tokio::select! {
-            () = membership.cancel.cancelled() => {}
-            () = tokio::time::sleep_until(at) => {}
-        }
-        let count = membership.refusals.settle(caller, Instant::now());
-        let line = left_out(&membership, caller, count);
-        tracing::warn!(peer = %caller.short(), cluster = %membership.alias, count, "refused, and not listed");
-        if let Err(failure) = membership.shared.audit.append(&line) {
+        let mut at = at;
+        loop {
+            tokio::select! {
+                () = membership.cancel.cancelled() => {}
+                () = tokio::time::sleep_until(at) => {}
+            }
+            let count = membership.refusals.settle(caller, Instant::now());
+            let line = left_out(&membership, caller, count);
+            tracing::warn!(peer = %caller.short(), cluster = %membership.alias, count, "refused, and not listed");
+            let Err(failure) = membership.shared.audit.record(&line) else { return };
             tracing::error!(peer = %caller.short(), count, "the audit cannot be written: {failure}");
+            let now = Instant::now();
+            if membership.cancel.is_cancelled() || !membership.refusals.put_back(caller, count, now) {
+                return;
+            }
+            at = now + AGAIN;
         }
     });
 }

@@ -138,10 +138,27 @@ impl Manager<'_> {
         let enrolled = self.enrol(&machine, now_ms)?;
         invites.bind(secret, key, binding(true));
         if let Err(error) = invites.save(&path) {
-            // The machine is in the config all the same, and a repeated attempt finds it there.
-            tracing::warn!(%error, "cannot note that an invite was redeemed");
+            // The machine is in the config all the same, and a repeated attempt finds it there. Before that can change,
+            // it is noted after all.
+            tracing::warn!(%error, "cannot note now that an invite was redeemed");
         }
         Ok(enrolled)
+    }
+
+    /// Notes of every machine in the signed config that its invite is redeemed, where the disk had no room for that: else
+    /// a machine that the next config drops could come back by it.
+    pub(super) fn note_redeemed(&self, now_ms: u64) -> Result<(), Failure> {
+        let path = self.dir.invites();
+        // By a file that cannot be read nobody comes back.
+        let Ok(mut invites) = Invites::load(&path, now_ms) else { return Ok(()) };
+        if !invites.is_any_open() {
+            return Ok(());
+        }
+        let config = self.config()?;
+        match invites.note_redeemed(|key| config.machine_by_id(key).is_some()) {
+            true => invites.save(&path),
+            false => Ok(()),
+        }
     }
 
     /// Enrols a machine that an administrator approved; without a name it gets that of its host.

@@ -95,6 +95,22 @@ impl Invites {
         Ok(())
     }
 
+    /// Whether a key is bound that is not known to be enrolled.
+    pub(super) fn is_any_open(&self) -> bool {
+        self.by_hash.values().flat_map(|promise| promise.redeemed.values()).any(|binding| !binding.enrolled)
+    }
+
+    /// Notes that these keys are enrolled. Says whether that was news.
+    pub(super) fn note_redeemed(&mut self, enrolled: impl Fn(&MachineId) -> bool) -> bool {
+        let mut news = false;
+        for (key, binding) in self.by_hash.values_mut().flat_map(|promise| promise.redeemed.iter_mut()) {
+            if !binding.enrolled && enrolled(key) {
+                (binding.enrolled, news) = (true, true);
+            }
+        }
+        news
+    }
+
     /// The invite with this secret.
     pub(super) fn get(&self, secret: &[u8; 32]) -> Option<&Promise> {
         self.by_hash.get(&hash(secret))

@@ -1,6 +1,7 @@
 //! Fetches, verifies and holds snapshots, and lets running sessions feel them.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use iroh::endpoint::Connection;
@@ -24,6 +25,8 @@ pub(crate) const BODY: Duration = Duration::from_secs(60);
 /// A snapshot that several peers announce is asked of one after the other; one that does not deliver in this time keeps
 /// nobody else from being asked.
 const PATIENCE: Duration = Duration::from_millis(250);
+/// What a manager was shown and could not keep is offered to its disk again in so long.
+const FOREIGN_RETRY_INTERVAL: Duration = Duration::from_secs(5);
 
 /// A peer offers a snapshot with this verified header: it is fetched in a task of its own when it is newer.
 pub(crate) fn offered(membership: &Arc<Membership>, conn: &Arc<PeerConn>, header: Header) {
@@ -76,9 +79,9 @@ pub(crate) async fn fetch(membership: &Arc<Membership>, conn: &Arc<PeerConn>, he
     let from = conn.peer.short();
     let _one_at_a_time = membership.installing.lock().await;
     if membership.is_manager {
-        foreign(membership, snapshot).await?
+        foreign(membership, snapshot).await;
     } else {
-        install(membership, snapshot, &from)?
+        install(membership, snapshot, &from)?;
     }
     Ok(())
 }
@@ -146,7 +149,32 @@ fn replaced(membership: &Membership) {
 
 /// The cluster manager accepts no snapshot that it did not make: it was restored from a backup, or runs twice, or the
 /// key is stolen. It is kept, and an administrator has to decide.
-async fn foreign(membership: &Membership, snapshot: Snapshot) -> Result<(), Failure> {
+/// Where it cannot be kept now, that is tried again: nobody may show it a second time.
+async fn foreign(membership: &Arc<Membership>, snapshot: Snapshot) {
+    let Err(failure) = note_foreign(membership, snapshot.clone()).await else { return };
+    let text = format!(
+        "a snapshot of generation {} is signed with this cluster's key but was not made here, and it cannot be kept: {}",
+        snapshot.header().generation,
+        failure.message
+    );
+    membership.raise(AlarmCause::Foreign, text);
+    if membership.noting.swap(true, Ordering::Relaxed) {
+        return;
+    }
+    let (tasks, cancel) = (membership.tasks.clone(), membership.cancel.clone());
+    let membership = Arc::clone(membership);
+    tasks.spawn(cancel.run_until_cancelled_owned(async move {
+        loop {
+            tokio::time::sleep(FOREIGN_RETRY_INTERVAL).await;
+            if note_foreign(&membership, snapshot.clone()).await.is_ok() {
+                break;
+            }
+        }
+        membership.noting.store(false, Ordering::Relaxed);
+    }));
+}
+
+async fn note_foreign(membership: &Membership, snapshot: Snapshot) -> Result<(), Failure> {
     let (home, alias) = (membership.shared.home.clone(), membership.alias.clone());
     let alarm = blocking(move || {
         let changes = Changes::begin(&home)?;

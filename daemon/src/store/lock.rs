@@ -194,8 +194,10 @@ impl Drop for Changes {
 /// Writes who holds the lock over what is there, so that a full disk has room for it. No other word stays when it does not.
 fn say(file: &File, text: &str) -> io::Result<()> {
     let said = file.write_all_at(text.as_bytes(), 0).and_then(|()| file.set_len(text.len() as u64));
-    if said.is_err() {
-        file.set_len(0)?;
+    if said.is_err()
+        && let Err(error) = file.set_len(0)
+    {
+        tracing::debug!(%error, "the lock says who held it before");
     }
     said
 }
@@ -296,6 +298,23 @@ mod tests {
         assert!(refused.message.ends_with(&format!("does not answer: pid {}", std::process::id())), "{refused}");
         drop(lock);
         drop(Lock::take(&home, Part::Daemon).expect("free again"));
+    }
+
+    #[test]
+    fn a_full_disk_keeps_nobody_from_the_lock() {
+        let (_dir, home) = home();
+        super::super::prepare(&home).expect("made");
+        std::os::unix::fs::symlink("/dev/full", home.lock()).expect("linked");
+        drop(Lock::take(&home, Part::Daemon).expect("free"));
+    }
+
+    #[test]
+    fn a_shorter_word_leaves_nothing_of_a_longer_one() {
+        let (_dir, home) = home();
+        super::super::prepare(&home).expect("made");
+        std::fs::write(home.lock(), format!("{}\nagent", u64::MAX)).expect("written");
+        let _lock = Lock::take(&home, Part::Daemon).expect("free");
+        assert_eq!(std::fs::read_to_string(home.lock()).expect("reads"), format!("{}\n", std::process::id()));
     }
 
     #[test]

@@ -242,14 +242,11 @@ mod tests {
 
     #[test]
     fn a_damaged_file_is_followed_by_the_reserve_only_where_that_is_not_known_to_be_older() {
-        let last = |bytes: &mut Vec<u8>| bytes.iter_mut().next_back().into_iter().for_each(|last| *last = !*last);
-        let table: [(u64, u64, fn(&mut Vec<u8>), Option<u64>); 5] = [
-            (5, 0, last, None),
-            (5, 6, last, Some(6)),
-            (5, 4, last, None),
-            (5, 5, last, None),
-            (5, 6, |bytes| bytes.truncate(20), Some(6)),
-        ];
+        type Damage = fn(&mut Vec<u8>);
+        let last: Damage = |bytes| bytes.iter_mut().next_back().into_iter().for_each(|last| *last = !*last);
+        let most: Damage = |bytes| bytes.truncate(20);
+        let table =
+            [(5, 0, last, None), (5, 6, last, Some(6)), (5, 4, last, None), (5, 5, last, None), (5, 6, most, Some(6))];
         for (filed, reserved, damage, newest) in table {
             let lab = Lab::with(filed, reserved);
             lab.damage(damage);

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use malai_daemon::store;
+use malai_protocol::audit::{Entry, Event};
 use malai_protocol::codec::Kind;
 use malai_protocol::failure::Kind as FailureKind;
 use malai_protocol::session::{EndedBy, Started};
@@ -39,6 +40,28 @@ impl Blocked {
 
 fn withdrawn(scene: &Scene) -> String {
     scene.text().replace("[\"friend\"]", "[]")
+}
+
+/// An audit on a disk that is full.
+struct FullAudit {
+    path: PathBuf,
+    aside: PathBuf,
+}
+
+impl FullAudit {
+    fn new(machine: &Machine) -> Result<Self> {
+        let path = machine.home.audit();
+        let aside = path.with_extension("aside");
+        std::fs::rename(&path, &aside)?;
+        std::os::unix::fs::symlink("/dev/full", &path)?;
+        Ok(Self { path, aside })
+    }
+
+    fn free(self) -> Result<()> {
+        std::fs::remove_file(&self.path)?;
+        std::fs::rename(&self.aside, &self.path)?;
+        Ok(())
+    }
 }
 
 async fn alarm(machine: &Machine) -> Result<String> {
@@ -187,6 +210,35 @@ async fn a_damaged_snapshot_is_followed_by_the_newer_one_in_the_reserve_and_is_k
     refused(&scene).await?;
     stored(&scene, &scene.web01, &snapshot).await?;
     ensure!(std::fs::read(path.with_extension("broken"))? == damaged, "the trace of what happened is gone");
+    scene.web01.stop().await?;
+    Ok(())
+}
+
+/// Every line of the audit.
+fn lines(machine: &Machine) -> Result<Vec<Entry>> {
+    let text = std::fs::read_to_string(machine.home.audit())?;
+    Ok(text.lines().map(serde_json::from_str).collect::<Result<_, _>>()?)
+}
+
+/// How many lines of this kind are in the audit.
+fn count(machine: &Machine, event: Event) -> Result<usize> {
+    Ok(lines(machine)?.iter().filter(|line| line.event == event).count())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn refusals_for_which_the_audit_had_no_room_are_written_once_when_there_is() -> Result<()> {
+    let scene = Scene::new().await?;
+    let full = FullAudit::new(&scene.web01)?;
+    let guest = scene.guest.dial(&scene.web01).await?;
+    let refused = peer::run(&guest, scene.key.id(), &["true"]).await?.end.expect_err("a guest").context("a reason")?;
+    ensure!(refused.kind == FailureKind::Denied, "{refused}");
+    let unwritten = scene.run(&["true"]).await?.end.expect_err("it ran, and nobody knows").context("a reason")?;
+    ensure!(unwritten.kind == FailureKind::Internal, "{unwritten}");
+    full.free()?;
+    until("the refusals are written", || async { Ok(count(&scene.web01, Event::Refused)? == 2) }).await?;
+    scene.serves().await?;
+    until("the next end is written", || async { Ok(count(&scene.web01, Event::End)? == 1) }).await?;
+    ensure!(count(&scene.web01, Event::Refused)? == 2, "{:?}", lines(&scene.web01)?);
     scene.web01.stop().await?;
     Ok(())
 }

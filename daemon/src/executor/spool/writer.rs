@@ -142,7 +142,8 @@ impl Spool {
     /// It is over: that is written down, and it is kept for its time. `end.total` becomes what was appended.
     ///
     /// # Errors
-    /// When the end cannot be written: this executor keeps it all the same, but the next one will not know how it ended.
+    /// When the end cannot be written: this executor keeps it all the same, and writes it when it can: until then the next
+    /// one would not know how it ended.
     pub(crate) fn finish(self, mut end: End) -> io::Result<()> {
         end.total = self.range().end;
         let json = serde_json::to_vec(&end)?;
@@ -153,6 +154,10 @@ impl Spool {
         state.ledger.resize(session.caller, reserved, size);
         state.taken.remove(&session);
         state.keep(Kept { about: self.about, end, segments: self.segments, size });
+        if written.is_err() {
+            state.unwritten.push(session);
+            self.spools.owes.notify_one();
+        }
         written
     }
 

@@ -79,6 +79,55 @@ async fn one_caller_does_not_fill_the_table_for_others() {
     assert_eq!(left, Usage { live: 0, ids: 1, held: request });
 }
 
+/// The next file that the journal is written to anew is on a full disk; the one after it is not.
+fn full_once(home: &Home) {
+    std::os::unix::fs::symlink("/dev/full", home.sessions().join("journal.new")).expect("linked");
+}
+
+#[tokio::test]
+async fn on_a_full_disk_a_table_opens_and_takes_nothing_on_until_the_journal_is_whole() {
+    let (_dir, home) = home();
+    let table = open(&home, 1);
+    drop(table.admit(&plan_of(live(1))).expect("it is new"));
+    drop(table);
+    full_once(&home);
+    let table = open(&home, 2);
+    assert_eq!(table.counts(), (0, 1), "what was cut off is told");
+    full_once(&home);
+    let Rejected::Failed(refused, _) = table.admit(&plan_of(live(2))).expect_err("it cannot be written down") else {
+        panic!("it does not live");
+    };
+    assert!(refused.hint.is_some_and(|hint| hint.contains("df -h")), "{}", refused.message);
+    drop(table.admit(&plan_of(live(3))).expect("there is room"));
+    drop(table);
+    assert_eq!(open(&home, 3).counts(), (0, 2), "the journal lacks one");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_end_that_the_journal_did_not_take_is_written_when_it_does() {
+    let (_dir, home) = home();
+    let table = open(&home, 1);
+    let keeping = tokio::spawn(keep_journal(table.clone()));
+    let admitted = table.admit(&plan_of(live(1))).expect("it is new");
+    let (outcome, record) = record();
+    full_once(&home);
+    table.lock().journal.fill();
+    drop(admitted.registration.finish(outcome.clone(), record));
+    assert!(table.lock().behind);
+    tokio::time::timeout(Duration::from_secs(60), async {
+        while table.lock().behind {
+            sleep(Duration::from_millis(100)).await;
+        }
+    })
+    .await
+    .expect("it is written");
+    keeping.abort();
+    drop(keeping.await);
+    drop(table);
+    let (_, ended) = open(&home, 2).sessions();
+    assert_eq!(ended.into_iter().map(|ended| ended.outcome).collect::<Vec<_>>(), [outcome]);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_record_is_there_for_an_hour_and_its_id_does_not_run_again() {
     let (_dir, home) = home();

@@ -186,6 +186,28 @@ fn a_removed_machine_does_not_come_back_by_its_old_invite() {
 }
 
 #[test]
+fn a_removed_machine_does_not_come_back_although_the_disk_was_too_full_to_note_that_it_had_joined() {
+    for by_edit in [false, true] {
+        let lab = Lab::new();
+        let (invite, key) = (invite(&lab, Some("web01"), 1), machine());
+        redeem(&lab, &invite, key, "web01").expect("enrolled");
+        let path = lab.dir().invites();
+        let noted = std::fs::read_to_string(&path).expect("reads");
+        assert!(noted.contains("\"enrolled\": true"), "{noted}");
+        std::fs::write(&path, noted.replace("\"enrolled\": true", "\"enrolled\": false")).expect("as it was before");
+        if by_edit {
+            lab.edit(|text| text.replace(&format!("id52 = \"{key}\""), &format!("id52 = \"{}\"", machine())));
+            lab.manager().rescan(&local::Rescan { yes: true, ..ask() }, NOW + 2000).expect("signed");
+        } else {
+            lab.manager().remove("web01", NOW + 2000).expect("removed");
+        }
+        assert!(signed(&lab).machine_by_id(&key).is_none());
+        let refused = redeem(&lab, &invite, key, "web01").expect_err("was removed");
+        assert!(refused.message.ends_with("removed since"), "{refused}");
+    }
+}
+
+#[test]
 fn an_expired_or_unknown_invite_is_denied_in_words() {
     let lab = Lab::new();
     let invite = invite(&lab, None, 1);

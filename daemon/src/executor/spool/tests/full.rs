@@ -33,6 +33,26 @@ fn what_a_full_disk_loses_is_a_gap_and_later_output_is_kept_again() {
 }
 
 #[test]
+fn an_end_that_a_full_disk_did_not_take_is_written_when_there_is_room() {
+    let place = Place::new();
+    let spools = place.open();
+    let mut spool = spools.create(&live(1)).expect("room");
+    spool.append(Stdout, b"output").expect("writes");
+    // Its name is taken.
+    let new = place.path(&session(1)).join("end.new");
+    fs::create_dir(&new).expect("is made");
+    let ended = end(now_ms());
+    spool.finish(ended.clone()).expect_err("no file");
+    let known = spools.find(&session(1)).expect("this executor knows it");
+    assert_eq!(known.end.outcome, ended.outcome);
+    assert!(!spools.write_ends(), "nothing was tried again");
+    fs::remove_dir(&new).expect("is removed");
+    assert!(spools.write_ends());
+    let kept = place.open().find(&session(1)).expect("is kept");
+    assert_eq!(kept.end, known.end, "the next executor does not know how it ended");
+}
+
+#[test]
 fn a_segment_that_could_not_be_begun_costs_no_older_one() {
     let place = Place::new();
     let mut spool = place.open().create(&live(1)).expect("room");
