@@ -21,6 +21,8 @@ pub(crate) enum AlarmCause {
     Unstored,
     /// There is no reserve for what a full disk would not take.
     Unreserved,
+    /// The cluster manager does not have this machine in its config.
+    Removed,
 }
 
 impl AlarmCause {
@@ -29,6 +31,9 @@ impl AlarmCause {
         match self {
             Self::Fork | Self::Unusable | Self::Foreign | Self::Joined => {
                 format!("on the cluster manager: malai rescan {alias}")
+            }
+            Self::Removed => {
+                format!("malai machine leave {alias}; or on the cluster manager: malai cluster invite {alias}")
             }
             Self::Audit => format!("df -h {}; make room there: the lines are written then", dir.display()),
             Self::Unstored | Self::Unreserved => {

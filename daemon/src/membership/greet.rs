@@ -12,10 +12,11 @@ use malai_protocol::snapshot::{SignedHeader, SnapshotError};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::alarms::AlarmCause;
 use super::{Held, Membership, sync};
 use crate::net::endpoint::parse_address;
 use crate::net::pool::PeerConn;
-use crate::net::{FIRST_FRAME, Frames, Unsupported, greeting, is_protocol_error, send};
+use crate::net::{FIRST_FRAME, Frames, Unsupported, closed_with, greeting, is_protocol_error, send};
 
 /// A peer may announce at most one change in so long on average; more is a flood.
 const ANNOUNCE_PACE: Duration = Duration::from_millis(20);
@@ -106,6 +107,21 @@ fn end(result: anyhow::Result<()>) -> (Close, String) {
     }
 }
 
+/// Notes how a connection ended: where the cluster manager does not have this machine, an administrator has to know.
+pub(crate) fn parted(membership: &Membership, conn: &PeerConn) {
+    let code = conn.conn.close_reason().as_ref().and_then(closed_with);
+    if membership.manager_id() != Some(conn.peer) || !matches!(code, Some(Close::Removed | Close::NotAMember)) {
+        return;
+    }
+    let (held, alias) = (membership.held(), &membership.alias);
+    let manager = &held.config.cluster.manager;
+    let text = format!(
+        "the cluster manager {manager} says that this machine is not in the config: it was removed. `malai machine leave \
+         {alias}` here, or to bring it back, on {manager}: `malai cluster invite {alias}`"
+    );
+    membership.raise(AlarmCause::Removed, text);
+}
+
 /// Takes in what a greeting says.
 fn meet(membership: &Arc<Membership>, conn: &Arc<PeerConn>, hello: &Hello) -> anyhow::Result<()> {
     if hello.caller_only {
@@ -116,6 +132,9 @@ fn meet(membership: &Arc<Membership>, conn: &Arc<PeerConn>, hello: &Hello) -> an
     }
     if let Some(boot) = hello.boot {
         membership.pool.booted(conn, boot);
+    }
+    if membership.manager_id() == Some(conn.peer) {
+        membership.clear(AlarmCause::Removed);
     }
     conn.set_met();
     membership.pool.greeted(conn, hello);
@@ -157,7 +176,8 @@ async fn follow(
             changed = told.snapshots.changed() => {
                 changed?;
                 let held = Arc::clone(&told.snapshots.borrow_and_update());
-                if held.generation() != told.generation {
+                // A machine that it does not have is closed, and told so by the code.
+                if held.generation() != told.generation && held.config.machine_by_id(&conn.peer).is_some() {
                     told.generation = held.generation();
                     let header = held.snapshot.signed_header().clone();
                     let announce = Announce { header, addresses: membership.hello().addresses };
@@ -167,7 +187,9 @@ async fn follow(
             frame = async { pace.as_mut().await; frames.next_unbounded().await } => {
                 let Some(frame) = frame else { return Ok(()) };
                 let announce: Announce = frame?.expect(Kind::Announce, "Announce")?;
-                hear(membership, conn, Some(&announce.header), &announce.addresses)?;
+                if membership.is_member(&conn.peer) {
+                    hear(membership, conn, Some(&announce.header), &announce.addresses)?;
+                }
                 pace.as_mut().reset(Instant::now() + ANNOUNCE_PACE);
             }
         }

@@ -8,6 +8,7 @@ use iroh::endpoint::{Connection, ConnectionError, RecvStream, SendStream};
 use malai_protocol::codec::{CodecError, Frame, Kind, MAX_CONTROL};
 use malai_protocol::failure::{Failure, Kind as FailureKind};
 use malai_protocol::peer::{Close, Gone, Open, Pull, RESET_LOST, RESET_PROTOCOL};
+use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
 use super::greet::Greeted;
@@ -23,8 +24,13 @@ use crate::net::{FIRST_FRAME, FrameError, Frames, abandon, close, code, is_proto
 /// A connection that another one replaced is closed after so long without a session on it: by then both sides know of
 /// both.
 const SPARE_GRACE: Duration = Duration::from_secs(10);
-/// A machine that left the config keeps its connection so long, for the records of the sessions that are being ended.
+/// A machine that left the config keeps its connection so long at most, for the records of the sessions that are being
+/// ended. It is served nothing else meanwhile.
 const REMOVED_GRACE: Duration = Duration::from_secs(7);
+/// Between two looks whether such a machine has its records. After two it has heard every refusal, too.
+const REMOVED_LOOK_INTERVAL: Duration = Duration::from_millis(250);
+/// What a machine is told that is not in the config any more.
+const REMOVED: &str = "not a member of the cluster any more";
 
 /// Serves a connection that the peer dialled in tasks of the membership until it ends; its control stream comes to us.
 pub(crate) fn spawn(membership: &Arc<Membership>, conn: &Arc<PeerConn>) {
@@ -78,6 +84,7 @@ async fn run(membership: &Arc<Membership>, conn: &Arc<PeerConn>, control: impl F
     };
     tracing::debug!(peer = %conn.peer.short(), cluster = %membership.alias, "connection ends: {}", why.1);
     close(&conn.conn, why.0, &why.1);
+    greet::parted(membership, conn);
     membership.pool.remove(conn, &membership.own_addresses());
     streams.close();
     streams.wait().await;
@@ -107,26 +114,38 @@ async fn next_stream(conn: &Connection, pace: &Pace) -> Result<(SendStream, Recv
 async fn retire(membership: &Arc<Membership>, conn: &Arc<PeerConn>) -> (Close, String) {
     let mut snapshots = membership.watch();
     let mut changes = membership.pool.watch();
+    let mut spare_since = None;
     loop {
-        if !membership.is_member(&conn.peer) {
-            tokio::time::sleep(REMOVED_GRACE).await;
-            if !membership.is_member(&conn.peer) {
-                return (Close::Removed, "not a member of the cluster any more".to_owned());
-            }
+        if !membership.is_member(&conn.peer) && removed(membership, conn).await {
+            return (Close::Removed, REMOVED.to_owned());
         }
-        if membership.pool.is_spare(conn) && conn.sessions() == 0 {
-            tokio::time::sleep(SPARE_GRACE).await;
-            if membership.pool.is_spare(conn) && conn.sessions() == 0 {
-                return (Close::Replaced, "another connection to this machine is used".to_owned());
-            }
+        let is_spare = membership.pool.is_spare(conn);
+        let now = Instant::now();
+        spare_since = (is_spare && conn.sessions() == 0).then(|| spare_since.unwrap_or(now));
+        let spare_until = spare_since.unwrap_or(now) + SPARE_GRACE;
+        if now >= spare_until {
+            return (Close::Replaced, "another connection to this machine is used".to_owned());
         }
-        let spare_but_busy = membership.pool.is_spare(conn);
         tokio::select! {
             _ = snapshots.changed() => {}
             _ = changes.changed() => {}
-            () = tokio::time::sleep(SPARE_GRACE), if spare_but_busy => {}
+            () = tokio::time::sleep_until(spare_until), if is_spare => {}
         }
     }
+}
+
+/// Waits until a machine that is not in the config any more has the records of its sessions. False when it is in it again.
+async fn removed(membership: &Membership, conn: &PeerConn) -> bool {
+    let until = Instant::now() + REMOVED_GRACE;
+    let mut idle_looks = 0;
+    while idle_looks < 2 && Instant::now() < until {
+        tokio::time::sleep(REMOVED_LOOK_INTERVAL).await;
+        if membership.is_member(&conn.peer) {
+            return false;
+        }
+        idle_looks = if conn.sessions() == 0 { idle_looks + 1 } else { 0 };
+    }
+    true
 }
 
 /// One stream that the peer opened: its first frame says what it is.
@@ -152,6 +171,10 @@ async fn stream(membership: Arc<Membership>, conn: Arc<PeerConn>, mut send_half:
         frames.settle();
     }
     let result = match first.kind {
+        // What asks for a session is refused, and written down, where every such request is.
+        kind if kind != Kind::Open && !membership.is_member(&conn.peer) => {
+            refuse_removed(&membership, &conn, kind, &mut send_half).await
+        }
         Kind::PeerHello if conn.may_greet() => {
             return greet::answer(&membership, &conn, &first, send_half, frames).await;
         }
@@ -183,6 +206,23 @@ async fn turn_away(conn: &PeerConn, recv: RecvStream, send_half: &mut SendStream
     }
 }
 
+/// Refuses what a machine asks that is not in the config any more.
+async fn refuse_removed(
+    membership: &Membership,
+    conn: &PeerConn,
+    kind: Kind,
+    send_half: &mut SendStream,
+) -> anyhow::Result<()> {
+    if kind == Kind::PeerHello {
+        // A greeting has no refusal: the code with which the connection is closed is the answer.
+        conn.conn.closed().await;
+        return Ok(());
+    }
+    let failure = Failure::new(FailureKind::NotAMember, REMOVED)
+        .hint(format!("on the cluster manager: `malai cluster invite {}`", membership.alias));
+    answer(send_half, Frame::control(Kind::Refused, &failure)?).await
+}
+
 async fn answer(send_half: &mut SendStream, frame: Frame) -> anyhow::Result<()> {
     send(send_half, frame).await?;
     send_half.finish()?;
@@ -211,6 +251,9 @@ async fn pull(
         return answer(send_half, Frame::control(Kind::Refused, &failure)?).await;
     };
     let held = membership.held();
+    if held.config.machine_by_id(&conn.peer).is_none() {
+        return refuse_removed(membership, conn, first.kind, send_half).await;
+    }
     let answered = async {
         answer(send_half, Frame::control(Kind::Snapshot, &held.snapshot.to_signed())?).await?;
         // Until it is delivered it takes memory here.
@@ -274,8 +317,13 @@ async fn session(
             Failure::new(FailureKind::Busy, format!("{MAX_SESSIONS} sessions run over this connection already"));
         return answer(send_half, Frame::control(Kind::Refused, &failure)?).await;
     };
-    machine::session(Arc::clone(membership), conn.peer, open.generation, machine::peer_says_gone, frames, send_half)
-        .await
+    let (same, caller) = (Arc::clone(membership), conn.peer);
+    let ended = machine::session(same, caller, open.generation, machine::peer_says_gone, frames, &mut *send_half).await;
+    if ended.is_ok() && !membership.is_member(&caller) {
+        // The connection is closed when no session is left: first the peer has to have the last word of this one.
+        let _delivered = tokio::time::timeout(REMOVED_GRACE, send_half.stopped()).await;
+    }
+    ended
 }
 
 #[cfg(test)]

@@ -13,6 +13,7 @@ mod member;
 mod pace;
 mod pulls;
 mod refused;
+mod removed;
 mod socket;
 mod stranger;
 mod undecided;

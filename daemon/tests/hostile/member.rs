@@ -290,10 +290,6 @@ async fn a_machine_that_is_taken_out_of_the_config_is_closed_and_stays_out() -> 
     ping(&conn).await?;
     let stranger = Peer::new().await?;
     scene.publish(&scene.text().replace(&scene.friend.id.to_string(), &stranger.id.to_string())).await?;
-    // Over the connection that it has, it is refused by name at once; then the connection is closed.
-    let ran = peer::run(&conn, scene.key.id(), &["true"]).await?;
-    let failure = ran.end.expect_err("refused").expect("a reason");
-    ensure!(failure.kind == FailureKind::NotAMember, "{failure}");
     let again = scene.friend.dial(&scene.web01).await?;
     ensure!(closed(&again).await?.0 == Some(Close::NotAMember));
     ensure!(closed(&conn).await?.0 == Some(Close::Removed));
