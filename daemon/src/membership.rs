@@ -13,6 +13,7 @@ pub(crate) mod recover;
 pub(crate) mod serve;
 pub(crate) mod sync;
 pub(crate) mod tell;
+pub(crate) mod twins;
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -267,7 +268,7 @@ impl Membership {
 
     /// Returns everything that an administrator must look at.
     pub(crate) fn alarms(&self) -> Vec<String> {
-        self.alarms.all().into_iter().chain(self.unheeded()).collect()
+        self.alarms_and_mends().into_iter().map(|(text, _)| text).collect()
     }
 
     /// Returns the same, each with what mends it.
@@ -275,7 +276,7 @@ impl Membership {
         let rescan = format!("on the cluster manager: malai rescan {}", self.alias);
         let raised = self.alarms.by_cause().into_iter();
         let raised = raised.map(|(cause, text)| (text, cause.mend(&self.alias, self.dir.root())));
-        raised.chain(self.unheeded().map(|text| (text, rescan))).collect()
+        raised.chain(twins::alarms(self)).chain(self.unheeded().map(|text| (text, rescan))).collect()
     }
 
     /// What this version leaves out of the config that is held.

@@ -22,7 +22,7 @@ use tokio::time::{Instant, timeout};
 use crate::clusters::Clusters;
 use crate::copy::{End, pump};
 use crate::machine;
-use crate::membership::{Membership, dial, pulse};
+use crate::membership::{Membership, dial, pulse, twins};
 use crate::metrics::Counters;
 use crate::net::pool::{PeerConn, SessionGuard};
 use crate::net::{FIRST_FRAME, Frames, closed_with, code, send};
@@ -60,6 +60,12 @@ pub(crate) async fn session(
     };
     if id == membership.me {
         return here(membership, target, frames, writer).await;
+    }
+    // Who comes back to a command that runs has to meet it, and is told the truth by either of both.
+    if !came_before(target)
+        && let Some(failure) = twins::refusal(&membership, id)
+    {
+        return refuse(&mut writer, &failure).await;
     }
     let mut frames = frames;
     frames.set_cap(MAX_EXEC);

@@ -29,6 +29,9 @@ pub const DETACH: &str = "detach";
 /// The most addresses that a [`Hello`] or [`Announce`] carries: more would not fit its frame.
 pub const MAX_ADDRESSES: usize = 8;
 
+/// The most bytes of [`Announce::twin`].
+pub const MAX_TWIN_LEN: usize = 128;
+
 /// Reads which version a `PeerHello`, `Redeem` or `Knock` is of. Every version has that key; all others may mean something
 /// else there, so that they are read only when it is [`VERSION`].
 ///
@@ -86,6 +89,10 @@ pub struct Announce {
     /// Where the sender can be reached now.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub addresses: Vec<String>,
+    /// Another machine holds the receiver's key, and was met there: `direct IP:PORT` or `relay URL`. Only the cluster manager
+    /// is believed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub twin: Option<String>,
 }
 
 /// First frame of a stream that asks for the snapshot; answered by `Snapshot` or `Refused`.
@@ -208,6 +215,18 @@ mod tests {
             clock_ms: Some(u64::MAX),
         };
         crate::codec::Frame::control(crate::codec::Kind::PeerHello, &hello).expect("fits");
+    }
+
+    #[test]
+    fn an_announcement_with_all_its_fields_fits_its_frame() {
+        let key = ed25519_dalek::SigningKey::from_bytes(&[1; 32]);
+        let snapshot = crate::snapshot::Snapshot::sign(&key, u64::MAX, u64::MAX, "x".into()).expect("signs");
+        let announce = Announce {
+            header: snapshot.signed_header().clone(),
+            addresses: vec!["[2001:db8:ffff:ffff:ffff:ffff:ffff:ffff]:65535".into(); MAX_ADDRESSES],
+            twin: Some("x".repeat(MAX_TWIN_LEN)),
+        };
+        crate::codec::Frame::control(crate::codec::Kind::Announce, &announce).expect("fits");
     }
 
     #[test]

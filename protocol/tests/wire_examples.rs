@@ -307,7 +307,7 @@ fn between_machines(examples: &mut Examples) {
     examples.control("peer-hello", Kind::PeerHello, &hello);
     let clock = Hello { header: None, addresses: Vec::new(), boot: None, clock_ms: Some(1_767_225_600_000), ..hello };
     examples.control("peer-hello-clock", Kind::PeerHello, &clock);
-    let announce = Announce { header, addresses: Vec::new() };
+    let announce = Announce { header, addresses: Vec::new(), twin: None };
     examples.control("announce", Kind::Announce, &announce);
     examples.control("open", Kind::Open, &Open { cluster: cluster(), generation: 1_767_225_600_000 });
     examples.control("pull", Kind::Pull, &Pull { generation: 1_767_225_600_000 });

@@ -23,6 +23,8 @@ pub(crate) enum AlarmCause {
     Unreserved,
     /// The cluster manager does not have this machine in its config.
     Removed,
+    /// Another machine holds this one's key.
+    TwoMachines,
 }
 
 impl AlarmCause {
@@ -39,6 +41,9 @@ impl AlarmCause {
             Self::Unstored | Self::Unreserved => {
                 format!("df -h {}; make room there: it is stored within 10 s then", dir.display())
             }
+            Self::TwoMachines => format!(
+                "on the one of both that is the copy: malai machine leave {alias}, then join it by a new invite"
+            ),
         }
     }
 }

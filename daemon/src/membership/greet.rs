@@ -13,13 +13,15 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::alarms::AlarmCause;
-use super::{Held, Membership, sync};
+use super::{Held, Membership, sync, twins};
 use crate::net::endpoint::parse_address;
 use crate::net::pool::PeerConn;
 use crate::net::{FIRST_FRAME, Frames, Unsupported, closed_with, greeting, is_protocol_error, send};
 
 /// A peer may announce at most one change in so long on average; more is a flood.
 const ANNOUNCE_PACE: Duration = Duration::from_millis(20);
+/// Between two looks whether another machine still holds the key of a peer that was told so.
+const TWIN_LOOK_INTERVAL: Duration = Duration::from_secs(600);
 
 /// The control stream as seen by the side that dialled and opened it: greets, and follows it. Ends when the stream does.
 pub(crate) async fn control(
@@ -78,6 +80,8 @@ pub(crate) async fn introduced(
 pub(crate) struct Told {
     snapshots: watch::Receiver<Arc<Held>>,
     generation: u64,
+    /// That another machine holds the peer's key, and where it was met.
+    twin: Option<String>,
 }
 
 impl Told {
@@ -85,7 +89,7 @@ impl Told {
     pub(crate) fn now(membership: &Membership) -> Self {
         let mut snapshots = membership.watch();
         let generation = snapshots.borrow_and_update().generation();
-        Self { snapshots, generation }
+        Self { snapshots, generation, twin: None }
     }
 }
 
@@ -130,11 +134,15 @@ fn meet(membership: &Arc<Membership>, conn: &Arc<PeerConn>, hello: &Hello) -> an
     if let Some(executor) = hello.executor {
         conn.set_executor(executor);
     }
-    if let Some(boot) = hello.boot {
-        membership.pool.booted(conn, boot);
+    if let Some(boot) = hello.boot
+        && membership.pool.booted(conn, boot)
+    {
+        twins::seen(membership, conn.peer);
     }
     if membership.manager_id() == Some(conn.peer) {
         membership.clear(AlarmCause::Removed);
+        // It says again what it knows.
+        membership.clear(AlarmCause::TwoMachines);
     }
     conn.set_met();
     membership.pool.greeted(conn, hello);
@@ -169,7 +177,11 @@ async fn follow(
 ) -> anyhow::Result<()> {
     let pace = tokio::time::sleep(Duration::ZERO);
     tokio::pin!(pace);
+    let mut twins_seen = membership.pool.watch_twins();
     loop {
+        if let Some(announce) = twins::news(membership, conn, &mut told.twin) {
+            send(&mut send_half, Frame::control(Kind::Announce, &announce)?).await?;
+        }
         tokio::select! {
             // What was received before would still be read, at its pace.
             _ = conn.conn.closed() => return Ok(()),
@@ -180,15 +192,18 @@ async fn follow(
                 if held.generation() != told.generation && held.config.machine_by_id(&conn.peer).is_some() {
                     told.generation = held.generation();
                     let header = held.snapshot.signed_header().clone();
-                    let announce = Announce { header, addresses: membership.hello().addresses };
+                    let announce = Announce { header, addresses: membership.hello().addresses, twin: told.twin.clone() };
                     send(&mut send_half, Frame::control(Kind::Announce, &announce)?).await?;
                 }
             }
+            seen = twins_seen.changed() => seen?,
+            () = tokio::time::sleep(TWIN_LOOK_INTERVAL), if told.twin.is_some() => {}
             frame = async { pace.as_mut().await; frames.next_unbounded().await } => {
                 let Some(frame) = frame else { return Ok(()) };
                 let announce: Announce = frame?.expect(Kind::Announce, "Announce")?;
                 if membership.is_member(&conn.peer) {
                     hear(membership, conn, Some(&announce.header), &announce.addresses)?;
+                    twins::told(membership, conn, announce.twin.as_deref());
                 }
                 pace.as_mut().reset(Instant::now() + ANNOUNCE_PACE);
             }

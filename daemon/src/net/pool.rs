@@ -6,6 +6,7 @@
 
 mod account;
 mod conn;
+mod lives;
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::SocketAddr;
@@ -20,6 +21,8 @@ use tokio::sync::{Notify, watch};
 
 use account::{Departed, Told};
 pub(crate) use conn::{PeerConn, SessionGuard};
+pub(crate) use lives::Life;
+use lives::Lives;
 
 use super::budget::Budget;
 use super::close;
@@ -45,6 +48,7 @@ struct Peer {
     told: Option<Told>,
     /// How it went, when it was connected and is no more.
     departed: Option<Departed>,
+    lives: Lives,
     /// It was connected before.
     known: bool,
     dial: Arc<tokio::sync::Mutex<()>>,
@@ -73,6 +77,8 @@ pub(crate) struct Pool {
     counters: Arc<Counters>,
     peers: Mutex<HashMap<MachineId, Peer>>,
     changed: watch::Sender<u64>,
+    /// It was seen that two machines hold one key.
+    twins_seen: watch::Sender<u64>,
     /// Addresses were told that are not in the cache.
     learnt: Notify,
     /// Sessions that wait for a connection.
@@ -98,6 +104,7 @@ impl Pool {
             counters,
             peers: Mutex::default(),
             changed: watch::Sender::new(0),
+            twins_seen: watch::Sender::new(0),
             learnt: Notify::new(),
             waiting: AtomicU32::new(0),
         }
@@ -164,18 +171,28 @@ impl Pool {
         self.lock().entry(id).or_default().last_seen_ms = Some(now_ms());
     }
 
-    /// The peer told the name of its life: connections of earlier lives are dead.
-    pub(crate) fn booted(&self, conn: &Arc<PeerConn>, boot: Incarnation) {
+    /// The peer told the name of its life: connections of earlier lives are dead, unless two machines hold its key, which
+    /// would throw each other out for ever. True when it is seen now that they do.
+    pub(crate) fn booted(&self, conn: &Arc<PeerConn>, boot: Incarnation) -> bool {
         if conn.boot.set(boot).is_err() {
-            return;
+            return false;
         }
-        let stale: Vec<_> = self.lock().get(&conn.peer).map_or_else(Vec::new, |peer| {
+        let (path, _) = conn.path();
+        let (comes_back, stale) = {
+            let mut peers = self.lock();
+            let peer = peers.entry(conn.peer).or_default();
+            let comes_back = peer.lives.greeted(boot, conn.made_at, path);
             let dead = |c: &&Arc<PeerConn>| c.boot.get().is_some_and(|b| *b != boot) && c.since_ms <= conn.since_ms;
-            peer.conns.iter().filter(dead).cloned().collect()
-        });
+            let stale = if peer.has_twins() { Vec::new() } else { peer.conns.iter().filter(dead).cloned().collect() };
+            (comes_back, stale)
+        };
         for conn in stale {
             close(&conn.conn, Close::Replaced, "an earlier life of the peer");
         }
+        if comes_back {
+            self.twins_seen.send_modify(|n| *n = n.wrapping_add(1));
+        }
+        comes_back
     }
 
     /// The machine told the generation it holds and where it can be reached.
@@ -259,9 +276,13 @@ impl Pool {
         conns.any(|conn| conn.made_at.elapsed() < span && !conn.is_stalled() && conn.conn.close_reason().is_none())
     }
 
-    /// Whether another connection to the same machine is preferred to this one.
+    /// Whether another connection to the same machine is preferred to this one. That of another machine with its key is not.
     pub(crate) fn is_spare(&self, conn: &Arc<PeerConn>) -> bool {
-        self.live(conn.peer).is_some_and(|live| !Arc::ptr_eq(&live, conn))
+        let is_same_life = |live: &PeerConn| match (live.boot.get(), conn.boot.get()) {
+            (Some(live), Some(this)) => live == this,
+            _ => true,
+        };
+        self.live(conn.peer).is_some_and(|live| !Arc::ptr_eq(&live, conn) && is_same_life(&live))
     }
 
     /// Held while a machine is dialled, so that it is dialled once at a time.

@@ -20,5 +20,6 @@ mod resume;
 mod sessions;
 mod stalls;
 mod sync;
+mod twins;
 mod unanswered;
 mod variables;

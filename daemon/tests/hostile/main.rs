@@ -16,6 +16,7 @@ mod refused;
 mod removed;
 mod socket;
 mod stranger;
+mod twins;
 mod undecided;
 mod versions;
 

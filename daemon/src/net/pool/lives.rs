@@ -1,0 +1,172 @@
+//! Which lives of a machine's daemon greeted. A life that comes back after another one was met shows that two machines hold
+//! one key: each start of a daemon has a new name for its life.
+
+use std::collections::HashSet;
+use std::time::{Duration, Instant};
+
+use malai_protocol::id::{Incarnation, MachineId};
+use tokio::sync::watch;
+
+use super::Pool;
+
+/// Lives remembered of one machine: copies of one image may be many.
+const REMEMBERED_LIVES: usize = 16;
+/// Two machines are taken to hold a key for so long after that was seen last, and while both are connected.
+const TWIN_MEMORY_TIME: Duration = Duration::from_secs(3600);
+
+/// A life of a machine's daemon.
+#[derive(Debug, Clone)]
+pub(crate) struct Life {
+    boot: Incarnation,
+    /// The connection over which it greeted last was made then.
+    made_at: Instant,
+    /// When it greeted last.
+    pub(crate) at: Instant,
+    /// Where it was met then: `direct IP:PORT` or `relay URL`.
+    pub(crate) path: String,
+}
+
+/// The lives of one machine.
+#[derive(Debug, Default)]
+pub(super) struct Lives {
+    /// By the last greeting, the newest last.
+    met: Vec<Life>,
+    /// When one came back last.
+    came_back: Option<Instant>,
+}
+
+impl Lives {
+    /// Notes a greeting over a connection that was made then. Says whether the life came back after another one.
+    pub(super) fn greeted(&mut self, boot: Incarnation, made_at: Instant, path: String) -> bool {
+        let newest = self.met.last();
+        // The greeting of an earlier life may be read late.
+        if newest.is_some_and(|newest| newest.boot != boot && made_at <= newest.made_at) {
+            return false;
+        }
+        let is_newest = newest.is_some_and(|newest| newest.boot == boot);
+        let before = self.met.len();
+        self.met.retain(|life| life.boot != boot);
+        let comes_back = !is_newest && self.met.len() < before;
+        let at = Instant::now();
+        self.met.push(Life { boot, made_at, at, path });
+        let excess = self.met.len().saturating_sub(REMEMBERED_LIVES);
+        self.met.drain(..excess);
+        if comes_back {
+            self.came_back = Some(at);
+        }
+        comes_back
+    }
+
+    /// The two that were met last, by their addresses, where two machines hold the key. `connected` are the lives that are
+    /// connected now.
+    pub(super) fn twins(&self, connected: &HashSet<Incarnation>) -> Option<[Life; 2]> {
+        let came_back = self.came_back?;
+        if came_back.elapsed() >= TWIN_MEMORY_TIME && connected.len() < 2 {
+            return None;
+        }
+        let [.., one, other] = &self.met[..] else { return None };
+        let mut both = [one.clone(), other.clone()];
+        both.sort_by(|a, b| a.path.cmp(&b.path));
+        Some(both)
+    }
+
+    /// The life that was met last besides this one.
+    fn other(&self, boot: Incarnation) -> Option<&Life> {
+        self.met.iter().rev().find(|life| life.boot != boot)
+    }
+}
+
+impl Pool {
+    /// Where two machines hold this key: the two that were met last.
+    pub(crate) fn twins(&self, id: MachineId) -> Option<[Life; 2]> {
+        self.lock().get(&id)?.twins()
+    }
+
+    /// Every key that two machines hold.
+    pub(crate) fn all_twins(&self) -> Vec<(MachineId, [Life; 2])> {
+        let peers = self.lock();
+        let mut all: Vec<_> = peers.iter().filter_map(|(id, peer)| Some((*id, peer.twins()?))).collect();
+        all.sort_by_key(|(id, _)| *id);
+        all
+    }
+
+    /// Where another machine was met that holds the key of the one at the other end of this connection.
+    pub(crate) fn twin_of(&self, conn: &super::PeerConn) -> Option<String> {
+        let peers = self.lock();
+        let peer = peers.get(&conn.peer)?;
+        peer.twins()?;
+        Some(peer.lives.other(*conn.boot.get()?)?.path.clone())
+    }
+
+    /// Wakes whenever it is seen that two machines hold one key.
+    pub(crate) fn watch_twins(&self) -> watch::Receiver<u64> {
+        self.twins_seen.subscribe()
+    }
+}
+
+impl super::Peer {
+    fn twins(&self) -> Option<[Life; 2]> {
+        let open = self.conns.iter().filter(|conn| conn.conn.close_reason().is_none());
+        self.lives.twins(&open.filter_map(|conn| conn.boot.get().copied()).collect())
+    }
+
+    /// Whether two machines hold its key.
+    pub(super) fn has_twins(&self) -> bool {
+        self.twins().is_some()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOBODY: fn() -> HashSet<Incarnation> = HashSet::new;
+
+    fn boot(number: u8) -> Incarnation {
+        Incarnation::from_bytes([number; 16])
+    }
+
+    /// Greetings of these lives, each over a connection that was made at this second.
+    fn met(greetings: &[(u8, u64)]) -> Lives {
+        let (mut lives, begin) = (Lives::default(), Instant::now());
+        for (number, second) in greetings {
+            lives.greeted(boot(*number), begin + Duration::from_secs(*second), format!("direct 192.0.2.{number}:4001"));
+        }
+        lives
+    }
+
+    #[test]
+    fn a_life_that_comes_back_after_another_one_shows_two_machines() {
+        let twins = met(&[(2, 1), (1, 2), (2, 3)]).twins(&NOBODY()).expect("two");
+        assert_eq!(twins.map(|life| life.path), ["direct 192.0.2.1:4001", "direct 192.0.2.2:4001"]);
+        assert!(met(&[(1, 1), (2, 2), (3, 3), (1, 4)]).twins(&NOBODY()).is_some());
+    }
+
+    #[test]
+    fn restarts_and_repeated_and_late_greetings_show_one_machine() {
+        for greetings in [
+            &[(1, 1), (2, 2), (3, 3), (4, 4)][..],
+            &[(1, 1), (1, 2), (2, 3), (2, 4)],
+            // The greeting over an older connection is read after that of the next life.
+            &[(1, 1), (2, 3), (1, 2), (2, 4)],
+            &[(2, 3), (1, 2), (2, 4)],
+        ] {
+            assert!(met(greetings).twins(&NOBODY()).is_none(), "{greetings:?}");
+        }
+    }
+
+    #[test]
+    fn what_was_seen_an_hour_ago_counts_while_both_are_connected() {
+        let mut lives = met(&[(1, 1), (2, 2), (1, 3)]);
+        lives.came_back = Instant::now().checked_sub(TWIN_MEMORY_TIME);
+        assert!(lives.twins(&NOBODY()).is_none());
+        assert!(lives.twins(&HashSet::from([boot(1)])).is_none());
+        assert!(lives.twins(&HashSet::from([boot(1), boot(2)])).is_some());
+    }
+
+    #[test]
+    fn a_machine_that_names_ever_new_lives_takes_no_more_room() {
+        let greetings: Vec<_> = (0..=255).map(|number| (number, u64::from(number))).collect();
+        assert_eq!(met(&greetings).met.len(), REMEMBERED_LIVES);
+    }
+}
