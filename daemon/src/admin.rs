@@ -17,7 +17,7 @@ mod list;
 mod machine;
 
 pub use addresses::join_addresses;
-pub use cluster::{Change, Scanned, approve, cluster_init, invite, remove, rescan};
+pub use cluster::{Change, Scanned, approve, cluster_init, invite, invites, remove, rescan, revoke};
 pub use config::{can, config_show};
 pub use list::cluster_list;
 pub(crate) use machine::check_leave;

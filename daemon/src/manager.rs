@@ -25,7 +25,7 @@ pub mod invites;
 pub mod pending;
 mod publish;
 
-pub use enrol::Enrolled;
+pub use enrol::{Enrolled, Removed};
 pub use publish::Rescan;
 
 /// The name of a machine whose host name gives none.

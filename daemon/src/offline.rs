@@ -42,8 +42,10 @@ fn answer(home: &Home, request: &Request) -> Result<Response, Failure> {
             admin::invite(&begin()?, ask, addresses, now).map(Response::Invited)
         }
         Request::ClusterApprove(ask) => admin::approve(&begin()?, ask, &[], now).and_then(changed),
-        Request::ClusterRemove { cluster, machine } => {
-            admin::remove(&begin()?, cluster, machine, now).and_then(changed)
+        Request::ClusterInvites { cluster } => admin::invites(&begin()?, cluster, now).map(Response::Invites),
+        Request::ClusterRevoke { cluster, id } => admin::revoke(&begin()?, cluster, id, now).map(Response::Revoked),
+        Request::ClusterRemove { cluster, machine, revoke_invite } => {
+            admin::remove(&begin()?, cluster, machine, *revoke_invite, now).and_then(changed)
         }
         Request::Rescan(ask) => {
             let scanned = admin::rescan(&begin()?, ask, now)?;
@@ -73,7 +75,8 @@ fn answer(home: &Home, request: &Request) -> Result<Response, Failure> {
 
 fn changed(change: Change) -> Result<Response, Failure> {
     let publication = unpublished(&change.snapshot)?;
-    Ok(Response::Changed(Changed { machine: change.machine, id: change.id, publication, warning: change.warning }))
+    let Change { machine, id, warning, invites, .. } = change;
+    Ok(Response::Changed(Changed { machine, id, publication, warning, invites }))
 }
 
 fn rescanned(scanned: Scanned) -> Rescanned {

@@ -148,9 +148,15 @@ async fn carry_out(
         Request::ClusterInvite(ask) => invite(context, ask).await,
         Request::ClusterPending { cluster } => pending(context, &cluster).await,
         Request::ClusterApprove(ask) => approve(context, ask).await,
-        Request::ClusterRemove { cluster, machine } => {
+        Request::ClusterInvites { cluster } => {
+            change(context, move |changes| admin::invites(changes, &cluster, now_ms())).await.map(Response::Invites)
+        }
+        Request::ClusterRevoke { cluster, id } => {
+            change(context, move |changes| admin::revoke(changes, &cluster, &id, now_ms())).await.map(Response::Revoked)
+        }
+        Request::ClusterRemove { cluster, machine, revoke_invite } => {
             let alias = cluster.clone();
-            let remove = move |changes: &Changes| admin::remove(changes, &alias, &machine, now_ms());
+            let remove = move |changes: &Changes| admin::remove(changes, &alias, &machine, revoke_invite, now_ms());
             changed(context, &cluster, remove).await
         }
         Request::Rescan(ask) => {
@@ -306,9 +312,9 @@ async fn changed(
         hold(&held, &name, &change.snapshot).await?;
         Ok(change)
     };
-    let Change { machine, id, snapshot, warning } = context.clusters.finish(both).await?;
+    let Change { machine, id, snapshot, warning, invites } = context.clusters.finish(both).await?;
     let publication = publish(context, alias, snapshot).await?;
-    Ok(Response::Changed(Changed { machine, id, publication, warning }))
+    Ok(Response::Changed(Changed { machine, id, publication, warning, invites }))
 }
 
 async fn publish(context: &Context, alias: &str, snapshot: Snapshot) -> Result<Publication, Failure> {

@@ -7,6 +7,7 @@
 
 mod connect;
 mod doctor;
+mod invites;
 mod machine;
 mod metrics;
 mod ping;
@@ -16,6 +17,7 @@ use serde::{Deserialize, Serialize};
 
 pub use connect::Connect;
 pub use doctor::{Checkup, Finding, Level};
+pub use invites::{CameBy, InviteEntry, InviteState, Redemption};
 pub use machine::{Joined, MachineInit, MachineMade};
 pub use metrics::{ClusterMetrics, Metrics};
 pub use ping::{MIN_PING_INTERVAL_MS, Ping, PingAnswer, PingOutcome, THIS_MACHINE};
@@ -78,6 +80,18 @@ pub enum Request {
     ClusterInit(ClusterInit),
     /// Make an invite.
     ClusterInvite(ClusterInvite),
+    /// The invites that the manager's books have.
+    ClusterInvites {
+        /// The cluster's alias.
+        cluster: String,
+    },
+    /// End an invite: from then on its token is as good as a wrong one.
+    ClusterRevoke {
+        /// The cluster's alias.
+        cluster: String,
+        /// The invite's id, or its first characters where only one begins so.
+        id: String,
+    },
     /// Who knocks.
     ClusterPending {
         /// The cluster's alias.
@@ -91,6 +105,9 @@ pub enum Request {
         cluster: String,
         /// The machine's name.
         machine: String,
+        /// End the invites by which it came too: both, or neither.
+        #[serde(default)]
+        revoke_invite: bool,
     },
     /// Check, sign and publish `cluster.toml`.
     Rescan(Rescan),
@@ -257,6 +274,10 @@ pub enum Response {
     Made(ClusterMade),
     /// To [`Request::ClusterInvite`]; last.
     Invited(Invited),
+    /// To [`Request::ClusterInvites`], by when they expire; last.
+    Invites(Vec<InviteEntry>),
+    /// To [`Request::ClusterRevoke`]: the invite that was ended; last.
+    Revoked(InviteEntry),
     /// To [`Request::ClusterPending`]; last.
     Pending(Vec<Pending>),
     /// To [`Request::ClusterApprove`] and [`Request::ClusterRemove`]; last.
@@ -293,6 +314,9 @@ pub struct ClusterMade {
 /// To [`Request::ClusterInvite`].
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Invited {
+    /// What the invite is called in the manager's books; no secret.
+    #[serde(default)]
+    pub id: String,
     /// The token.
     pub token: String,
     /// When it expires, milliseconds since the epoch.
@@ -303,7 +327,7 @@ pub struct Invited {
 
 impl std::fmt::Debug for Invited {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Invited {{ token: …, expires_ms: {} }}", self.expires_ms)
+        write!(f, "Invited {{ id: {}, token: …, expires_ms: {} }}", self.id, self.expires_ms)
     }
 }
 
@@ -346,6 +370,9 @@ pub struct Changed {
     pub publication: Publication,
     /// What else must be said: `cluster.toml` could not be edited along.
     pub warning: Option<String>,
+    /// Of a machine that was removed: the invites by which it came, as far as they let others in or did until now.
+    #[serde(default)]
+    pub invites: Vec<CameBy>,
 }
 
 /// One cluster in the answer to [`Request::Rescan`].

@@ -5,12 +5,14 @@ use malai_protocol::config::edit::{Template, template};
 use malai_protocol::failure::{Failure, Kind};
 use malai_protocol::id::MachineId;
 use malai_protocol::invite::MAX_TOKEN;
-use malai_protocol::local::{self, ClusterApprove, ClusterInit, ClusterInvite, ClusterMade, Invited, Role};
+use malai_protocol::local::{
+    self, CameBy, ClusterApprove, ClusterInit, ClusterInvite, ClusterMade, InviteEntry, Invited, Role,
+};
 use malai_protocol::snapshot::{Snapshot, next_generation};
 
 use super::{hostname, join_addresses};
 use crate::manager::pending::find;
-use crate::manager::{Enrolled, Manager, Rescan};
+use crate::manager::{Enrolled, Manager, Removed, Rescan};
 use crate::store::clusters::{self, Found};
 use crate::store::keys::{ClusterKey, MachineKey};
 use crate::store::lock::Changes;
@@ -27,6 +29,8 @@ pub struct Change {
     pub snapshot: Snapshot,
     /// What else must be said: `cluster.toml` could not be edited along.
     pub warning: Option<String>,
+    /// Of a machine that was removed: the invites by which it came, as far as they were open.
+    pub invites: Vec<CameBy>,
 }
 
 /// What came of rescanning one cluster.
@@ -84,7 +88,7 @@ pub fn cluster_init(changes: &Changes, ask: &ClusterInit, now_ms: u64) -> Result
 /// # Errors
 /// As [`Manager::load`] and [`Manager::invite`].
 pub fn invite(changes: &Changes, ask: &ClusterInvite, addresses: Vec<String>, now_ms: u64) -> Result<Invited, Failure> {
-    let invite = Manager::load(changes, &ask.cluster)?.invite(ask, addresses.clone(), now_ms)?;
+    let (id, invite) = Manager::load(changes, &ask.cluster)?.invite(ask, addresses.clone(), now_ms)?;
     let token = invite.to_token();
     if token.len() > MAX_TOKEN {
         let message =
@@ -92,7 +96,7 @@ pub fn invite(changes: &Changes, ask: &ClusterInvite, addresses: Vec<String>, no
         return Err(Failure::new(Kind::BadConfig, message)
             .hint("[network] is too long: shorten `ca`, or name fewer relays, then: malai rescan"));
     }
-    Ok(Invited { token, expires_ms: invite.expires_ms, join_addresses: addresses })
+    Ok(Invited { id, token, expires_ms: invite.expires_ms, join_addresses: addresses })
 }
 
 /// Enrols a machine that knocks, or one whose id52 is given in full.
@@ -111,14 +115,30 @@ pub fn approve(
     change(&manager, enrolled)
 }
 
-/// Takes a machine out of the config.
+/// Takes a machine out of the config, and ends the invites by which it came where `revoke` says so.
 ///
 /// # Errors
 /// As [`Manager::load`] and [`Manager::remove`].
-pub fn remove(changes: &Changes, cluster: &str, machine: &str, now_ms: u64) -> Result<Change, Failure> {
+pub fn remove(changes: &Changes, cluster: &str, machine: &str, revoke: bool, now_ms: u64) -> Result<Change, Failure> {
     let mut manager = Manager::load(changes, cluster)?;
-    let removed = manager.remove(machine, now_ms)?;
-    change(&manager, removed)
+    let Removed { name, id, warning, invites } = manager.remove(machine, revoke, now_ms)?;
+    Ok(Change { machine: name.to_string(), id, snapshot: manager.signed()?.clone(), warning, invites })
+}
+
+/// Lists the invites of a cluster.
+///
+/// # Errors
+/// As [`Manager::load`] and [`Manager::invites`].
+pub fn invites(changes: &Changes, cluster: &str, now_ms: u64) -> Result<Vec<InviteEntry>, Failure> {
+    Manager::load(changes, cluster)?.invites(now_ms)
+}
+
+/// Ends an invite.
+///
+/// # Errors
+/// As [`Manager::load`] and [`Manager::revoke_invite`].
+pub fn revoke(changes: &Changes, cluster: &str, id: &str, now_ms: u64) -> Result<InviteEntry, Failure> {
+    Manager::load(changes, cluster)?.revoke_invite(id, now_ms)
 }
 
 /// Checks and signs `cluster.toml` of one cluster, or of all that are managed here, by alias. What fails in one does not
@@ -163,7 +183,8 @@ fn managed(changes: &Changes, found: &Found) -> bool {
 
 fn change(manager: &Manager<'_>, enrolled: Enrolled) -> Result<Change, Failure> {
     let snapshot = manager.signed()?.clone();
-    Ok(Change { machine: enrolled.name.to_string(), id: enrolled.id, snapshot, warning: enrolled.warning })
+    let Enrolled { name, id, warning, .. } = enrolled;
+    Ok(Change { machine: name.to_string(), id, snapshot, warning, invites: Vec::new() })
 }
 
 fn own_name(asked: Option<&str>) -> Result<Name, Failure> {

@@ -5,7 +5,7 @@ use malai_protocol::config::{Config, MAX_NAME, Name, Relay};
 use malai_protocol::failure::{Failure, Kind};
 use malai_protocol::id::MachineId;
 use malai_protocol::invite::Invite;
-use malai_protocol::local;
+use malai_protocol::local::{self, CameBy, InviteEntry};
 use malai_protocol::snapshot::MAX_TEXT;
 
 use super::invites::{Binding, Invites, MAX_OPEN_S, MAX_USES, Promise};
@@ -26,16 +26,35 @@ pub struct Enrolled {
     pub warning: Option<String>,
 }
 
+/// A machine that was taken out of the config.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Removed {
+    /// Its name.
+    pub name: Name,
+    /// Its key.
+    pub id: MachineId,
+    /// What else must be said.
+    pub warning: Option<String>,
+    /// The invites by which it came, as far as they were open.
+    pub invites: Vec<CameBy>,
+}
+
 impl Manager<'_> {
-    /// Makes an invite and notes what it promises. `addresses` are those of the join endpoint, for the token.
+    /// Makes an invite, notes what it promises, and returns it with its id. `addresses` are those of the join endpoint, for
+    /// the token.
     ///
     /// # Errors
     /// [`Kind::Usage`] for a name, group, user or number that cannot be, [`Kind::Conflict`] for a name that is taken,
     /// [`Kind::Busy`] when too many are open, else what the disk says.
-    pub fn invite(&self, ask: &local::ClusterInvite, addresses: Vec<String>, now_ms: u64) -> Result<Invite, Failure> {
+    pub fn invite(
+        &self,
+        ask: &local::ClusterInvite,
+        addresses: Vec<String>,
+        now_ms: u64,
+    ) -> Result<(String, Invite), Failure> {
         self.refuse_while_alarmed()?;
         let config = self.config()?;
-        let mut invites = Invites::load(&self.dir.invites(), now_ms)?;
+        let mut invites = self.books(now_ms)?;
         check_numbers(ask)?;
         let name = ask.name.as_deref().map(name).transpose()?;
         if let Some(name) = &name
@@ -58,15 +77,18 @@ impl Manager<'_> {
             username: ask.username.clone(),
         };
         add_machine(self.signed()?.text(), &trial)?;
-        let secret = random::<32>()?;
         let expires_ms = now_ms.saturating_add(ask.expires_s.saturating_mul(1000));
         let promise = Promise {
-            expires_ms,
-            uses_left: ask.uses,
             name: name.map(|name| name.to_string()),
             groups: ask.groups.clone(),
             username: ask.username.clone(),
-            redeemed: Default::default(),
+            ..Promise::new(ask.uses, expires_ms)
+        };
+        let (id, secret) = loop {
+            let secret = random::<32>()?;
+            if let Some(id) = invites.free_id(&secret) {
+                break (id, secret);
+            }
         };
         invites.add(&secret, promise)?;
         invites.save(&self.dir.invites())?;
@@ -74,7 +96,7 @@ impl Manager<'_> {
         // Other relays ask for none, and are shown none.
         let is_asked_for = pinned.iter().any(Relay::takes_tickets);
         let ticket = if is_asked_for { Some(self.key.ticket(expires_ms)?.to_text()) } else { None };
-        Ok(Invite {
+        let invite = Invite {
             cluster: self.id(),
             name: config.cluster.name.to_string(),
             secret: serde_bytes::ByteArray::new(*secret),
@@ -85,7 +107,8 @@ impl Manager<'_> {
             discovery: config.network.discovery,
             ca: config.network.ca,
             ticket,
-        })
+        };
+        Ok((id, invite))
     }
 
     /// Redeems an invite for the key whose connection showed its secret. A key that repeats gets the same answer.
@@ -113,7 +136,7 @@ impl Manager<'_> {
         self.refuse_while_alarmed()?;
         let config = self.config()?;
         let path = self.dir.invites();
-        let mut invites = Invites::load(&path, now_ms)?;
+        let mut invites = self.books(now_ms)?;
         let promise = invites.get(secret).ok_or_else(unknown_invite)?;
         if let Some((known, _)) = config.machine_by_id(&key) {
             return Ok(Enrolled { name: known.clone(), id: key, changed: false, warning: None });
@@ -132,7 +155,7 @@ impl Manager<'_> {
         let machine = NewMachine { name, id: key, groups: names(&promise.groups)?, username: promise.username.clone() };
         // A trial: what cannot be enrolled must not use the invite up.
         add_machine(self.signed()?.text(), &machine)?;
-        let binding = |enrolled| Binding { name: machine.name.to_string(), enrolled };
+        let binding = |enrolled| Binding { name: machine.name.to_string(), enrolled, at_ms: Some(now_ms) };
         invites.bind(secret, key, binding(false));
         invites.save(&path)?;
         let enrolled = self.enrol(&machine, now_ms)?;
@@ -204,12 +227,13 @@ impl Manager<'_> {
         Ok(Enrolled { name: machine.name.clone(), id: machine.id, changed: true, warning })
     }
 
-    /// Takes a machine out of the last signed text and signs it, and out of `cluster.toml`.
+    /// Takes a machine out of the last signed text and signs it, and out of `cluster.toml`. Where `revoke` says so, the
+    /// open invites by which it came end with it: both, or neither.
     ///
     /// # Errors
     /// [`Kind::UnknownTarget`] when there is none of this name, [`Kind::Conflict`] when it is the manager or a snapshot
     /// made elsewhere is undecided, else what the disk says.
-    pub fn remove(&mut self, machine: &str, now_ms: u64) -> Result<Enrolled, Failure> {
+    pub fn remove(&mut self, machine: &str, revoke: bool, now_ms: u64) -> Result<Removed, Failure> {
         let config = self.config()?;
         let unknown = || {
             Failure::new(Kind::UnknownTarget, format!("the cluster {} has no machine {machine:?}", self.alias))
@@ -218,14 +242,75 @@ impl Manager<'_> {
         let name: Name = machine.parse().map_err(|_| unknown())?;
         let id = config.machines.get(&name).ok_or_else(unknown)?.id;
         let gone = |config: &Config| !config.machines.contains_key(&name);
+        let books = self.books(now_ms);
+        let (mut invites, unread) = match books {
+            Ok(books) => (books.came_by(&id, now_ms), None),
+            Err(failure) if revoke => return Err(failure),
+            // Books that cannot be read keep nobody in the cluster.
+            Err(failure) => (Vec::new(), Some(format!("by which invite it came is not known: {}", failure.message))),
+        };
+        let ends = revoke && !invites.is_empty();
+        if ends {
+            // On the disk before it is signed. From here on the signature decides, whatever happens in between.
+            let mut books = self.books(now_ms)?;
+            books.end_with(&id, now_ms);
+            books.save(&self.dir.invites())?;
+        }
         let warning = self.edit(|text| remove_machine(text, &name), gone, now_ms)?;
+        if ends {
+            invites.iter_mut().for_each(|invite| invite.revoked = true);
+            if let Err(error) = self.books(now_ms) {
+                tracing::warn!(%error, "the books do not say yet that an invite ended; the next look at them will");
+            }
+        }
         // The base forgets it too, or it would not count as new when it is enrolled again.
         if let Ok(Some(base)) = store::read_text(&self.dir.base(), MAX_TEXT)
             && let Ok(without) = remove_machine(&base, &name)
         {
             self.save_base(&without);
         }
-        Ok(Enrolled { name, id, changed: true, warning })
+        let warning = [warning, unread].into_iter().flatten().reduce(|all, more| format!("{all}; {more}"));
+        Ok(Removed { name, id, warning, invites })
+    }
+
+    /// Lists the invites that are kept.
+    ///
+    /// # Errors
+    /// What the disk says.
+    pub fn invites(&self, now_ms: u64) -> Result<Vec<InviteEntry>, Failure> {
+        Ok(self.listed(&self.books(now_ms)?, now_ms))
+    }
+
+    /// Ends an invite: who shows it from then on is refused as with a wrong one, who redeemed it before too.
+    ///
+    /// # Errors
+    /// [`Kind::UnknownTarget`] when none or more than one is called so, [`Kind::Conflict`] when it ended before, else what
+    /// the disk says.
+    pub fn revoke_invite(&self, id: &str, now_ms: u64) -> Result<InviteEntry, Failure> {
+        let mut books = self.books(now_ms)?;
+        let id = books.revoke(&self.alias, id, now_ms)?;
+        books.save(&self.dir.invites())?;
+        let found = self.listed(&books, now_ms).into_iter().find(|entry| id.starts_with(&entry.id));
+        found.ok_or_else(|| Failure::new(Kind::Internal, "an invite that was revoked is not in the books"))
+    }
+
+    fn listed(&self, books: &Invites, now_ms: u64) -> Vec<InviteEntry> {
+        let config = self.config().ok();
+        let current = |id: &MachineId| Some(config.as_ref()?.machine_by_id(id)?.0.to_string());
+        books.list(current, now_ms)
+    }
+
+    /// Reads what was promised, and settles what hung on a removal: every change is made under one lock, so that none is
+    /// under way.
+    fn books(&self, now_ms: u64) -> Result<Invites, Failure> {
+        let path = self.dir.invites();
+        let mut books = Invites::load(&path, now_ms)?;
+        if books.is_unsettled() {
+            let config = self.config()?;
+            books.settle(|id| config.machine_by_id(id).is_some(), now_ms);
+            books.save(&path)?;
+        }
+        Ok(books)
     }
 
     /// Applies an edit to the last signed text, signs that, and applies it to `cluster.toml` unless it is `done` there.

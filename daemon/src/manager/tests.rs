@@ -170,7 +170,7 @@ fn a_foreign_snapshot_stops_publishing_until_it_is_named() {
     assert_eq!(refused.kind, Kind::Conflict);
     assert!(refused.message.contains("-# made elsewhere\n+# made here\n"), "{refused}");
     assert!(refused.hint.is_some_and(|hint| hint.ends_with(&format!("malai rescan company --over {theirs}"))));
-    assert_eq!(manager.remove("laptop", NOW).expect_err("is undecided or the manager").kind, Kind::Conflict);
+    assert_eq!(manager.remove("laptop", false, NOW).expect_err("is undecided or the manager").kind, Kind::Conflict);
     manager.rescan(&Ask { over: Some(theirs + 1), ..ask() }, NOW).expect_err("another generation");
 
     let over = Ask { over: Some(theirs), ..ask() };

@@ -241,7 +241,7 @@ async fn of_two_configs_published_at_once_the_newer_one_is_held_however_long_the
 async fn a_machine_that_is_removed_learns_it_from_the_manager_and_gets_no_later_config() -> Result<()> {
     let (laptop, [web01]) = cluster(["web01"]).await?;
     let before = web01.cluster().await?.generation;
-    let remove = Request::ClusterRemove { cluster: "c".into(), machine: "web01".into() };
+    let remove = Request::ClusterRemove { cluster: "c".into(), machine: "web01".into(), revoke_invite: false };
     let Response::Changed(_) = laptop.ask(remove).await? else { anyhow::bail!("not removed") };
     until("the alarm", || async { Ok(web01.cluster().await?.alarm.is_some()) }).await?;
     let cluster = web01.cluster().await?;

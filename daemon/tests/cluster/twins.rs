@@ -78,7 +78,7 @@ async fn one_key_on_two_machines_is_an_alarm_at_the_manager_and_at_both_and_no_c
     ensure!(refused.kind == FailureKind::Conflict && refused.message.contains("nothing was sent"), "{refused}");
     ensure!(refused.hint.is_some_and(|hint| hint.contains("malai cluster remove c web01")));
     // Without the key in the config there is nothing to be warned of.
-    let remove = Request::ClusterRemove { cluster: "c".into(), machine: "web01".into() };
+    let remove = Request::ClusterRemove { cluster: "c".into(), machine: "web01".into(), revoke_invite: false };
     let Response::Changed(_) = laptop.ask(remove).await? else { anyhow::bail!("not removed") };
     ensure!(alarm(&laptop).await?.is_empty(), "{}", alarm(&laptop).await?);
     laptop.stop().await?;

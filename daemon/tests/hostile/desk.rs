@@ -1,11 +1,12 @@
 //! Newcomers at the cluster manager's desk, by the wire.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use futures_util::future::try_join_all;
 use iroh::endpoint::{Connection, ConnectionError};
 use malai_protocol::codec::{Frame, Kind, MAX_HELLO};
 use malai_protocol::failure::{Failure, Kind as FailureKind};
-use malai_protocol::local::{Request, Response};
+use malai_protocol::invite::Invite;
+use malai_protocol::local::{CameBy, ClusterInvite, InviteState, Request, Response};
 use malai_protocol::peer::{ALPN, Announce, Close, JOIN_ALPN, Knock, Open, Redeem, VERSION};
 use malai_protocol::snapshot::{Signed, Snapshot};
 use serde_bytes::ByteArray;
@@ -241,5 +242,71 @@ async fn strangers_that_say_nothing_keep_nobody_out_that_speaks() -> Result<()> 
     // And who waits for an approval has not lost its place.
     ensure!(knocked.close_reason().is_none(), "{:?}", knocked.close_reason());
     laptop.stop().await?;
+    Ok(())
+}
+
+/// Makes an invite for so many machines; returns its id and its secret.
+async fn invited(laptop: &Machine, uses: u32) -> Result<(String, ByteArray<32>)> {
+    let ask = ClusterInvite {
+        cluster: "c".into(),
+        name: None,
+        uses,
+        expires_s: 3600,
+        groups: Vec::new(),
+        username: Some("root".into()),
+    };
+    let Response::Invited(invited) = laptop.ask(Request::ClusterInvite(ask)).await? else { bail!("no invite") };
+    let invite: Invite = invited.token.parse()?;
+    Ok((invited.id, invite.secret))
+}
+
+async fn remove(laptop: &Machine, machine: &str, revoke_invite: bool) -> Result<Vec<CameBy>> {
+    let request = Request::ClusterRemove { cluster: "c".into(), machine: machine.into(), revoke_invite };
+    match laptop.ask(request).await? {
+        Response::Changed(changed) => Ok(changed.invites),
+        other => bail!("{other:?}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_removed_machine_comes_back_by_its_invite_with_a_new_key_until_the_invite_is_revoked() -> Result<()> {
+    let laptop = manager().await?;
+    let (id, secret) = invited(&laptop, 5).await?;
+    let redeemed = |peer: Result<Peer>| async { redeem(&laptop, &peer?, secret).await };
+    let allowed = redeemed(Peer::new().await).await?;
+    ensure!(allowed.is_ok(), "{allowed:?}");
+    let told = remove(&laptop, "web01", false).await?;
+    ensure!(told.len() == 1 && told[0].id == id && told[0].uses_left == 4 && !told[0].revoked, "{told:?}");
+    let allowed = redeemed(Peer::new().await).await?;
+    ensure!(allowed.is_ok(), "{allowed:?}");
+    let told = remove(&laptop, "web01", true).await?;
+    ensure!(told.len() == 1 && told[0].id == id && told[0].uses_left == 3 && told[0].revoked, "{told:?}");
+
+    let wrong = redeem(&laptop, &Peer::new().await?, ByteArray::new([9; 32])).await?;
+    let shown = redeemed(Peer::new().await).await?;
+    let (Err(wrong), Err(shown)) = (&wrong, &shown) else { bail!("{wrong:?} {shown:?}") };
+    ensure!(shown.kind == FailureKind::Denied && shown == wrong, "an oracle: {shown}, {wrong}");
+    let Response::Invites(list) = laptop.ask(Request::ClusterInvites { cluster: "c".into() }).await? else {
+        bail!("no list")
+    };
+    ensure!(list.len() == 1 && list[0].state == InviteState::Revoked && list[0].redeemed.len() == 2, "{list:?}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_invite_that_is_revoked_while_it_is_shown_lets_in_whom_the_list_has_and_nobody_after() -> Result<()> {
+    let laptop = manager().await?;
+    let (id, secret) = invited(&laptop, 8).await?;
+    let newcomers = try_join_all((0..6).map(|_| Peer::new())).await?;
+    let shown = newcomers.iter().map(|peer| redeem(&laptop, peer, secret));
+    let revoke = laptop.ask(Request::ClusterRevoke { cluster: "c".into(), id: id.clone() });
+    let (shown, revoked) = tokio::join!(try_join_all(shown), revoke);
+    let Response::Revoked(revoked) = revoked? else { bail!("not revoked") };
+    let came = shown?.into_iter().filter(Result::is_ok).count();
+    ensure!(revoked.redeemed.len() == came, "{came} came, and the list has {:?}", revoked.redeemed);
+    let late = redeem(&laptop, &Peer::new().await?, secret).await?;
+    ensure!(late.is_err(), "it lets in after it was revoked");
+    let again = laptop.ask(Request::ClusterRevoke { cluster: "c".into(), id }).await?;
+    ensure!(matches!(&again, Response::Failed(gone) if gone.message.contains("is gone")), "{again:?}");
     Ok(())
 }

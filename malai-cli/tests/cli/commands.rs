@@ -2,7 +2,8 @@
 
 use malai_protocol::failure::{Failure, Kind};
 use malai_protocol::local::{
-    Config, Connect, DaemonStatus, Invited, Publication, Request, RescanOutcome, Rescanned, Response, Verdict,
+    CameBy, Changed, Config, Connect, DaemonStatus, InviteEntry, InviteState, Invited, Publication, Redemption,
+    Request, RescanOutcome, Rescanned, Response, Verdict,
 };
 use malai_protocol::plan::Tree;
 use malai_protocol::session::Reached;
@@ -82,6 +83,7 @@ fn daemon_stop_without_a_daemon_says_so() {
 #[test]
 fn the_token_is_alone_on_standard_output() {
     let invited = Invited {
+        id: "1a2b3c4d".into(),
         token: "malai1abc".into(),
         expires_ms: 1_767_225_600_000,
         join_addresses: vec!["192.0.2.1:4002".into()],
@@ -94,7 +96,7 @@ fn the_token_is_alone_on_standard_output() {
     --- stdout
     malai1abc
     --- stderr
-    malai: expires 2026-01-01T00:00:00Z
+    malai: invite 1a2b3c4d, expires 2026-01-01T00:00:00Z
     malai: newcomers reach this machine at 192.0.2.1:4002
     malai: hint: on the newcomer: malai machine join TOKEN; malai daemon
     ");
@@ -263,4 +265,101 @@ fn connect_asks_for_one_address_and_shows_how_the_machine_was_reached() {
     assert_eq!(document["target"], "web01.company");
     assert_eq!(document["rtt_us"], 1_230);
     assert_eq!(document["path"], "direct 192.0.2.7:4001");
+}
+
+fn listed(state: InviteState) -> InviteEntry {
+    InviteEntry {
+        id: "1a2b3c4d".into(),
+        state,
+        uses: 5,
+        uses_left: 4,
+        expires_ms: 1_767_225_600_000,
+        revoked_ms: None,
+        forgotten_ms: 1_767_312_000_000,
+        name: None,
+        groups: vec!["admins".into(), "devs".into()],
+        username: Some("deploy".into()),
+        redeemed: vec![Redemption { machine: "web01".into(), id: machine_id(), at_ms: Some(1), removed: true }],
+    }
+}
+
+fn machine_id() -> malai_protocol::id::MachineId {
+    "tl4ihhh8q71cdqn90cs90mclc4kli9pqbhhvidhmo5319b476v8g".parse().expect("an id52")
+}
+
+#[test]
+fn invites_are_a_table_for_people_and_one_document_for_programs() {
+    let open = InviteEntry {
+        expires_ms: u64::MAX / 4,
+        groups: Vec::new(),
+        username: None,
+        redeemed: Vec::new(),
+        ..listed(InviteState::Open)
+    };
+    let both = || vec![listed(InviteState::Expired), InviteEntry { id: "5e6f7a8b".into(), ..open.clone() }];
+    let (request, ended) = ask(&["cluster", "invites", "company"], &[Response::Invites(both())]);
+    assert_eq!(request, Request::ClusterInvites { cluster: "company".into() });
+    let lines: Vec<String> =
+        ended.stdout.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
+    assert_eq!(lines[0], "ID USES LEFT EXPIRES NAME GROUPS USERNAME REDEEMED BY");
+    assert!(lines[1].starts_with("1a2b3c4d 4 of 5 expired "), "{ended}");
+    assert!(lines[1].ends_with(" ago - admins, devs deploy web01 (removed)"), "{ended}");
+    assert!(lines[2].starts_with("5e6f7a8b 4 of 5 in ") && lines[2].ends_with(" d - - - -"), "{ended}");
+    assert_eq!(ended.stderr, "malai: hint: end one: malai cluster revoke company ID\n");
+    let (_, ended) = ask(&["cluster", "invites", "company", "--json"], &[Response::Invites(both())]);
+    let document: serde_json::Value = serde_json::from_str(&ended.stdout).expect("a document");
+    assert_eq!((document[0]["id"].as_str(), document[0]["state"].as_str()), (Some("1a2b3c4d"), Some("expired")));
+    let (_, ended) = ask(&["cluster", "invites", "company"], &[Response::Invites(Vec::new())]);
+    assert_eq!((ended.code, ended.stderr.as_str()), (0, "malai: company has no invites\n"));
+}
+
+#[test]
+fn revoke_says_what_ended_and_who_stays() {
+    let mut revoked = listed(InviteState::Revoked);
+    revoked.redeemed[0].removed = false;
+    let (request, ended) = ask(&["cluster", "revoke", "company", "1a2b"], &[Response::Revoked(revoked)]);
+    assert_eq!(request, Request::ClusterRevoke { cluster: "company".into(), id: "1a2b".into() });
+    insta::assert_snapshot!(ended, @r"
+    exit 0
+    --- stdout
+    --- stderr
+    malai: company: the invite 1a2b3c4d is revoked; 4 of its uses were left
+    malai: machines that came by it stay: web01
+    ");
+}
+
+#[test]
+fn remove_says_that_the_invite_lets_others_in_and_how_it_is_ended() {
+    let changed = |invites| {
+        let publication = Publication { missing: Vec::new(), ..publication(true) };
+        Response::Changed(Changed { machine: "web01".into(), id: machine_id(), publication, warning: None, invites })
+    };
+    let came = |revoked| CameBy { id: "1a2b3c4d".into(), uses_left: 4, expires_ms: 1_767_225_600_000, revoked };
+    let (request, ended) = ask(&["cluster", "remove", "company", "web01"], &[changed(vec![came(false)])]);
+    let wanted =
+        |revoke_invite| Request::ClusterRemove { cluster: "company".into(), machine: "web01".into(), revoke_invite };
+    assert_eq!(request, wanted(false));
+    insta::assert_snapshot!(ended, @r"
+    exit 0
+    --- stdout
+    --- stderr
+    malai: web01.company removed, id52 tl4ihhh8q71cdqn90cs90mclc4kli9pqbhhvidhmo5319b476v8g
+    malai: company: generation 12
+    malai: company: held by laptop
+    malai: web01 came by the invite 1a2b3c4d, which has 4 uses left until 2026-01-01T00:00:00Z
+    malai: hint: whoever has its token can come back; to end it: malai cluster revoke company 1a2b3c4d
+    ");
+    let words = ["cluster", "remove", "company", "web01", "--revoke-invite"];
+    let (request, ended) = ask(&words, &[changed(vec![came(true)])]);
+    assert_eq!(request, wanted(true));
+    let told = "malai: the invite 1a2b3c4d, by which web01 came, is revoked; 4 of its uses were left\n";
+    assert!(ended.code == 0 && ended.stderr.ends_with(told), "{ended}");
+    let (_, ended) = ask(&words, &[changed(Vec::new())]);
+    assert!(ended.stderr.ends_with("malai: no invite by which web01 came was open\n"), "{ended}");
+    let (_, ended) = ask(&["cluster", "remove", "company", "web01", "--json"], &[changed(vec![came(false)])]);
+    let document: serde_json::Value = serde_json::from_str(&ended.stdout).expect("a document");
+    assert_eq!(
+        (document["invites"][0]["id"].as_str(), document["invites"][0]["revoked"].as_bool()),
+        (Some("1a2b3c4d"), Some(false))
+    );
 }

@@ -137,6 +137,8 @@ fn help_of_every_command_is_there() {
         &["cluster", "init"],
         &["cluster", "list"],
         &["cluster", "invite"],
+        &["cluster", "invites"],
+        &["cluster", "revoke"],
         &["cluster", "pending"],
         &["cluster", "approve"],
         &["cluster", "remove"],

@@ -79,3 +79,21 @@ fn a_token_comes_by_argument_by_standard_input_or_by_the_environment() {
     assert!(wait(child).stderr.starts_with(said));
     assert_eq!(home.run(&["machine", "join"]).code, 2);
 }
+
+#[test]
+fn invites_are_listed_and_revoked_without_a_daemon() {
+    let home = made();
+    let made = home.run(&["cluster", "invite", "company", "--uses", "3", "--json"]);
+    let document: serde_json::Value = serde_json::from_str(&made.stdout).expect("a document");
+    let id = document["id"].as_str().expect("an id").to_owned();
+    assert!(made.stderr.contains(&format!("malai: invite {id}, expires ")), "{made}");
+    let ended = home.run(&["cluster", "invites", "company"]);
+    assert!(ended.code == 0 && ended.stdout.contains(&id) && ended.stdout.contains("3 of 3"), "{ended}");
+    let ended = home.run(&["cluster", "revoke", "company", "nothing"]);
+    assert!(ended.code != 0 && ended.stderr.contains(&format!("hint: there is {id}")), "{ended}");
+    assert_eq!(home.run(&["cluster", "revoke", "company", &id[..4]]).code, 0);
+    let ended = home.run(&["cluster", "revoke", "company", &id]);
+    assert!(ended.code != 0 && ended.stderr.contains("is gone"), "{ended}");
+    let ended = home.run(&["cluster", "invites", "company"]);
+    assert!(ended.stdout.contains("revoked 0 s ago"), "{ended}");
+}

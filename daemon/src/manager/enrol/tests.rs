@@ -1,4 +1,4 @@
-use malai_protocol::local::{ClusterApprove, ClusterInvite};
+use malai_protocol::local::{ClusterApprove, ClusterInvite, InviteState};
 use malai_protocol::ticket::{Ticket, TicketError};
 
 use super::super::Rescan;
@@ -11,7 +11,7 @@ fn web01() -> NewMachine {
 
 fn invite(lab: &Lab, name: Option<&str>, uses: u32) -> Invite {
     let ask = invitation(name, uses);
-    lab.manager().invite(&ask, vec!["192.0.2.1:4002".into()], NOW).expect("invited")
+    lab.manager().invite(&ask, vec!["192.0.2.1:4002".into()], NOW).expect("invited").1
 }
 
 fn invitation(name: Option<&str>, uses: u32) -> ClusterInvite {
@@ -96,13 +96,13 @@ fn a_removed_machine_is_gone_from_both_texts_and_the_manager_stays() {
     let before = lab.edited();
     let machine = web01();
     lab.manager().enrol(&machine, NOW + 1).expect("enrolled");
-    let removed = lab.manager().remove("web01", NOW + 2).expect("removed");
+    let removed = lab.manager().remove("web01", false, NOW + 2).expect("removed");
     assert_eq!((removed.id, removed.warning), (machine.id, None));
     assert!(signed(&lab).machine("web01").is_none());
     assert!(!lab.edited().contains("web01"));
-    assert_eq!(lab.manager().remove("web01", NOW + 3).expect_err("is gone").kind, Kind::UnknownTarget);
-    assert_eq!(lab.manager().remove("../x", NOW + 3).expect_err("no name").kind, Kind::UnknownTarget);
-    assert_eq!(lab.manager().remove("laptop", NOW + 3).expect_err("is the manager").kind, Kind::Conflict);
+    assert_eq!(lab.manager().remove("web01", false, NOW + 3).expect_err("is gone").kind, Kind::UnknownTarget);
+    assert_eq!(lab.manager().remove("../x", false, NOW + 3).expect_err("no name").kind, Kind::UnknownTarget);
+    assert_eq!(lab.manager().remove("laptop", false, NOW + 3).expect_err("is the manager").kind, Kind::Conflict);
     // Enrolled again, it counts as new again.
     lab.manager().enrol(&machine, NOW + 4).expect("enrolled");
     lab.edit(|_| before.clone());
@@ -165,7 +165,7 @@ fn an_invite_that_was_bound_before_a_crash_is_redeemed_by_the_same_key_only() {
     let invite = invite(&lab, Some("web01"), 1);
     let (key, path) = (machine(), lab.dir().invites());
     let mut invites = Invites::load(&path, NOW).expect("loads");
-    invites.bind(&invite.secret, key, Binding { name: "web01".into(), enrolled: false });
+    invites.bind(&invite.secret, key, Binding { name: "web01".into(), enrolled: false, at_ms: None });
     invites.save(&path).expect("stored");
     assert_eq!(redeem(&lab, &invite, machine(), "web02").expect_err("bound").kind, Kind::Denied);
     assert_eq!(redeem(&lab, &invite, key, "web01"), Ok("web01".into()));
@@ -177,7 +177,7 @@ fn a_removed_machine_does_not_come_back_by_its_old_invite() {
     let invite = invite(&lab, None, 5);
     let key = machine();
     redeem(&lab, &invite, key, "web01").expect("enrolled");
-    lab.manager().remove("web01", NOW + 2000).expect("removed");
+    lab.manager().remove("web01", false, NOW + 2000).expect("removed");
     let refused = redeem(&lab, &invite, key, "web01").expect_err("was removed");
     assert_eq!(
         (refused.kind, refused.message.as_str()),
@@ -199,7 +199,7 @@ fn a_removed_machine_does_not_come_back_although_the_disk_was_too_full_to_note_t
             lab.edit(|text| text.replace(&format!("id52 = \"{key}\""), &format!("id52 = \"{}\"", machine())));
             lab.manager().rescan(&local::Rescan { yes: true, ..ask() }, NOW + 2000).expect("signed");
         } else {
-            lab.manager().remove("web01", NOW + 2000).expect("removed");
+            lab.manager().remove("web01", false, NOW + 2000).expect("removed");
         }
         assert!(signed(&lab).machine_by_id(&key).is_none());
         let refused = redeem(&lab, &invite, key, "web01").expect_err("was removed");
@@ -327,4 +327,210 @@ fn an_approved_machine_is_named_by_the_administrator_or_by_its_host() {
     assert!(!again.changed);
     assert_eq!(approve(first, None, Some("other")).expect_err("another name").kind, Kind::Conflict);
     assert_eq!(approve(machine(), None, Some("web01")).expect_err("taken").kind, Kind::Conflict);
+}
+
+/// The id of an invite and the invite, with so many uses.
+fn called(lab: &Lab, uses: u32) -> (String, Invite) {
+    lab.manager().invite(&invitation(None, uses), Vec::new(), NOW).expect("invited")
+}
+
+fn listed(lab: &Lab, now_ms: u64) -> Vec<InviteEntry> {
+    lab.manager().invites(now_ms).expect("lists")
+}
+
+#[test]
+fn invites_are_listed_with_what_they_promise_and_who_came_by_them() {
+    let lab = Lab::new();
+    let (id, invite) = called(&lab, 3);
+    let (first, second) = (machine(), machine());
+    redeem(&lab, &invite, first, "web01").expect("enrolled");
+    redeem(&lab, &invite, second, "web02").expect("enrolled");
+    lab.manager().remove("web02", false, NOW + 2000).expect("removed");
+    let [entry] = listed(&lab, NOW + 3000).try_into().expect("one invite");
+    assert_eq!((entry.id.as_str(), entry.state, entry.uses, entry.uses_left), (id.as_str(), InviteState::Open, 3, 1));
+    assert_eq!((entry.expires_ms, entry.forgotten_ms), (NOW + 3_600_000, NOW + 90_000_000));
+    assert_eq!((entry.groups.as_slice(), entry.username.as_deref()), (&["admins".to_owned()][..], Some("root")));
+    let who: Vec<_> = entry.redeemed.iter().map(|r| (r.machine.as_str(), r.id, r.at_ms, r.removed)).collect();
+    assert_eq!(who, [("web01", first, Some(NOW + 1000), false), ("web02", second, Some(NOW + 1000), true)]);
+    // The id tells nothing of the secret, and is no token.
+    let secret = data_encoding::HEXLOWER.encode(invite.secret.as_slice());
+    assert!(id.len() == 8 && !secret.contains(&id) && !invite.to_token().contains(&id));
+    redeem(&lab, &invite, machine(), "web03").expect("enrolled");
+    let states = |now| listed(&lab, now).iter().map(|entry| entry.state).collect::<Vec<_>>();
+    assert_eq!(states(NOW + 4000), [InviteState::UsedUp]);
+    assert_eq!(states(NOW + 90_000_000 - 1), [InviteState::UsedUp]);
+    assert_eq!(states(NOW + 90_000_000), []);
+    let (_, _unused) = called(&lab, 1);
+    assert_eq!(states(NOW + 3_600_000), [InviteState::UsedUp, InviteState::Expired]);
+}
+
+#[test]
+fn a_renamed_machine_is_listed_by_its_name_in_the_config() {
+    let lab = Lab::new();
+    let (_, invite) = called(&lab, 1);
+    redeem(&lab, &invite, machine(), "web01").expect("enrolled");
+    lab.edit(|text| text.replace("[machine.web01]", "[machine.front]").replace("\"web01\"", "\"front\""));
+    lab.manager().rescan(&local::Rescan { yes: true, ..ask() }, NOW + 2000).expect("published");
+    assert_eq!(listed(&lab, NOW + 3000)[0].redeemed[0].machine, "front");
+}
+
+#[test]
+fn a_revoked_invite_is_refused_as_a_wrong_one_is_by_whoever_shows_it() {
+    let lab = Lab::new();
+    let (id, invite) = called(&lab, 5);
+    let key = machine();
+    redeem(&lab, &invite, key, "web01").expect("enrolled");
+    let ended = lab.manager().revoke_invite(&id, NOW + 2000).expect("revoked");
+    assert_eq!((ended.id.as_str(), ended.state, ended.uses_left), (id.as_str(), InviteState::Revoked, 4));
+    let wrong = lab.manager().redeem(&[7; 32], machine(), "web02", NOW + 3000).expect_err("nobody's");
+    for key in [machine(), key] {
+        assert_eq!(redeem(&lab, &invite, key, "web02").expect_err("revoked"), wrong);
+    }
+    assert!(signed(&lab).machine("web01").is_some(), "who came by it stays");
+    let again = lab.manager().revoke_invite(&id, NOW + 3000).expect_err("is gone");
+    assert_eq!(
+        (again.kind, again.message),
+        (Kind::Conflict, format!("the invite {id} is gone: it was revoked before"))
+    );
+    assert_eq!(listed(&lab, NOW + 2000 + 24 * 3_600_000 - 1)[0].redeemed[0].machine, "web01");
+    assert_eq!(listed(&lab, NOW + 2000 + 24 * 3_600_000), []);
+    // Nor does a clock that went back open it again.
+    lab.manager().redeem(&invite.secret, machine(), "web02", NOW - YEAR).expect_err("revoked");
+}
+
+#[test]
+fn an_id_may_be_cut_short_while_it_means_one_invite_and_a_wrong_one_shows_those_that_there_are() {
+    let lab = Lab::new();
+    let ids: Vec<String> = (0..17).map(|_| called(&lab, 1).0).collect();
+    // Of seventeen two begin alike.
+    let alike = ids.iter().find(|id| ids.iter().filter(|other| other.starts_with(&id[..1])).count() > 1).expect("two");
+    let refused = lab.manager().revoke_invite(&alike[..1], NOW).expect_err("more than one");
+    assert!(refused.kind == Kind::UnknownTarget && refused.message.contains("more than one invite"), "{refused}");
+    assert!(refused.hint.is_some_and(|hint| hint.contains(alike.as_str())));
+    for wrong in ["", "xyz", "malai1abc", &"f".repeat(65)] {
+        let refused = lab.manager().revoke_invite(wrong, NOW).expect_err("none");
+        assert_eq!(refused.kind, Kind::UnknownTarget, "{wrong}");
+        assert!(refused.hint.is_some_and(|hint| hint.contains("malai cluster invites company lists all")));
+    }
+    let short = (1..=8).map(|n| &ids[0][..n]).find(|s| ids.iter().filter(|id| id.starts_with(s)).count() == 1);
+    let ended = lab.manager().revoke_invite(&short.expect("unambiguous").to_uppercase(), NOW).expect("revoked");
+    assert_eq!(ended.id, ids[0]);
+}
+
+#[test]
+fn a_removal_tells_of_the_open_invite_by_which_the_machine_came() {
+    let lab = Lab::new();
+    let (id, invite) = called(&lab, 3);
+    redeem(&lab, &invite, machine(), "web01").expect("enrolled");
+    let removed = lab.manager().remove("web01", false, NOW + 2000).expect("removed");
+    let came = CameBy { id, uses_left: 2, expires_ms: invite.expires_ms, revoked: false };
+    assert_eq!(removed.invites, [came]);
+    // What it is told of: a new key comes back by it.
+    redeem(&lab, &invite, machine(), "web01").expect("enrolled again");
+    redeem(&lab, &invite, machine(), "web02").expect("enrolled");
+    assert_eq!(lab.manager().remove("web01", false, NOW + 2000).expect("removed").invites, [], "it is used up");
+    let (_, late) = called(&lab, 2);
+    redeem(&lab, &late, machine(), "web03").expect("enrolled");
+    let removed = lab.manager().remove("web03", true, NOW + 3_600_000).expect("removed");
+    assert_eq!((removed.invites, removed.warning), (Vec::new(), None), "it has expired");
+}
+
+#[test]
+fn a_removal_that_revokes_ends_the_invite_and_leaves_the_others_alone() {
+    let lab = Lab::new();
+    let ((id, invite), (other_id, other)) = (called(&lab, 5), called(&lab, 5));
+    redeem(&lab, &invite, machine(), "web01").expect("enrolled");
+    redeem(&lab, &other, machine(), "web02").expect("enrolled");
+    let removed = lab.manager().remove("web01", true, NOW + 2000).expect("removed");
+    assert_eq!(
+        removed.invites,
+        [CameBy { id: id.clone(), uses_left: 4, expires_ms: invite.expires_ms, revoked: true }]
+    );
+    let refused = redeem(&lab, &invite, machine(), "web01").expect_err("revoked");
+    assert!(refused.message.contains("not known here"), "{refused}");
+    redeem(&lab, &other, machine(), "web03").expect("open");
+    let states = listed(&lab, NOW + 2000).into_iter().map(|entry| (entry.id, entry.state));
+    let wanted = [(id, InviteState::Revoked), (other_id, InviteState::Open)];
+    assert_eq!(states.collect::<std::collections::BTreeMap<_, _>>(), wanted.into_iter().collect());
+}
+
+#[test]
+fn a_removal_that_cannot_be_signed_leaves_its_invite_open() {
+    let lab = Lab::new();
+    let (_, invite) = called(&lab, 5);
+    redeem(&lab, &invite, machine(), "web01").expect("enrolled");
+    let mut manager = lab.manager();
+    // A directory in its place: nothing can be stored there.
+    let (snapshot, aside) = (lab.dir().snapshot(), lab.dir().root().join("aside"));
+    std::fs::rename(&snapshot, &aside).expect("moved");
+    std::fs::create_dir(&snapshot).expect("made");
+    manager.remove("web01", true, NOW + 2000).expect_err("cannot be stored");
+    std::fs::remove_dir(&snapshot).expect("removed");
+    std::fs::rename(&aside, &snapshot).expect("back");
+    assert!(signed(&lab).machine("web01").is_some());
+    assert_eq!(listed(&lab, NOW + 2000)[0].state, InviteState::Open);
+    redeem(&lab, &invite, machine(), "web02").expect("open");
+    // And a removal later, without the word for it, does not end it.
+    lab.manager().remove("web01", false, NOW + 3000).expect("removed");
+    assert_eq!(listed(&lab, NOW + 3000)[0].state, InviteState::Open);
+}
+
+#[test]
+fn an_invite_that_was_to_end_with_a_removal_has_ended_when_a_crash_came_after_the_signature() {
+    let lab = Lab::new();
+    let (_, invite) = called(&lab, 5);
+    let key = machine();
+    redeem(&lab, &invite, key, "web01").expect("enrolled");
+    let mut books = Invites::load(&lab.dir().invites(), NOW).expect("loads");
+    books.end_with(&key, NOW);
+    let marked = serde_json::to_vec(&books).expect("encodes");
+    lab.manager().remove("web01", false, NOW + 2000).expect("removed");
+    // The disk as the crash left it: marked, signed, and nothing after that.
+    std::fs::write(lab.dir().invites(), marked).expect("written");
+    redeem(&lab, &invite, machine(), "web02").expect_err("it has ended");
+    assert_eq!(listed(&lab, NOW + 2000)[0].state, InviteState::Revoked);
+}
+
+#[test]
+fn books_that_cannot_be_read_keep_no_machine_in_the_cluster() {
+    let lab = Lab::new();
+    lab.manager().enrol(&web01(), NOW + 1).expect("enrolled");
+    std::fs::write(lab.dir().invites(), "broken").expect("written");
+    lab.manager().remove("web01", true, NOW + 2).expect_err("both, or neither");
+    assert!(signed(&lab).machine("web01").is_some());
+    let removed = lab.manager().remove("web01", false, NOW + 2).expect("removed");
+    assert!(removed.warning.is_some_and(|warning| warning.starts_with("by which invite it came is not known")));
+}
+
+#[test]
+fn books_of_an_earlier_version_are_read() {
+    let lab = Lab::new();
+    let (id, invite) = called(&lab, 2);
+    let key = machine();
+    redeem(&lab, &invite, key, "web01").expect("enrolled");
+    let text = std::fs::read_to_string(lab.dir().invites()).expect("reads");
+    let mut books: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    books.as_object_mut().expect("an object").remove("revoked");
+    for promise in books["by_hash"].as_object_mut().expect("an object").values_mut() {
+        for binding in promise["redeemed"].as_object_mut().expect("an object").values_mut() {
+            binding.as_object_mut().expect("an object").remove("at_ms");
+        }
+    }
+    std::fs::write(lab.dir().invites(), books.to_string()).expect("written");
+    let [entry] = listed(&lab, NOW).try_into().expect("one");
+    assert_eq!((entry.id, entry.redeemed[0].at_ms, entry.uses), (id, None, 2));
+}
+
+#[test]
+fn revoked_invites_give_way_to_new_ones_and_free_their_names() {
+    let lab = Lab::new();
+    let full: Vec<String> = (0..10).map(|_| called(&lab, MAX_USES).0).collect();
+    let crowded = lab.manager().invite(&invitation(None, 1), Vec::new(), NOW).expect_err("no room");
+    assert_eq!(crowded.kind, Kind::Busy);
+    lab.manager().revoke_invite(&full[0], NOW).expect("revoked");
+    let named = |name| lab.manager().invite(&invitation(Some(name), 1), Vec::new(), NOW);
+    let (id, _) = named("web01").expect("there is room");
+    assert_eq!(named("web01").expect_err("promised").kind, Kind::Conflict);
+    lab.manager().revoke_invite(&id, NOW).expect("revoked");
+    named("web01").expect("the name is free");
 }

@@ -29,6 +29,6 @@ impl Approve {
     pub(super) fn run(self, cx: &Context) -> Result<u8, Failure> {
         let Self { cluster, id, name, groups, username } = self;
         let request = Request::ClusterApprove(ClusterApprove { cluster: cluster.clone(), id, name, groups, username });
-        super::change(cx, &cluster, request, "approved")
+        super::change(cx, &cluster, request, "approved").map(|_| 0)
     }
 }

@@ -52,13 +52,13 @@ impl Invite {
         let Response::Invited(invited) = client::request(&cx.home, request, Otherwise::Disk, cx.out)? else {
             return Err(client::unexpected());
         };
-        let Invited { token, expires_ms, join_addresses } = &invited;
+        let Invited { id, token, expires_ms, join_addresses } = &invited;
         if cx.out.json {
             cx.out.document(&invited)?;
         } else {
             cx.out.row(token)?;
         }
-        cx.out.note(&format!("expires {}", timestamp::utc(*expires_ms)));
+        cx.out.note(&format!("invite {id}, expires {}", timestamp::utc(*expires_ms)));
         if join_addresses.is_empty() {
             cx.out.note("no daemon runs here, so nobody can join yet");
             cx.out.hint("start one: malai daemon");

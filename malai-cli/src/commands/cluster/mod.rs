@@ -3,9 +3,11 @@
 mod approve;
 mod init;
 mod invite;
+mod invites;
 mod list;
 mod pending;
 mod remove;
+mod revoke;
 
 use malai_protocol::failure::Failure;
 use malai_protocol::local::{Changed, Request, Response};
@@ -25,6 +27,8 @@ enum What {
     Init(init::Init),
     List(list::List),
     Invite(invite::Invite),
+    Invites(invites::Invites),
+    Revoke(revoke::Revoke),
     Pending(pending::Pending),
     Approve(approve::Approve),
     Remove(remove::Remove),
@@ -38,6 +42,8 @@ impl Cluster {
             What::Init(init) => init.run(cx),
             What::List(list) => list.run(cx),
             What::Invite(invite) => invite.run(cx),
+            What::Invites(invites) => invites.run(cx),
+            What::Revoke(revoke) => revoke.run(cx),
             What::Pending(pending) => pending.run(cx),
             What::Approve(approve) => approve.run(cx),
             What::Remove(remove) => remove.run(cx),
@@ -46,18 +52,18 @@ impl Cluster {
 }
 
 /// Makes a change to the machines of a cluster and tells what came of it.
-fn change(cx: &Context, cluster: &str, request: Request, done: &str) -> Result<u8, Failure> {
+fn change(cx: &Context, cluster: &str, request: Request, done: &str) -> Result<Changed, Failure> {
     let Response::Changed(changed) = client::request(&cx.home, request, Otherwise::Disk, cx.out)? else {
         return Err(client::unexpected());
     };
     if cx.out.json {
         cx.out.document(&changed)?;
     }
-    let Changed { machine, id, publication, warning } = &changed;
+    let Changed { machine, id, publication, warning, .. } = &changed;
     cx.out.note(&format!("{machine}.{cluster} {done}, id52 {id}"));
     warning.iter().for_each(|words| cx.out.note(&format!("warning: {words}")));
     publication::tell(cx.out, cluster, publication);
-    Ok(0)
+    Ok(changed)
 }
 
 /// The user that commands run as on a machine: the one that was named, else root where root asks.
