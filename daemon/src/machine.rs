@@ -3,13 +3,14 @@
 //! There is no other way to execution. The order is fixed: register in the table of live sessions, decide, write the
 //! audit, compare generations, and only then send the plan; a snapshot that arrives later finds the session in the
 //! table. An attachment to a session that runs already, and a request that was sent again, come by [`attach`]; questions
-//! about sessions by [`ask`].
+//! about sessions by [`ask`]. What a machine may do with a session of another one is watched over by [`visit`].
 
 pub(crate) mod admit;
 pub(crate) mod ask;
 pub(crate) mod attach;
 pub(crate) mod live;
 pub(crate) mod refusals;
+mod visit;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,6 +31,7 @@ use crate::membership::Membership;
 use crate::net::budget::weight;
 use crate::net::{FIRST_FRAME, FrameError, Frames, is_caller_gone};
 use crate::supervisor::Executor;
+use visit::Visit;
 
 /// The attachment that a request makes which is sent for the first time.
 const FIRST_ATTACHMENT: u32 = 1;
@@ -101,6 +103,9 @@ where
     // A session outlasts the membership when the cluster is taken in anew; with it the old sockets would stay open.
     drop(membership);
     match opened {
+        Ok(Opened { visit: Some(visit), attachment, first, stream, .. }) => {
+            visit.follow(attachment, first, stream, frames, writer).await
+        }
         Ok(opened) => copy(opened, is_gone, frames, writer).await,
         Err(failure) => {
             drop(frames);
@@ -123,6 +128,8 @@ struct Opened {
     /// What the executor answered already.
     first: Option<Frame>,
     stream: Framed<Connection, FrameCodec>,
+    /// The session is another machine's.
+    visit: Option<Visit>,
 }
 
 /// Admits a command, and attaches to it.
@@ -134,11 +141,12 @@ async fn begin(
 ) -> Result<Opened, admit::Refused> {
     let number = spec.resend.map_or(FIRST_ATTACHMENT, |resend| resend.number);
     let binding = !spec.detach;
-    let attachment = Attachment { session: name, by: name.caller, follower: spec.follower, number, binding };
+    let follower = spec.follower;
+    let attachment = Attachment { session: name, by: name.caller, follower, number, binding, watches: false };
     let executor = admit::admit(membership, name, generation, spec).await?;
     // The plan is on its way: whatever goes wrong from here on, the command may have run.
     let stream = executor.attach(attachment).await.map_err(attach::uncertain)?;
-    Ok(Opened { executor, attachment, first: None, stream })
+    Ok(Opened { executor, attachment, first: None, stream, visit: None })
 }
 
 /// Copies between the caller and the executor until one of them is done.
@@ -147,7 +155,7 @@ where
     R: AsyncRead + Unpin,
     W: AsyncWrite + Unpin,
 {
-    let Opened { executor, attachment, first, stream } = opened;
+    let Opened { executor, attachment, first, stream, .. } = opened;
     let parts = stream.into_parts();
     let mut ahead = BytesMut::new();
     if let Some(first) = first {

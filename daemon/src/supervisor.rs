@@ -280,9 +280,12 @@ impl Executor {
     /// Opens an attachment to a session that is there already.
     ///
     /// # Errors
-    /// When the executor is gone, or does not answer in time.
+    /// When the executor is gone, or does not answer in time, or is too old for an attachment of another machine.
     pub async fn resume(&self, resume: Resume) -> Result<Resumed, Failure> {
         let Resume { attachment, out_offset, from_end, take_over, resend } = resume;
+        if attachment.by != attachment.session.caller {
+            self.check_watching()?;
+        }
         let mut framed = Framed::new(self.inner.dial.connect().await?, FrameCodec::new());
         let hello = Hello::Resume { attachment, out_offset, from_end, take_over, resend };
         framed.send(Frame::control(Kind::ExecutorHello, &hello).map_err(broken)?).await.map_err(broken)?;

@@ -29,11 +29,36 @@ pub struct Me<'a> {
 pub enum Request<'a> {
     /// Run a command.
     Exec(Exec<'a>),
-    /// Follow, list or end a session of this owner. The grant's `argv` is empty.
+    /// Do something with a session of this owner. The grant's `argv` is empty.
     Attend {
         /// Whose session it is.
         owner: &'a MachineId,
+        /// What is to be done.
+        act: Act,
     },
+}
+
+/// What is done with a session that runs, or ran. Its owner may do all of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Act {
+    /// List it, read its output, and wait for its end.
+    Watch,
+    /// End it, or send it TERM or KILL.
+    Kill,
+    /// Type input, close its input or output, send any other signal, and take it over.
+    Control,
+}
+
+impl Act {
+    /// What `malai kill` does with this signal, by its number on Linux; with none, it ends the session.
+    pub fn of_kill(signal: Option<u8>) -> Self {
+        const SIGKILL: u8 = 9;
+        const SIGTERM: u8 = 15;
+        match signal {
+            None | Some(SIGKILL | SIGTERM) => Self::Kill,
+            Some(_) => Self::Control,
+        }
+    }
 }
 
 /// A command to run, as the caller sent it.
@@ -210,7 +235,7 @@ fn rule(
     let case = Case { config, name, machine, who, account };
     match request {
         Request::Exec(exec) => case.exec(exec, steps),
-        Request::Attend { owner } => case.attend(caller, owner, steps),
+        Request::Attend { owner, act } => case.attend(caller, owner, *act, steps),
     }
 }
 

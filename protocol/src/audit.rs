@@ -1,4 +1,5 @@
-//! A line of the audit: one before the start of every attempt, refused ones too, and one at its end.
+//! A line of the audit: one before the start of every attempt, refused ones too, and one at its end; and one before whatever
+//! a caller does with a session of another machine.
 
 use serde::{Deserialize, Serialize};
 
@@ -21,6 +22,12 @@ pub struct Entry {
     pub who: Option<String>,
     /// The caller's id52.
     pub id52: String,
+    /// The id52 of the session's owner, where that is not the caller.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<String>,
+    /// The owner's name in the config at that time; absent when it has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner_name: Option<String>,
     /// The words as given; bytes that are not UTF-8 as `\xNN`.
     pub words: Vec<String>,
     /// The named command, when the words named one.
@@ -35,7 +42,10 @@ pub struct Entry {
     /// The caller's reason.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-    /// The exit code that the caller is told, for all but `start`.
+    /// The signal that was sent, by its number on Linux, for `signal` and `kill`; absent = the session was ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signal: Option<u8>,
+    /// The exit code that the caller is told, for `end`, `refused` and `left-out`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub code: Option<u8>,
     /// Who ended it, or why it was refused.
@@ -69,6 +79,17 @@ pub enum Event {
     /// have none. It belongs to no session.
     #[serde(rename = "left-out")]
     LeftOut,
+    /// Somebody else's session may be followed, and is about to be.
+    Attach,
+    /// Somebody else's session may be taken over, and is about to be.
+    #[serde(rename = "take-over")]
+    TakeOver,
+    /// The first input to somebody else's session, or the first closing of its input or output, over one attachment.
+    Control,
+    /// A signal to the command of somebody else's session.
+    Signal,
+    /// Somebody else's session is about to be ended, or sent TERM or KILL.
+    Kill,
 }
 
 /// Bytes as text: UTF-8 as it is, other bytes as `\xNN`, a backslash doubled so that no two words look alike.

@@ -111,8 +111,10 @@ pub struct Machine {
     pub allow_from: Option<Allow>,
     /// Who may open a shell; absent = nobody.
     pub allow_shell: Option<Allow>,
-    /// Who, besides its owner, may list, attach to and kill a session; absent = nobody.
+    /// Who, besides its owner, may list, watch, wait for and kill a session; absent = nobody.
     pub allow_sessions: Option<Allow>,
+    /// Who, besides its owner, may also type into a session, signal it otherwise, and take it over; absent = nobody.
+    pub allow_control: Option<Allow>,
     /// The user that commands run as; absent = as the defaults say, else the daemon's own.
     pub username: Option<String>,
     /// Further users that callers may ask for.
@@ -135,6 +137,7 @@ impl Machine {
             allow_from: None,
             allow_shell: None,
             allow_sessions: None,
+            allow_control: None,
             username: None,
             users: Vec::new(),
             addresses: Vec::new(),

@@ -82,6 +82,9 @@ pub struct Attachment {
     pub number: u32,
     /// The follower's going away ends the session.
     pub binding: bool,
+    /// It only watches: it comes where nobody follows and nobody is waited for, and any that does more takes its place.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub watches: bool,
 }
 
 /// What runs: all of it decided.
@@ -315,6 +318,9 @@ pub struct Retired {
 /// does not know, the newer one does not ask of it.
 ///
 /// * 2: detached sessions, questions, and `Retire`.
-pub const VERSION: u32 = 2;
+/// * 3: attachments that only watch.
+pub const VERSION: u32 = 3;
 /// From this version on an executor keeps detached sessions, and answers questions.
 pub const QUESTIONS: u32 = 2;
+/// From this version on an executor knows attachments that only watch, and lets the going of another machine's end nothing.
+pub const WATCHING: u32 = 3;

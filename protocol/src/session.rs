@@ -3,7 +3,8 @@
 //! The caller sends `Exec` or `Attach`, then `Stdin`, `StdinEof`, `Signal`, `Ack`, `StopOutput`, `Goodbye` in any order.
 //! The target answers `Exec` by `Refused` and nothing else, or by `Started`; and `Attach`, or an `Exec` that was sent again,
 //! by `Refused` or `Attached`. Then come `Stdout`, `Stderr`, `StdinAck`, `StdinClosed`, and last `Exit`; nothing follows it.
-//! `Superseded` may come at any time, and nothing follows it either. The end of the stream without `Exit`, `Refused` or
+//! `Superseded` may come at any time, and nothing follows it either; and to one who follows another machine's session so may
+//! `Refused`. The end of the stream without `Exit`, `Refused` or
 //! `Superseded` means that the attachment is lost: the command goes on, and the caller may attach to it again.
 
 use serde::{Deserialize, Serialize};
@@ -126,6 +127,9 @@ pub struct Attach {
     /// Take the place of another follower.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub take_over: bool,
+    /// Where the caller may not control the session, and so not take it over, it is to watch instead of being refused.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub or_watch: bool,
 }
 
 /// The session is followed from here on.
@@ -145,6 +149,9 @@ pub struct Attached {
     /// No more standard input is taken: it has ended, or the command closed it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub stdin_closed: bool,
+    /// The caller only watches: whatever it sends but `Ack` and `Goodbye` is refused, and ends the attachment.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub watches: bool,
 }
 
 /// Another attachment follows the session now; nothing follows this on the old one.

@@ -213,6 +213,7 @@ fn session_from_the_caller(examples: &mut Examples) {
         binding: true,
         take_over: false,
         from_end: false,
+        or_watch: false,
     };
     examples.control("attach", Kind::Attach, &attach);
     examples.data("stdin", Kind::Stdin, b"hi\n");
@@ -260,6 +261,7 @@ fn session_from_the_target(examples: &mut Examples) {
         stdin_offset: 3,
         credit: 262_147,
         stdin_closed: false,
+        watches: false,
     };
     examples.control("attached", Kind::Attached, &attached);
     let web01 = MachineId::from_bytes(key(2).verifying_key().to_bytes()).expect("a key");

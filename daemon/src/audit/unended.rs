@@ -58,7 +58,7 @@ pub(crate) fn unended(home: &Home, live: &[SessionName], ended: &[SessionName]) 
             let is_end = match event {
                 Event::Start => false,
                 Event::End => true,
-                Event::Refused | Event::LeftOut => return,
+                _ => return,
             };
             let key = key(&session, &id52);
             if let Some((_, is_written)) = asked.get_mut(&key) {

@@ -135,7 +135,7 @@ pub(crate) async fn replay(shared: &Shared, kept: &Kept, arrival: Arrival) {
 fn attached(shared: &Shared, kept: &Kept, out_offset: u64) -> Attached {
     let started = kept.end.started.clone();
     let incarnation = started.as_ref().map_or(shared.incarnation, |started| started.incarnation);
-    Attached { incarnation, started, out_offset, stdin_offset: 0, credit: 0, stdin_closed: true }
+    Attached { incarnation, started, out_offset, stdin_offset: 0, credit: 0, stdin_closed: true, watches: false }
 }
 
 /// Whether a follower may send this.

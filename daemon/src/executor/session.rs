@@ -220,6 +220,9 @@ impl Session {
 
     fn frame(&mut self, frame: &Frame) -> Result<(), CodecError> {
         let wrong = |wanted| Err(CodecError::OutOfOrder { got: frame.kind, wanted });
+        if self.following.is_watched() && !matches!(frame.kind, Kind::Ack | Kind::Goodbye) {
+            return wrong("what one may send that only watches");
+        }
         match frame.kind {
             Kind::Stdin if !self.input.push(&frame.payload) => return wrong("credit for standard input"),
             Kind::Stdin => {}
@@ -295,7 +298,8 @@ impl Session {
     fn lost(&mut self, why: &str) {
         tracing::info!(why, "attachment lost");
         self.following.lost();
-        if self.plan.kill_on_lost {
+        // The going of another machine is not its caller's: the session waits as one that was not to end so.
+        if self.plan.kill_on_lost && !self.following.is_anothers() {
             let reason = Some(format!("its attachment was lost, and it was not to go on alone: {why}"));
             self.end(Cause { by: EndedBy::Grace, reason, grace: GRACE });
         }
@@ -368,7 +372,7 @@ impl Session {
 
 fn attached(incarnation: Incarnation, started: &Option<Started>, out_offset: u64) -> Attached {
     let started = started.clone();
-    Attached { incarnation, started, out_offset, stdin_offset: 0, credit: 0, stdin_closed: false }
+    Attached { incarnation, started, out_offset, stdin_offset: 0, credit: 0, stdin_closed: false, watches: false }
 }
 
 fn caller_gone() -> Cause {

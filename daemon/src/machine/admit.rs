@@ -242,11 +242,10 @@ fn refuse_directory(spec: &ExecSpec, grant: &Grant) -> Result<(), Failure> {
     }
 }
 
-fn unaudited(failure: Failure) -> Refused {
+/// The refusal of what cannot be written down.
+pub(super) fn unaudited(failure: Failure) -> Failure {
     let text = format!("refused, since the target's audit cannot be written: {}", failure.message);
-    let mut refusal = Failure::new(Kind::Internal, text);
-    refusal.hint = failure.hint;
-    refusal.into()
+    Failure { kind: Kind::Internal, message: text, hint: failure.hint }
 }
 
 /// Decides by the snapshot that is held; a refusal under an older one than the caller's waits for the newer. Whatever a
@@ -359,11 +358,14 @@ pub(crate) fn line(names: &AuditNames, name: SessionName, request: &Decided, eve
         session: name.id.to_string(),
         who: names.who.clone(),
         id52: name.caller.to_string(),
+        owner: None,
+        owner_name: None,
         words: request.words.iter().map(|word| printable(word)).collect(),
         named: request.named.clone(),
         user: request.run_as.clone(),
         env: request.env_names.clone(),
         reason: request.reason.clone(),
+        signal: None,
         code: None,
         outcome: None,
         count: None,

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use malai_protocol::access::{Decision, Request, decide};
+use malai_protocol::access::{Act, Decision, Request, decide};
+use malai_protocol::audit::Event;
 use malai_protocol::codec::{CodecError, Frame, Kind};
 use malai_protocol::failure::{Failure, Kind as FailureKind};
 use malai_protocol::id::MachineId;
@@ -14,6 +15,7 @@ use tokio::time::Instant;
 
 use super::admit::{SYNC_WAIT, decided};
 use super::attach::{attend, is_elsewhere, unknown};
+use super::visit::{self, Visit};
 use crate::membership::Membership;
 use crate::net::Frames;
 
@@ -69,17 +71,43 @@ async fn found(
         Kind::Wait => {
             let Wait { owner, id } = first.decode().map_err(malformed)?;
             let session = SessionName { caller: owner.unwrap_or(caller), id };
-            attend(membership, caller, session, generation, "waiting for").await?;
-            one(membership, caller, session, Hello::Wait { session }).await
+            attend(membership, caller, session, generation, Act::Watch, "waiting for").await?;
+            let answer = one(membership, caller, session, Hello::Wait { session }, None);
+            match Visit::of(membership, caller, session, Act::Watch) {
+                Some(visit) => visit.while_allowed("waiting for", answer).await?,
+                None => answer.await,
+            }
         }
         _ => {
             let Kill { owner, id, signal } = first.decode().map_err(malformed)?;
             let session = SessionName { caller: owner.unwrap_or(caller), id };
-            attend(membership, caller, session, generation, "ending").await?;
-            let reason = format!("`malai kill` from {}", name(membership, &caller));
-            tracing::info!(session = %session.id.short(), peer = %caller.short(), signal, "asked to end it");
-            one(membership, caller, session, Hello::Kill { session, signal, reason }).await
+            kill(membership, caller, session, generation, signal).await
         }
+    }
+}
+
+/// Ends a session, or signals its command.
+async fn kill(
+    membership: &Arc<Membership>,
+    caller: MachineId,
+    session: SessionName,
+    generation: u64,
+    signal: Option<u8>,
+) -> Result<Vec<Frame>, Failure> {
+    let act = Act::of_kill(signal);
+    let doing = if act == Act::Kill { "ending" } else { "signalling" };
+    attend(membership, caller, session, generation, act, doing).await?;
+    let reason = format!("`malai kill` from {}", name(membership, &caller));
+    tracing::info!(session = %session.id.short(), peer = %caller.short(), signal, "asked to end it");
+    let event = if act == Act::Kill { Event::Kill } else { Event::Signal };
+    let question = Hello::Kill { session, signal, reason };
+    let answer = one(membership, caller, session, question, Some((event, signal)));
+    match Visit::of(membership, caller, session, act) {
+        Some(visit) => visit.while_allowed(doing, answer).await.map_err(|refused| {
+            let text = format!("what became of `malai kill` is not told any more: {}", refused.message);
+            Failure { kind: FailureKind::Unknown, message: text, hint: refused.hint }
+        })?,
+        None => answer.await,
     }
 }
 
@@ -92,14 +120,14 @@ fn name(membership: &Membership, id: &MachineId) -> String {
 /// All sessions of this cluster that the caller may attend.
 async fn list(membership: &Arc<Membership>, caller: MachineId, generation: u64) -> Result<Vec<Frame>, Failure> {
     // Its own are decided as any request is; whose else it may see follows from the same snapshot.
-    let own = Request::Attend { owner: &caller };
+    let own = Request::Attend { owner: &caller, act: Act::Watch };
     let (held, _) = decided(membership, &caller, generation, &own, Instant::now() + SYNC_WAIT).await?;
     let known = membership.shared.executor.get().await?.inventory().await?;
     let me = membership.shared.me(&membership.me);
     let mut owners = BTreeMap::new();
     let mut is_seen = |owner: MachineId| {
-        let decide =
-            || matches!(decide(&held.config, &me, &caller, &Request::Attend { owner: &owner }), Decision::Allowed(_));
+        let request = Request::Attend { owner: &owner, act: Act::Watch };
+        let decide = || matches!(decide(&held.config, &me, &caller, &request), Decision::Allowed(_));
         *owners.entry(owner).or_insert_with(decide)
     };
     let here = known.into_iter().filter(|known| known.cluster == membership.cluster).map(|known| known.summary);
@@ -113,16 +141,23 @@ async fn list(membership: &Arc<Membership>, caller: MachineId, generation: u64) 
     parts.iter().map(|part| Frame::control(Kind::Listed, part).map_err(unsendable)).collect()
 }
 
-/// The executor's answer about one session that the caller may attend.
+/// The executor's answer about one session that the caller may attend. What is done with another machine's is written
+/// down first.
 async fn one(
     membership: &Arc<Membership>,
     caller: MachineId,
     session: SessionName,
     question: Hello,
+    noted: Option<(Event, Option<u8>)>,
 ) -> Result<Vec<Frame>, Failure> {
     let executor = membership.shared.executor.get().await?;
     if is_elsewhere(membership, caller, &session, &executor).await? {
         return Err(unknown());
+    }
+    if let Some((event, signal)) = noted
+        && session.caller != caller
+    {
+        visit::note(membership, caller, session, event, signal)?;
     }
     let answer = executor.ask(&question).await?;
     if answer.kind == Kind::Missing { Err(unknown()) } else { Ok(vec![answer]) }

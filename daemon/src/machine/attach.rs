@@ -3,8 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use malai_protocol::access::Request;
-use malai_protocol::audit::Event;
+use malai_protocol::access::{Act, Request};
+use malai_protocol::audit::{Entry, Event};
+use malai_protocol::codec::{CodecError, Kind as FrameKind};
 use malai_protocol::failure::{Failure, Kind};
 use malai_protocol::id::MachineId;
 use malai_protocol::peer::Gone;
@@ -15,6 +16,7 @@ use tokio::time::{Instant, sleep};
 
 use super::admit::{SYNC_WAIT, decided, entry, write_refusal};
 use super::live::LiveTable;
+use super::visit::Visit;
 use super::{Opened, begin};
 use crate::clock::now_ms;
 use crate::membership::Membership;
@@ -37,17 +39,34 @@ pub(super) async fn attach(
     ask: &Attach,
 ) -> Result<Opened, Failure> {
     let session = SessionName { caller: ask.owner.unwrap_or(caller), id: ask.id };
-    attend(membership, caller, session, generation, "attaching to").await?;
+    let visit = if session.caller == caller {
+        attend(membership, caller, session, generation, Act::Control, "attaching to").await?;
+        None
+    } else {
+        Some(Visit::begin(membership, caller, session, generation, ask).await?)
+    };
     let executor = membership.shared.executor.get().await?;
     if is_elsewhere(membership, caller, &session, &executor).await? {
         return Err(unknown());
     }
-    let Attach { follower, number, out_offset, from_end, binding, take_over, .. } = *ask;
-    let attachment = Attachment { session, by: caller, follower: Some(follower), number, binding };
+    let Attach { follower, number, out_offset, from_end, .. } = *ask;
+    let watches = visit.as_ref().is_some_and(Visit::watches);
+    let (binding, take_over) = (ask.binding && visit.is_none(), ask.take_over && !watches);
+    if let Some(visit) = &visit {
+        executor.check_watching()?;
+        visit.note(if take_over { Event::TakeOver } else { Event::Attach }, None)?;
+    }
+    let attachment = Attachment { session, by: caller, follower: Some(follower), number, binding, watches };
     match executor.resume(Resume { attachment, out_offset, from_end, take_over, resend: None }).await? {
+        Resumed::Attached { first, .. } if visit.is_some() && first.kind == FrameKind::Refused => {
+            // What was written down was not done after all; or it is how the session itself came to nothing.
+            let failure: Failure = first.decode().map_err(|error| unreadable(&error))?;
+            let refused = failure.kind == Kind::Conflict;
+            Err(if refused { refuse(membership, caller, session, failure, "attaching to") } else { failure })
+        }
         Resumed::Attached { first, stream } => {
             tracing::info!(session = %session.id.short(), peer = %caller.short(), number, answer = ?first.kind, "attached");
-            Ok(Opened { executor, attachment, first: Some(first), stream })
+            Ok(Opened { executor, attachment, first: Some(first), stream, visit })
         }
         Resumed::Missing => Err(unknown()),
     }
@@ -64,16 +83,15 @@ pub(super) async fn resend(
     spec: ExecSpec,
     resend: Resend,
 ) -> Result<Opened, Failure> {
-    attend(membership, name.caller, name, generation, "attaching to").await.map_err(uncertain)?;
-    let number = resend.number;
-    let binding = !spec.detach;
-    let attachment = Attachment { session: name, by: name.caller, follower: spec.follower, number, binding };
+    attend(membership, name.caller, name, generation, Act::Control, "attaching to").await.map_err(uncertain)?;
+    let (number, follower, binding) = (resend.number, spec.follower, !spec.detach);
+    let attachment = Attachment { session: name, by: name.caller, follower, number, binding, watches: false };
     let until = Instant::now() + SETTLE;
     loop {
         let executor = membership.shared.executor.get().await.map_err(uncertain)?;
         let resume = Resume { attachment, out_offset: 0, from_end: false, take_over: false, resend: Some(resend) };
         if let Resumed::Attached { first, stream } = executor.resume(resume).await.map_err(uncertain)? {
-            return Ok(Opened { executor, attachment, first: Some(first), stream });
+            return Ok(Opened { executor, attachment, first: Some(first), stream, visit: None });
         }
         match begin(membership, name, generation, spec.clone()).await {
             // The first sending is on its way to the executor: soon that knows of it.
@@ -92,7 +110,11 @@ pub(super) async fn resend(
 /// The refusal, to be sent to the peer; or that the executor could not be told.
 pub(crate) async fn gone(membership: &Arc<Membership>, peer: MachineId, gone: &Gone) -> Result<(), Failure> {
     let session = SessionName { caller: gone.owner.unwrap_or(peer), id: gone.id };
-    attend(membership, peer, session, 0, "ending").await?;
+    attend(membership, peer, session, 0, Act::Watch, "leaving").await?;
+    if session.caller != peer {
+        // An attachment to another machine's session binds nothing to itself, so that its going ends nothing.
+        return Ok(());
+    }
     decided_on(&membership.live, peer, session).await;
     let Some(executor) = membership.shared.executor.running().await else { return Ok(()) };
     if is_elsewhere(membership, peer, &session, &executor).await? {
@@ -113,22 +135,44 @@ async fn decided_on(live: &LiveTable, peer: MachineId, session: SessionName) {
     }
 }
 
-/// Decides whether the caller may follow and end this session; a refusal goes to the audit.
+/// Decides whether the caller may do this with the session; a refusal goes to the audit.
 pub(super) async fn attend(
     membership: &Arc<Membership>,
     caller: MachineId,
     session: SessionName,
     generation: u64,
+    act: Act,
     doing: &str,
 ) -> Result<(), Failure> {
-    let request = Request::Attend { owner: &session.caller };
+    let request = Request::Attend { owner: &session.caller, act };
     let Err(failure) = decided(membership, &caller, generation, &request, Instant::now() + SYNC_WAIT).await else {
         return Ok(());
     };
-    let name = SessionName { caller, id: session.id };
-    let line = entry(membership, name, &nothing_run(), Event::Refused);
+    Err(refuse(membership, caller, session, failure, doing))
+}
+
+/// Writes down that this was refused, and returns what the caller is told.
+pub(super) fn refuse(
+    membership: &Arc<Membership>,
+    caller: MachineId,
+    session: SessionName,
+    failure: Failure,
+    doing: &str,
+) -> Failure {
+    let line = about(membership, caller, session, Event::Refused);
     let doing = format!("{doing} a session of {}: ", session.caller);
-    Err(write_refusal(membership, name, line, failure, &doing))
+    write_refusal(membership, SessionName { caller, id: session.id }, line, failure, &doing)
+}
+
+/// A line of the audit about what the caller does with this session.
+pub(super) fn about(membership: &Membership, caller: MachineId, session: SessionName, event: Event) -> Entry {
+    let line = entry(membership, SessionName { caller, id: session.id }, &nothing_run(), event);
+    if session.caller == caller {
+        return line;
+    }
+    let held = membership.held();
+    let owner_name = held.config.machine_by_id(&session.caller).map(|(name, _)| name.to_string());
+    Entry { owner: Some(session.caller.to_string()), owner_name, ..line }
 }
 
 /// Another machine's sessions may be attended by the word of the cluster whose they are, and of no other.
@@ -166,6 +210,10 @@ fn nothing_run() -> Decided {
         detached: false,
         audit: None,
     }
+}
+
+fn unreadable(error: &CodecError) -> Failure {
+    Failure::new(Kind::Internal, format!("the executor's answer does not read: {error}"))
 }
 
 pub(super) fn unknown() -> Failure {

@@ -8,7 +8,7 @@ use tokio_util::codec::Framed;
 
 use malai_protocol::codec::{Frame, FrameCodec, Kind};
 use malai_protocol::failure::{self, Failure};
-use malai_protocol::plan::{Hello, Inventory, Known, QUESTIONS, Retired};
+use malai_protocol::plan::{Hello, Inventory, Known, QUESTIONS, Retired, WATCHING};
 
 use super::{ANSWER, Executor, GONE, broken, lost};
 use crate::executor::Connection;
@@ -80,7 +80,19 @@ impl Executor {
     /// # Errors
     /// Why not: it is of an older malai.
     pub(crate) fn check_questions(&self) -> Result<(), Failure> {
-        if self.version() >= QUESTIONS {
+        self.check(QUESTIONS)
+    }
+
+    /// Whether it keeps an attachment of another machine within its bounds.
+    ///
+    /// # Errors
+    /// Why not: it is of an older malai.
+    pub(crate) fn check_watching(&self) -> Result<(), Failure> {
+        self.check(WATCHING)
+    }
+
+    fn check(&self, version: u32) -> Result<(), Failure> {
+        if self.version() >= version {
             return Ok(());
         }
         let text = "commands still run on that machine under the executor of an older malai, which cannot do this";

@@ -57,9 +57,9 @@ async fn who_may_not_attach_learns_nothing_of_a_session_and_is_in_the_audit() ->
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_is_in_allow_sessions_follows_and_takes_over_another_machines_session() -> Result<()> {
+async fn who_is_in_allow_control_takes_over_another_machines_session_and_nobody_does_unasked() -> Result<()> {
     let scene = Scene::new().await?;
-    scene.publish(&scene.text().replace("allow_from", "allow_sessions = [\"guest\"]\nallow_from")).await?;
+    scene.publish(&scene.text().replace("allow_from", "allow_control = [\"guest\"]\nallow_from")).await?;
     let (friend, guest) = (scene.friend.dial(&scene.web01).await?, scene.guest.dial(&scene.web01).await?);
     let (spec, mut wire) = cat(&scene, &friend).await?;
     let mine = again(&followed(&[]), 1, 0);
@@ -94,7 +94,7 @@ async fn other_cluster(mut scene: Scene) -> Result<(Scene, ClusterId, Connection
     let me = join_begin(&Changes::begin(&home)?, &invite, None)?.machine_key.id();
     let text = format!(
         "[cluster]\nname = \"d\"\nid52 = \"{}\"\nmanager = \"guest\"\n[network]\nrelays = []\ndiscovery = []\n\
-         [machine.guest]\nid52 = \"{}\"\n[machine.web01]\nid52 = \"{me}\"\nallow_sessions = [\"guest\"]\n",
+         [machine.guest]\nid52 = \"{}\"\n[machine.web01]\nid52 = \"{me}\"\nallow_sessions = [\"guest\"]\nallow_control = [\"guest\"]\n",
         key.id(),
         scene.guest.id
     );
@@ -108,7 +108,7 @@ async fn other_cluster(mut scene: Scene) -> Result<(Scene, ClusterId, Connection
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn allow_sessions_of_one_cluster_is_of_no_use_in_another() -> Result<()> {
+async fn what_one_cluster_allows_with_sessions_is_of_no_use_in_another() -> Result<()> {
     let (scene, cluster, guest) = other_cluster(Scene::new().await?).await?;
     let conn = scene.friend.dial(&scene.web01).await?;
     let (spec, mut wire) = cat(&scene, &conn).await?;

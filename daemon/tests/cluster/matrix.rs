@@ -3,21 +3,23 @@
 use anyhow::{Result, ensure};
 use iroh::endpoint::Connection;
 use malai_daemon::store::keys::MachineKey;
-use malai_protocol::access::{Exec, Request};
+use malai_protocol::access::{Act, Exec, Request};
 use malai_protocol::codec::{Frame, Kind as FrameKind};
 use malai_protocol::failure::{Failure, Kind};
-use malai_protocol::peer::Gone;
+use malai_protocol::id::MachineId;
+use malai_protocol::peer::{Gone, Open};
 use malai_protocol::session::{Attach, ExecSpec};
+use malai_protocol::sessions::{Kill, Wait};
 use nix::unistd::Uid;
 use serde_bytes::ByteBuf;
 
-use crate::support::peer::{attach, exec, gone};
+use crate::support::peer::{attach, exec, gone, open, send};
 use crate::support::scene::Scene;
-use crate::support::{again, follow, followed, spec};
+use crate::support::{again, follow, followed, next, spec};
 
 /// A config in which every request below is allowed, each by lines of its own.
 fn text(scene: &Scene) -> String {
-    let lines = "allow_from = [\"outer\"]\nallow_sessions = [\"outer\"]\nusername = \"root\"\nusers = [\"nobody\"]\naccept_env = [\"DEPLOY_*\"]\n\
+    let lines = "allow_from = [\"outer\"]\nallow_sessions = [\"outer\"]\nallow_control = [\"outer\"]\nusername = \"root\"\nusers = [\"nobody\"]\naccept_env = [\"DEPLOY_*\"]\n\
                  [machine.web01.command.greet]\ncommand = [\"echo\", \"hello\"]\nallow_from = [\"on-call\"]\nusername = \"root\"\naccept_env = [\"DEPLOY_REF\"]\n\
                  [group.outer]\nmembers = [\"inner\"]\n\
                  [group.inner]\nmembers = [\"friend\"]\n\
@@ -38,7 +40,9 @@ enum Need {
     TargetInConfig,
     NothingUnknown,
     List,
+    /// A list for the sessions of others that has what is asked for.
     Sessions,
+    Control,
     Group,
     NestedGroup,
     Username,
@@ -52,6 +56,8 @@ enum Sent {
     Exec(ExecSpec),
     Attach(Attach),
     Gone(Gone),
+    Wait(Wait),
+    Kill(Kill),
 }
 
 /// What a request travels as, and all that it needs. A new kind of request does not compile without an answer here.
@@ -82,14 +88,29 @@ fn on_the_wire(scene: &Scene, request: &Request<'_>) -> (Vec<Sent>, Vec<Need>) {
             };
             (vec![Sent::Exec(spec)], needs)
         }
-        Request::Attend { owner } => {
+        Request::Attend { owner, act } => {
             if **owner != scene.friend.id {
-                needs.extend([Need::Sessions, Need::Group, Need::NestedGroup]);
+                needs.extend([Need::Group, Need::NestedGroup]);
+                needs.push(if *act == Act::Control { Need::Control } else { Need::Sessions });
             }
-            let attach = Attach { owner: Some(**owner), ..again(&followed(&[]), 2, 0) };
-            let Attach { owner, id, follower, number, .. } = attach;
-            (vec![Sent::Attach(attach), Sent::Gone(Gone { owner, id, follower, number })], needs)
+            (attending(**owner, *act), needs)
         }
+    }
+}
+
+/// What is asked to do this with a session of that owner. All of it stays within the refusals that one machine may have at
+/// once.
+fn attending(owner: MachineId, act: Act) -> Vec<Sent> {
+    let attach = Attach { owner: Some(owner), ..again(&followed(&[]), 2, 0) };
+    let Attach { owner, id, follower, number, .. } = attach;
+    let kill = |signal| Sent::Kill(Kill { owner, id, signal });
+    match act {
+        Act::Watch => {
+            let gone = Gone { owner, id, follower, number };
+            vec![Sent::Attach(attach), Sent::Gone(gone), Sent::Wait(Wait { owner, id })]
+        }
+        Act::Kill => vec![kill(None)],
+        Act::Control => vec![Sent::Attach(Attach { take_over: true, ..attach }), kill(Some(1))],
     }
 }
 
@@ -103,7 +124,8 @@ fn without(scene: &Scene, need: Need, nobody: &str) -> String {
         Need::List => {
             text.replace("allow_from = [\"outer\"]\n", "").replace("allow_from = [\"on-call\"]", "allow_from = []")
         }
-        Need::Sessions => without_lines(&text, "allow_sessions"),
+        Need::Sessions => without_lines(&without_lines(&text, "allow_sessions"), "allow_control"),
+        Need::Control => without_lines(&text, "allow_control"),
         Need::Group => text.replace("members = [\"friend\"]", "members = []"),
         Need::NestedGroup => text.replace("members = [\"inner\"]", "members = []"),
         Need::Username => without_lines(&text, "username"),
@@ -112,12 +134,13 @@ fn without(scene: &Scene, need: Need, nobody: &str) -> String {
     }
 }
 
-const NEEDS: [Need; 10] = [
+const NEEDS: [Need; 11] = [
     Need::CallerInConfig,
     Need::TargetInConfig,
     Need::NothingUnknown,
     Need::List,
     Need::Sessions,
+    Need::Control,
     Need::Group,
     Need::NestedGroup,
     Need::Username,
@@ -140,8 +163,10 @@ fn each(scene: &Scene, mut visit: impl FnMut(Request<'_>)) {
     if Uid::effective().is_root() {
         visit(Request::Exec(Exec { user: Some("nobody"), ..plain }));
     }
-    visit(Request::Attend { owner: &scene.friend.id });
-    visit(Request::Attend { owner: &scene.guest.id });
+    for act in [Act::Watch, Act::Kill, Act::Control] {
+        visit(Request::Attend { owner: &scene.friend.id, act });
+        visit(Request::Attend { owner: &scene.guest.id, act });
+    }
 }
 
 /// Sends one request; returns the kind of its refusal, or nothing when it was allowed. The id is always another.
@@ -160,6 +185,12 @@ async fn try_it(scene: &Scene, conn: &Connection, request: &Sent) -> Result<Opti
             let is_allowed = answer.kind == FrameKind::Pong;
             return if is_allowed { Ok(None) } else { Ok(Some(refused(&answer)?)) };
         }
+        Sent::Wait(request) => {
+            return known(&ask(scene, conn, FrameKind::Wait, &Wait { id: spec(&[]).id, ..*request }).await?);
+        }
+        Sent::Kill(request) => {
+            return known(&ask(scene, conn, FrameKind::Kill, &Kill { id: spec(&[]).id, ..*request }).await?);
+        }
     };
     match (request, ran.end) {
         (Sent::Exec(_), Ok(_)) if ran.stdout == b"hello\n" => Ok(None),
@@ -168,6 +199,19 @@ async fn try_it(scene: &Scene, conn: &Connection, request: &Sent) -> Result<Opti
         (_, Err(Some(failure))) if ran.started.is_none() => Ok(Some(failure.kind)),
         (_, end) => anyhow::bail!("{end:?}"),
     }
+}
+
+/// The answer to a question.
+async fn ask<T: serde::Serialize>(scene: &Scene, conn: &Connection, kind: FrameKind, what: &T) -> Result<Frame> {
+    let mut wire = open(conn).await?;
+    send(&mut wire, FrameKind::Open, &Open { cluster: scene.key.id(), generation: 0 }).await?;
+    send(&mut wire, kind, what).await?;
+    next(&mut wire).await
+}
+
+/// There is no such session, as one is told that may know.
+fn known(answer: &Frame) -> Result<Option<Kind>> {
+    Ok(Some(refused(answer)?).filter(|kind| *kind != Kind::Unknown))
 }
 
 fn refused(answer: &Frame) -> Result<Kind> {

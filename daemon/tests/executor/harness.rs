@@ -124,7 +124,7 @@ impl Lab {
 
 /// An attachment of this process, binding.
 pub(crate) fn attachment(session: SessionName, follower: Option<FollowerId>, number: u32) -> Attachment {
-    Attachment { session, by: session.caller, follower, number, binding: true }
+    Attachment { session, by: session.caller, follower, number, binding: true, watches: false }
 }
 
 /// The key of another caller: that of RFC 8032's second test.

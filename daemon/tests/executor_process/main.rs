@@ -14,7 +14,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::sync::mpsc;
 
-use malai_daemon::supervisor::{Event, Executor, Mode, StartOptions};
+use malai_daemon::supervisor::{Event, Executor, Mode, Resume, StartOptions};
 use malai_protocol::codec::{Frame, Kind};
 use malai_protocol::failure;
 use malai_protocol::home::Home;
@@ -72,7 +72,7 @@ fn send(pid: u32, signal: Signal) {
 }
 
 fn first(session: SessionName) -> Attachment {
-    Attachment { session, by: session.caller, follower: None, number: 1, binding: true }
+    Attachment { session, by: session.caller, follower: None, number: 1, binding: true, watches: false }
 }
 
 /// A daemon, as far as the executor sees one.
@@ -304,6 +304,12 @@ async fn a_terminated_executor_ends_its_sessions_first() {
     assert!(!home.executor_socket().exists());
 }
 
+/// The public key of RFC 8032's second test: another machine than the caller.
+const GUEST: [u8; 32] = [
+    0x3d, 0x40, 0x17, 0xc3, 0xe8, 0x43, 0x89, 0x5a, 0x92, 0xb7, 0x0a, 0xa7, 0x4d, 0x1b, 0x7e, 0xbc, 0x9c, 0x98, 0x2c,
+    0xcf, 0x2e, 0xc4, 0x96, 0x8c, 0xc0, 0xcd, 0x55, 0xf1, 0x2a, 0xf4, 0x66, 0x0c,
+];
+
 /// An executor of this version, as far as its greeting goes.
 async fn greets(listener: &tokio::net::UnixListener, version: u32) {
     let (stream, _) = listener.accept().await.expect("a connection");
@@ -339,7 +345,11 @@ async fn an_executor_of_a_neighbouring_version_is_worked_with_and_no_other() {
     let asked = async {
         let program = Mode::Process { program: "/bin/false".into(), args: Vec::new() };
         let daemon = Daemon::with(&home, program).await.expect("a neighbour");
-        daemon.executor.inventory().await
+        let session = plan(&["true"]).session;
+        let guest = malai_protocol::id::MachineId::from_bytes(GUEST).expect("a key");
+        let attachment = Attachment { by: guest, watches: true, binding: false, ..first(session) };
+        let resume = Resume { attachment, out_offset: 0, from_end: false, take_over: false, resend: None };
+        daemon.executor.resume(resume).await
     };
     let (_, asked) = within("both are done", async { tokio::join!(greets(&listener, VERSION - 1), asked) }).await;
     let failure = asked.expect_err("it does not know that");

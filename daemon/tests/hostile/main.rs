@@ -19,6 +19,7 @@ mod stranger;
 mod twins;
 mod undecided;
 mod versions;
+mod visit;
 
 /// One wait for all of them.
 #[tokio::test(flavor = "multi_thread")]

@@ -35,7 +35,7 @@ fn tally(home: &Home) -> Result<BTreeMap<String, (u32, u32)>> {
             match entry.event {
                 Event::Start => *starts += 1,
                 Event::End => *ends += 1,
-                Event::Refused | Event::LeftOut => {}
+                _ => {}
             }
         }
     }

@@ -297,7 +297,17 @@ pub(crate) fn followed(words: &[&str]) -> ExecSpec {
 /// The same caller's next attachment to its command, from this offset on.
 pub(crate) fn again(spec: &ExecSpec, number: u32, out_offset: u64) -> Attach {
     let follower = spec.follower.expect("a follower");
-    Attach { owner: None, id: spec.id, follower, number, out_offset, from_end: false, binding: true, take_over: false }
+    Attach {
+        owner: None,
+        id: spec.id,
+        follower,
+        number,
+        out_offset,
+        from_end: false,
+        binding: true,
+        take_over: false,
+        or_watch: false,
+    }
 }
 
 /// A plain command.

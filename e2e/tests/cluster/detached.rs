@@ -1,5 +1,7 @@
 //! Detached commands: started, left, found again, read, waited for and ended, on another host.
 
+use std::time::Duration;
+
 use anyhow::{Context as _, Result, ensure};
 use libtest_mimic::Trial;
 use malai_e2e::cluster::{SOON, audit, daemon_status, json, malai, start, stop, text};
@@ -18,12 +20,13 @@ pub(crate) fn trials() -> Vec<Trial> {
         an_attachment_outlives_the_network_and_its_end_leaves_the_command_running,
         sessions_of_all_machines_are_listed_and_one_that_is_missing_is_told,
         only_who_is_in_allow_sessions_sees_the_sessions_of_others,
+        who_may_only_watch_watches_and_who_may_control_takes_over_until_the_grant_is_withdrawn,
         what_cannot_be_detached_or_found_says_so,
     ]
 }
 
 /// Starts it from the laptop, and returns its name.
-fn detach(office: &Office<1>, words: &[&str]) -> Result<String> {
+fn detach<const N: usize>(office: &Office<N>, words: &[&str]) -> Result<String> {
     let name = office.laptop().run(malai(["web01.company", "--detach", "--"].iter().chain(words)))?.exited(0)?.text();
     ensure!(name.starts_with("web01.company/") && name.len() == "web01.company/".len() + 32, "no name: {name:?}");
     Ok(name)
@@ -164,6 +167,57 @@ fn only_who_is_in_allow_sessions_sees_the_sessions_of_others() -> Result<()> {
     web01.write("/root/go", "")?;
     assert_eq!(run(ops, &["attach", &name], 5)?, "web01\nend");
     run(ops, &["wait", &name], 5)?;
+    Ok(())
+}
+
+fn who_may_only_watch_watches_and_who_may_control_takes_over_until_the_grant_is_withdrawn() -> Result<()> {
+    let office = Office::open(["web01", "ops"])?;
+    let (laptop, company, [web01, ops]) = (office.laptop(), &office.company, &office.machines);
+    company.publish("machine.web01", "allow_sessions = [\"ops\"]")?;
+    let script = "trap 'echo hup' HUP; hostname; until [ -e /root/go ]; do sleep 0.05; done; exit 5";
+    let name = detach(&office, &["sh", "-c", script])?;
+
+    let watching = ops.spawn(malai(["attach", &name]))?;
+    watching.wait_for_line("web01", SOON)?;
+    watching.wait_for_error_line("only watches", SOON)?;
+    watching.signal(Signal::SIGINT)?;
+    told(watching.output_within(SOON)?, 130, &["`allow_control` of [machine.web01]", "goes on"])?;
+    told(ops.run(malai(["kill", "--signal", "HUP", &name]))?, 254, &["allow_control = [\"ops\"]"])?;
+    let waiting = ops.spawn(malai(["wait", &name]))?;
+
+    // The owner takes its place back, and keeps it.
+    let watching = ops.spawn(malai(["attach", &name]))?;
+    watching.wait_for_line("web01", SOON)?;
+    let following = laptop.spawn(malai(["attach", &name]))?;
+    following.wait_for_line("web01", SOON)?;
+    told(watching.output_within(SOON)?, 253, &["followed from elsewhere"])?;
+    told(ops.run(malai(["attach", &name]))?, 255, &["follows this session already", "allow_control"])?;
+
+    company.publish("machine.web01", "allow_control = [\"ops\"]")?;
+    let taking = ops.spawn(malai(["attach", &name]))?;
+    taking.wait_for_line("web01", SOON)?;
+    told(following.output_within(SOON)?, 253, &["followed from elsewhere"])?;
+    run(ops, &["kill", "--signal", "HUP", &name], 0)?;
+    taking.wait_for_line("hup", SOON)?;
+    company.publish("machine.web01", "allow_control = []")?;
+    // `rescan` returns when web01 holds the new config.
+    let output = told(taking.output_within(Duration::from_secs(1))?, 254, &["`ops` is not in `allow_control`"])?;
+    ensure!(!output.error_text().contains("only watches"), "{}", output.error_text());
+    ensure!(!waiting.has_ended(), "`allow_sessions` has it still");
+    company.publish("machine.web01", "allow_sessions = []")?;
+    told(waiting.output_within(Duration::from_secs(1))?, 254, &["`ops` is not in `allow_sessions`"])?;
+
+    let theirs: Vec<String> = (audit(web01)?.iter())
+        .filter(|line| line["who"] == "ops" && line["owner_name"] == "laptop")
+        .map(|line| line["event"].as_str().unwrap_or_default().to_owned())
+        .collect();
+    let wanted = ["attach", "refused", "attach", "attach", "refused", "take-over", "signal", "refused", "refused"];
+    assert_eq!(theirs, wanted);
+    let shown = run(web01, &["audit"], 0)?;
+    ensure!(shown.contains("take-over ops.company owner=laptop"), "{shown}");
+    ensure!(shown.contains("signal    ops.company owner=laptop signal=1"), "{shown}");
+    web01.write("/root/go", "")?;
+    run(laptop, &["wait", &name], 5)?;
     Ok(())
 }
 

@@ -17,7 +17,8 @@ const MAX_LINE: u64 = 16 * 1024 * 1024;
 
 /// Show what was run on this machine, or refused
 ///
-/// Oldest first, from every audit file of this home. With --json one object a line.
+/// Also what machines did with sessions of others: attach, take-over, control (it typed), signal, kill. Oldest first, from
+/// every audit file of this home. With --json one object a line.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Audit {
     /// Only from then on: 30m, 2h, 7d, or a time in UTC such as 2026-01-31T08:00
@@ -87,16 +88,25 @@ fn text(entry: &Entry) -> String {
         Event::End => "end",
         Event::Refused => "refused",
         Event::LeftOut => "left-out",
+        Event::Attach => "attach",
+        Event::TakeOver => "take-over",
+        Event::Control => "control",
+        Event::Signal => "signal",
+        Event::Kill => "kill",
     };
-    let caller = entry.who.clone().unwrap_or_else(|| entry.id52.chars().take(10).collect());
+    let short = |id52: &String| id52.chars().take(10).collect();
+    let caller = entry.who.clone().unwrap_or_else(|| short(&entry.id52));
+    let owner = entry.owner_name.clone().or_else(|| entry.owner.as_ref().map(short));
     let session: String = if entry.session.is_empty() { "-" } else { &entry.session }.chars().take(8).collect();
     let mut parts = vec![
         timestamp::utc(entry.at_ms),
         format!("{session:<8}"),
-        format!("{event:<7}"),
+        format!("{event:<9}"),
         format!("{caller}.{}", entry.cluster),
     ];
     let mut add = |name: &str, value: Option<String>| parts.extend(value.map(|value| format!("{name}={value}")));
+    add("owner", owner);
+    add("signal", entry.signal.map(|number| number.to_string()));
     add("as", entry.user.clone());
     add("code", entry.code.map(|code| code.to_string()));
     add("by", entry.outcome.as_ref().map(|outcome| escape::words(&[outcome])));
@@ -107,7 +117,9 @@ fn text(entry: &Entry) -> String {
     add("env", (!entry.env.is_empty()).then(|| escape::words(&[entry.env.join(",")])));
     add("reason", entry.reason.as_ref().map(|reason| escape::words(&[reason])));
     add("named", entry.named.clone());
-    parts.push(format!("-- {}", escape::words(&entry.words)));
+    if entry.owner.is_none() || !entry.words.is_empty() {
+        parts.push(format!("-- {}", escape::words(&entry.words)));
+    }
     parts.join(" ")
 }
 
@@ -123,11 +135,14 @@ mod tests {
             session: "0123456789abcdef0123456789abcdef".into(),
             who: Some("laptop".into()),
             id52: "0123456789abcdefghij".into(),
+            owner: None,
+            owner_name: None,
             words: vec!["echo".into(), "a b\x1b[2J".into()],
             named: None,
             user: Some("deploy".into()),
             env: vec!["LANG".into()],
             reason: Some("release 7".into()),
+            signal: None,
             code: Some(0),
             outcome: Some("self".into()),
             count: None,
@@ -139,7 +154,7 @@ mod tests {
 
     #[test]
     fn an_entry_is_one_harmless_line() {
-        insta::assert_snapshot!(text(&entry()), @r"2026-01-01T00:00:00Z 01234567 end     laptop.company as=deploy code=0 by=self out=3 err=0 ms=12 env=LANG reason='release 7' -- echo 'a b\x1b[2J'");
+        insta::assert_snapshot!(text(&entry()), @r"2026-01-01T00:00:00Z 01234567 end       laptop.company as=deploy code=0 by=self out=3 err=0 ms=12 env=LANG reason='release 7' -- echo 'a b\x1b[2J'");
         let refused = Entry {
             event: Event::Refused,
             who: None,
@@ -153,7 +168,29 @@ mod tests {
             code: Some(254),
             ..entry()
         };
-        insta::assert_snapshot!(text(&refused), @r"2026-01-01T00:00:00Z 01234567 refused 0123456789.company code=254 by='denied: no rule' -- echo 'a b\x1b[2J'");
+        insta::assert_snapshot!(text(&refused), @r"2026-01-01T00:00:00Z 01234567 refused   0123456789.company code=254 by='denied: no rule' -- echo 'a b\x1b[2J'");
+    }
+
+    #[test]
+    fn what_was_done_with_another_machines_session_says_whose_it_is() {
+        let act = Entry {
+            event: Event::TakeOver,
+            owner: Some("abcdefghijklmnop".into()),
+            owner_name: Some("web02".into()),
+            words: Vec::new(),
+            user: None,
+            env: Vec::new(),
+            reason: None,
+            code: None,
+            outcome: None,
+            stdout_bytes: None,
+            stderr_bytes: None,
+            duration_ms: None,
+            ..entry()
+        };
+        assert_eq!(text(&act), "2026-01-01T00:00:00Z 01234567 take-over laptop.company owner=web02");
+        let signal = Entry { event: Event::Signal, owner_name: None, signal: Some(10), ..act };
+        assert_eq!(text(&signal), "2026-01-01T00:00:00Z 01234567 signal    laptop.company owner=abcdefghij signal=10");
     }
 
     #[test]

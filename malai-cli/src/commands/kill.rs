@@ -49,6 +49,9 @@ const SIGNALS: &[(&str, u8)] = &[
 const MAX_SIGNAL: u8 = 64;
 
 /// End a session with all its processes, or signal its command
+///
+/// Another machine's session can be ended, or sent TERM or KILL, by a machine in `allow_sessions` or `allow_control` of the
+/// target; any other signal takes `allow_control`.
 #[derive(Debug, clap::Args)]
 #[command(allow_missing_positional = true)]
 pub(crate) struct Kill {

@@ -22,7 +22,7 @@ const AT_ONCE: usize = 128;
 
 /// Show the sessions on a machine, or on all machines
 ///
-/// Shown are one's own, and those of others that the config lets this machine attend. Exits with 255 when a machine
+/// Shown are one's own, and those of others on machines whose `allow_sessions` or `allow_control` has this machine. Exits with 255 when a machine
 /// could not be asked, so that the list is not whole.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Sessions {

@@ -14,6 +14,8 @@ use crate::session::{self, Pace};
 use crate::{client, duration};
 
 /// Wait until a session is over, and exit as its command did
+///
+/// For another machine's session this machine has to be in `allow_sessions` or `allow_control` of the target.
 #[derive(Debug, clap::Args)]
 #[command(allow_missing_positional = true)]
 pub(crate) struct Wait {

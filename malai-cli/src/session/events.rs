@@ -35,6 +35,8 @@ pub(crate) enum Event<'a> {
         /// How long it was not.
         after_ms: u64,
     },
+    /// The session is another machine's, and this one may only look on.
+    Watching { target: &'a str },
     /// Output that is not kept any more, so that it is not among what follows.
     Missing {
         target: &'a str,
@@ -139,6 +141,7 @@ mod tests {
             line(&Event::Waiting { target: "web01.c" }),
             line(&Event::Lost { target: "web01.c" }),
             line(&Event::Back { target: "web01.c", after_ms: 12_345 }),
+            line(&Event::Watching { target: "web01.c" }),
             line(&Event::Missing { target: "web01.c", bytes: 9 }),
             line(&Event::Left { target: "web01.c", code: 130 }),
             line(&Event::Exit { target: "web01.c", code: 3, record: &record }),
@@ -152,6 +155,7 @@ mod tests {
         {"event":"waiting","target":"web01.c"}
         {"event":"lost","target":"web01.c"}
         {"event":"back","target":"web01.c","after_ms":12345}
+        {"event":"watching","target":"web01.c"}
         {"event":"missing","target":"web01.c","bytes":9}
         {"event":"left","target":"web01.c","code":130}
         {"event":"exit","target":"web01.c","code":3,"status":{"exited":{"code":3}},"ended_by":"self","stdout_bytes":1,"stderr_bytes":2,"duration_ms":4,"output_open":false}

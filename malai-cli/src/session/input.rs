@@ -183,7 +183,15 @@ mod tests {
 
     fn attached(stdin_offset: u64, credit: u64) -> Attached {
         let incarnation = Incarnation::from_bytes([1; 16]);
-        Attached { incarnation, started: None, out_offset: 0, stdin_offset, credit, stdin_closed: false }
+        Attached {
+            incarnation,
+            started: None,
+            out_offset: 0,
+            stdin_offset,
+            credit,
+            stdin_closed: false,
+            watches: false,
+        }
     }
 
     fn input(text: &'static [u8]) -> Input {

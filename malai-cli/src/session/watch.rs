@@ -31,6 +31,9 @@ where
         if gap > 0 {
             self.miss(gap)?;
         }
+        if attached.watches && self.life.is_none() {
+            self.only_watches()?;
+        }
         self.acked = self.acked.max(attached.out_offset);
         let grace = Duration::from_millis(DEFAULT_GRACE_MS);
         self.life.get_or_insert(Life { incarnation: attached.incarnation, grace });
@@ -40,6 +43,17 @@ where
             None => self.reached(Stage::Attached),
         }
         self.back().map(|()| None)
+    }
+
+    /// Tells that the target lets this machine do nothing but look on.
+    fn only_watches(&mut self) -> Result<(), Failure> {
+        let machine = &self.request.target.machine;
+        let text = format!(
+            "this only watches, until somebody does more; to take the session over, this machine has to \
+             be in `allow_control` of [machine.{machine}]"
+        );
+        self.note(&text, &Line::Watching { target: &self.target }.line()?);
+        Ok(())
     }
 
     /// Output that will not come, which is told unless only what is new was asked for.

@@ -241,7 +241,8 @@ impl Peer {
         self.greet();
         let (incarnation, credit) = (started().incarnation, stdin_offset + STDIN_CREDIT);
         let started = Some(started());
-        let attached = Attached { incarnation, started, out_offset, stdin_offset, credit, stdin_closed: false };
+        let attached =
+            Attached { incarnation, started, out_offset, stdin_offset, credit, stdin_closed: false, watches: false };
         self.send(Kind::Attached, &attached);
     }
 

@@ -2,7 +2,7 @@
 
 use serde_bytes::ByteBuf;
 
-use super::{Case, Exec, Grant};
+use super::{Act, Case, Exec, Grant};
 use crate::config::environment::{self, Standing};
 use crate::config::{Allow, Command, Name, Via, is_user, shown};
 use crate::failure::{Failure, Kind};
@@ -30,28 +30,42 @@ impl Case<'_> {
         Ok(Grant { argv, shell: exec.shell, run_as, named, who: self.who.to_string() })
     }
 
-    /// Whether the caller may follow, list or end the sessions of this owner.
+    /// Whether the caller may do this with the sessions of this owner.
     pub(super) fn attend(
         &self,
         caller: &MachineId,
         owner: &MachineId,
+        act: Act,
         steps: &mut Vec<String>,
     ) -> Result<Grant, Failure> {
         if caller == owner {
             steps.push("the session is its own".to_owned());
         } else {
-            let list = self.machine.allow_sessions.as_ref();
-            let Some(via) = list.and_then(|list| self.config.via(list, self.who)) else {
-                let why = format!(
-                    "the session is another machine's, and `{}` is not in `allow_sessions` of [{}]",
-                    self.who,
-                    self.section()
-                );
-                return Err(self.denied(why, &self.section(), &self.allow_line("allow_sessions", list)));
-            };
-            steps.push(format!("`allow_sessions` of [{}] has {}", self.section(), described(&via, self.who)));
+            steps.push(self.others(act)?);
         }
         Ok(Grant { argv: Vec::new(), shell: false, run_as: None, named: None, who: self.who.to_string() })
+    }
+
+    /// Says by which list the caller may do this with sessions of other machines.
+    fn others(&self, act: Act) -> Result<String, Failure> {
+        let (sessions, control) =
+            (("allow_sessions", &self.machine.allow_sessions), ("allow_control", &self.machine.allow_control));
+        // To control a session is to see it, and to be able to end it.
+        let lists = match act {
+            Act::Watch | Act::Kill => vec![sessions, control],
+            Act::Control => vec![control],
+        };
+        for (key, list) in &lists {
+            if let Some(via) = list.as_ref().and_then(|list| self.config.via(list, self.who)) {
+                return Ok(format!("`{key}` of [{}] has {}", self.section(), described(&via, self.who)));
+            }
+        }
+        let keys: Vec<String> = lists.iter().map(|(key, _)| format!("`{key}`")).collect();
+        let (who, section) = (self.who, self.section());
+        let why =
+            format!("the session is another machine's, and `{who}` is not in {} of [{section}]", keys.join(" or "));
+        let (key, list) = if act == Act::Control { control } else { sessions };
+        Err(self.denied(why, &section, &self.allow_line(key, list.as_ref())))
     }
 
     /// The named command that the first word names.

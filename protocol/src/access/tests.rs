@@ -14,7 +14,7 @@ fn text() -> String {
          [machine.caller]\nid52 = \"{}\"\n\
          [machine.web01]\nid52 = \"{}\"\n\
          allow_from = [\"outer\"]\nusername = \"deploy\"\nusers = [\"postgres\"]\naccept_env = [\"DEPLOY_*\"]\n\
-         allow_sessions = [\"outer\"]\n\
+         allow_sessions = [\"outer\"]\nallow_control = [\"outer\"]\n\
          [machine.web01.command.restart]\n\
          command = [\"systemctl\", \"restart\", \"nginx\"]\nallow_from = [\"on-call\"]\nusername = \"root\"\naccept_env = [\"DEPLOY_REF\"]\n\
          [group.outer]\nmembers = [\"inner\"]\n\
@@ -39,8 +39,8 @@ struct Sent {
     shell: bool,
     user: Option<&'static str>,
     env: Vec<String>,
-    /// Not a command: to attend to a session of this owner.
-    owner: Option<MachineId>,
+    /// Not a command: to do this with a session of this owner.
+    attend: Option<(MachineId, Act)>,
 }
 
 impl Sent {
@@ -52,8 +52,8 @@ impl Sent {
         Self { env: names.iter().map(|n| (*n).to_owned()).collect(), ..Self::words(&["id"]) }
     }
 
-    fn attend(owner: u8) -> Self {
-        Self { owner: Some(machine_id(owner)), ..Self::default() }
+    fn attend(owner: u8, act: Act) -> Self {
+        Self { attend: Some((machine_id(owner), act)), ..Self::default() }
     }
 
     fn user(user: &'static str) -> Self {
@@ -61,9 +61,9 @@ impl Sent {
     }
 
     fn request(&self) -> Request<'_> {
-        let Self { words, literal, shell, user, env, owner } = self;
-        if let Some(owner) = owner {
-            return Request::Attend { owner };
+        let Self { words, literal, shell, user, env, attend } = self;
+        if let Some((owner, act)) = attend {
+            return Request::Attend { owner, act: *act };
         }
         Request::Exec(Exec { words, literal: *literal, shell: *shell, user: *user, env_names: env })
     }
@@ -103,7 +103,9 @@ enum Need {
     Username,
     User,
     Variable,
+    /// A list for the sessions of others that has what is asked for.
     Sessions,
+    Control,
 }
 
 /// All that a request needs. A new kind of request does not compile without an answer here.
@@ -121,8 +123,14 @@ fn needs(request: &Request<'_>) -> Vec<Need> {
                 needs.push(Need::Variable);
             }
         }
-        Request::Attend { owner } if **owner == machine_id(CALLER) => {}
-        Request::Attend { .. } => needs.extend([Need::Sessions, Need::Group, Need::NestedGroup]),
+        Request::Attend { owner, .. } if **owner == machine_id(CALLER) => {}
+        Request::Attend { act, .. } => {
+            needs.extend([Need::Group, Need::NestedGroup]);
+            needs.push(match act {
+                Act::Watch | Act::Kill => Need::Sessions,
+                Act::Control => Need::Control,
+            });
+        }
     }
     needs
 }
@@ -137,17 +145,23 @@ fn requests() -> Vec<Sent> {
         Sent::user("postgres"),
         Sent::env(&["DEPLOY_REF", "LANG"]),
         Sent { words: Sent::words(&["restart"]).words, ..Sent::env(&["DEPLOY_REF", "LC_TIME"]) },
-        Sent::attend(CALLER),
-        Sent::attend(1),
+        Sent::attend(CALLER, Act::Watch),
+        Sent::attend(CALLER, Act::Kill),
+        Sent::attend(CALLER, Act::Control),
+        Sent::attend(1, Act::Watch),
+        Sent::attend(1, Act::Kill),
+        Sent::attend(1, Act::Control),
     ]
+}
+
+fn without_lines(text: &str, beginning: &str) -> String {
+    text.lines().filter(|line| !line.starts_with(beginning)).map(|line| format!("{line}\n")).collect()
 }
 
 /// The config without what is needed.
 fn without(need: Need) -> String {
     let text = text();
-    let line = |beginning: &str| -> String {
-        text.lines().filter(|line| !line.starts_with(beginning)).map(|line| format!("{line}\n")).collect()
-    };
+    let line = |beginning: &str| without_lines(&text, beginning);
     match need {
         Need::CallerInConfig => text.replace(&machine_id(CALLER).to_string(), &machine_id(7).to_string()),
         Need::TargetInConfig => text.replace(&machine_id(TARGET).to_string(), &machine_id(7).to_string()),
@@ -160,7 +174,8 @@ fn without(need: Need) -> String {
         Need::Username => line("username"),
         Need::User => line("users"),
         Need::Variable => line("accept_env"),
-        Need::Sessions => line("allow_sessions"),
+        Need::Sessions => without_lines(&line("allow_sessions"), "allow_control"),
+        Need::Control => line("allow_control"),
     }
 }
 
@@ -370,6 +385,10 @@ fn the_line_that_a_refusal_shows_allows_the_request() {
         (text(), Sent::env(&["CI_JOB_ID"])),
         (text(), Sent { words: Sent::words(&["restart"]).words, ..Sent::env(&["CI_JOB_ID"]) }),
         (text().replace("[\"DEPLOY_*\"]", "[\"EDITOR\", \"DEPLOY_*\"]"), Sent::env(&["CI_JOB_ID"])),
+        (without(Need::Sessions), Sent::attend(1, Act::Watch)),
+        (without(Need::Sessions), Sent::attend(1, Act::Kill)),
+        (without(Need::Control), Sent::attend(1, Act::Control)),
+        (text().replace("allow_control = [\"outer\"]", "allow_control = [\"laptop\"]"), Sent::attend(1, Act::Control)),
     ];
     for (text, sent) in table {
         let failure = refused(&text, &sent);
@@ -403,6 +422,41 @@ fn an_explanation_tells_the_way_through_the_groups() {
     let none = without(Need::Username);
     let verdict = explain_elsewhere(&read(&none), &me, &caller, &Sent::words(&["id"]).request());
     assert!(verdict.allowed && verdict.steps[2].contains("a daemon that is root would refuse"), "{verdict:?}");
+}
+
+#[test]
+fn allow_sessions_lets_watch_and_kill_and_only_allow_control_lets_control() {
+    let of = |keys: &[&str]| -> Vec<Act> {
+        let lines: String = keys.iter().map(|key| format!("{key} = [\"outer\"]\n")).collect();
+        let text = without(Need::Sessions).replace("users = ", &format!("{lines}users = "));
+        let acts = [Act::Watch, Act::Kill, Act::Control];
+        acts.into_iter().filter(|act| matches!(decided(&text, &Sent::attend(1, *act)), Decision::Allowed(_))).collect()
+    };
+    assert_eq!(of(&[]), []);
+    assert_eq!(of(&["allow_sessions"]), [Act::Watch, Act::Kill]);
+    assert_eq!(of(&["allow_control"]), [Act::Watch, Act::Kill, Act::Control]);
+    assert_eq!(of(&["allow_sessions", "allow_control"]), [Act::Watch, Act::Kill, Act::Control]);
+    // Neither the right to run commands nor that to open a shell is one to somebody else's session.
+    assert_eq!(of(&["allow_shell"]), []);
+    let failure = refused(&without(Need::Control), &Sent::attend(1, Act::Control));
+    assert_eq!(
+        failure.message,
+        "the session is another machine's, and `caller` is not in `allow_control` of [machine.web01]"
+    );
+    assert_eq!(
+        failure.hint.as_deref(),
+        Some(
+            "in cluster.toml on `laptop`, under [machine.web01]: allow_control = [\"caller\"] - then run `malai rescan` there"
+        )
+    );
+}
+
+#[test]
+fn to_end_a_session_by_signal_is_to_kill_it_and_any_other_signal_is_control() {
+    for signal in (0..=u8::MAX).map(Some).chain([None]) {
+        let kills = matches!(signal, None | Some(9 | 15));
+        assert_eq!(Act::of_kill(signal), if kills { Act::Kill } else { Act::Control }, "{signal:?}");
+    }
 }
 
 /// A session that was granted so.

@@ -42,6 +42,7 @@ fn every_key_of_a_full_config_is_read() {
         r#"allow_from = ["admins", "*"]
 allow_shell = ["admins"]
 allow_sessions = ["laptop"]
+allow_control = ["admins"]
 username = "deploy"
 users = ["postgres"]
 addresses = ["192.0.2.7:4001", "[2001:db8::7]:4001"]

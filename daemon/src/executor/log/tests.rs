@@ -5,7 +5,7 @@ use malai_protocol::id::FollowerId;
 use malai_protocol::plan::Attachment;
 use malai_protocol::session::{OUTPUT_WINDOW, OUTPUT_WINDOW_MAX};
 
-use super::super::followers::{Followers, Verdict};
+use super::super::followers::{Followers, Place, Verdict};
 use super::super::testing::session;
 use super::*;
 
@@ -217,7 +217,7 @@ struct Scene {
 fn attachment(process: usize, number: u32, binding: bool) -> Attachment {
     let session = session(1);
     let follower = Some(FollowerId::from_bytes([u8::try_from(process).expect("small"); 16]));
-    Attachment { session, by: session.caller, follower, number, binding }
+    Attachment { session, by: session.caller, follower, number, binding, watches: false }
 }
 
 impl Scene {
@@ -271,7 +271,7 @@ impl Scene {
             assert!(asked > self.log.sent, "what was sent may be asked for");
             return;
         }
-        let verdict = self.followers.attach(attachment(process, number, binding), take_over);
+        let verdict = self.followers.attach(attachment(process, number, binding), take_over, Place::Taken);
         let wanted = match self.last {
             Some((last, counted, _)) if last == process && number <= counted => Verdict::Stale,
             Some((last, ..)) if last != process && !take_over => Verdict::Taken,

@@ -14,7 +14,7 @@ use malai_protocol::plan;
 use malai_protocol::session::{self, Attached, Started};
 
 use super::super::Shared;
-use super::super::followers::{Followers, Verdict};
+use super::super::followers::{Followers, Place, Verdict};
 use super::super::link::{Link, OUTBOX};
 use super::super::log::Log;
 use super::super::spool::{Reader, Spool};
@@ -129,8 +129,20 @@ impl Following {
     /// The attachment that was waited for is there.
     pub(crate) fn came(&mut self, who: plan::Attachment) {
         // Nobody else came before, or the link would not have waited.
-        self.followers.attach(who, true);
+        self.followers.attach(who, true, Place::Free);
         self.until = None;
+    }
+
+    /// Whether somebody who only watches may come.
+    fn place(&self) -> Place {
+        if self.link.is_open() {
+            Place::Taken
+        } else if self.link.is_gone() && self.detached {
+            // It waits for nobody once its first attachment came, or did not.
+            Place::Free
+        } else {
+            Place::Awaited
+        }
     }
 
     /// Somebody wants to follow. True when that is so from here on; `answer` is told where the output goes on.
@@ -150,8 +162,16 @@ impl Following {
             shared.turn_away(attachment, &never_sent(out_offset));
             return false;
         }
-        match self.followers.attach(who, take_over) {
+        match self.followers.attach(who, take_over, self.place()) {
             Verdict::Follows => {}
+            Verdict::Awaited => {
+                shared.turn_away(attachment, &awaited());
+                return false;
+            }
+            Verdict::Taken if who.watches => {
+                shared.turn_away(attachment, &followed());
+                return false;
+            }
             Verdict::Stale => {
                 tracing::debug!(number = who.number, "an attachment came after a newer one of its process");
                 return false;
@@ -181,12 +201,23 @@ impl Following {
     /// Nobody follows any more.
     pub(crate) fn lost(&mut self) {
         self.link.drop_attachment();
+        self.followers.left();
         self.until = Some(Instant::now() + self.grace);
     }
 
     /// Whether this caller's going ends the session.
     pub(crate) fn is_ended_by(&self, follower: Option<FollowerId>, number: u32) -> bool {
         !self.detached && self.followers.is_ended_by(follower, number)
+    }
+
+    /// Whether the one that follows only watches.
+    pub(crate) fn is_watched(&self) -> bool {
+        self.followers.is_watched()
+    }
+
+    /// Whether another machine than the session's owner follows, or followed last.
+    pub(crate) fn is_anothers(&self) -> bool {
+        self.followers.is_anothers()
     }
 
     /// Whether the follower's signal of this order was not sent yet.
@@ -226,6 +257,19 @@ impl Following {
         let most = if open { (OUTBOX as u64).saturating_sub(waits) } else { u64::MAX };
         usize::try_from(window.min(most)).unwrap_or(usize::MAX)
     }
+}
+
+/// Somebody would watch while the session waits for another one, who is to find its place as it left it.
+fn awaited() -> Failure {
+    let message = "nobody follows this session now, and it waits for its caller to come back";
+    Failure::new(failure::Kind::Conflict, message)
+        .hint("try again later; a machine in `allow_control` of that machine may take the session over")
+}
+
+/// Somebody would watch a session that another one follows.
+fn followed() -> Failure {
+    Failure::new(failure::Kind::Conflict, "another process follows this session already")
+        .hint("try again when it has left; a machine in `allow_control` of that machine may take its place")
 }
 
 /// An attachment asks for output that follows what there is.

@@ -125,6 +125,7 @@ fn early(shared: &Arc<Shared>, plan: &Plan, order: Order, following: &mut Follow
                 stdin_offset: 0,
                 credit: malai_protocol::session::STDIN_CREDIT,
                 stdin_closed: !plan.stdin,
+                watches: false,
             });
         }
         Order::CallerGone { follower, number } => {

@@ -37,6 +37,7 @@ fn record() -> (Outcome, Record) {
         stdin_offset: 0,
         credit: 0,
         stdin_closed: true,
+        watches: false,
     };
     (Outcome::Exit(record.clone()), Record::Exit(attached, record))
 }

@@ -124,7 +124,7 @@ pub(super) fn started() -> Started {
 
 pub(super) fn attached(out_offset: u64, stdin_offset: u64) -> Attached {
     let (incarnation, started, credit) = (incarnation(), Some(started()), stdin_offset + STDIN_CREDIT);
-    Attached { incarnation, started, out_offset, stdin_offset, credit, stdin_closed: false }
+    Attached { incarnation, started, out_offset, stdin_offset, credit, stdin_closed: false, watches: false }
 }
 
 pub(super) fn record(code: u8, stdout_bytes: u64, stderr_bytes: u64) -> ExitRecord {

@@ -149,6 +149,7 @@ impl Target {
             stdin_offset: self.stdin.len() as u64,
             credit: self.taken() + STDIN_CREDIT,
             stdin_closed: self.eof,
+            watches: false,
         };
         let mut frames = vec![Frame::control(Kind::Attached, &attached).unwrap()];
         frames.extend(self.output_from(usize::try_from(out_offset).unwrap()));

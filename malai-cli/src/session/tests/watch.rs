@@ -46,18 +46,39 @@ async fn what_is_kept_is_shown_and_the_record_is_the_end() {
 async fn a_place_is_taken_over_and_the_end_is_asked_for_only_until_the_session_is_followed() {
     let mut lab = Lab::new(watch(true)).await;
     let first: Attach = lab.flight().await.expect(Kind::Attach, "to follow").unwrap();
-    assert!(first.take_over && first.from_end && !first.binding, "{first:?}");
+    assert!(first.take_over && first.or_watch && first.from_end && !first.binding, "{first:?}");
     assert_eq!((first.number, first.out_offset, first.owner, first.follower), (1, 0, Some(owner()), follower()));
     lab.send(Kind::Attached, &attached(100, 0)).await;
     lab.output(Kind::Stdout, b"new").await;
     assert_eq!(lab.expect::<Ack>(Kind::Ack).await, Ack { out_offset: 103 });
     lab.daemon = None;
     let second = lab.attach().await;
-    assert!(!second.take_over && !second.from_end && !second.binding, "{second:?}");
+    assert!(!second.take_over && !second.or_watch && !second.from_end && !second.binding, "{second:?}");
     assert_eq!((second.number, second.out_offset, second.owner), (2, 103, Some(owner())));
     lab.send(Kind::Attached, &attached(103, 0)).await;
     lab.exit(&record(0, 103, 0)).await;
     assert_eq!(ended(lab).await, (record(0, 103, 0), String::new()), "what was before is not missed");
+}
+
+#[tokio::test]
+async fn one_that_may_only_look_on_is_told_so_once_and_leaves_by_an_interrupt() {
+    let mut lab = Lab::new(watch(false)).await;
+    let _first: Attach = lab.flight().await.expect(Kind::Attach, "to follow").unwrap();
+    lab.send(Kind::Attached, &Attached { watches: true, ..attached(0, 0) }).await;
+    lab.output(Kind::Stdout, b"out").await;
+    assert_eq!(lab.expect::<Ack>(Kind::Ack).await, Ack { out_offset: 3 });
+    lab.daemon = None;
+    assert!(!lab.attach().await.take_over);
+    lab.send(Kind::Attached, &Attached { watches: true, ..attached(3, 0) }).await;
+    lab.output(Kind::Stdout, b"put").await;
+    assert_eq!(lab.expect::<Ack>(Kind::Ack).await, Ack { out_offset: 6 });
+    lab.signal(&[INT]).await;
+    assert_eq!(lab.rest().await, [Kind::Goodbye]);
+    let stderr = lab.stderr.clone();
+    assert!(matches!(lab.end().await, Ok(End::Left { signal: INT, followed: true })));
+    let said = String::from_utf8(stderr.bytes()).expect("text");
+    assert_eq!(said.matches("this only watches").count(), 1, "{said}");
+    assert!(said.contains("`allow_control` of [machine.web01]"), "{said}");
 }
 
 #[tokio::test]

@@ -7,7 +7,7 @@ use super::{as_meant, parse, subtable};
 use crate::failure::{Failure, Kind};
 
 /// The lists that may have a machine's name.
-const LISTS: &[&str] = &["allow_from", "allow_shell", "allow_sessions", "members"];
+const LISTS: &[&str] = &["allow_from", "allow_shell", "allow_sessions", "allow_control", "members"];
 
 /// The same text without this machine: neither its section nor its name in any list or group.
 ///
@@ -39,7 +39,8 @@ fn without(mut config: Config, name: &Name) -> Config {
     config.machines.remove(name);
     let mut lists: Vec<&mut Allow> = config.defaults.allow_from.iter_mut().collect();
     for machine in config.machines.values_mut() {
-        lists.extend(machine.allow_from.iter_mut().chain(&mut machine.allow_shell).chain(&mut machine.allow_sessions));
+        lists.extend(machine.allow_from.iter_mut().chain(&mut machine.allow_shell));
+        lists.extend(machine.allow_sessions.iter_mut().chain(&mut machine.allow_control));
         lists.extend(machine.commands.values_mut().filter_map(|command| command.allow_from.as_mut()));
     }
     for list in lists {

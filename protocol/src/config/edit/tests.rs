@@ -124,6 +124,7 @@ fn machines_in_any_form_of_toml_are_edited_or_refused_but_never_mangled() {
 #[test]
 fn a_removed_machine_is_in_no_list_any_more() {
     let lists = "allow_from = [\"web01\", \"laptop\"]\nallow_shell = [\"web01\"]\nallow_sessions = [\"laptop\", \"web01\"]\n\
+                 allow_control = [\"web01\"]\n\
                  [machine.laptop.command.x]\ncommand = [\"web01\"]\nallow_from = [\"web01\"]\n";
     let text = template_of(false, None).replace("\n[group", &format!("{lists}\n[group"));
     // The lists name it before it is there, so both come at once.
