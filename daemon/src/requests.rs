@@ -148,16 +148,10 @@ async fn carry_out(
         Request::ClusterInvite(ask) => invite(context, ask).await,
         Request::ClusterPending { cluster } => pending(context, &cluster).await,
         Request::ClusterApprove(ask) => approve(context, ask).await,
-        Request::ClusterInvites { cluster } => {
-            change(context, move |changes| admin::invites(changes, &cluster, now_ms())).await.map(Response::Invites)
-        }
-        Request::ClusterRevoke { cluster, id } => {
-            change(context, move |changes| admin::revoke(changes, &cluster, &id, now_ms())).await.map(Response::Revoked)
-        }
+        Request::ClusterInvites { cluster } => invites(context, cluster).await,
+        Request::ClusterRevoke { cluster, id } => revoke(context, cluster, id).await,
         Request::ClusterRemove { cluster, machine, revoke_invite } => {
-            let alias = cluster.clone();
-            let remove = move |changes: &Changes| admin::remove(changes, &alias, &machine, revoke_invite, now_ms());
-            changed(context, &cluster, remove).await
+            remove(context, cluster, machine, revoke_invite).await
         }
         Request::Rescan(ask) => {
             let scanned = rescan(context, ask).await?;
@@ -268,6 +262,19 @@ async fn invite(context: &Context, ask: ClusterInvite) -> Result<Response, Failu
         None => admin::join_addresses(&home, &ask.cluster)?,
     };
     change(context, move |changes| admin::invite(changes, &ask, addresses, now_ms())).await.map(Response::Invited)
+}
+
+async fn invites(context: &Context, alias: String) -> Result<Response, Failure> {
+    change(context, move |changes| admin::invites(changes, &alias, now_ms())).await.map(Response::Invites)
+}
+
+async fn revoke(context: &Context, alias: String, id: String) -> Result<Response, Failure> {
+    change(context, move |changes| admin::revoke(changes, &alias, &id, now_ms())).await.map(Response::Revoked)
+}
+
+async fn remove(context: &Arc<Context>, cluster: String, machine: String, revoke: bool) -> Result<Response, Failure> {
+    let alias = cluster.clone();
+    changed(context, &alias, move |changes| admin::remove(changes, &cluster, &machine, revoke, now_ms())).await
 }
 
 async fn pending(context: &Context, alias: &str) -> Result<Response, Failure> {

@@ -195,6 +195,12 @@ impl Config {
         Self::parse(text, Mode::Strict)
     }
 
+    /// Reads the text as [`Config::check`] does, for an edit that is no person's: what an earlier version signed, and this
+    /// one would not let a person write, must not keep a machine in the cluster.
+    fn check_edit(text: &str) -> Result<Self, Vec<Problem>> {
+        Self::parse(text, Mode::Edit).map(|(config, _)| config)
+    }
+
     /// Reads the text as a member does after it has verified the signature: what this version does not understand is
     /// noted, and [`Config::blocked`] tells whom it touches.
     ///

@@ -169,8 +169,11 @@ impl Invites {
                 0 => ("has no invite", self.by_hash.keys().collect()),
                 _ => ("has more than one invite whose id begins with", found),
             };
-            let shown: String = id.chars().take(64).collect();
-            let failure = Failure::new(Kind::UnknownTarget, format!("the cluster {alias} {what} {shown:?}"));
+            // What is no id is not repeated: it may be a token.
+            let is_id = (1..=64).contains(&asked.len()) && asked.bytes().all(|byte| byte.is_ascii_hexdigit());
+            let shown =
+                if is_id { format!("{asked:?}") } else { "that is called so: an id has digits and a-f".to_owned() };
+            let failure = Failure::new(Kind::UnknownTarget, format!("the cluster {alias} {what} {shown}"));
             return Err(failure.hint(ids_hint(alias, &listed)));
         };
         let hash = (*hash).clone();

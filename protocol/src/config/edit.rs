@@ -93,7 +93,7 @@ pub fn template(new: &Template) -> Result<String, Failure> {
 /// [`Kind::Conflict`] when the name or the key is taken, [`Kind::Usage`] when a name, the user or a group cannot be
 /// used, [`Kind::BadConfig`] when the text is not in order.
 pub fn add_machine(text: &str, new: &NewMachine) -> Result<String, Failure> {
-    let config = Config::check(text).map_err(|problems| Problem::failure(&problems, "cluster.toml"))?;
+    let config = Config::check_edit(text).map_err(|problems| Problem::failure(&problems, "cluster.toml"))?;
     addable(&config, new)?;
     let mut document = parse(text)?;
     let machines = subtable(document.as_table_mut(), "machine")?;
@@ -191,7 +191,7 @@ fn user_usable(user: &str) -> Result<(), Failure> {
 
 /// The edited text, if it is in order and means exactly what it was edited for.
 fn as_meant(text: String, meant: &Config) -> Result<String, Failure> {
-    match Config::check(&text) {
+    match Config::check_edit(&text) {
         Ok(config) if config == *meant => Ok(text),
         Ok(_) => Err(not_editable("machine")),
         Err(problems) => Err(Problem::failure(&problems, "the edited config")),

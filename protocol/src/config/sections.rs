@@ -290,15 +290,15 @@ fn accept_env<'w>(walk: &mut Walk<'w>, section: &Section<'w>) -> Option<Vec<Stri
             walk.wrong(section, "accept_env", at, format!("`{pattern}` in `accept_env` {why}"), None);
             continue;
         }
-        // A member does not ask: a name that no machine accepts allows nothing, and an older manager may have signed it.
-        if walk.strict()
+        // Others do not ask: a name that no machine accepts allows nothing, and an earlier version may have signed it.
+        if walk.picky()
             && let Some(why) = environment::in_vain(text)
         {
             let message = format!("`{pattern}` in `accept_env` names variables that no machine accepts: {why}");
             walk.wrong(section, "accept_env", at, message, Some("take it out of the list".into()));
             continue;
         }
-        if walk.strict()
+        if walk.picky()
             && let Some(why) = environment::too_wide(text)
         {
             let message = format!("`{pattern}` in `accept_env` of [{}] {why}", section.path);

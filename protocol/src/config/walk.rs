@@ -14,6 +14,8 @@ use super::{Allow, Name};
 pub(super) enum Mode {
     /// At the manager: everything has to be known and in order.
     Strict,
+    /// At the manager, which adds a machine to a signed text or takes one out: what an earlier version signed stays.
+    Edit,
     /// At a member, which may be older than the manager: what it does not understand is noted.
     Tolerant,
 }
@@ -30,6 +32,9 @@ pub(super) enum Scope {
     /// One machine's.
     Machine(String),
 }
+
+/// In each scope the first key that is not understood.
+pub(super) type Unsupported = BTreeMap<Scope, String>;
 
 /// One table of the config.
 pub(super) struct Section<'w> {
@@ -51,7 +56,7 @@ pub(super) struct Walk<'w> {
     groups: Option<&'w DeTable<'w>>,
     problems: Vec<Problem>,
     warnings: Vec<Problem>,
-    unsupported: BTreeMap<Scope, String>,
+    unsupported: Unsupported,
 }
 
 impl<'w> Walk<'w> {
@@ -63,7 +68,7 @@ impl<'w> Walk<'w> {
     }
 
     /// What was found: problems, or the first key not understood in each scope and the warnings.
-    pub(super) fn finish(self) -> Result<(BTreeMap<Scope, String>, Vec<Problem>), Vec<Problem>> {
+    pub(super) fn finish(self) -> Result<(Unsupported, Vec<Problem>), Vec<Problem>> {
         let (mut problems, mut warnings) = (self.problems, self.warnings);
         if problems.is_empty() {
             warnings.sort();
@@ -75,6 +80,11 @@ impl<'w> Walk<'w> {
 
     /// Whether the text has to be in order throughout.
     pub(super) fn strict(&self) -> bool {
+        self.mode != Mode::Tolerant
+    }
+
+    /// Whether a person waits to hear what hardly means what they wrote.
+    pub(super) fn picky(&self) -> bool {
         self.mode == Mode::Strict
     }
 

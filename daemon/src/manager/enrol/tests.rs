@@ -356,7 +356,11 @@ fn invites_are_listed_with_what_they_promise_and_who_came_by_them() {
     let secret = data_encoding::HEXLOWER.encode(invite.secret.as_slice());
     assert!(id.len() == 8 && !secret.contains(&id) && !invite.to_token().contains(&id));
     redeem(&lab, &invite, machine(), "web03").expect("enrolled");
-    let states = |now| listed(&lab, now).iter().map(|entry| entry.state).collect::<Vec<_>>();
+    let states = |now| {
+        let mut states: Vec<_> = listed(&lab, now).iter().map(|entry| entry.state).collect();
+        states.sort_by_key(|state| *state as u8);
+        states
+    };
     assert_eq!(states(NOW + 4000), [InviteState::UsedUp]);
     assert_eq!(states(NOW + 90_000_000 - 1), [InviteState::UsedUp]);
     assert_eq!(states(NOW + 90_000_000), []);
@@ -410,6 +414,7 @@ fn an_id_may_be_cut_short_while_it_means_one_invite_and_a_wrong_one_shows_those_
     for wrong in ["", "xyz", "malai1abc", &"f".repeat(65)] {
         let refused = lab.manager().revoke_invite(wrong, NOW).expect_err("none");
         assert_eq!(refused.kind, Kind::UnknownTarget, "{wrong}");
+        assert!(wrong.is_empty() || !refused.message.contains(wrong), "{refused}");
         assert!(refused.hint.is_some_and(|hint| hint.contains("malai cluster invites company lists all")));
     }
     let short = (1..=8).map(|n| &ids[0][..n]).find(|s| ids.iter().filter(|id| id.starts_with(s)).count() == 1);
@@ -533,4 +538,24 @@ fn revoked_invites_give_way_to_new_ones_and_free_their_names() {
     assert_eq!(named("web01").expect_err("promised").kind, Kind::Conflict);
     lab.manager().revoke_invite(&id, NOW).expect("revoked");
     named("web01").expect("the name is free");
+}
+
+#[test]
+fn a_list_that_an_earlier_version_signed_keeps_no_machine_in_and_no_newcomer_out() {
+    let lab = Lab::new();
+    lab.manager().enrol(&web01(), NOW + 1).expect("enrolled");
+    let (_, invite) = called(&lab, 2);
+    let old = lab.edited().replace("[defaults]\n", "[defaults]\naccept_env = [\"EDITOR\"]\n");
+    assert_ne!(old, lab.edited());
+    let generation = lab.manager().signed().expect("is signed").header().generation;
+    crate::store::snapshot::save(&lab.dir().snapshot(), &lab.elsewhere(generation + 1, &old)).expect("stored");
+    lab.edit(|_| old.clone());
+    let removed = lab.manager().remove("web01", false, NOW + 2).expect("removed");
+    assert_eq!(removed.warning, None);
+    redeem(&lab, &invite, machine(), "web02").expect("enrolled");
+    assert!(signed(&lab).machine("web01").is_none() && signed(&lab).machine("web02").is_some());
+    assert!(lab.edited().contains("accept_env = [\"EDITOR\"]"));
+    // Whoever edits it next is told.
+    let refused = lab.manager().rescan(&ask(), NOW + 3).expect_err("in vain");
+    assert!(refused.message.contains("`EDITOR` in `accept_env` names variables that no machine accepts"), "{refused}");
 }

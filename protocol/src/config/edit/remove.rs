@@ -15,7 +15,7 @@ const LISTS: &[&str] = &["allow_from", "allow_shell", "allow_sessions", "allow_c
 /// [`Kind::UnknownTarget`] when there is no such machine, [`Kind::Conflict`] when it is the cluster manager,
 /// [`Kind::BadConfig`] when the text is not in order.
 pub fn remove_machine(text: &str, name: &Name) -> Result<String, Failure> {
-    let config = Config::check(text).map_err(|problems| Problem::failure(&problems, "cluster.toml"))?;
+    let config = Config::check_edit(text).map_err(|problems| Problem::failure(&problems, "cluster.toml"))?;
     if !config.machines.contains_key(name) {
         return Err(Failure::new(Kind::UnknownTarget, format!("the config has no machine `{name}`"))
             .hint("`malai status` lists the machines"));
