@@ -245,7 +245,7 @@ async fn strangers_that_say_nothing_keep_nobody_out_that_speaks() -> Result<()> 
     Ok(())
 }
 
-/// Makes an invite for so many machines; returns its id and its secret.
+/// Makes an invite with this number of uses; returns its id and its secret.
 async fn invited(laptop: &Machine, uses: u32) -> Result<(String, ByteArray<32>)> {
     let ask = ClusterInvite {
         cluster: "c".into(),

@@ -347,7 +347,7 @@ fn remove_says_that_the_invite_lets_others_in_and_how_it_is_ended() {
     malai: company: generation 12
     malai: company: held by laptop
     malai: web01 came by the invite 1a2b3c4d, which has 4 uses left until 2026-01-01T00:00:00Z
-    malai: hint: whoever has its token can come back; to end it: malai cluster revoke company 1a2b3c4d
+    malai: hint: a holder of its token can come back; to end it: malai cluster revoke company 1a2b3c4d
     ");
     let words = ["cluster", "remove", "company", "web01", "--revoke-invite"];
     let (request, ended) = ask(&words, &[changed(vec![came(true)])]);

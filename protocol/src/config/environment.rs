@@ -50,7 +50,7 @@ pub(crate) fn matches(pattern: &str, name: &str) -> bool {
     }
 }
 
-/// Returns the list that counts: a named command takes nothing but what its own list has, since whoever may run it
+/// Returns the list that counts: a named command takes nothing but what its own list has, since a caller that may run it
 /// alone must not shape it by a list that was written for others.
 pub(crate) fn accepted<'c>(
     command: Option<&'c Command>,

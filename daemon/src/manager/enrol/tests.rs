@@ -329,7 +329,7 @@ fn an_approved_machine_is_named_by_the_administrator_or_by_its_host() {
     assert_eq!(approve(machine(), None, Some("web01")).expect_err("taken").kind, Kind::Conflict);
 }
 
-/// The id of an invite and the invite, with so many uses.
+/// Makes an invite with this number of uses; returns its id too.
 fn called(lab: &Lab, uses: u32) -> (String, Invite) {
     lab.manager().invite(&invitation(None, uses), Vec::new(), NOW).expect("invited")
 }
@@ -379,7 +379,7 @@ fn a_renamed_machine_is_listed_by_its_name_in_the_config() {
 }
 
 #[test]
-fn a_revoked_invite_is_refused_as_a_wrong_one_is_by_whoever_shows_it() {
+fn a_revoked_invite_is_refused_as_a_wrong_one_is() {
     let lab = Lab::new();
     let (id, invite) = called(&lab, 5);
     let key = machine();
@@ -430,7 +430,7 @@ fn a_removal_tells_of_the_open_invite_by_which_the_machine_came() {
     let removed = lab.manager().remove("web01", false, NOW + 2000).expect("removed");
     let came = CameBy { id, uses_left: 2, expires_ms: invite.expires_ms, revoked: false };
     assert_eq!(removed.invites, [came]);
-    // What it is told of: a new key comes back by it.
+    // What that warns of: a new key comes back by it.
     redeem(&lab, &invite, machine(), "web01").expect("enrolled again");
     redeem(&lab, &invite, machine(), "web02").expect("enrolled");
     assert_eq!(lab.manager().remove("web01", false, NOW + 2000).expect("removed").invites, [], "it is used up");
@@ -555,7 +555,7 @@ fn a_list_that_an_earlier_version_signed_keeps_no_machine_in_and_no_newcomer_out
     redeem(&lab, &invite, machine(), "web02").expect("enrolled");
     assert!(signed(&lab).machine("web01").is_none() && signed(&lab).machine("web02").is_some());
     assert!(lab.edited().contains("accept_env = [\"EDITOR\"]"));
-    // Whoever edits it next is told.
+    // The next edit by a person is refused.
     let refused = lab.manager().rescan(&ask(), NOW + 3).expect_err("in vain");
     assert!(refused.message.contains("`EDITOR` in `accept_env` names variables that no machine accepts"), "{refused}");
 }

@@ -10,7 +10,7 @@ use crate::timestamp;
 /// Take a machine out of a cluster
 ///
 /// From then on it can run nothing, and nothing is run on it. It says so when the invite by which the machine came still
-/// lets others in: whoever has its token could come back with another key.
+/// lets others in: a holder of its token could come back with another key.
 #[derive(Debug, clap::Args)]
 pub(super) struct Remove {
     /// The cluster's alias
@@ -46,5 +46,5 @@ fn tell(out: Output, cluster: &str, machine: &str, invite: &CameBy) {
     let uses = if *uses_left == 1 { "use" } else { "uses" };
     let until = timestamp::utc(*expires_ms);
     out.note(&format!("{machine} came by the invite {id}, which has {uses_left} {uses} left until {until}"));
-    out.hint(&format!("whoever has its token can come back; to end it: malai cluster revoke {cluster} {id}"));
+    out.hint(&format!("a holder of its token can come back; to end it: malai cluster revoke {cluster} {id}"));
 }
