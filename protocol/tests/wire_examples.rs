@@ -216,6 +216,9 @@ fn session_from_the_caller(examples: &mut Examples) {
         or_watch: false,
     };
     examples.control("attach", Kind::Attach, &attach);
+    let owner = MachineId::from_bytes(key(1).verifying_key().to_bytes()).expect("a key");
+    let other = Attach { owner: Some(owner), number: 1, out_offset: 0, binding: false, take_over: true, ..attach };
+    examples.control("attach-other", Kind::Attach, &Attach { or_watch: true, ..other });
     examples.data("stdin", Kind::Stdin, b"hi\n");
     examples.empty("stdin-eof", Kind::StdinEof);
     examples.control("signal", Kind::Signal, &Signal { number: 15, order: 0 });
@@ -264,6 +267,8 @@ fn session_from_the_target(examples: &mut Examples) {
         watches: false,
     };
     examples.control("attached", Kind::Attached, &attached);
+    let watching = Attached { started: None, out_offset: 0, stdin_closed: true, watches: true, ..attached.clone() };
+    examples.control("attached-watches", Kind::Attached, &watching);
     let web01 = MachineId::from_bytes(key(2).verifying_key().to_bytes()).expect("a key");
     examples.control("superseded", Kind::Superseded, &Superseded { by: web01, follower: follower() });
     examples.control("sent", Kind::Sent, &Sent { met: Some(attached.incarnation), reached: None });

@@ -4,6 +4,7 @@ use anyhow::{Context, Result, bail, ensure};
 use bytes::Bytes;
 use futures_util::SinkExt;
 use iroh::endpoint::Connection;
+use malai_daemon::store::keys::MachineKey;
 use malai_protocol::audit::{Entry, Event};
 use malai_protocol::codec::{Frame, Kind};
 use malai_protocol::failure::{Failure, Kind as FailureKind};
@@ -395,6 +396,28 @@ async fn a_withdrawn_grant_ends_watching_and_waiting_too() -> Result<()> {
     let record: ExitRecord = next(&mut own).await?.expect(Kind::Exit, "Exit")?;
     ensure!(record.ended_by == EndedBy::Itself, "{record:?}");
     scene.web01.end().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_machine_that_left_the_config_is_at_no_session_any_more() -> Result<()> {
+    let (scene, friend, guest) = scene(CONTROL).await?;
+    let spec = followed(&["cat"]);
+    let _owner = begin(&scene, &friend, &spec).await?;
+    let (mut wire, _) = attached(&guest, &scene, &Attach { take_over: true, ..theirs(&scene, spec.id) }).await?;
+    types(&mut wire, "one\n").await?;
+    reads(&mut wire, "one\n").await?;
+    let another = MachineKey::generate()?.id().to_string();
+    scene.publish(&allowing(&scene, CONTROL).replace(&scene.guest.id.to_string(), &another)).await?;
+    drop(types(&mut wire, "late\n").await);
+    let failure = refused(&mut wire).await?;
+    ensure!(failure.kind == FailureKind::NotAMember, "{failure}");
+    let (mut wire, _) = attached_own(&scene, &friend, spec.id).await?;
+    types(&mut wire, "two\n").await?;
+    wire.send(Frame::empty(Kind::StdinEof)).await?;
+    let record = follow(wire).await?.end.expect("a record");
+    ensure!(record.stdout_bytes == 8 && record.ended_by == EndedBy::Itself, "{record:?}");
+    scene.web01.stop().await?;
+    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]
