@@ -151,7 +151,7 @@ pub(super) async fn attend(
     Err(refuse(membership, caller, session, failure, doing))
 }
 
-/// Writes down that this was refused, and returns what the caller is told.
+/// Writes down that this was refused, and returns what the caller is to hear.
 pub(super) fn refuse(
     membership: &Arc<Membership>,
     caller: MachineId,

@@ -74,7 +74,7 @@ pub(super) fn note(
     signal: Option<u8>,
 ) -> Result<(), Failure> {
     let line = Entry { signal, ..about(membership, caller, session, event) };
-    // Nobody may push the rest of the audit out by what it may do with others' sessions, either.
+    // No machine pushes the rest of the audit out by what it may do with others' sessions, either.
     if let Verdict::LeaveOut(at) = membership.refusals.ask(caller, Instant::now()) {
         membership.counters.sessions_refused.one();
         if let Some(at) = at {
@@ -146,7 +146,7 @@ impl Visit {
         }
     }
 
-    /// Waits until it is not allowed any more; returns what the caller is told, which is in the audit.
+    /// Waits until it is not allowed any more; returns what the caller is to hear, which is in the audit.
     async fn withdrawn(&self, doing: &str) -> Failure {
         let mut snapshots = self.membership.watch();
         loop {
@@ -162,7 +162,7 @@ impl Visit {
         }
     }
 
-    /// Writes down that this was refused, and returns what the caller is told.
+    /// Writes down that this was refused, and returns what the caller is to hear.
     fn refuse(&self, failure: Failure, doing: &str) -> Failure {
         refuse(&self.membership, self.caller, self.session, failure, doing)
     }
@@ -298,7 +298,7 @@ impl Visit {
     }
 }
 
-/// What the caller is told first: that it only watches, where it does.
+/// What the caller hears first: that it only watches, where it does.
 fn introduced(frame: Frame, watches: bool) -> anyhow::Result<Frame> {
     if frame.kind != Kind::Attached || !watches {
         return Ok(frame);

@@ -209,7 +209,7 @@ async fn ask<T: serde::Serialize>(scene: &Scene, conn: &Connection, kind: FrameK
     next(&mut wire).await
 }
 
-/// There is no such session, as one is told that may know.
+/// There is no such session, and who may know hears so.
 fn known(answer: &Frame) -> Result<Option<Kind>> {
     Ok(Some(refused(answer)?).filter(|kind| *kind != Kind::Unknown))
 }
