@@ -16,6 +16,7 @@ use tokio_util::task::TaskTracker;
 use crate::clock::now_ms;
 use crate::join::desk::Desk;
 use crate::join::knock::Waiting;
+use crate::machine::live::LiveTable;
 use crate::manager::Manager;
 use crate::membership::{Held, Membership, Parts, sync, tell};
 use crate::net::endpoint::{self, Finding, bound_port};
@@ -207,19 +208,28 @@ impl Clusters {
             Some(Cluster::Ready(served)) => Some(served.membership.cluster),
             _ => None,
         };
-        for table in self.shared.executor.tables().all() {
-            // One that does not work is known by what its sessions say.
-            if served.map_or_else(|| table.is_of(alias), |cluster| table.cluster() == cluster) {
-                table.revoke_all(&self.shared).await;
-                if !table.all_over(REVOKED_ENDS_WAIT).await {
-                    tracing::error!(cluster = alias, "is left before all of its sessions have ended");
-                }
-            }
-        }
+        // One that does not work is known by what its sessions say.
+        let is_its = |table: &Arc<LiveTable>| match served {
+            Some(cluster) => table.cluster() == cluster,
+            None => table.is_of(alias),
+        };
+        let tables: Vec<_> = self.shared.executor.tables().all().into_iter().filter(is_its).collect();
+        self.end_sessions(alias, &tables).await;
         let _changing = self.changing.write().await;
         let known = self.lock().remove(alias);
         self.newest.lock().unwrap_or_else(PoisonError::into_inner).remove(alias);
         stop(known).await;
+        // It may have been taken in anew meanwhile, and have let some in; now nothing brings any more.
+        self.end_sessions(alias, &tables).await;
+    }
+
+    async fn end_sessions(&self, alias: &str, tables: &[Arc<LiveTable>]) {
+        for table in tables {
+            table.revoke_all(&self.shared).await;
+            if !table.all_over(REVOKED_ENDS_WAIT).await {
+                tracing::error!(cluster = alias, "is left before all of its sessions have ended");
+            }
+        }
     }
 
     /// For a daemon that starts: decides the sessions anew that an earlier one left, all of them, and ends those that

@@ -27,6 +27,7 @@ use crate::net::endpoint::own_addresses;
 use crate::ping;
 use crate::spread::spread;
 use crate::status;
+use crate::store;
 use crate::store::lock::Changes;
 
 /// How long a stop waits, when all sessions have ended, until that is written down.
@@ -375,7 +376,8 @@ async fn machine_leave(context: &Context, alias: String, force: bool) -> Result<
         match left {
             // It may have been taken in anew meanwhile, for a change of its `[network]`.
             Ok(()) => clusters.unload(&alias).await,
-            Err(_) => clusters.load(&alias).await,
+            Err(_) if store::clusters::exists(&clusters.shared().home, &alias) => clusters.load(&alias).await,
+            Err(_) => {}
         }
         left.map(|()| Response::Done)
     };

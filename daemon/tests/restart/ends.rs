@@ -420,6 +420,19 @@ pub(crate) async fn requests_that_come_while_the_daemon_is_replaced_have_one_end
     stop_and_check(scene, &words[1]).await
 }
 
+pub(crate) async fn of_two_who_leave_a_cluster_at_once_one_is_told_that_there_is_none_and_none_is_there() -> Result<()>
+{
+    let scene = scene().await?;
+    let (one, other) = futures_util::try_join!(scene.web01.ask(leave()), scene.web01.ask(leave()))?;
+    let has_left = |answer: &Response| matches!(answer, Response::Done);
+    ensure!(has_left(&one) != has_left(&other), "{one:?}, {other:?}");
+    let refused = if has_left(&one) { other } else { one };
+    let Response::Failed(failure) = refused else { bail!("{refused:?}") };
+    ensure!(failure.kind == FailureKind::NotConfigured, "{failure}");
+    ensure!(scene.web01.status().await?.clusters.is_empty(), "a cluster that was left is shown");
+    scene.web01.end().await
+}
+
 pub(crate) async fn a_broken_cluster_that_is_left_leaves_no_session() -> Result<()> {
     let mut scene = scene().await?;
     let conn = scene.friend.dial(&scene.web01).await?;

@@ -71,6 +71,7 @@ fn main() -> ExitCode {
         requests_that_come_while_the_cluster_is_left_leave_no_command_and_no_start_without_its_end
         requests_that_come_while_the_executor_is_killed_have_one_end_each
         requests_that_come_while_the_daemon_is_replaced_have_one_end_each
+        of_two_who_leave_a_cluster_at_once_one_is_told_that_there_is_none_and_none_is_there
         a_broken_cluster_that_is_left_leaves_no_session
         a_cluster_that_is_left_beside_an_agent_leaves_no_session_there
         an_executor_that_is_killed_while_the_daemon_stops_leaves_no_start_without_its_end
