@@ -195,9 +195,10 @@ mod tests {
             prop_assert_eq!(found.written.contains(&asked), open.remove(&asked) == Some(false));
             open.remove(&live);
             let mut expected: Vec<_> =
-                open.into_iter().filter_map(|(name, open)| open.then(|| name.id.to_string())).collect();
+                open.into_iter().filter(|(_, open)| *open).map(|(name, _)| name.id.to_string()).collect();
             let mut starts: Vec<_> = found.starts.into_iter().map(|start| start.session).collect();
-            (expected.sort(), starts.sort());
+            expected.sort();
+            starts.sort();
             prop_assert_eq!(starts, expected);
         }
     }

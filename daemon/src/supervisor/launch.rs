@@ -103,16 +103,24 @@ async fn part(reader: &mut FramedRead<ReadHalf<Connection>, FrameCodec>) -> Resu
 
 /// Connects to the executor of this socket, if one runs.
 pub(super) async fn find(socket: &Path) -> Result<Option<Opened>, Failure> {
-    match UnixStream::connect(socket).await {
-        Ok(stream) => {
-            let pid = pid_of(&stream);
-            open(Box::new(stream), pid).await.map(Some)
+    let until = Instant::now() + ANSWER;
+    loop {
+        match UnixStream::connect(socket).await {
+            Ok(stream) => {
+                let pid = pid_of(&stream);
+                match open(Box::new(stream), pid).await {
+                    // One that is about to end closes what it was sent.
+                    Err(failure) if failure.kind == failure::Kind::Internal && Instant::now() < until => {}
+                    result => return result.map(Some),
+                }
+            }
+            Err(error) if is_none_there(&error) => return Ok(None),
+            Err(error) => {
+                let text = format!("cannot connect to {}: {error}", socket.display());
+                return Err(Failure::new(failure::Kind::Internal, text).hint("check who may use that socket: `ls -l`"));
+            }
         }
-        Err(error) if is_none_there(&error) => Ok(None),
-        Err(error) => {
-            let text = format!("cannot connect to {}: {error}", socket.display());
-            Err(Failure::new(failure::Kind::Internal, text).hint("check who may use that socket: `ls -l`"))
-        }
+        sleep(PAUSE).await;
     }
 }
 
