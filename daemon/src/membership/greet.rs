@@ -120,8 +120,8 @@ pub(crate) fn parted(membership: &Membership, conn: &PeerConn) {
     let (held, alias) = (membership.held(), &membership.alias);
     let manager = &held.config.cluster.manager;
     let text = format!(
-        "the cluster manager {manager} says that this machine is not in the config: it was removed. `malai machine leave \
-         {alias}` here, or to bring it back, on {manager}: `malai cluster invite {alias}`"
+        "the cluster manager {manager} does not have this machine in its config: it was removed. Here: `malai machine leave \
+         {alias}`; to bring it back, on {manager}: `malai cluster invite {alias}`"
     );
     membership.raise(AlarmCause::Removed, text);
 }

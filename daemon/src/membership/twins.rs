@@ -25,7 +25,7 @@ pub(super) fn alarms(membership: &Membership) -> Vec<(String, String)> {
 
 /// Refuses a request for a key that two machines hold: which of them would act cannot be known.
 pub(crate) fn refusal(membership: &Membership, id: MachineId) -> Option<Failure> {
-    let both = membership.pool.twins(id)?;
+    let both = membership.pool.ambiguous(id)?;
     let (name, alias) = (name(membership, &id), &membership.alias);
     let message = format!(
         "two machines hold the key of {name}.{alias}, {}: which of them would act cannot be known, and nothing was sent",
@@ -68,7 +68,7 @@ pub(super) fn told(membership: &Membership, conn: &PeerConn, twin: Option<&str>)
 fn alarm(membership: &Membership, id: &MachineId, both: &[Life; 2]) -> String {
     let name = name(membership, id);
     format!(
-        "two machines hold the key of {name}, {}: commands to it are refused; {}",
+        "two machines hold the key of {name}, {}: commands to it are refused while both are there; {}",
         places(both),
         advice(&membership.alias, &name)
     )

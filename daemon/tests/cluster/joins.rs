@@ -1,5 +1,7 @@
 //! Newcomers that come at once: each becomes a machine, and none undoes another.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result, bail, ensure};
 use futures_util::future::try_join_all;
 use malai_protocol::invite::Invite;
@@ -11,6 +13,8 @@ use crate::support::Machine;
 use crate::support::peer::{self, Peer};
 
 const NEWCOMERS: u32 = 50;
+/// All of them have had their turn within this time.
+const TURNS: Duration = Duration::from_secs(180);
 
 /// Makes an invite that gives each newcomer its host's name.
 async fn invite(laptop: &Machine, uses: u32) -> Result<Invite> {
@@ -22,28 +26,27 @@ async fn invite(laptop: &Machine, uses: u32) -> Result<Invite> {
     }
 }
 
-/// Has fifty newcomers redeem at once, each the next of these invites.
-async fn all_become_members(laptop: &Machine, invites: &[Invite]) -> Result<()> {
+/// Has all newcomers redeem at once, each the next of these invites, and each meet the manager as a machine.
+async fn all_become_members(laptop: &Machine, newcomers: &[Peer], invites: &[Invite]) -> Result<()> {
     let desk = &laptop.desk().await?;
-    let newcomers = try_join_all(invites.iter().map(|invite| async move {
-        let peer = Peer::new().await?;
+    let redeeming = newcomers.iter().zip(invites).map(|(peer, invite)| async move {
         let conn = peer.endpoint.connect(desk.clone(), JOIN_ALPN).await?;
-        anyhow::Ok((peer, conn, invite))
-    }))
-    .await?;
-    let redeeming = newcomers.iter().map(|(peer, conn, invite)| async move {
-        let snapshot = peer::redeem(conn, invite, "web").await?;
+        // One after the other, on a machine that may be busy.
+        let snapshot = peer::redeem_within(TURNS, &conn, invite, "web").await?;
         ensure!(snapshot.text().contains(&peer.id.to_string()), "the answer does not have the one that asked");
-        Ok(snapshot.header().generation)
+        conn.close(0u32.into(), b"");
+        anyhow::Ok(snapshot.header().generation)
     });
     let newest = try_join_all(redeeming).await?.into_iter().max().context("newcomers")?;
     ensure!(laptop.cluster().await?.generation == Some(newest), "an older config is held than was handed out");
-    try_join_all(newcomers.iter().map(|(peer, _, invite)| async move {
+    try_join_all(newcomers.iter().zip(invites).map(|(peer, invite)| async move {
         let conn = peer.dial(laptop).await?;
         let (_control, hello) = peer::greet(&conn, None).await?;
         let held = hello.header.context("a config")?.verify(&invite.cluster)?.generation;
         ensure!(held == newest, "generation {held} is told, and {newest} was handed out");
-        peer::ping(&conn).await
+        peer::ping(&conn).await?;
+        conn.close(0u32.into(), b"");
+        Ok(())
     }))
     .await?;
     Ok(())
@@ -51,6 +54,7 @@ async fn all_become_members(laptop: &Machine, invites: &[Invite]) -> Result<()> 
 
 #[tokio::test(flavor = "multi_thread")]
 async fn fifty_that_redeem_invites_at_once_are_all_members_twenty_times_in_a_row() -> Result<()> {
+    let newcomers = try_join_all((0..NEWCOMERS).map(|_| Peer::new())).await?;
     let mut stopping = JoinSet::new();
     for round in 0..20 {
         let laptop = Machine::start().await?;
@@ -58,10 +62,13 @@ async fn fifty_that_redeem_invites_at_once_are_all_members_twenty_times_in_a_row
         let invites = if round % 2 == 0 {
             vec![invite(&laptop, NEWCOMERS).await?; NEWCOMERS as usize]
         } else {
-            try_join_all((0..NEWCOMERS).map(|_| invite(&laptop, 1))).await?
+            let mut invites = Vec::new();
+            for _ in 0..NEWCOMERS {
+                invites.push(invite(&laptop, 1).await?);
+            }
+            invites
         };
-        all_become_members(&laptop, &invites).await.with_context(|| format!("round {round}"))?;
-        // It waits for newcomers that are gone without a word, and nothing waits for it.
+        all_become_members(&laptop, &newcomers, &invites).await.with_context(|| format!("round {round}"))?;
         stopping.spawn(laptop.finish());
     }
     while let Some(stopped) = stopping.join_next().await {

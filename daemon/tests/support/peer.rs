@@ -1,6 +1,7 @@
 //! A machine of a test that is no daemon: it has a key, and speaks the wire by hand, well or badly.
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use ciborium::Value;
@@ -9,6 +10,7 @@ use iroh::endpoint::{Connection, ConnectionError, ReadError, RecvStream, SendStr
 use iroh::{Endpoint, EndpointAddr, EndpointId, SecretKey, TransportAddr};
 use malai_daemon::store::keys::MachineKey;
 use malai_protocol::codec::{Frame, FrameCodec, Kind};
+use malai_protocol::failure::Failure;
 use malai_protocol::id::{ClusterId, MachineId};
 use malai_protocol::invite::Invite;
 use malai_protocol::peer::{ALPN, Announce, Close, Gone, Hello, JOIN_ALPN, Open, Redeem, VERSION};
@@ -92,10 +94,24 @@ impl Peer {
 
 /// Redeems an invite over a connection to the desk, and returns the snapshot that is the answer.
 pub(crate) async fn redeem(desk: &Connection, invite: &Invite, hostname: &str) -> Result<Snapshot> {
+    redeem_within(SOON, desk, invite, hostname).await
+}
+
+/// The same, where many others may be before it.
+pub(crate) async fn redeem_within(
+    limit: Duration,
+    desk: &Connection,
+    invite: &Invite,
+    hostname: &str,
+) -> Result<Snapshot> {
     let mut wire = open(desk).await?;
     let redeem = Redeem { version: VERSION, secret: invite.secret, hostname: hostname.into() };
     send(&mut wire, Kind::Redeem, &redeem).await?;
-    let _where: Announce = next(&mut wire).await?.expect(Kind::Announce, "Announce")?;
+    let first = timeout(limit, wire.next()).await.context("no answer came")?.context("the stream ended")??;
+    if first.kind == Kind::Refused {
+        bail!("refused: {}", first.decode::<Failure>()?);
+    }
+    let _where: Announce = first.expect(Kind::Announce, "Announce")?;
     let signed: Signed = next(&mut wire).await?.expect(Kind::Snapshot, "Snapshot")?;
     Ok(signed.verify(&invite.cluster)?)
 }

@@ -32,6 +32,7 @@ mod signals;
 mod spread;
 mod status;
 mod streams;
+mod twins;
 mod vanishing;
 mod ways;
 mod weather;
@@ -50,6 +51,7 @@ fn main() -> ExitCode {
         vanishing::trials(),
         access::trials(),
         audit::trials(),
+        twins::trials(),
         publish::trials(),
         spread::trials(),
         agent::trials(),

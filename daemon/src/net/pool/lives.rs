@@ -14,6 +14,10 @@ const REMEMBERED_LIVES: usize = 16;
 /// Two machines are taken to hold a key for so long after that was seen last, and while both are connected.
 const TWIN_MEMORY_TIME: Duration = Duration::from_secs(3600);
 
+/// Requests for such a key are refused for so long after it was seen last, and while both are connected: one that was told
+/// to leave keeps nobody from using the other for longer.
+const TWIN_REFUSAL_TIME: Duration = Duration::from_secs(300);
+
 /// A life of a machine's daemon.
 #[derive(Debug, Clone)]
 pub(crate) struct Life {
@@ -60,8 +64,13 @@ impl Lives {
     /// The two that were met last, by their addresses, where two machines hold the key. `connected` are the lives that are
     /// connected now.
     pub(super) fn twins(&self, connected: &HashSet<Incarnation>) -> Option<[Life; 2]> {
+        self.twins_within(TWIN_MEMORY_TIME, connected)
+    }
+
+    /// The same, where that was seen within this time or both are connected.
+    fn twins_within(&self, time: Duration, connected: &HashSet<Incarnation>) -> Option<[Life; 2]> {
         let came_back = self.came_back?;
-        if came_back.elapsed() >= TWIN_MEMORY_TIME && connected.len() < 2 {
+        if came_back.elapsed() >= time && connected.len() < 2 {
             return None;
         }
         let [.., one, other] = &self.met[..] else { return None };
@@ -80,6 +89,13 @@ impl Pool {
     /// Where two machines hold this key: the two that were met last.
     pub(crate) fn twins(&self, id: MachineId) -> Option<[Life; 2]> {
         self.lock().get(&id)?.twins()
+    }
+
+    /// The same, where it cannot be told which of both a request would meet.
+    pub(crate) fn ambiguous(&self, id: MachineId) -> Option<[Life; 2]> {
+        let peers = self.lock();
+        let peer = peers.get(&id)?;
+        peer.lives.twins_within(TWIN_REFUSAL_TIME, &peer.connected())
     }
 
     /// Every key that two machines hold.
@@ -106,8 +122,13 @@ impl Pool {
 
 impl super::Peer {
     fn twins(&self) -> Option<[Life; 2]> {
+        self.lives.twins(&self.connected())
+    }
+
+    /// The lives that are connected.
+    fn connected(&self) -> HashSet<Incarnation> {
         let open = self.conns.iter().filter(|conn| conn.conn.close_reason().is_none());
-        self.lives.twins(&open.filter_map(|conn| conn.boot.get().copied()).collect())
+        open.filter_map(|conn| conn.boot.get().copied()).collect()
     }
 
     /// Whether two machines hold its key.
@@ -162,6 +183,19 @@ mod tests {
         assert!(lives.twins(&NOBODY()).is_none());
         assert!(lives.twins(&HashSet::from([boot(1)])).is_none());
         assert!(lives.twins(&HashSet::from([boot(1), boot(2)])).is_some());
+    }
+
+    #[test]
+    fn requests_are_refused_for_five_minutes_after_one_of_both_has_left() {
+        let mut lives = met(&[(1, 1), (2, 2), (1, 3)]);
+        let refused = |lives: &Lives, connected: &HashSet<Incarnation>| {
+            lives.twins_within(TWIN_REFUSAL_TIME, connected).is_some()
+        };
+        assert!(refused(&lives, &NOBODY()));
+        lives.came_back = Instant::now().checked_sub(TWIN_REFUSAL_TIME);
+        assert!(!refused(&lives, &HashSet::from([boot(1)])));
+        assert!(refused(&lives, &HashSet::from([boot(1), boot(2)])));
+        assert!(lives.twins(&HashSet::from([boot(1)])).is_some(), "it is an alarm for longer");
     }
 
     #[test]
