@@ -135,7 +135,7 @@ impl<'c> Manager<'c> {
             let message = "the highest possible generation is signed: this cluster can never be changed again";
             return Err(Failure::new(Kind::Conflict, message).hint("make a new cluster, and find out who signed that"));
         }
-        let held = snapshot::load(&self.dir.snapshot(), &self.id())?;
+        let held = clusters::place(&self.dir).load(&self.id())?.newest;
         if held.as_ref().map(Snapshot::header) != self.signed.as_ref().map(Snapshot::header) {
             let message = format!("the snapshot of {} was changed by somebody else meanwhile", self.alias);
             return Err(Failure::new(Kind::Conflict, message).hint("repeat the command"));

@@ -11,7 +11,7 @@ use malai_protocol::failure::Failure;
 use malai_protocol::home::Home;
 use malai_protocol::snapshot::Header;
 use tokio::sync::watch;
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use super::alarms::AlarmCause;
@@ -96,7 +96,8 @@ impl Keeper {
         loop {
             changes.mark_unchanged();
             if let Some(held) = newest() {
-                self.keep(held).await.tell(&tell);
+                let Some(kept) = self.keep_in_time(held, &cancel).await else { return };
+                kept.tell(&tell);
             }
             let settled = newest().is_none_or(|held| self.prepared && self.has(&held));
             tokio::select! {
@@ -108,10 +109,25 @@ impl Keeper {
                 () = sleep(spread(pause)), if !settled => pause = (pause * 2).min(STORE_RETRY_MAX_INTERVAL),
             }
         }
-        if let Some(held) = newest().filter(|held| !self.has(held)) {
-            match timeout(LAST_STORE_TIMEOUT, self.keep(held)).await {
-                Ok(kept) => kept.tell(&tell),
-                Err(_) => tracing::error!("{} was not stored in time", self.place.file.display()),
+        if let Some(held) = newest().filter(|held| !self.has(held))
+            && let Some(kept) = self.keep_in_time(held, &cancel).await
+        {
+            kept.tell(&tell);
+        }
+    }
+
+    /// Tries once; `None` when the disk hangs, and this process is about to end.
+    async fn keep_in_time(&mut self, held: Arc<Held>, cancel: &CancellationToken) -> Option<Kept> {
+        let path = self.place.file.display().to_string();
+        let too_late = async {
+            cancel.cancelled().await;
+            sleep(LAST_STORE_TIMEOUT).await;
+        };
+        tokio::select! {
+            kept = self.keep(held) => Some(kept),
+            () = too_late => {
+                tracing::error!("{path} was not stored in time");
+                None
             }
         }
     }

@@ -14,6 +14,8 @@ const HOME: &str = "/root/malai-home";
 pub(crate) fn trials() -> Vec<Trial> {
     trials![
         a_withdrawal_on_a_full_disk_holds_at_once_and_after_a_restart_and_is_stored_with_room_again,
+        a_withdrawal_holds_over_a_daemon_that_is_killed_on_a_full_disk,
+        without_a_reserve_a_withdrawal_on_a_full_disk_holds_as_long_as_the_daemon_lives,
         a_full_disk_is_told_by_the_doctor_and_a_daemon_starts_on_it,
     ]
 }
@@ -77,22 +79,65 @@ fn a_withdrawal_on_a_full_disk_holds_at_once_and_after_a_restart_and_is_stored_w
     let found = finding(&web01, "cannot be stored")?.context("the doctor does not see it")?;
     ensure!(found["level"] == "broken" && text(&found, "/mend")?.contains("df -h"), "{found}");
 
-    stop(&web01)?;
-    start(&web01)?;
-    company.linked(&web01)?;
-    told(company.run(laptop, &web01, &["hostname"])?, 254, &["`laptop` is not in `allow_from`"])?;
-    // Nobody else is there who could tell it what is held now.
+    // Nobody is there who could tell it what is held now.
     stop(laptop)?;
     stop(&web01)?;
     start(&web01)?;
     let shown = web01.run(malai(["config", "show", "company"]))?.success()?.text();
     ensure!(shown.contains("allow_from = []"), "{shown}");
-    ensure!(!alarm(&company, &web01)?.is_empty(), "it is not said any more");
+    wait_until(SOON, "it is still said", || alarm(&company, &web01).is_ok_and(|alarm| !alarm.is_empty()))?;
+    start(laptop)?;
+    company.linked(&web01)?;
+    told(company.run(laptop, &web01, &["hostname"])?, 254, &["`laptop` is not in `allow_from`"])?;
 
     web01.sh(&format!("rm {HOME}/filler"))?.success()?;
     wait_until(SOON * 3, "it is stored", || stored(&web01, "allow_from = []").unwrap_or(false))?;
     wait_until(SOON, "the alarm is over", || alarm(&company, &web01).is_ok_and(|alarm| alarm.is_empty()))?;
     ensure!(finding(&web01, "cannot be stored")?.is_none());
+    Ok(())
+}
+
+fn a_withdrawal_holds_over_a_daemon_that_is_killed_on_a_full_disk() -> Result<()> {
+    let (_lab, company, web01) = small()?;
+    let laptop = company.manager();
+    fill(&web01)?;
+    company.allow(&web01, &[])?;
+    wait_until(SOON, "the alarm is raised", || alarm(&company, &web01).is_ok_and(|alarm| !alarm.is_empty()))?;
+    stop(laptop)?;
+    let pid = malai_e2e::cluster::daemon_status(&web01)?["pid"].as_u64().context("a pid")?;
+    web01.sh(&format!("kill -9 {pid}"))?.success()?;
+    wait_until(SOON, "it is gone", || {
+        web01.sh(&format!("kill -0 {pid} 2>/dev/null")).is_ok_and(|it| it.success().is_err())
+    })?;
+    start(&web01)?;
+    let shown = web01.run(malai(["config", "show", "company"]))?.success()?.text();
+    ensure!(shown.contains("allow_from = []"), "{shown}");
+    start(laptop)?;
+    company.linked(&web01)?;
+    told(company.run(laptop, &web01, &["hostname"])?, 254, &["`laptop` is not in `allow_from`"])?;
+    Ok(())
+}
+
+fn without_a_reserve_a_withdrawal_on_a_full_disk_holds_as_long_as_the_daemon_lives() -> Result<()> {
+    let (_lab, company, web01) = small()?;
+    let laptop = company.manager();
+    web01.sh(&format!("rm {HOME}/clusters/company/snapshot.reserve"))?.success()?;
+    fill(&web01)?;
+    company.allow(&web01, &[])?;
+    told(company.run(laptop, &web01, &["hostname"])?, 254, &["`laptop` is not in `allow_from`"])?;
+    let said = || alarm(&company, &web01).is_ok_and(|alarm| alarm.contains("nor does the reserve take it"));
+    wait_until(SOON, "the alarm is raised", said)?;
+    // The endpoint is bound anew, and the cluster taken in from the disk, where the older config is.
+    company.publish("network", "discovery = []")?;
+    let generation = company.generation(laptop)?;
+    company.holds(&web01, generation)?;
+    company.linked(&web01)?;
+    told(company.run(laptop, &web01, &["hostname"])?, 254, &["`laptop` is not in `allow_from`"])?;
+    ensure!(company.generation(&web01)? == generation && !stored(&web01, "allow_from = []")?);
+    web01.sh(&format!("rm {HOME}/filler"))?.success()?;
+    wait_until(SOON * 3, "it is stored", || stored(&web01, "allow_from = []").unwrap_or(false))?;
+    wait_until(SOON, "the alarm is over", || alarm(&company, &web01).is_ok_and(|alarm| alarm.is_empty()))?;
+    web01.sh(&format!("test -s {HOME}/clusters/company/snapshot.reserve"))?.success()?;
     Ok(())
 }
 
