@@ -3,11 +3,12 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
+use futures_util::SinkExt;
 use malai_daemon::store;
 use malai_protocol::audit::{Entry, Event};
-use malai_protocol::codec::Kind;
+use malai_protocol::codec::{Frame, Kind};
 use malai_protocol::failure::Kind as FailureKind;
-use malai_protocol::session::{EndedBy, Started};
+use malai_protocol::session::{EndedBy, ExecSpec, Started};
 use malai_protocol::snapshot::Snapshot;
 
 use crate::support::peer::{self, exec};
@@ -239,6 +240,30 @@ async fn refusals_for_which_the_audit_had_no_room_are_written_once_when_there_is
     scene.serves().await?;
     until("the next end is written", || async { Ok(count(&scene.web01, Event::End)? == 1) }).await?;
     ensure!(count(&scene.web01, Event::Refused)? == 2, "{:?}", lines(&scene.web01)?);
+    scene.web01.stop().await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_end_for_which_the_audit_had_no_room_is_written_once_when_there_is() -> Result<()> {
+    let scene = Scene::new().await?;
+    let conn = scene.friend.dial(&scene.web01).await?;
+    let spec = ExecSpec { stdin: true, ..spec(&["cat"]) };
+    let mut session = exec(&conn, scene.key.id(), &spec).await?;
+    let _started: Started = next(&mut session).await?.expect(Kind::Started, "Started")?;
+    let full = FullAudit::new(&scene.web01)?;
+    session.send(Frame::empty(Kind::StdinEof)).await?;
+    let record = follow(session).await?.end.expect("a record");
+    ensure!(record.ended_by == EndedBy::Itself, "{record:?}");
+    // Its end has been refused when one that came after it is.
+    let unwritten = scene.run(&["true"]).await?.end.expect_err("it ran, and nobody knows").context("a reason")?;
+    ensure!(unwritten.kind == FailureKind::Internal, "{unwritten}");
+    full.free()?;
+    until("the end is written", || async { Ok(count(&scene.web01, Event::End)? == 1) }).await?;
+    scene.serves().await?;
+    until("the next end is written", || async { Ok(count(&scene.web01, Event::End)? == 2) }).await?;
+    let ended: Vec<_> = lines(&scene.web01)?.into_iter().filter(|line| line.event == Event::End).collect();
+    ensure!(ended.iter().filter(|line| line.session == spec.id.to_string()).count() == 1, "{ended:?}");
     scene.web01.stop().await?;
     Ok(())
 }
