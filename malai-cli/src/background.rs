@@ -39,7 +39,10 @@ pub(crate) fn log_relay(to: impl for<'a> tracing_subscriber::fmt::MakeWriter<'a>
 fn log_or(default: &str, to: impl for<'a> tracing_subscriber::fmt::MakeWriter<'a> + Send + Sync + 'static) {
     let filter = tracing_subscriber::EnvFilter::try_from_env(LOG_VARIABLE)
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(default));
-    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).with_writer(to).init();
+    // An error of the log itself would be printed to standard error, which is that log; and printing panics when the disk is
+    // full. What a task does is worth more than what it says of it.
+    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).log_internal_errors(false);
+    subscriber.with_writer(to).init();
 }
 
 /// What a starting process tells.
