@@ -16,6 +16,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         a_withdrawal_on_a_full_disk_holds_at_once_and_after_a_restart_and_is_stored_with_room_again,
         a_withdrawal_holds_over_a_daemon_that_is_killed_on_a_full_disk,
         without_a_reserve_a_withdrawal_on_a_full_disk_holds_as_long_as_the_daemon_lives,
+        a_daemon_whose_log_has_no_room_answers_all_the_same,
         a_full_disk_is_told_by_the_doctor_and_a_daemon_starts_on_it,
     ]
 }
@@ -138,6 +139,17 @@ fn without_a_reserve_a_withdrawal_on_a_full_disk_holds_as_long_as_the_daemon_liv
     wait_until(SOON * 3, "it is stored", || stored(&web01, "allow_from = []").unwrap_or(false))?;
     wait_until(SOON, "the alarm is over", || alarm(&company, &web01).is_ok_and(|alarm| alarm.is_empty()))?;
     web01.sh(&format!("test -s {HOME}/clusters/company/snapshot.reserve"))?.success()?;
+    Ok(())
+}
+
+fn a_daemon_whose_log_has_no_room_answers_all_the_same() -> Result<()> {
+    let (_lab, company, web01) = small()?;
+    company.allow(&web01, &[])?;
+    fill(&web01)?;
+    // Each is a line in the log, and soon its last block is full too.
+    for _ in 0..50 {
+        told(company.run(company.manager(), &web01, &["hostname"])?, 254, &["`laptop` is not in `allow_from`"])?;
+    }
     Ok(())
 }
 
