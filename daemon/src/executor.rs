@@ -217,6 +217,9 @@ fn prepare(options: &Options, alone: bool) -> anyhow::Result<Arc<Shared>> {
     let mut random = [0; 16];
     getrandom::fill(&mut random).context("no random numbers")?;
     let incarnation = Incarnation::from_bytes(random);
+    if alone {
+        tree::start_workers();
+    }
     let trees = Trees::detect(options.cgroups, incarnation);
     bases.extend(trees.path().map(ToOwned::to_owned));
     let life = Life::begin(incarnation).context("this machine's clock")?;

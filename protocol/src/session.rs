@@ -328,6 +328,14 @@ pub struct ExitRecord {
     /// Why, where `ended_by` is not the command itself: a sentence for a person.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+    /// Processes of it that could not be ended; `reason` names them.
+    #[serde(default, skip_serializing_if = "is_none_left")]
+    pub left: u32,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
+fn is_none_left(left: &u32) -> bool {
+    *left == 0
 }
 
 impl ExitRecord {
@@ -355,6 +363,7 @@ mod tests {
             duration_ms: 0,
             output_open: false,
             reason: None,
+            left: 0,
         }
     }
 

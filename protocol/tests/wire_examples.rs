@@ -287,6 +287,7 @@ fn session_from_the_target(examples: &mut Examples) {
         duration_ms: 12,
         output_open: false,
         reason: None,
+        left: 0,
     };
     examples.control("exit", Kind::Exit, &record);
     let revoked = ExitRecord {

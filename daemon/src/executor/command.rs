@@ -11,6 +11,7 @@ use malai_protocol::plan::Plan;
 use super::env::{Env, string};
 use super::shown;
 use super::spawn::{Prepared, Stage, Trouble};
+use super::tree::tag;
 use super::user::{self, User};
 
 /// A command that is ready to be started, and this side's ends of its pipes.
@@ -56,6 +57,7 @@ pub(crate) fn prepare(
         Failure::new(Kind::Busy, format!("cannot make the command's pipes: {error}"))
             .hint("that machine is short of open files; try again when fewer commands run there")
     })?;
+    let tag = cgroup.is_none().then(|| tag(mark));
     let prepared = Prepared {
         programs,
         argv,
@@ -65,6 +67,7 @@ pub(crate) fn prepare(
         cgroup: cgroup.map(OwnedFd::from),
         stdio: [stdin, stdout.1.into(), stderr.1.into()],
         open_files,
+        tag,
     };
     Ok(Command { prepared, user: user.name, stdin: to_stdin, stdout: stdout.0.into(), stderr: stderr.0.into() })
 }

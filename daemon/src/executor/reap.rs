@@ -8,14 +8,17 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill, killpg};
-use nix::unistd::Pid;
+use nix::unistd::{Gid, Pid, Uid};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 use malai_protocol::session::Status;
 
-use super::spawn::{Forked, Prepared, fork_exec};
+use super::spawn::{Forked, Prepared, fork_exec, fork_sweep};
+
+/// How many statuses are collected in one turn of the event loop: a matter of a millisecond.
+const AT_ONCE: usize = 128;
 
 /// The children of one executor.
 #[derive(Debug, Clone)]
@@ -46,8 +49,11 @@ impl Reaper {
     pub(crate) async fn run(self, stop: CancellationToken) -> io::Result<()> {
         let mut ended = signal(SignalKind::child())?;
         loop {
-            // Before the first signal too: a child may have ended while nobody listened yet.
-            self.collect();
+            // Before the first signal too: a child may have ended while nobody listened yet. What forks and leaves all the
+            // time ends all the time, and the others have their turn.
+            while self.collect() {
+                tokio::task::yield_now().await;
+            }
             tokio::select! {
                 _ = ended.recv() => {}
                 () = stop.cancelled() => return Ok(()),
@@ -64,20 +70,34 @@ impl Reaper {
         Ok((Child { pid: forked.pid, reaper: self.clone() }, forked, receiver))
     }
 
-    fn collect(&self) {
+    /// Starts a process that kills all that this user may kill; it ends with 0 when it has.
+    pub(crate) fn sweep(&self, uid: Uid, gid: Gid) -> io::Result<(Child, oneshot::Receiver<Status>)> {
         let mut children = self.lock();
-        if self.all {
-            while let Some((pid, status)) = ended(None) {
-                report(&mut children, pid, status);
-            }
-        } else {
+        let pid = fork_sweep(uid, gid)?;
+        let (sender, receiver) = oneshot::channel();
+        children.insert(pid, sender);
+        Ok((Child { pid, reaper: self.clone() }, receiver))
+    }
+
+    /// Collects those that have ended, so many at a time. True when there may be more.
+    fn collect(&self) -> bool {
+        let mut children = self.lock();
+        if !self.all {
             let known: Vec<Pid> = children.keys().copied().collect();
             for pid in known {
                 if let Some((pid, status)) = ended(Some(pid)) {
                     report(&mut children, pid, status);
                 }
             }
+            return false;
         }
+        for _ in 0..AT_ONCE {
+            let Some((pid, status)) = ended(None) else {
+                return false;
+            };
+            report(&mut children, pid, status);
+        }
+        true
     }
 }
 
@@ -120,6 +140,11 @@ impl Child {
     /// Its process id.
     pub(crate) fn pid(&self) -> Pid {
         self.pid
+    }
+
+    /// Kills all processes of a user; see [`Reaper::sweep`].
+    pub(crate) fn sweep(&self, uid: Uid, gid: Gid) -> io::Result<(Self, oneshot::Receiver<Status>)> {
+        self.reaper.sweep(uid, gid)
     }
 
     /// Whether its status was not collected yet, so that its id is still its own.

@@ -27,7 +27,7 @@ use super::reap::Child;
 use super::spawn::Trouble;
 use super::spool::End;
 use super::table::{Cause, Command, Record, Registration};
-use super::tree::{GRACE, Tree};
+use super::tree::{GRACE, Left, Tree};
 use super::{Shared, command, link};
 
 pub(crate) use following::never_sent;
@@ -61,7 +61,9 @@ struct Session {
     output: Output,
     refused: Option<Failure>,
     cause: Option<Cause>,
-    ending: Option<Later<bool>>,
+    ending: Option<Later<Left>>,
+    /// How many processes could not be ended.
+    left: u32,
     since: Instant,
     timeout: Option<Instant>,
     /// When the wait for more output is over, while there is one.
@@ -77,7 +79,7 @@ enum Event {
     Moved(Moved),
     Command(Command),
     Exit(Status),
-    Ended(bool),
+    Ended(Left),
     Timeout,
     Quiet,
     /// Nobody came back.
@@ -106,7 +108,7 @@ impl Session {
             moved = moved(&mut self.following.spooled) => Event::Moved(moved),
             Some(command) = commands.recv() => Event::Command(command),
             Ok(status) = &mut self.exit, if self.status.is_none() => Event::Exit(status),
-            gone = later(&mut self.ending) => Event::Ended(gone),
+            left = later(&mut self.ending) => Event::Ended(left),
             () = at(self.timeout) => Event::Timeout,
             () = at(self.quiet) => Event::Quiet,
             () = at(self.following.until) => Event::Alone,
@@ -126,7 +128,8 @@ impl Session {
             Event::Exec(said) => self.executed(said),
             Event::Input => self.input.pump(),
             Event::Output(stream, room) => {
-                if self.output.read(stream, room, &mut self.following.log) {
+                // What could not be ended may write for ever, and is not waited for.
+                if self.output.read(stream, room, &mut self.following.log) && self.left == 0 {
                     self.quiet = None;
                 }
                 if self.drops() {
@@ -141,13 +144,13 @@ impl Session {
                     self.timeout = None;
                 }
             }
-            Event::Ended(gone) => self.ended(gone),
+            Event::Ended(left) => self.ended(&left),
             Event::Timeout => {
                 let reason = self.plan.timeout_ms.map(|ms| format!("its time limit of {ms} ms passed"));
                 self.end(Cause { by: EndedBy::Timeout, reason, grace: GRACE });
             }
             // The timer can be over because this process had no time to read, with output that the command had written.
-            Event::Quiet if self.output.has_more() => self.quiet = None,
+            Event::Quiet if self.left == 0 && self.output.has_more() => self.quiet = None,
             Event::Quiet => self.silent = true,
             Event::Alone => {
                 self.following.until = None;
@@ -195,7 +198,9 @@ impl Session {
     fn is_over(&self) -> bool {
         let drained = self.ending.is_none() && (self.output.is_closed() || self.silent);
         let stored = drained && self.following.is_stored();
-        self.exec.is_none() && self.status.is_some() && (self.refused.is_some() || stored)
+        // What could not be ended is not waited for.
+        let over = self.status.is_some() || (self.left > 0 && self.refused.is_some());
+        self.exec.is_none() && over && (self.refused.is_some() || stored)
     }
 
     fn outcome(&mut self) -> Outcome {
@@ -215,6 +220,7 @@ impl Session {
             duration_ms: u64::try_from(self.since.elapsed().as_millis()).unwrap_or(u64::MAX),
             output_open: !self.output.is_closed(),
             reason,
+            left: self.left,
         })
     }
 
@@ -319,16 +325,22 @@ impl Session {
         self.cause = Some(cause);
     }
 
-    fn ended(&mut self, gone: bool) {
+    fn ended(&mut self, left: &Left) {
         self.ending = None;
-        if gone {
+        self.left = left.count();
+        if self.left == 0 {
             self.output.lift();
             return;
         }
-        tracing::warn!("some of the session's processes would not end");
+        tracing::warn!(left = left.words(), "some of the session's processes would not end");
+        if self.status.is_none() && self.refused.is_none() {
+            let message = format!("the command was to be ended, and could not be: {}", left.words());
+            let hint = "end it on that machine, as root: kill -9, and the number";
+            self.refused = Some(Failure::new(failure::Kind::Unknown, message).hint(hint));
+        }
         if let Some(Cause { reason, .. }) = &mut self.cause {
             let said = reason.take().map(|reason| reason + "; ").unwrap_or_default();
-            *reason = Some(said + "some of its processes could not be ended");
+            *reason = Some(said + &left.words());
         }
     }
 

@@ -5,6 +5,7 @@
 //! it can reach neither the terminal of whoever started the daemon nor the daemon's group.
 
 mod born;
+mod sweep;
 
 use std::ffi::CString;
 use std::io;
@@ -13,6 +14,8 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, SigmaskHow, pthread_sigmask};
 use nix::unistd::{Gid, Pid, Uid};
+
+pub(crate) use sweep::fork_sweep;
 
 /// What the child becomes before it runs the program.
 #[derive(Debug)]
@@ -44,6 +47,8 @@ pub(crate) struct Prepared {
     pub(crate) stdio: [OwnedFd; 3],
     /// The soft limit of open files that the child gets back.
     pub(crate) open_files: Option<u64>,
+    /// The limit of file locks by which the child and all its descendants are known, where there is no cgroup.
+    pub(crate) tag: Option<u64>,
 }
 
 /// A child that runs, or is about to.
@@ -176,6 +181,9 @@ unsafe fn child(raw: &Raw<'_>, inside: bool) -> ! {
         {
             give_up(raw.report, Stage::Stdio, errno());
         }
+        if let Some(tag) = raw.prepared.tag {
+            mark(tag);
+        }
         if let Some(identity) = &raw.prepared.identity
             && !become_user(identity, &raw.groups)
         {
@@ -220,6 +228,14 @@ unsafe fn close_on_exec_from_3() {
             libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC);
         }
     }
+}
+
+/// Sets the limit that marks a session's processes. Where a lower one is in force it stays, and the other marks do.
+fn mark(tag: u64) {
+    #[cfg(target_os = "linux")]
+    let _refused = setrlimit(Resource::RLIMIT_LOCKS, tag, tag);
+    #[cfg(not(target_os = "linux"))]
+    let _unused = tag;
 }
 
 /// By plain system calls: the C library would first look for other threads, of which this process has a list but none.

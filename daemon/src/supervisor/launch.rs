@@ -237,5 +237,6 @@ fn prepare(program: &Path, args: &[OsString]) -> io::Result<Prepared> {
         cgroup: None,
         stdio: [null()?, null()?, null()?],
         open_files: None,
+        tag: None,
     })
 }

@@ -1,5 +1,6 @@
 //! The executor as a process of its own, under the daemon's handle of it. This program is both: with the argument
-//! `executor` and a home it is the executor, with `greet` and a socket a process that tries it, else the tests.
+//! `executor` and a home it is the executor, with `greet` and a socket a process that tries it, with the words of
+//! `bombs` a command that does not want to end, else the tests.
 
 use std::ffi::OsString;
 use std::future::Future;
@@ -21,6 +22,8 @@ use malai_protocol::home::Home;
 use malai_protocol::plan::{Attachment, Ended, Hello, Outcome, SessionName, Sessions, VERSION};
 use malai_protocol::session::{EndedBy, ExitRecord, Started};
 
+mod bombs;
+mod endless;
 #[path = "../support/plan.rs"]
 mod plan;
 #[path = "../support/process.rs"]
@@ -42,8 +45,11 @@ fn main() -> ExitCode {
     {
         return try_socket(socket.as_ref());
     }
+    if let Some(code) = endless::main(&args) {
+        return code;
+    }
     macro_rules! trials {
-        ($($name:ident)*) => { vec![$(Trial::test(stringify!($name), || block_on($name()))),*] };
+        ($($name:path)*) => { vec![$(Trial::test(name(stringify!($name)), || block_on($name()))),*] };
     }
     let trials = trials! {
         a_command_runs_in_a_process_that_has_nothing_of_the_daemon
@@ -57,8 +63,22 @@ fn main() -> ExitCode {
         a_terminated_executor_ends_its_sessions_first
         another_user_is_turned_away_although_the_directory_lets_it_in
         an_executor_of_a_neighbouring_version_is_worked_with_and_no_other
+        bombs::without_cgroups_a_bomb_of_the_executors_own_user_is_gone_within_ten_seconds
+        bombs::a_bomb_of_a_user_who_runs_nothing_else_is_gone_within_five_seconds_every_time
+        bombs::with_cgroups_a_bomb_is_gone_within_five_seconds_every_time
+        bombs::what_is_left_is_named_and_counted
+        bombs::a_user_who_runs_something_else_keeps_it
+        bombs::others_sessions_go_on_and_are_answered_while_a_bomb_is_ended
+        bombs::a_bomb_that_an_executor_left_when_it_was_killed_is_ended_by_the_next
+        bombs::a_process_whose_first_thread_ended_is_ended_too
+        bombs::a_tree_that_forks_to_shut_down_is_given_its_time
     };
     libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
+}
+
+/// Without its module.
+fn name(path: &str) -> &str {
+    path.rsplit(' ').next().unwrap_or(path)
 }
 
 fn block_on(test: impl Future<Output = ()>) -> Result<(), Failed> {
@@ -83,8 +103,13 @@ struct Daemon {
 
 impl Daemon {
     async fn start(home: &Home) -> Self {
+        Self::of("executor", home).await
+    }
+
+    /// With an executor as this program plays it by this word.
+    async fn of(word: &str, home: &Home) -> Self {
         let program = std::env::current_exe().expect("this program");
-        let args = vec!["executor".into(), home.root().as_os_str().to_owned()];
+        let args = vec![word.into(), home.root().as_os_str().to_owned()];
         Self::with(home, Mode::Process { program, args }).await.expect("an executor")
     }
 

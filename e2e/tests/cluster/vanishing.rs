@@ -23,6 +23,9 @@ pub(crate) fn trials() -> Vec<Trial> {
     trials![
         a_caller_that_was_killed_leaves_nothing_behind,
         a_caller_that_was_killed_leaves_no_group_or_child_behind_where_cgroups_are_missing,
+        a_kill_ends_what_forks_and_leaves_all_the_time,
+        a_kill_ends_what_forks_and_leaves_all_the_time_where_cgroups_are_missing,
+        a_kill_ends_what_another_user_forks_and_leaves_where_cgroups_are_missing,
         a_caller_that_lost_power_leaves_nothing_behind,
         a_target_that_lost_power_is_never_a_success,
         a_daemon_that_was_killed_leaves_its_sessions_to_the_next,
@@ -64,19 +67,78 @@ fn a_caller_that_was_killed_leaves_nothing_behind() -> Result<()> {
     ended_by(web01, "caller-gone")
 }
 
-fn a_caller_that_was_killed_leaves_no_group_or_child_behind_where_cgroups_are_missing() -> Result<()> {
+/// An office whose web01 has no cgroups.
+fn without_cgroups() -> Result<Office<1>> {
     let lab = Lab::new("marker")?;
     let lan = lab.segment("lan")?;
     let company = Cluster::init("company", lab.host("laptop").on(&lan).boot()?)?;
     let web01 = lab.host("web01").on(&lan).without_cgroups().boot()?;
     company.join(&web01)?;
     let office = Office { company, machines: [web01], lan, lab };
+    assert_eq!(mode(&office.machines[0])?, "marker");
+    Ok(office)
+}
+
+fn a_caller_that_was_killed_leaves_no_group_or_child_behind_where_cgroups_are_missing() -> Result<()> {
+    let office = without_cgroups()?;
     let [web01] = &office.machines;
-    assert_eq!(mode(web01)?, "marker");
     let session = tree(&office, "env")?;
     session.signal(Signal::SIGKILL)?;
     nothing_is_left(web01)?;
     ended_by(web01, "caller-gone")
+}
+
+/// How many fork and leave at the same time.
+const WIDTH: usize = 30;
+/// Found in the command lines of these.
+const HOPS: &str = "forks-and-leaves";
+
+/// A script that starts [`WIDTH`] of those, and stays. Each leaves its session and its environment, waits a little, starts
+/// the next one, and ends; after a minute all end.
+fn bomb() -> String {
+    let hop = format!(
+        "sleep 0.2; : {HOPS}; [ \"$(date +%s)\" -lt \"$1\" ] || exit; \
+         env -i PATH=\"$PATH\" setsid sh -c \"$0\" \"$0\" \"$1\" & exit"
+    );
+    format!(
+        "trap '' TERM; hop='{hop}'; until=$(($(date +%s) + 60)); hostname; n=0; \
+         while [ $n -lt {WIDTH} ]; do env -i PATH=\"$PATH\" setsid sh -c \"$hop\" \"$hop\" $until & n=$((n + 1)); done; \
+         sleep 60"
+    )
+}
+
+/// Starts it on web01, waits until it goes, ends it by `malai kill`, and looks that nothing of it is left.
+fn is_gone_when_killed(office: &Office<1>, target: &str) -> Result<()> {
+    let (laptop, [web01]) = (office.laptop(), &office.machines);
+    let name = laptop.run(malai(["--detach", target, "--", "sh", "-c", &bomb()]))?.exited(0)?.text();
+    wait_until(SOON, "it forks and leaves", || running(web01, HOPS).is_ok_and(|found| found > WIDTH))?;
+    let killed = laptop.run(malai(["kill", &name]))?.exited(0)?;
+    ensure!(killed.error_text().ends_with("is ended"), "{}", killed.error_text());
+    // One that forks and leaves is missed by some looks, and not by so many.
+    for _ in 0..50 {
+        let left = running(web01, HOPS)?;
+        ensure!(left == 0, "it is said to be ended, and {left} processes are left");
+    }
+    ended_by(web01, "killed")
+}
+
+fn a_kill_ends_what_forks_and_leaves_all_the_time() -> Result<()> {
+    let office = Office::open(["web01"])?;
+    is_gone_when_killed(&office, "web01.company")
+}
+
+fn a_kill_ends_what_forks_and_leaves_all_the_time_where_cgroups_are_missing() -> Result<()> {
+    let office = without_cgroups()?;
+    is_gone_when_killed(&office, "web01.company")
+}
+
+fn a_kill_ends_what_another_user_forks_and_leaves_where_cgroups_are_missing() -> Result<()> {
+    let office = without_cgroups()?;
+    let [web01] = &office.machines;
+    web01.add_user("deploy")?;
+    office.company.publish("machine.web01", "users = [\"deploy\"]")?;
+    office.company.holds(web01, office.company.generation(office.laptop())?)?;
+    is_gone_when_killed(&office, "deploy@web01.company")
 }
 
 /// The last line of the audit says who ended the session.

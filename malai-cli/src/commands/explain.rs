@@ -54,5 +54,8 @@ pub(super) fn state_of(record: &ExitRecord) -> String {
         EndedBy::Revoked => "access withdrawn",
         EndedBy::Shutdown => "daemon stopped",
     };
-    format!("ended: {by}")
+    match record.left {
+        0 => format!("ended: {by}"),
+        left => format!("ended: {by} ({left} left)"),
+    }
 }

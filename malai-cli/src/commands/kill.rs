@@ -1,6 +1,6 @@
 //! `malai kill`.
 
-use malai_protocol::failure::Failure;
+use malai_protocol::failure::{EXIT_NOT_BY_ITSELF, Failure};
 use malai_protocol::id::SessionId;
 use malai_protocol::session::{EndedBy, ExitRecord};
 use serde::Serialize;
@@ -103,17 +103,25 @@ impl Kill {
             Killed::Signalled => None,
             Killed::Ended(record) => Some(record),
         };
+        let left = record.is_some_and(|record| record.left > 0);
         record.iter().for_each(|record| cx.out.note(&words(&name, record)));
+        if left {
+            cx.out.note(&format!("hint: end them on {} itself, as root: kill -9, and their numbers", name.target));
+        }
         if cx.out.json {
             let (session, target) = (name.to_string(), name.target.to_string());
             cx.out.document(&Done { session, target, id: name.id, signal: self.signal, record })?;
         }
-        Ok(0)
+        Ok(if left { EXIT_NOT_BY_ITSELF } else { 0 })
     }
 }
 
 fn words(name: &Name, record: &ExitRecord) -> String {
     match record.ended_by {
+        _ if record.left > 0 => {
+            let reason = record.reason.as_deref().unwrap_or("they are not named");
+            format!("{name} is ended, but not all of its processes ({reason})")
+        }
         EndedBy::Killed => format!("{name} is ended"),
         _ => format!("{name} was over before: {}", state_of(record)),
     }
@@ -148,9 +156,13 @@ mod tests {
             duration_ms: 0,
             output_open: false,
             reason: None,
+            left: 0,
         };
         assert_eq!(words(&name, &record), format!("{name} was over before: exited 3"));
         let killed = ExitRecord { ended_by: EndedBy::Killed, ..record };
         assert_eq!(words(&name, &killed), format!("{name} is ended"));
+        let left = ExitRecord { left: 2, reason: Some("by me; 2 processes are left: 7 a, 8 b".into()), ..killed };
+        let but = "is ended, but not all of its processes (by me; 2 processes are left: 7 a, 8 b)";
+        assert_eq!(words(&name, &left), format!("{name} {but}"));
     }
 }

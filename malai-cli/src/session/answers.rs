@@ -42,6 +42,10 @@ where
             (FrameKind::Refused, Stage::Running) if self.part == Part::Watcher => {
                 return Err(self.decode::<Failure>(frame)?);
             }
+            // Its command could not be ended: it did start, and how it ends nobody will know.
+            (FrameKind::Refused, Stage::Running) => {
+                return Err(Failure { kind: Kind::Unknown, ..self.decode(frame)? });
+            }
             (FrameKind::Attached, Stage::Waiting) if asked != Asked::Exec => {
                 return self.attached(&self.decode(frame)?);
             }

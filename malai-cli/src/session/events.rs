@@ -126,6 +126,7 @@ mod tests {
             duration_ms: 4,
             output_open: false,
             reason: None,
+            left: 0,
         };
         let failure = Failure::new(Kind::Denied, "no").hint("ask");
         let reached = Reached {

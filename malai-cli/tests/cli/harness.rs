@@ -127,6 +127,7 @@ pub(crate) fn record(code: u8, stdout_bytes: u64, stderr_bytes: u64) -> ExitReco
         duration_ms: 1,
         output_open: false,
         reason: None,
+        left: 0,
     }
 }
 

@@ -97,6 +97,20 @@ fn a_refusal_is_told_with_its_hint_and_nothing_of_it_drives_the_terminal() {
 }
 
 #[test]
+fn a_command_that_could_not_be_ended_is_unknown_whatever_the_refusal_says() {
+    let home = Home::new();
+    let daemon = Daemon::bind(&home);
+    let child = home.malai(&["web01.company", "sudo", "sleep", "9"]).spawn().unwrap();
+    let mut peer = daemon.accept();
+    peer.start();
+    let failure = Failure::new(failure::Kind::Denied, "it could not be ended: 1 process is left: 7 sudo");
+    peer.send(Kind::Refused, &failure);
+    let ended = wait(child);
+    assert_eq!(ended.code, 253);
+    assert_eq!(ended.stderr, "malai: error: it could not be ended: 1 process is left: 7 sudo\n");
+}
+
+#[test]
 fn a_daemon_that_dies_and_comes_back_costs_nothing() {
     let home = Home::new();
     let daemon = Daemon::bind(&home);

@@ -446,6 +446,24 @@ fn a_kill_says_how_the_session_ended_and_a_signal_nothing() {
 }
 
 #[test]
+fn a_kill_that_left_processes_names_them_and_is_no_success() {
+    let home = Home::new();
+    let daemon = Daemon::bind(&home);
+    let child = home.malai(&["kill", "web01.company", "0011"]).spawn().expect("starts");
+    list(&daemon, vec![summary(State::Running)]);
+    let (mut peer, ..) = question(&daemon, Kind::Kill);
+    let reason = Some("by laptop; 2 processes are left: 7 a, 8 b".into());
+    peer.exit(&ExitRecord { ended_by: EndedBy::Killed, reason, left: 2, ..record(0, 0, 0) });
+    insta::assert_snapshot!(wait(child), @r"
+    exit 253
+    --- stdout
+    --- stderr
+    malai: web01.company/00112233445566778899aabbccddeeff is ended, but not all of its processes (by laptop; 2 processes are left: 7 a, 8 b)
+    malai: hint: end them on web01.company itself, as root: kill -9, and their numbers
+    ");
+}
+
+#[test]
 fn a_kill_that_is_not_answered_is_unknown() {
     let home = Home::new();
     let daemon = Daemon::bind(&home);

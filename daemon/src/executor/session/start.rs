@@ -102,6 +102,7 @@ async fn start(
         refused: None,
         cause: None,
         ending: None,
+        left: 0,
         since,
         timeout: timeout.map(|limit| since + limit),
         quiet: None,
@@ -179,8 +180,12 @@ async fn launch(shared: &Arc<Shared>, plan: &Plan, registration: &mut Registrati
         let prepare = move || command::prepare(&plan, &mark, directory, open_files);
         tokio::task::spawn_blocking(prepare).await
     };
+    let mut user_ids = None;
     let result = match prepared {
-        Ok(Ok(command)) => fork(shared, command),
+        Ok(Ok(command)) => {
+            user_ids = command.prepared.identity.as_ref().map(|identity| (identity.uid, identity.gid));
+            fork(shared, command)
+        }
         Ok(Err(failure)) => Err(failure),
         Err(error) => Err(Failure::new(failure::Kind::Internal, format!("the command was not prepared: {error}"))),
     };
@@ -191,7 +196,7 @@ async fn launch(shared: &Arc<Shared>, plan: &Plan, registration: &mut Registrati
             return Err(failure);
         }
     };
-    let tree = Arc::new(Tree::new(child.clone(), group, &mark));
+    let tree = Arc::new(Tree::new(child.clone(), user_ids, group, &mark));
     registration.guard(tree.clone());
     let exec = pipe::Receiver::from_owned_fd(forked.exec);
     let exec: Later<_> = Box::pin(async move {

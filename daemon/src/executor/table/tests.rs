@@ -29,6 +29,7 @@ fn record() -> (Outcome, Record) {
         duration_ms: 1,
         output_open: false,
         reason: None,
+        left: 0,
     };
     let attached = Attached {
         incarnation: Incarnation::from_bytes([1; 16]),

@@ -3,13 +3,17 @@
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
-use nix::unistd::Pid;
+
+use super::process::{self, Process};
 
 /// How deep, and how many, cgroups are looked at that a session made below its own.
 const MAX_DEPTH: usize = 16;
 const MAX_GROUPS: usize = 4096;
+/// How long a cgroup may take to freeze: it is a matter of milliseconds, or something hangs in the kernel.
+const FREEZING: Duration = Duration::from_millis(200);
 
 /// The cgroup that holds the cgroups of one executor's sessions.
 #[derive(Debug)]
@@ -87,23 +91,46 @@ impl Drop for Base {
 }
 
 impl Group {
-    /// Every process in it and below.
-    pub(crate) fn pids(&self) -> Vec<Pid> {
+    fn pids(&self) -> Vec<i32> {
         let mut pids = Vec::new();
         for group in groups(&self.path) {
             let procs = fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
             // Zero stands for a process of a pid namespace that is not shown here.
-            pids.extend(procs.lines().filter_map(|line| line.parse().ok()).filter(|p| *p > 0).map(Pid::from_raw));
+            pids.extend(procs.lines().filter_map(|line| line.parse::<i32>().ok()).filter(|pid| *pid > 0));
         }
         pids
     }
 
-    /// KILL to all at once, so that none can fork away.
+    /// Every process in it and below, with what is known of it.
+    pub(crate) fn members(&self) -> Vec<Process> {
+        self.pids().into_iter().filter_map(process::read).filter(|process| !process.dead).collect()
+    }
+
+    /// KILL to all at once, so that none can fork away. Blocks for up to [`FREEZING`] where the kernel cannot do that itself.
     pub(crate) fn kill(&self) {
-        // Since Linux 5.14; before, the next look finds who forked meanwhile.
+        // Since Linux 5.14.
         if fs::write(self.path.join("cgroup.kill"), "1").is_err() {
-            super::send(&self.pids(), Signal::SIGKILL);
+            self.freeze_and_kill();
         }
+    }
+
+    /// The same in two steps: what is frozen cannot fork, and dies of KILL without being thawed.
+    fn freeze_and_kill(&self) {
+        if fs::write(self.path.join("cgroup.freeze"), "1").is_ok() {
+            let until = Instant::now() + FREEZING;
+            // One that hangs in the kernel does not freeze, and does not fork.
+            while !self.has_event("frozen 1") && Instant::now() < until {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
+        for process in self.members() {
+            super::signal(&process, Signal::SIGKILL);
+        }
+    }
+
+    fn has_event(&self, event: &str) -> bool {
+        let events = fs::read_to_string(self.path.join("cgroup.events")).unwrap_or_default();
+        events.lines().any(|line| line == event)
     }
 
     /// Whether a process lives in it or below. What cannot be read is not known to be empty.
@@ -217,6 +244,29 @@ mod tests {
         let outside = "31 23 0:28 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n";
         assert!(own_directories(outside, "0::/../x\n").is_empty());
         assert!(own_directories(outside, "1:name=systemd:/\n").is_empty());
+    }
+
+    /// What kernels before 5.14 do. Where no cgroup v2 can be written the tests of the executor say so.
+    #[test]
+    fn without_the_kernels_own_kill_all_are_frozen_and_die_frozen() {
+        let Ok(base) = Base::create(&format!("malai-test-{}", std::process::id())) else {
+            return;
+        };
+        let (group, _directory) = base.group("one").expect("room");
+        let mut children: Vec<_> = (0..3)
+            .map(|_| {
+                let child = std::process::Command::new("sleep").arg("1000").spawn().expect("starts");
+                fs::write(group.path.join("cgroup.procs"), child.id().to_string()).expect("moved");
+                child
+            })
+            .collect();
+        assert_eq!(group.members().len(), 3);
+        group.freeze_and_kill();
+        for child in &mut children {
+            child.wait().expect("it died");
+        }
+        assert!(group.has_event("frozen 1") || !group.is_populated());
+        assert!(group.remove());
     }
 
     #[test]

@@ -1,0 +1,111 @@
+//! Threads that look through /proc. In a process that is the executor's own they are there before they are needed: where a
+//! command has used up what the system has of processes, no thread can be started to end it.
+
+use std::fs;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use tokio::sync::oneshot;
+
+/// How many there are: how many endings look at the same time.
+pub(crate) const COUNT: usize = 2;
+
+type Work = Box<dyn FnOnce() + Send>;
+
+static WORK: OnceLock<Sender<Work>> = OnceLock::new();
+
+/// Starts them, once for this process.
+pub(crate) fn start() {
+    WORK.get_or_init(|| {
+        let (sender, receiver) = channel();
+        let receiver = Arc::new(Mutex::new(receiver));
+        for _ in 0..COUNT {
+            let receiver = receiver.clone();
+            let started = std::thread::Builder::new().name("endings".into()).spawn(move || serve(&receiver));
+            if let Err(error) = started {
+                tracing::warn!(%error, "a thread that ends sessions could not be started");
+            }
+        }
+        sender
+    });
+}
+
+fn serve(receiver: &Mutex<Receiver<Work>>) {
+    loop {
+        let work = receiver.lock().unwrap_or_else(PoisonError::into_inner).recv();
+        let Ok(work) = work else {
+            return;
+        };
+        // Its caller hears of a panic by the answer that does not come.
+        drop(std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)));
+    }
+}
+
+/// Runs this on one of them; nothing comes back when it panics.
+pub(crate) async fn run<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+    let Some(threads) = WORK.get() else {
+        return tokio::task::spawn_blocking(work).await.ok();
+    };
+    let (sender, receiver) = oneshot::channel();
+    let work: Work = Box::new(move || {
+        // Whoever asked may be gone.
+        drop(sender.send(work()));
+    });
+    threads.send(work).ok()?;
+    receiver.await.ok()
+}
+
+/// While this is there, this process comes before others where several want a processor, if it may: it has to catch what
+/// forks and leaves, and to collect what that leaves behind, beside hundreds who want a processor as well.
+///
+/// Linux shares processors between kernel sessions (autogroup), so that it is this process's session that gets more, and
+/// none that it starts.
+#[derive(Debug)]
+pub(crate) struct Haste;
+
+/// How many are in haste, and what was in force before the first was.
+static HASTE: Mutex<(usize, Option<i32>)> = Mutex::new((0, None));
+/// As by nice(1), for the whole session.
+const HASTY: i32 = -15;
+
+impl Haste {
+    /// Begins, if it is the first.
+    pub(crate) fn new() -> Self {
+        let mut haste = HASTE.lock().unwrap_or_else(PoisonError::into_inner);
+        if haste.0 == 0 {
+            haste.1 = weight();
+            weigh(haste.1.map(|before| before.min(HASTY)));
+        }
+        haste.0 += 1;
+        Self
+    }
+}
+
+impl Drop for Haste {
+    fn drop(&mut self) {
+        let mut haste = HASTE.lock().unwrap_or_else(PoisonError::into_inner);
+        haste.0 -= 1;
+        if haste.0 == 0 {
+            weigh(haste.1.take());
+        }
+    }
+}
+
+/// What is in force now. Only a process that leads its session has it to itself.
+fn weight() -> Option<i32> {
+    let leads = nix::unistd::getsid(None).is_ok_and(|session| session == nix::unistd::getpid());
+    if !leads {
+        return None;
+    }
+    // As in `/autogroup-7 nice 0`; it is not there where the kernel has none.
+    fs::read_to_string("/proc/self/autogroup").ok()?.split_whitespace().last()?.parse().ok()
+}
+
+/// Without root nothing changes.
+fn weigh(nice: Option<i32>) {
+    if let Some(nice) = nice
+        && let Err(error) = fs::write("/proc/self/autogroup", nice.to_string())
+    {
+        tracing::debug!(%error, nice, "this session's share of the processors stays");
+    }
+}
