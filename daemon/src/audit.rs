@@ -91,7 +91,8 @@ impl Audit {
     pub(crate) fn append_start(&self, entry: &Entry) -> Result<(), Failure> {
         let waiting = self.waiting_ends.load(Ordering::Relaxed);
         if waiting >= MAX_WAITING_ENDS {
-            let text = format!("the ends of {waiting} sessions wait to be written into {}", self.home.audit().display());
+            let text =
+                format!("the ends of {waiting} sessions wait to be written into {}", self.home.audit().display());
             return Err(Failure::new(Kind::Internal, text).hint("make room on the disk: `df -h` shows how full it is"));
         }
         self.append(entry).map(drop)
