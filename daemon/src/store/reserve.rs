@@ -178,12 +178,14 @@ fn empty(file: &File) -> io::Result<()> {
 
 /// Makes the file at least so long, with all its blocks.
 fn allocate(file: &File, length: u64) -> io::Result<()> {
-    let length = length.max(file.metadata()?.len());
+    let before = file.metadata()?.len();
+    let length = length.max(before);
     match fallocate(file, length) {
         Err(e) if matches!(e.kind(), io::ErrorKind::Unsupported | io::ErrorKind::InvalidInput) => extend(file, length)?,
         done => done?,
     }
-    file.sync_all()
+    // One that is large enough already costs no write at every start.
+    if length > before { file.sync_all() } else { Ok(()) }
 }
 
 #[cfg(target_os = "linux")]
