@@ -4,7 +4,7 @@
 //! is whole. The file is rotated by size and older parts are dropped, so it is bounded.
 //!
 //! What is to happen waits for its line ([`Audit::append`]). What has happened cannot: a line about it that the disk does
-//! not take is owed ([`Audit::record`]), kept in memory, and written before any other as soon as there is room.
+//! not take is owed (`Audit::record`), kept in memory, and written before any other as soon as there is room.
 
 mod unended;
 

@@ -109,7 +109,8 @@ pub(crate) fn check_leave(home: &Home, alias: &str, force: bool) -> Result<(), F
 /// Forgets a cluster: its keys and its config on this machine.
 ///
 /// # Errors
-/// As [`check_leave`], else what the disk says.
+/// [`Kind::Conflict`] when this machine is its manager and `force` was not given, [`Kind::NotConfigured`] when there is
+/// none, else what the disk says.
 pub fn machine_leave(changes: &Changes, alias: &str, force: bool) -> Result<(), Failure> {
     check_leave(changes.home(), alias, force)?;
     clusters::forget(changes, alias)
