@@ -242,7 +242,7 @@ impl Tree {
     /// Looks, and then signals all that were found.
     async fn step(self: &Arc<Self>, signal: Option<Signal>) -> Look {
         // Only a panic below comes to nothing: whatever could not be looked at is not known to be gone.
-        self.blocking(move |tree| tree.step_now(signal)).await.unwrap_or_else(|| Look::unknown(self.child.pid()))
+        self.blocking(move |tree| tree.step_now(signal)).await.unwrap_or_else(|| Look::unknown(&self.child))
     }
 
     /// Does what reads /proc or the cgroup's files, not on this thread, and only few at a time.
@@ -274,13 +274,13 @@ impl Tree {
             Way::Cgroup(group) => {
                 let look = Look { members: group.members(), ..Look::default() };
                 let unseen = look.members.is_empty() && group.is_populated();
-                if unseen { Look::unknown(self.child.pid()) } else { look }
+                if unseen { Look::unknown(&self.child) } else { look }
             }
             Way::Marker(scan) => lock(scan).look(Some(&self.child), stops),
         };
         // The first process may not have entered its cgroup or set its session up yet, or waits to be collected.
         if look.members.is_empty() && self.child.is_ours() {
-            look.members = Look::unknown(self.child.pid()).members;
+            look.members = Look::unknown(&self.child).members;
         }
         look
     }

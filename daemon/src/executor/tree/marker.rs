@@ -69,10 +69,13 @@ pub(crate) struct Look {
 }
 
 impl Look {
-    /// Of something that could not be looked at.
-    pub(crate) fn unknown(pid: nix::unistd::Pid) -> Self {
+    /// Of something that could not be looked at, of which this was the first process.
+    pub(crate) fn unknown(child: &Child) -> Self {
+        let pid = child.pid().as_raw();
+        // Once it was collected its number may be another's, who has nothing to do with this.
+        let first = process::read(pid).filter(|_| child.is_ours());
         let unnamed = Process {
-            pid: pid.as_raw(),
+            pid,
             name: "?".into(),
             parent: 0,
             group: 0,
@@ -82,7 +85,7 @@ impl Look {
             stopped: false,
             kernel: false,
         };
-        Self { members: vec![process::read(pid.as_raw()).unwrap_or(unnamed)], new: 0, missed: 0 }
+        Self { members: vec![first.unwrap_or(unnamed)], new: 0, missed: 0 }
     }
 
     /// Returns how far this look shows that there is nothing new. Summed up over looks in a row, [`CERTAIN`] is enough.
@@ -113,8 +116,11 @@ impl Leader {
     }
 
     fn leads(self, process: &Process) -> bool {
-        (self.ours && process.pid == self.pid)
-            || (self.valid && (process.session == self.pid || process.group == self.pid))
+        if process.pid == self.pid {
+            // Else it was given the number while all were looked at.
+            return self.ours;
+        }
+        self.valid && (process.session == self.pid || process.group == self.pid)
     }
 }
 
@@ -324,6 +330,15 @@ mod tests {
         let mut found: Vec<i32> = pass.all.iter().filter(|p| scan.is_ours(p)).map(|p| p.pid).collect();
         found.sort_unstable();
         assert_eq!((found, pass.new), (vec![2, 3, 4, 5], 3));
+    }
+
+    #[test]
+    fn a_process_that_has_the_number_of_a_first_one_that_was_collected_is_anothers() {
+        let in_group = |pid| Process { group: 7, session: 7, ..process(pid, 1) };
+        let (lives, collected) =
+            (Leader { pid: 7, ours: true, valid: true }, Leader { pid: 7, ours: false, valid: true });
+        assert!(lives.leads(&in_group(7)) && lives.leads(&in_group(8)) && collected.leads(&in_group(8)));
+        assert!(!collected.leads(&in_group(7)));
     }
 
     #[test]

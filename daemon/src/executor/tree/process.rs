@@ -39,13 +39,30 @@ impl Process {
     pub(crate) fn signal(&self, signal: Signal) -> nix::Result<()> {
         // The handle first, and then whose it is: a number that was given away meanwhile costs nobody else's life.
         let handle = match Handle::open(self.pid) {
-            Err(Errno::ENOSYS) => return nix::sys::signal::kill(Pid::from_raw(self.pid), signal),
-            handle => handle?,
+            Err(Errno::ESRCH) => return Err(Errno::ESRCH),
+            handle => handle,
         };
-        match read(self.pid) {
-            Some(now) if now.start == self.start => handle.signal(signal),
-            _ => Err(Errno::ESRCH),
+        if !self.is_there() {
+            return Err(Errno::ESRCH);
         }
+        match handle {
+            Ok(handle) => handle.signal(signal),
+            // A kernel without it, a sandbox that refuses what it does not know, or no descriptor left for it: nobody is
+            // spared for that.
+            Err(_) => nix::sys::signal::kill(Pid::from_raw(self.pid), signal),
+        }
+    }
+
+    /// Whether its number is still its own.
+    #[cfg(target_os = "linux")]
+    fn is_there(&self) -> bool {
+        read(self.pid).is_some_and(|now| now.start == self.start)
+    }
+
+    /// Without /proc nobody tells.
+    #[cfg(not(target_os = "linux"))]
+    fn is_there(&self) -> bool {
+        true
     }
 }
 
