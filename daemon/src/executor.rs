@@ -47,6 +47,7 @@ mod table;
 mod testing;
 mod tree;
 mod user;
+mod users;
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -79,6 +80,7 @@ use session::Output;
 use spool::Spools;
 use table::{Cause, Table};
 use tree::{SHUTDOWN_GRACE, Tree, Trees};
+use users::Users;
 
 pub(crate) use env::MARKER;
 pub(crate) use reap::Reaper;
@@ -147,6 +149,7 @@ struct Shared {
     open_files: Option<u64>,
     trees: Trees,
     reaper: Reaper,
+    users: Users,
     table: Arc<Table>,
     presence: Presence,
     budget: Arc<Budget>,
@@ -236,6 +239,7 @@ fn prepare(options: &Options, alone: bool) -> anyhow::Result<Arc<Shared>> {
         open_files: if alone { raise_open_files() } else { None },
         trees,
         reaper: Reaper::new(alone),
+        users: Users::default(),
         table,
         presence: Presence::new(),
         budget: Budget::new(),

@@ -24,7 +24,6 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::signal::Signal;
-use nix::unistd::{Gid, Uid};
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -33,6 +32,7 @@ use malai_protocol::plan::{self, SessionName};
 use malai_protocol::session::Status;
 
 use super::reap::Child;
+use super::users::Place;
 
 pub(crate) use left::Left;
 pub(crate) use marker::tag;
@@ -123,7 +123,7 @@ impl Trees {
 pub(crate) struct Tree {
     child: Child,
     /// Whose they are, where that is not the executor's own user.
-    user: Option<(Uid, Gid)>,
+    place: Option<Place>,
     way: Way,
 }
 
@@ -135,12 +135,12 @@ enum Way {
 
 impl Tree {
     /// The tree that `child` is the root of.
-    pub(crate) fn new(child: Child, user: Option<(Uid, Gid)>, group: Option<cgroup::Group>, mark: &str) -> Self {
+    pub(crate) fn new(child: Child, place: Option<Place>, group: Option<cgroup::Group>, mark: &str) -> Self {
         let way = match group {
             Some(group) => Way::Cgroup(group),
             None => Way::Marker(Mutex::new(Scan::new(&[mark.to_owned()]))),
         };
-        Self { child, user, way }
+        Self { child, place, way }
     }
 
     /// TERM to all, `grace`, KILL to all, until none is left, or says which are.
@@ -213,10 +213,14 @@ impl Tree {
 
     /// Kills all of the user at once, where that is this session and nothing else. False when it is not, or did not work.
     async fn sweep(self: &Arc<Self>, members: &[Process]) -> bool {
-        let Some((uid, gid)) = self.user else {
+        let Some(place) = &self.place else {
             return false;
         };
-        let members = members.to_vec();
+        // Held until it is done: a command that starts meanwhile would be killed with them.
+        let Some(_sweep) = place.sweep() else {
+            return false;
+        };
+        let (uid, gid, members) = (place.uid, place.gid, members.to_vec());
         let alone = self.blocking(move |tree| match &tree.way {
             Way::Marker(scan) => lock(scan).is_alone(uid.as_raw(), &members),
             Way::Cgroup(_) => false,

@@ -17,7 +17,7 @@ use super::super::link::Link;
 use super::super::log::Log;
 use super::super::reap::Child;
 use super::super::serve;
-use super::super::spawn::Forked;
+use super::super::spawn::{Forked, Identity};
 use super::super::spool::Spool;
 use super::super::table::{Admitted, Cause, Command as Order, Record, Registration, grace, live_of};
 use super::super::tree::cgroup::Group;
@@ -180,10 +180,12 @@ async fn launch(shared: &Arc<Shared>, plan: &Plan, registration: &mut Registrati
         let prepare = move || command::prepare(&plan, &mark, directory, open_files);
         tokio::task::spawn_blocking(prepare).await
     };
-    let mut user_ids = None;
+    let mut place = None;
     let result = match prepared {
         Ok(Ok(command)) => {
-            user_ids = command.prepared.identity.as_ref().map(|identity| (identity.uid, identity.gid));
+            if let Some(Identity { uid, gid, .. }) = command.prepared.identity {
+                place = Some(shared.users.enter(uid, gid).await);
+            }
             fork(shared, command)
         }
         Ok(Err(failure)) => Err(failure),
@@ -196,7 +198,7 @@ async fn launch(shared: &Arc<Shared>, plan: &Plan, registration: &mut Registrati
             return Err(failure);
         }
     };
-    let tree = Arc::new(Tree::new(child.clone(), user_ids, group, &mark));
+    let tree = Arc::new(Tree::new(child.clone(), place, group, &mark));
     registration.guard(tree.clone());
     let exec = pipe::Receiver::from_owned_fd(forked.exec);
     let exec: Later<_> = Box::pin(async move {

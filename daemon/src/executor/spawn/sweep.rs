@@ -31,11 +31,31 @@ pub(crate) fn fork_sweep(uid: Uid, gid: Gid) -> io::Result<Pid> {
 #[allow(unsafe_code, reason = "runs in a child of a process with threads")]
 unsafe fn sweep(uid: libc::uid_t, gid: libc::gid_t) -> ! {
     // SAFETY: plain system calls, no memory. Every one of the three user ids is given up, and looked at before the kill:
-    // with any that is root's, it would reach the whole machine.
+    // with any that is root's, or with root's capabilities, it would reach the whole machine.
     unsafe {
-        let done = become_only(uid, gid) && libc::kill(-1, libc::SIGKILL) == 0;
+        let done = become_only(uid, gid) && give_capabilities_up() && libc::kill(-1, libc::SIGKILL) == 0;
         libc::_exit(i32::from(!done))
     }
+}
+
+/// Gives up what root may do besides being root: changing the user takes it away, unless the process is in securebits that
+/// say otherwise (`no-setuid-fixup`).
+#[cfg(target_os = "linux")]
+#[allow(unsafe_code, reason = "runs in a child of a process with threads")]
+unsafe fn give_capabilities_up() -> bool {
+    /// `_LINUX_CAPABILITY_VERSION_3`, and the calling process.
+    const HEADER: [u32; 2] = [0x2008_0522, 0];
+    /// Twice effective, permitted, and inheritable.
+    const NONE: [u32; 6] = [0; 6];
+    let mut header = HEADER;
+    // SAFETY: a header, which the kernel may write to only when it does not know the version, and the sets that are read.
+    unsafe { libc::syscall(libc::SYS_capset, header.as_mut_ptr(), NONE.as_ptr()) == 0 }
+}
+
+#[cfg(not(target_os = "linux"))]
+#[allow(unsafe_code, reason = "as the other of its name")]
+unsafe fn give_capabilities_up() -> bool {
+    true
 }
 
 /// Changes all ids of the calling process, by plain system calls where they are those of this kernel: the C library would
