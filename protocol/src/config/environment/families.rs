@@ -97,7 +97,7 @@ const LOADERS: &[Refused] = &[
     row(&["LOCPATH"], "locales are loaded from there", "ld.so(8), locale(7)"),
     row(&["NLSPATH"], "format strings of programs are read from there", "ld.so(8), catopen(3)"),
     row(
-        &["LANGUAGE", "TEXTDOMAINDIR"],
+        &["LANGUAGE", "TEXTDOMAINDIR", "GIT_TEXTDOMAINDIR"],
         "format strings of programs are read from there; `LANG` chooses the language too",
         "GNU gettext, The LANGUAGE variable; gettext(1)",
     ),
@@ -148,6 +148,7 @@ const NETWORK: &[Refused] = &[
     row(&["SSLKEYLOGFILE"], "keys of connections are written to the file that it names", "curl(1)"),
     row(&["OPENSSL_*"], "it names settings, engines and modules that are loaded", "openssl-env(7)"),
     row(&["REQUESTS_CA_BUNDLE"], "it names whom to trust", "Python's requests"),
+    row(&["GRPC_DEFAULT_SSL_ROOTS_FILE_PATH"], "it names whom to trust", "gRPC, Environment Variables"),
     row(
         &["GNUTLS_*", "P11_KIT_*", "PKCS11_*", "SOFTHSM2_CONF"],
         "it changes whom to trust, or loads a module",
@@ -256,6 +257,7 @@ const TRANSFER: &[Refused] = &[
     row(&["TAPE"], "tar reaches the archive on a host that it names by a program", "GNU tar, Remote Tape Server"),
     row(&["RSH", "RMT"], "it names a program that is run to reach a host", "dump(8)"),
     row(&["ZIP", "ZIPOPT"], "an option of zip runs a program", "zip(1)"),
+    row(&["UNZIP", "UNZIPOPT"], "an option of unzip lets an archive write anywhere", "unzip(1)"),
     row(&["LFTP_*"], "settings are read from there, which name programs", "lftp(1)"),
     row(&["RCLONE_*"], "it sets any option, and some name programs to run", "rclone, Environment variables"),
     row(&["RESTIC_*", "BORG_*"], "it names programs to run, and another repository", "restic, borg(1)"),
@@ -287,6 +289,7 @@ const DOCUMENTS: &[Refused] = &[
     row(&["MANPATH", "INFOPATH"], "pages are formatted from there", "manpath(1), info(1)"),
     row(&["GROFF_*"], "groff runs programs and loads macros from there", "groff(1)"),
     row(&["TEXINPUTS*", "TEXMF*", "TEXFORMATS"], "TeX reads settings and programs from there", "kpathsea"),
+    row(&["TEXEDIT", "MFEDIT", "MPEDIT"], "TeX and its kin run it to edit a text", "tex(1), mf(1), mpost(1)"),
     row(&["SHELL_ESCAPE*", "OPENIN_ANY", "OPENOUT_ANY"], "it lets documents run commands and write files", "kpathsea"),
     row(&["GS_*"], "Ghostscript runs PostScript from there, and takes options from it", "gs(1)"),
     row(&["MAGICK_*"], "ImageMagick takes programs to run, and modules, from there", "ImageMagick, Resources"),
@@ -438,7 +441,14 @@ const GO: &[Refused] = &[
     ),
 ];
 
-const PERL: &[Refused] = &[row(&["PERL5OPT", "PERL5LIB", "PERL*"], "perl loads the code that it names", "perlrun(1)")];
+const PERL: &[Refused] = &[
+    row(&["PERL5OPT", "PERL5LIB", "PERL*"], "perl loads the code that it names", "perlrun(1)"),
+    row(
+        &["HARNESS_*"],
+        "prove runs the perl, with the options and code, that it names",
+        "Test::Harness, TAP::Harness::Env",
+    ),
+];
 
 const PYTHON: &[Refused] = &[
     row(&["PYTHONPATH", "PYTHONSTARTUP", "PYTHON*"], "python loads the code that it names", "python(1)"),
@@ -463,7 +473,7 @@ const PYTHON: &[Refused] = &[
 
 const RUBY: &[Refused] = &[
     row(&["RUBYOPT", "RUBYLIB", "RUBY*"], "ruby loads the code that it names", "ruby(1)"),
-    row(&["GEM_*", "BUNDLE_*", "BUNDLER_*"], "packages are loaded from there", "gem(1), bundle-config(1)"),
+    row(&["GEM_*", "GEMRC", "BUNDLE_*", "BUNDLER_*"], "packages are loaded from there", "gem(1), bundle-config(1)"),
     row(
         &["IRBRC", "RAKEOPT", "SPEC_OPTS", "JRUBY_*", "TRUFFLERUBYOPT"],
         "code is loaded by it",
@@ -502,6 +512,7 @@ const JAVA: &[Refused] = &[
         "java(1), JVM Tool Interface",
     ),
     row(&["IBM_JAVA_OPTIONS", "OPENJ9_JAVA_OPTIONS", "JRE_*", "JVM_*"], "options of java load code", "OpenJ9"),
+    row(&["JAVACMD"], "start scripts run it as java", "mvn(1), gradle, ant"),
     row(&["CLASSPATH"], "java loads code from there", "java(1)"),
     row(
         &["MAVEN_*", "M2_*", "GRADLE_*", "ANT_*", "SBT_*", "LEIN_*"],
@@ -581,6 +592,12 @@ const CLOUDS: &[Refused] = &[
         "terraform runs providers from there",
         "terraform, Environment Variables",
     ),
+    row(
+        &["TF_ENCRYPTION"],
+        "it is a part of the configuration, which can name a program to run",
+        "OpenTofu, State and Plan Encryption",
+    ),
+    row(&["TF_LOG_PATH*"], "terraform writes to the file that it names", "terraform, Environment Variables"),
     row(&["TERRAGRUNT_*", "PACKER_*", "PULUMI_*"], "it names programs to run", "terragrunt, packer, pulumi"),
     row(&["ANSIBLE_*"], "ansible runs code and programs from there", "ansible-config(1)"),
     row(
@@ -598,6 +615,7 @@ const CLOUDS: &[Refused] = &[
         "gcloud runs the program that it names, or turns to another server",
         "gcloud topic configurations",
     ),
+    row(&["GCE_METADATA_*"], "requests and credentials come from another server", "Google Auth Library"),
     row(
         &["AZURE_CONFIG_DIR", "AZURE_EXTENSION_DIR", "AZURE_AUTHORITY_HOST"],
         "az loads code from there, or turns to another server",
