@@ -66,8 +66,14 @@ fn is_machine(addr: SocketAddr) -> bool {
 fn is_local(ip: IpAddr) -> bool {
     match ip {
         IpAddr::V4(ip) => ip.is_loopback() || ip.is_link_local(),
-        IpAddr::V6(ip) => ip.is_loopback() || ip.is_unicast_link_local(),
+        IpAddr::V6(ip) => ip.is_loopback() || ip.is_unicast_link_local() || is_translated(ip),
     }
+}
+
+/// Whether it stands for an IPv4 address that a translator of this network reaches, whichever that is: no machine has it
+/// (RFC 6052, RFC 8215, RFC 2765).
+fn is_translated(ip: Ipv6Addr) -> bool {
+    matches!(ip.segments(), [0x64, 0xff9b, 0, 0, 0, 0, ..] | [0x64, 0xff9b, 1, ..] | [0, 0, 0, 0, 0xffff, 0, ..])
 }
 
 /// Whether this host has no address but those of its loopback.
@@ -126,7 +132,9 @@ mod tests {
     #[test]
     fn what_every_host_or_link_has_for_itself_counts_only_from_who_is_near() {
         // Whether this host has a network is another matter, which is asked of loopback addresses only.
-        for text in ["169.254.169.254:80", "[fe80::1]:4001", "[::ffff:169.254.169.254]:80"] {
+        let local = ["169.254.169.254:80", "[fe80::1]:4001", "[::ffff:169.254.169.254]:80"];
+        let translated = ["[64:ff9b::127.0.0.1]:80", "[64:ff9b:1::7f00:1]:80", "[::ffff:0:127.0.0.1]:80"];
+        for text in local.into_iter().chain(translated) {
             let addr = parse_address(text).unwrap();
             assert!(!hearsay().admits(&addr, |_| false), "{text}");
             assert!(hearsay().admits(&addr, |_| true), "{text}");
