@@ -11,6 +11,8 @@ use super::Command;
 
 /// What every machine accepts.
 const ALWAYS: &[&str] = &["LANG", "LC_*", "TERM"];
+/// Names that a family's pattern covers although no program runs anything, or trusts anybody, by their values.
+const HARMLESS: &[&str] = &["NODE_ENV", "PYTHONUNBUFFERED"];
 /// The most variables of one request: more than any program is given by hand, and a bound on what is compared.
 pub(crate) const MAX_VARIABLES: usize = 1024;
 /// A pattern with fewer characters before its `*` reaches variables that its author does not have in mind.
@@ -117,6 +119,9 @@ fn rows() -> impl Iterator<Item = (&'static Refused, &'static str)> {
 /// Whether a pattern of the tables means this name. Capitals do not count: some programs read `http_proxy` and
 /// `npm_config_shell` in any spelling.
 fn covers(never: &str, name: &str) -> bool {
+    if HARMLESS.contains(&name) {
+        return false;
+    }
     match (never.strip_prefix('*'), never.strip_suffix('*')) {
         (Some(ending), _) => ends(name, ending),
         (None, Some(beginning)) => begins(name, beginning),
@@ -161,7 +166,7 @@ pub(crate) mod tests {
     /// Names that an `accept_env` may have.
     const ASKED: &str = "
         DEPLOY_REF CI_JOB_ID GIT_AUTHOR_NAME GIT_COMMITTER_DATE GIT_TERMINAL_PROMPT ENVIRONMENT TZ AWS_REGION
-        TF_VAR_region RUST_LOG RAILS_ENV COLUMNS CUDA_VISIBLE_DEVICES";
+        TF_VAR_region RUST_LOG RAILS_ENV NODE_ENV PYTHONUNBUFFERED COLUMNS CUDA_VISIBLE_DEVICES";
 
     /// Names that no machine accepts.
     const REFUSED: &str = "
