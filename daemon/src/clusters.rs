@@ -33,7 +33,7 @@ use crate::store::lock::Changes;
 const LEARNT: Duration = Duration::from_secs(1);
 
 /// How long sessions of a cluster that is left may take to end: TERM, KILL, and the lines of the audit.
-const REVOKED_ENDS_WAIT: Duration = Duration::from_secs(10);
+const REVOKED_ENDS_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A cluster that is served.
 #[derive(Debug, Clone)]
@@ -226,7 +226,7 @@ impl Clusters {
     async fn end_sessions(&self, alias: &str, tables: &[Arc<LiveTable>]) {
         for table in tables {
             table.revoke_all(&self.shared).await;
-            if !table.all_over(REVOKED_ENDS_WAIT).await {
+            if !table.all_over(REVOKED_ENDS_TIMEOUT).await {
                 tracing::error!(cluster = alias, "is left before all of its sessions have ended");
             }
         }

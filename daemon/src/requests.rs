@@ -31,7 +31,7 @@ use crate::store;
 use crate::store::lock::Changes;
 
 /// How long a stop waits, when all sessions have ended, until that is written down.
-const ENDS_WAIT: Duration = Duration::from_secs(2);
+const END_LINES_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What the handlers of requests work with.
 #[derive(Debug)]
@@ -232,7 +232,7 @@ async fn stop(context: &Context) -> Result<Response, Failure> {
             executor.shutdown("the daemon on the target was stopped").await?;
         }
         for table in clusters.shared().executor.tables().all() {
-            if !table.all_over(ENDS_WAIT).await {
+            if !table.all_over(END_LINES_TIMEOUT).await {
                 tracing::warn!(cluster = %table.cluster().short(), "not all ends are written down yet");
             }
         }

@@ -321,6 +321,6 @@ pub struct Retired {
 /// * 3: attachments that only watch.
 pub const VERSION: u32 = 3;
 /// From this version on an executor keeps detached sessions, and answers questions.
-pub const QUESTIONS: u32 = 2;
+pub const QUESTIONS_MIN_VERSION: u32 = 2;
 /// From this version on an executor knows attachments that only watch, and lets the going of another machine's end nothing.
-pub const WATCHING: u32 = 3;
+pub const WATCHING_MIN_VERSION: u32 = 3;

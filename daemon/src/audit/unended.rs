@@ -11,7 +11,7 @@ use malai_protocol::plan::SessionName;
 use serde::Deserialize;
 
 /// The longest line that is read: the largest request, with each of its bytes written as `\\xNN`.
-const MAX_LINE: u64 = 16 * 1024 * 1024;
+const MAX_LINE_BYTES: u64 = 16 * 1024 * 1024;
 
 /// What the audit says of the sessions that an executor tells of, and of those that nobody knows.
 #[derive(Debug, Default)]
@@ -91,7 +91,7 @@ fn each_line(file: &File, mut take: impl FnMut(u64, &[u8])) -> io::Result<()> {
     let (mut at, mut line) = (0, Vec::new());
     loop {
         line.clear();
-        let length = (&mut file).take(MAX_LINE).read_until(b'\n', &mut line)?;
+        let length = (&mut file).take(MAX_LINE_BYTES).read_until(b'\n', &mut line)?;
         if length == 0 {
             return Ok(());
         }
@@ -104,7 +104,7 @@ fn read_at(file: Option<&File>, at: u64) -> io::Result<Option<Entry>> {
     let Some(mut file) = file else { return Ok(None) };
     file.seek(SeekFrom::Start(at))?;
     let mut line = Vec::new();
-    BufReader::new(file).take(MAX_LINE).read_until(b'\n', &mut line)?;
+    BufReader::new(file).take(MAX_LINE_BYTES).read_until(b'\n', &mut line)?;
     Ok(serde_json::from_slice(&line).ok())
 }
 

@@ -18,7 +18,7 @@ use malai_protocol::session::Status;
 use super::spawn::{Forked, Prepared, fork_exec, fork_sweep};
 
 /// How many statuses are collected in one turn of the event loop: a matter of a millisecond.
-const AT_ONCE: usize = 128;
+const MAX_STATUSES_PER_TURN: usize = 128;
 
 /// The children of one executor.
 #[derive(Debug, Clone)]
@@ -91,7 +91,7 @@ impl Reaper {
             }
             return false;
         }
-        for _ in 0..AT_ONCE {
+        for _ in 0..MAX_STATUSES_PER_TURN {
             let Some((pid, status)) = ended(None) else {
                 return false;
             };

@@ -36,7 +36,7 @@ use super::users::Place;
 
 pub(crate) use left::Left;
 pub(crate) use marker::tag;
-use marker::{CERTAIN, Look, Scan};
+use marker::{Look, SUFFICIENT_CERTAINTY, Scan};
 use process::{Id, Process};
 use renewal::Renewal;
 pub(crate) use workers::start as start_workers;
@@ -48,21 +48,21 @@ pub(crate) const WITHDRAWN_GRACE: Duration = Duration::from_millis(500);
 /// The same when the daemon stops: it has five seconds in all.
 pub(crate) const SHUTDOWN_GRACE: Duration = Duration::from_secs(2);
 /// How long an ending may take in all, before what is left is named and left.
-const LIMIT: Duration = Duration::from_secs(10);
+const ENDING_TIMEOUT: Duration = Duration::from_secs(10);
 /// The same when the daemon stops.
-const SHUTDOWN_LIMIT: Duration = Duration::from_secs(4);
+const SHUTDOWN_ENDING_TIMEOUT: Duration = Duration::from_secs(4);
 /// How long processes that were killed may stay as they are: longer than a moment only where one hangs in the kernel.
 const KILL_WAIT: Duration = Duration::from_secs(2);
 /// How long all are stopped before those are killed that were found.
-const STOPPING: Duration = Duration::from_secs(3);
+const STOP_PHASE_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long one turn of that takes, after which others may look.
-const TURN: Duration = Duration::from_millis(100);
+const STOP_TURN_TIME: Duration = Duration::from_millis(100);
 /// How long the kernel may take to kill all processes of a user.
-const SWEEP: Duration = Duration::from_secs(1);
+const SWEEP_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long what an executor that died has left may take: a daemon waits for the new one meanwhile.
-const LEFTOVER: Duration = Duration::from_secs(5);
+const LEFTOVER_KILL_TIMEOUT: Duration = Duration::from_secs(5);
 /// Endings that look through /proc or cgroups at the same time.
-static LOOKS: Semaphore = Semaphore::const_new(workers::COUNT);
+static LOOKS: Semaphore = Semaphore::const_new(workers::WORKER_COUNT);
 
 /// What names a session's processes: the value of the marker variable, and its cgroup's name.
 pub(crate) fn mark(session: &SessionName) -> String {
@@ -146,7 +146,7 @@ impl Tree {
     /// TERM to all, `grace`, KILL to all, until none is left, or says which are.
     pub(crate) async fn end(self: Arc<Self>, grace: Duration) -> Left {
         let began = Instant::now();
-        let limit = began + if grace == SHUTDOWN_GRACE { SHUTDOWN_LIMIT } else { LIMIT };
+        let limit = began + if grace == SHUTDOWN_GRACE { SHUTDOWN_ENDING_TIMEOUT } else { ENDING_TIMEOUT };
         self.ask(began + grace).await;
         self.kill(limit).await
     }
@@ -181,7 +181,7 @@ impl Tree {
             let look = self.step(None).await;
             if look.members.is_empty() {
                 certainty += look.certainty();
-                if certainty >= CERTAIN || Instant::now() >= limit {
+                if certainty >= SUFFICIENT_CERTAINTY || Instant::now() >= limit {
                     return Left::default();
                 }
                 pause.wait(limit).await;
@@ -202,10 +202,10 @@ impl Tree {
             if self.sweep(members).await {
                 return;
             }
-            let until = limit.min(Instant::now() + STOPPING);
+            let until = limit.min(Instant::now() + STOP_PHASE_TIMEOUT);
             let mut certainty = 0;
-            while certainty < CERTAIN && Instant::now() < until {
-                certainty = self.blocking(move |tree| tree.stop_now(certainty)).await.unwrap_or(CERTAIN);
+            while certainty < SUFFICIENT_CERTAINTY && Instant::now() < until {
+                certainty = self.blocking(move |tree| tree.stop_now(certainty)).await.unwrap_or(SUFFICIENT_CERTAINTY);
             }
         }
         self.step(Some(Signal::SIGKILL)).await;
@@ -235,7 +235,7 @@ impl Tree {
                 return false;
             }
         };
-        let Ok(swept) = timeout(SWEEP, swept).await else {
+        let Ok(swept) = timeout(SWEEP_TIMEOUT, swept).await else {
             // As the user it can be stopped by the user's other processes.
             sweeper.signal(Signal::SIGKILL);
             return false;
@@ -300,8 +300,8 @@ impl Tree {
 
     /// Stops all, for one turn; adds to what is certain so far that none is left to stop. Blocks.
     fn stop_now(&self, mut certainty: u32) -> u32 {
-        let until = std::time::Instant::now() + TURN;
-        while certainty < CERTAIN && std::time::Instant::now() < until {
+        let until = std::time::Instant::now() + STOP_TURN_TIME;
+        while certainty < SUFFICIENT_CERTAINTY && std::time::Instant::now() < until {
             certainty = match self.look_now(true).certainty() {
                 0 => 0,
                 more => certainty + more,
@@ -375,7 +375,7 @@ impl Pause {
     }
 }
 
-/// Kills what an executor that died left of sessions that had not ended, and waits for it up to [`LEFTOVER`].
+/// Kills what an executor that died left of sessions that had not ended, and waits for it up to [`LEFTOVER_KILL_TIMEOUT`].
 /// Background processes of commands that had ended by themselves are left alone. Blocks.
 pub(crate) fn kill_leftover(bases: &[PathBuf], unfinished: &[SessionName]) {
     if unfinished.is_empty() {
@@ -383,9 +383,9 @@ pub(crate) fn kill_leftover(bases: &[PathBuf], unfinished: &[SessionName]) {
     }
     let marks: Vec<String> = unfinished.iter().map(mark).collect();
     let mut scan = Scan::new(&marks);
-    let until = std::time::Instant::now() + LEFTOVER;
+    let until = std::time::Instant::now() + LEFTOVER_KILL_TIMEOUT;
     let mut certainty = 0;
-    while certainty < CERTAIN {
+    while certainty < SUFFICIENT_CERTAINTY {
         let populated: usize = bases.iter().map(|base| cgroup::kill_groups(base, &marks)).sum();
         // Stopped first, as long as there are new ones: what forks and leaves is not outrun.
         let look = scan.look(None, true);

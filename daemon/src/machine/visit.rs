@@ -32,7 +32,7 @@ use crate::net::{FrameError, Frames, is_caller_gone};
 /// How long a caller may take to hear that its attachment is ended: then the stream is given up, within a second in all.
 const REFUSAL_DELIVERY_TIMEOUT: Duration = Duration::from_millis(500);
 /// The highest number of a signal that is not for a program's own use.
-const MAX_SIGNAL: u8 = 31;
+const MAX_STANDARD_SIGNAL: u8 = 31;
 
 /// An attachment at the executor.
 type ToExecutor = Framed<Connection, FrameCodec>;
@@ -267,7 +267,7 @@ impl Visit {
             Kind::Stdin | Kind::StdinEof | Kind::StopOutput => (Event::Control, None),
             Kind::Signal => {
                 let Signal { number, .. } = frame.decode()?;
-                if !(1..=MAX_SIGNAL).contains(&number) {
+                if !(1..=MAX_STANDARD_SIGNAL).contains(&number) {
                     return Err(CodecError::OutOfOrder { got: Kind::Signal, wanted: "a signal that there is" });
                 }
                 (Event::Signal, Some(number))

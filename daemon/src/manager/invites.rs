@@ -29,7 +29,7 @@ pub const MAX_OPEN_S: u64 = 366 * 24 * 3600;
 /// An expired invite is remembered for a day, so that who comes late is told so, and who lost the reply gets it again.
 const REMEMBERED_MS: u64 = 24 * 3600 * 1000;
 /// How many digits of the hash an invite is called by: no two that are kept have the same.
-const ID_DIGITS: usize = 8;
+const INVITE_ID_DIGITS: usize = 8;
 /// Longer lists of ids are not repeated in a hint.
 const MAX_SHOWN_IDS: usize = 12;
 /// [`MAX_ALL_USES`] redemptions of [`MAX_INVITES`] invites with their names and groups.
@@ -336,7 +336,7 @@ impl Promise {
 /// What an invite is called by. The secret has 256 random bits, so that neither these digits nor the whole hash help
 /// anybody to find it.
 fn id_of(hash: &str) -> &str {
-    hash.get(..ID_DIGITS).unwrap_or(hash)
+    hash.get(..INVITE_ID_DIGITS).unwrap_or(hash)
 }
 
 fn ids_hint(alias: &str, hashes: &[&String]) -> String {

@@ -30,7 +30,7 @@ const REMOVED_GRACE: Duration = Duration::from_secs(7);
 /// Between two looks whether such a machine has its records. After two it has heard every refusal, too.
 const REMOVED_LOOK_INTERVAL: Duration = Duration::from_millis(250);
 /// What a machine is told that is not in the config any more.
-const REMOVED: &str = "not a member of the cluster any more";
+const REMOVED_MESSAGE: &str = "not a member of the cluster any more";
 
 /// Serves a connection that the peer dialled in tasks of the membership until it ends; its control stream comes to us.
 pub(crate) fn spawn(membership: &Arc<Membership>, conn: &Arc<PeerConn>) {
@@ -117,7 +117,7 @@ async fn retire(membership: &Arc<Membership>, conn: &Arc<PeerConn>) -> (Close, S
     let mut spare_since = None;
     loop {
         if !membership.is_member(&conn.peer) && removed(membership, conn).await {
-            return (Close::Removed, REMOVED.to_owned());
+            return (Close::Removed, REMOVED_MESSAGE.to_owned());
         }
         let is_spare = membership.pool.is_spare(conn);
         let now = Instant::now();
@@ -218,7 +218,7 @@ async fn refuse_removed(
         conn.conn.closed().await;
         return Ok(());
     }
-    let failure = Failure::new(FailureKind::NotAMember, REMOVED)
+    let failure = Failure::new(FailureKind::NotAMember, REMOVED_MESSAGE)
         .hint(format!("on the cluster manager: `malai cluster invite {}`", membership.alias));
     answer(send_half, Frame::control(Kind::Refused, &failure)?).await
 }

@@ -26,7 +26,7 @@ pub(crate) const BODY: Duration = Duration::from_secs(60);
 /// nobody else from being asked.
 const PATIENCE: Duration = Duration::from_millis(250);
 /// What a manager was shown and could not keep is offered to its disk again in so long.
-const FOREIGN_RETRY_INTERVAL: Duration = Duration::from_secs(5);
+const FOREIGN_SNAPSHOT_RETRY_INTERVAL: Duration = Duration::from_secs(5);
 
 /// A peer offers a snapshot with this verified header: it is fetched in a task of its own when it is newer.
 pub(crate) fn offered(membership: &Arc<Membership>, conn: &Arc<PeerConn>, header: Header) {
@@ -165,7 +165,7 @@ async fn foreign(membership: &Arc<Membership>, snapshot: Snapshot) {
     let membership = Arc::clone(membership);
     tasks.spawn(cancel.run_until_cancelled_owned(async move {
         loop {
-            tokio::time::sleep(FOREIGN_RETRY_INTERVAL).await;
+            tokio::time::sleep(FOREIGN_SNAPSHOT_RETRY_INTERVAL).await;
             if note_foreign(&membership, snapshot.clone()).await.is_ok() {
                 break;
             }

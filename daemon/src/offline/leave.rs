@@ -22,11 +22,11 @@ use crate::supervisor::{Event, Executor};
 use crate::takeover;
 
 /// How long sessions of a cluster that is left may take to end.
-const REVOKED_ENDS_WAIT: Duration = Duration::from_secs(10);
+const REVOKED_ENDS_TIMEOUT: Duration = Duration::from_secs(10);
 /// Ends that wait to be written down.
-const EVENTS: usize = 256;
+const MAX_QUEUED_ENDS: usize = 256;
 /// How long an agent may take to end the sessions of a cluster that was left beside it.
-const AGENT_WAIT: Duration = Duration::from_secs(15);
+const AGENT_LEAVE_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Ends the cluster's sessions, and forgets it.
 pub(super) async fn leave(home: &Home, alias: &str, force: bool) -> Result<Response, Failure> {
@@ -53,7 +53,7 @@ pub(super) async fn leave(home: &Home, alias: &str, force: bool) -> Result<Respo
     .await?;
     if has_agent {
         // It looks at the disk with every request, and ends what is not there any more.
-        match tokio::time::timeout(AGENT_WAIT, takeover::ask(home, &Request::DaemonStatus)).await {
+        match tokio::time::timeout(AGENT_LEAVE_TIMEOUT, takeover::ask(home, &Request::DaemonStatus)).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::info!("the agent was not told: {error:#}"),
             Err(_) => tracing::warn!("the agent does not answer"),
@@ -69,7 +69,7 @@ async fn end_sessions(home: &Home, alias: &str) -> Result<(), Failure> {
     let is_of = |id: ClusterId, request: &Decided| {
         Some(id) == cluster || request.audit.as_ref().is_some_and(|names| names.cluster == alias)
     };
-    let (sender, mut events) = mpsc::channel(EVENTS);
+    let (sender, mut events) = mpsc::channel(MAX_QUEUED_ENDS);
     let Some(executor) = Executor::find(home, sender).await? else { return Ok(()) };
     let sessions = executor.sessions();
     let ended: Vec<_> = sessions.ended.iter().filter(|ended| is_of(ended.cluster, &ended.request)).cloned().collect();
@@ -92,7 +92,7 @@ async fn end_sessions(home: &Home, alias: &str) -> Result<(), Failure> {
         let end = End { session: *session, cause: EndedBy::Revoked, reason: Some(left().message) };
         executor.end(end).await?;
     }
-    let until = Instant::now() + REVOKED_ENDS_WAIT;
+    let until = Instant::now() + REVOKED_ENDS_TIMEOUT;
     while !live.is_empty() {
         match timeout_at(until, events.recv()).await {
             Ok(Some(Event::Ended(ended))) => {

@@ -8,7 +8,7 @@ use tokio_util::codec::Framed;
 
 use malai_protocol::codec::{Frame, FrameCodec, Kind};
 use malai_protocol::failure::{self, Failure};
-use malai_protocol::plan::{Hello, Inventory, Known, QUESTIONS, Retired, WATCHING};
+use malai_protocol::plan::{Hello, Inventory, Known, QUESTIONS_MIN_VERSION, Retired, WATCHING_MIN_VERSION};
 
 use super::{ANSWER, Executor, GONE, broken, lost};
 use crate::executor::Connection;
@@ -80,7 +80,7 @@ impl Executor {
     /// # Errors
     /// Why not: it is of an older malai.
     pub(crate) fn check_questions(&self) -> Result<(), Failure> {
-        self.check(QUESTIONS)
+        self.check(QUESTIONS_MIN_VERSION)
     }
 
     /// Whether it keeps an attachment of another machine within its bounds.
@@ -88,7 +88,7 @@ impl Executor {
     /// # Errors
     /// Why not: it is of an older malai.
     pub(crate) fn check_watching(&self) -> Result<(), Failure> {
-        self.check(WATCHING)
+        self.check(WATCHING_MIN_VERSION)
     }
 
     fn check(&self, version: u32) -> Result<(), Failure> {

@@ -12,9 +12,9 @@ use tokio::task::JoinSet;
 use crate::support::Machine;
 use crate::support::peer::{self, Peer};
 
-const NEWCOMERS: u32 = 50;
+const NEWCOMER_COUNT: u32 = 50;
 /// All of them have had their turn within this time.
-const TURNS: Duration = Duration::from_secs(180);
+const ALL_JOINED_TIMEOUT: Duration = Duration::from_secs(180);
 
 /// Makes an invite that gives each newcomer its host's name.
 async fn invite(laptop: &Machine, uses: u32) -> Result<Invite> {
@@ -32,7 +32,7 @@ async fn all_become_members(laptop: &Machine, newcomers: &[Peer], invites: &[Inv
     let redeeming = newcomers.iter().zip(invites).map(|(peer, invite)| async move {
         let conn = peer.endpoint.connect(desk.clone(), JOIN_ALPN).await?;
         // One after the other, on a machine that may be busy.
-        let snapshot = peer::redeem_within(TURNS, &conn, invite, "web").await?;
+        let snapshot = peer::redeem_within(ALL_JOINED_TIMEOUT, &conn, invite, "web").await?;
         ensure!(snapshot.text().contains(&peer.id.to_string()), "the answer does not have the one that asked");
         conn.close(0u32.into(), b"");
         anyhow::Ok(snapshot.header().generation)
@@ -54,16 +54,16 @@ async fn all_become_members(laptop: &Machine, newcomers: &[Peer], invites: &[Inv
 
 #[tokio::test(flavor = "multi_thread")]
 async fn fifty_that_redeem_invites_at_once_are_all_members_twenty_times_in_a_row() -> Result<()> {
-    let newcomers = try_join_all((0..NEWCOMERS).map(|_| Peer::new())).await?;
+    let newcomers = try_join_all((0..NEWCOMER_COUNT).map(|_| Peer::new())).await?;
     let mut stopping = JoinSet::new();
     for round in 0..20 {
         let laptop = Machine::start().await?;
         laptop.init("laptop").await?;
         let invites = if round % 2 == 0 {
-            vec![invite(&laptop, NEWCOMERS).await?; NEWCOMERS as usize]
+            vec![invite(&laptop, NEWCOMER_COUNT).await?; NEWCOMER_COUNT as usize]
         } else {
             let mut invites = Vec::new();
-            for _ in 0..NEWCOMERS {
+            for _ in 0..NEWCOMER_COUNT {
                 invites.push(invite(&laptop, 1).await?);
             }
             invites

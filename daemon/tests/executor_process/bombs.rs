@@ -12,17 +12,17 @@ use crate::process::{lives, until};
 use crate::{Daemon, ended_by, first, home, plan, send};
 
 /// How many fork and leave at the same time.
-const WIDTH: usize = 100;
+const BOMB_PROCESS_COUNT: usize = 100;
 /// So many endings in a row.
-const TIMES: usize = 20;
+const ENDING_COUNT: usize = 20;
 /// The machine has other tests to run, on as few processors as there are; what is promised is for one that has not.
-const BUSY: u32 = 2;
+const BUSY_TIME_FACTOR: u32 = 2;
 /// What is promised where the kernel kills all at once.
-const AT_ONCE: Duration = Duration::from_secs(5 * BUSY as u64);
+const AT_ONCE_END_TIMEOUT: Duration = Duration::from_secs(5 * BUSY_TIME_FACTOR as u64);
 /// And elsewhere.
-const ONE_BY_ONE: Duration = Duration::from_secs(10 * BUSY as u64);
+const ONE_BY_ONE_END_TIMEOUT: Duration = Duration::from_secs(10 * BUSY_TIME_FACTOR as u64);
 /// Looks that find nobody before it counts: one that forks and leaves is missed by some of them.
-const LOOKS: usize = 50;
+const EMPTY_LOOK_COUNT: usize = 50;
 
 /// A word that only the processes of one test have in their command line.
 fn token(test: &str) -> String {
@@ -42,7 +42,7 @@ fn with_word(word: &str) -> Vec<u32> {
 
 /// Whether nobody has the word, in many looks.
 fn nobody_has(word: &str) -> bool {
-    (0..LOOKS).all(|_| with_word(word).is_empty())
+    (0..EMPTY_LOOK_COUNT).all(|_| with_word(word).is_empty())
 }
 
 /// This program with these words.
@@ -52,12 +52,12 @@ fn played(words: &[&str]) -> Plan {
 
 /// A bomb that goes off, and what keeps it attached.
 async fn bomb(daemon: &Daemon, word: &str, user: Option<&str>) -> (SessionName, impl Sized + use<>) {
-    let mut plan = played(&["bomb", word, &WIDTH.to_string()]);
+    let mut plan = played(&["bomb", word, &BOMB_PROCESS_COUNT.to_string()]);
     plan.user = user.map(str::to_owned);
     let session = plan.session;
     daemon.executor.plan(plan).await.expect("sent");
     let attached = daemon.executor.attach(first(session)).await.expect("attached");
-    until("it goes off", || with_word(word).len() > WIDTH / 2).await;
+    until("it goes off", || with_word(word).len() > BOMB_PROCESS_COUNT / 2).await;
     (session, attached)
 }
 
@@ -86,7 +86,7 @@ fn record(ended: &Ended) -> &ExitRecord {
 #[allow(clippy::print_stderr, reason = "a measurement")]
 async fn all_are_gone_within(limit: Duration, mut daemon: Daemon, word: &str, user: Option<&str>) {
     let mut longest = Duration::ZERO;
-    for time in 0..TIMES {
+    for time in 0..ENDING_COUNT {
         let (session, _attached) = bomb(&daemon, word, user).await;
         let (took, ended) = end(&mut daemon, session).await;
         assert!(nobody_has(word), "{time}: {} are left after {took:?}: {ended:?}", with_word(word).len());
@@ -101,14 +101,14 @@ async fn all_are_gone_within(limit: Duration, mut daemon: Daemon, word: &str, us
 pub(crate) async fn without_cgroups_a_bomb_of_the_executors_own_user_is_gone_within_ten_seconds() {
     let (_dir, home) = home();
     let daemon = Daemon::of("executor-without-cgroups", &home).await;
-    all_are_gone_within(ONE_BY_ONE, daemon, &token("own"), None).await;
+    all_are_gone_within(ONE_BY_ONE_END_TIMEOUT, daemon, &token("own"), None).await;
 }
 
 pub(crate) async fn with_cgroups_a_bomb_is_gone_within_five_seconds_every_time() {
     let (_dir, home) = home();
     let daemon = Daemon::start(&home).await;
     if needs("a writable cgroup v2", daemon.executor.sessions().tree == Tree::Cgroup) {
-        all_are_gone_within(AT_ONCE, daemon, &token("cgroup"), None).await;
+        all_are_gone_within(AT_ONCE_END_TIMEOUT, daemon, &token("cgroup"), None).await;
     }
 }
 
@@ -130,7 +130,7 @@ pub(crate) async fn a_bomb_of_a_user_who_runs_nothing_else_is_gone_within_five_s
     if is_root() {
         let (_dir, home) = home();
         let daemon = Daemon::of("executor-without-cgroups", &home).await;
-        all_are_gone_within(AT_ONCE, daemon, &token("alone"), Some("news")).await;
+        all_are_gone_within(AT_ONCE_END_TIMEOUT, daemon, &token("alone"), Some("news")).await;
     }
 }
 
@@ -151,7 +151,7 @@ pub(crate) async fn a_user_who_runs_something_else_keeps_it() {
         let (session, _attached) = bomb(&daemon, &word, Some("uucp")).await;
         let (took, ended) = end(&mut daemon, session).await;
         assert!(other.try_wait().expect("a child").is_none(), "it was not of the session");
-        assert!(nobody_has(&word) && took <= ONE_BY_ONE, "{took:?} {ended:?}");
+        assert!(nobody_has(&word) && took <= ONE_BY_ONE_END_TIMEOUT, "{took:?} {ended:?}");
         other.kill().expect("a child");
         other.wait().expect("a child");
         daemon.stop().await;
@@ -203,7 +203,7 @@ pub(crate) async fn what_is_left_is_named_and_counted() {
         until("it is another user", || other_users(&word).len() == 1).await;
         let left = other_users(&word)[0];
         let (took, ended) = end(&mut daemon, session).await;
-        assert!(took < ONE_BY_ONE, "{took:?}");
+        assert!(took < ONE_BY_ONE_END_TIMEOUT, "{took:?}");
         assert!(lives(left), "it could be ended");
         let name = std::fs::read_to_string(format!("/proc/{left}/comm")).expect("it lives");
         let named = format!("1 process is left: {left} {}", name.trim());

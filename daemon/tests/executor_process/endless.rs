@@ -12,9 +12,9 @@ use nix::unistd::{ForkResult, fork, setsid};
 use tokio_util::sync::CancellationToken;
 
 /// How many of a bomb do not rest.
-const RESTLESS: usize = 2;
+const RESTLESS_PROCESS_COUNT: usize = 2;
 /// How long they go on at most: a test that fails leaves nothing for longer.
-const LIFE: Duration = Duration::from_secs(60);
+const MAX_LIFE_TIME: Duration = Duration::from_secs(60);
 
 /// Plays what the first word says; none when it says none of these.
 pub(crate) fn main(args: &[OsString]) -> Option<ExitCode> {
@@ -67,17 +67,17 @@ fn now_ms() -> u128 {
 fn bomb(token: &str, width: usize) {
     // What forks and leaves is not told, and this is not asked.
     ignore_term();
-    let until = (now_ms() + LIFE.as_millis()).to_string();
+    let until = (now_ms() + MAX_LIFE_TIME.as_millis()).to_string();
     // They wait for the end of this pipe, so that all can start before the first goes off.
     let (gate, hold) = std::io::pipe().expect("a pipe");
     for number in 0..width {
-        let pause = if number < RESTLESS { "0" } else { "50" };
+        let pause = if number < RESTLESS_PROCESS_COUNT { "0" } else { "50" };
         let mut hopper = Command::new("/proc/self/exe");
         let hopper = hopper.env_clear().args(["hop", token, &until, pause]).stdin(gate.try_clone().expect("a copy"));
         drop(hopper.spawn().expect("one of a bomb"));
     }
     drop((gate, hold));
-    std::thread::sleep(LIFE);
+    std::thread::sleep(MAX_LIFE_TIME);
 }
 
 #[allow(unsafe_code, reason = "no handler runs")]
@@ -106,7 +106,7 @@ fn hop(until: u128, pause: Duration) {
 #[allow(unsafe_code, reason = "no safe interface ends the first thread alone")]
 fn headless() {
     ignore_term();
-    std::thread::spawn(|| std::thread::sleep(LIFE));
+    std::thread::spawn(|| std::thread::sleep(MAX_LIFE_TIME));
     // SAFETY: nothing on this thread's stack is used by the other one.
     unsafe { libc::syscall(libc::SYS_exit, 0) };
 }
@@ -115,5 +115,5 @@ fn headless() {
 fn stay_as(uid: u32) {
     ignore_term();
     nix::unistd::setuid(uid.into()).expect("root may");
-    std::thread::sleep(LIFE);
+    std::thread::sleep(MAX_LIFE_TIME);
 }

@@ -89,20 +89,20 @@ fn a_caller_that_was_killed_leaves_no_group_or_child_behind_where_cgroups_are_mi
 }
 
 /// How many fork and leave at the same time.
-const WIDTH: usize = 30;
+const FORKER_COUNT: usize = 30;
 /// Found in the command lines of these.
-const HOPS: &str = "forks-and-leaves";
+const HOPS_MARK: &str = "forks-and-leaves";
 
-/// A script that starts [`WIDTH`] of those, and stays. Each leaves its session and its environment, waits a little, starts
+/// A script that starts [`FORKER_COUNT`] of those, and stays. Each leaves its session and its environment, waits a little, starts
 /// the next one, and ends; after a minute all end.
 fn bomb() -> String {
     let hop = format!(
-        "sleep 0.2; : {HOPS}; [ \"$(date +%s)\" -lt \"$1\" ] || exit; \
+        "sleep 0.2; : {HOPS_MARK}; [ \"$(date +%s)\" -lt \"$1\" ] || exit; \
          env -i PATH=\"$PATH\" setsid sh -c \"$0\" \"$0\" \"$1\" & exit"
     );
     format!(
         "trap '' TERM; hop='{hop}'; until=$(($(date +%s) + 60)); hostname; n=0; \
-         while [ $n -lt {WIDTH} ]; do env -i PATH=\"$PATH\" setsid sh -c \"$hop\" \"$hop\" $until & n=$((n + 1)); done; \
+         while [ $n -lt {FORKER_COUNT} ]; do env -i PATH=\"$PATH\" setsid sh -c \"$hop\" \"$hop\" $until & n=$((n + 1)); done; \
          sleep 60"
     )
 }
@@ -111,12 +111,12 @@ fn bomb() -> String {
 fn is_gone_when_killed(office: &Office<1>, target: &str) -> Result<()> {
     let (laptop, [web01]) = (office.laptop(), &office.machines);
     let name = laptop.run(malai(["--detach", target, "--", "sh", "-c", &bomb()]))?.exited(0)?.text();
-    wait_until(SOON, "it forks and leaves", || running(web01, HOPS).is_ok_and(|found| found > WIDTH))?;
+    wait_until(SOON, "it forks and leaves", || running(web01, HOPS_MARK).is_ok_and(|found| found > FORKER_COUNT))?;
     let killed = laptop.run(malai(["kill", &name]))?.exited(0)?;
     ensure!(killed.error_text().ends_with("is ended"), "{}", killed.error_text());
     // One that forks and leaves is missed by some looks, and not by so many.
     for _ in 0..50 {
-        let left = running(web01, HOPS)?;
+        let left = running(web01, HOPS_MARK)?;
         ensure!(left == 0, "it is said to be ended, and {left} processes are left");
     }
     ended_by(web01, "killed")

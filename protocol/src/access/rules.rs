@@ -212,8 +212,8 @@ impl Case<'_> {
         command: Option<(&Name, &Command)>,
         steps: &mut Vec<String>,
     ) -> Result<(), Failure> {
-        if names.len() > environment::MAX_VARIABLES {
-            let most = environment::MAX_VARIABLES;
+        if names.len() > environment::MAX_REQUEST_VARIABLES {
+            let most = environment::MAX_REQUEST_VARIABLES;
             let why = format!("the request sets {} variables, and at most {most} are accepted", names.len());
             return Err(Failure::new(Kind::Usage, why).hint("put them into a file, or into standard input"));
         }

@@ -14,9 +14,9 @@ const ALWAYS: &[&str] = &["LANG", "LC_*", "TERM"];
 /// Names that a family's pattern covers although no program runs anything, or trusts anybody, by their values.
 const HARMLESS: &[&str] = &["NODE_ENV", "PYTHONUNBUFFERED"];
 /// The most variables of one request: more than any program is given by hand, and a bound on what is compared.
-pub(crate) const MAX_VARIABLES: usize = 1024;
+pub(crate) const MAX_REQUEST_VARIABLES: usize = 1024;
 /// A pattern with fewer characters before its `*` reaches variables that its author does not have in mind.
-const MIN_PATTERN_BEGINNING: usize = 3;
+const MIN_PATTERN_PREFIX_CHARS: usize = 3;
 
 /// How a name stands before any config is asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -104,7 +104,7 @@ pub(super) fn too_wide(pattern: &str) -> Option<String> {
         };
         return Some(format!("matches `{first}` {others} always refused"));
     }
-    let is_short = beginning.chars().count() < MIN_PATTERN_BEGINNING;
+    let is_short = beginning.chars().count() < MIN_PATTERN_PREFIX_CHARS;
     is_short.then(|| format!("accepts every variable that begins with `{beginning}`"))
 }
 

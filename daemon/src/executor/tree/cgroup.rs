@@ -13,7 +13,7 @@ use super::process::{self, Process};
 const MAX_DEPTH: usize = 16;
 const MAX_GROUPS: usize = 4096;
 /// How long a cgroup may take to freeze: it is a matter of milliseconds, or something hangs in the kernel.
-const FREEZING: Duration = Duration::from_millis(200);
+const FREEZE_TIMEOUT: Duration = Duration::from_millis(200);
 
 /// The cgroup that holds the cgroups of one executor's sessions.
 #[derive(Debug)]
@@ -106,7 +106,7 @@ impl Group {
         self.pids().into_iter().filter_map(process::read).filter(|process| !process.dead).collect()
     }
 
-    /// KILL to all at once, so that none can fork away. Blocks for up to [`FREEZING`] where the kernel cannot do that itself.
+    /// KILL to all at once, so that none can fork away. Blocks for up to [`FREEZE_TIMEOUT`] where the kernel cannot do that itself.
     pub(crate) fn kill(&self) {
         // Since Linux 5.14.
         if fs::write(self.path.join("cgroup.kill"), "1").is_err() {
@@ -117,7 +117,7 @@ impl Group {
     /// The same in two steps: what is frozen cannot fork, and dies of KILL without being thawed.
     fn freeze_and_kill(&self) {
         if fs::write(self.path.join("cgroup.freeze"), "1").is_ok() {
-            let until = Instant::now() + FREEZING;
+            let until = Instant::now() + FREEZE_TIMEOUT;
             // One that hangs in the kernel does not freeze, and does not fork.
             while !self.has_event("frozen 1") && Instant::now() < until {
                 std::thread::sleep(Duration::from_millis(1));

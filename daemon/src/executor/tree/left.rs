@@ -3,7 +3,7 @@
 use super::process::Process;
 
 /// How many are named.
-const MAX_NAMED: usize = 8;
+const MAX_NAMED_PROCESSES: usize = 8;
 
 /// Processes of a session that is over.
 #[derive(Debug, Default)]
@@ -16,7 +16,7 @@ impl Left {
     /// Notes these.
     pub(crate) fn of(processes: &[Process]) -> Self {
         let name = |process: &Process| format!("{} {}", process.pid, process.name.escape_debug());
-        Self { count: processes.len(), named: processes.iter().take(MAX_NAMED).map(name).collect() }
+        Self { count: processes.len(), named: processes.iter().take(MAX_NAMED_PROCESSES).map(name).collect() }
     }
 
     /// Returns how many there are, for the record.
@@ -28,7 +28,7 @@ impl Left {
     pub(crate) fn words(&self) -> String {
         let Self { count, named } = self;
         let (what, named) = (if *count == 1 { "process is" } else { "processes are" }, named.join(", "));
-        let more = if *count > MAX_NAMED { ", …" } else { "" };
+        let more = if *count > MAX_NAMED_PROCESSES { ", …" } else { "" };
         format!("{count} {what} left: {named}{more}")
     }
 }

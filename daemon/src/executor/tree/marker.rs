@@ -16,13 +16,13 @@ use super::process::{self, Process};
 /// How much of an environment is searched: the marker stands anywhere, and Linux allows a quarter of the stack.
 const MAX_ENVIRON: u64 = 4 * 1024 * 1024;
 /// How often, in one look, those are looked for that were born since it began.
-const MAX_PROBES: usize = 64;
+const MAX_NEWBORN_PROBES: usize = 64;
 /// A look that found nothing new counts so much towards certainty.
-const SURE: u32 = 4;
+const CLEAR_LOOK_CERTAINTY: u32 = 4;
 /// The same where somebody went before it was clear whose it was.
-const UNSURE: u32 = 1;
+const UNCLEAR_LOOK_CERTAINTY: u32 = 1;
 /// What makes certain: two looks in a row, or eight on a machine where others come and go all the time.
-pub(crate) const CERTAIN: u32 = 8;
+pub(crate) const SUFFICIENT_CERTAINTY: u32 = 8;
 
 /// Returns the limit of file locks that marks the processes of a session.
 ///
@@ -88,11 +88,11 @@ impl Look {
         Self { members: vec![first.unwrap_or(unnamed)], new: 0, missed: 0 }
     }
 
-    /// Returns how far this look shows that there is nothing new. Summed up over looks in a row, [`CERTAIN`] is enough.
+    /// Returns how far this look shows that there is nothing new. Summed up over looks in a row, [`SUFFICIENT_CERTAINTY`] is enough.
     pub(crate) fn certainty(&self) -> u32 {
         match (self.new, self.missed) {
-            (0, 0) => SURE,
-            (0, _) => UNSURE,
+            (0, 0) => CLEAR_LOOK_CERTAINTY,
+            (0, _) => UNCLEAR_LOOK_CERTAINTY,
             _ => 0,
         }
     }
@@ -160,7 +160,7 @@ impl Scan {
             self.visit(&mut pass, pid);
         }
         // One that forks and leaves is always the youngest there is.
-        for _ in 0..MAX_PROBES {
+        for _ in 0..MAX_NEWBORN_PROBES {
             match process::newest() {
                 Some(pid) if !pass.visited.contains(&pid) => self.probe(&mut pass, pid),
                 _ => break,
@@ -357,8 +357,8 @@ mod tests {
     #[test]
     fn two_looks_make_certain_and_eight_where_others_come_and_go() {
         let look = |new, missed| Look { new, missed, ..Look::default() };
-        assert_eq!(look(0, 0).certainty() * 2, CERTAIN);
-        assert_eq!(look(0, 1).certainty() * 8, CERTAIN);
+        assert_eq!(look(0, 0).certainty() * 2, SUFFICIENT_CERTAINTY);
+        assert_eq!(look(0, 1).certainty() * 8, SUFFICIENT_CERTAINTY);
         assert_eq!(look(1, 0).certainty(), 0);
     }
 }

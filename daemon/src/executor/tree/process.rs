@@ -7,7 +7,7 @@ use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
 /// The bit of the kernel's own threads among the flags in /proc/PID/stat.
-const KERNEL_THREAD: u64 = 0x0020_0000;
+const KERNEL_THREAD_FLAG: u64 = 0x0020_0000;
 
 /// One line of /proc/PID/stat, as far as it matters.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -121,7 +121,7 @@ fn parse(stat: &str) -> Option<Process> {
         // A first thread that has ended is shown as a zombie, although the others run on.
         dead: matches!(state, "Z" | "X") && threads <= 1,
         stopped: state == "T",
-        kernel: flags & KERNEL_THREAD != 0,
+        kernel: flags & KERNEL_THREAD_FLAG != 0,
     })
 }
 
@@ -192,7 +192,7 @@ mod tests {
         assert_eq!(process, wanted);
         assert_eq!(parse("12 (a"), None);
         assert_eq!(parse(""), None);
-        assert!(parse(&line("S", KERNEL_THREAD, 1)).expect("parses").kernel);
+        assert!(parse(&line("S", KERNEL_THREAD_FLAG, 1)).expect("parses").kernel);
     }
 
     #[test]

@@ -12,15 +12,15 @@ use tokio::time::Instant;
 use super::process::{Id, Process};
 
 /// How far two looks are apart that are compared, and the same on a machine that is so busy that each lives longer.
-const WINDOWS: [Duration; 2] = [Duration::from_millis(500), Duration::from_millis(1500)];
+const WINDOW_LENGTHS: [Duration; 2] = [Duration::from_millis(500), Duration::from_millis(1500)];
 /// In so many windows in a row everybody has to be new.
-const IN_A_ROW: u32 = 2;
+const MIN_RENEWED_WINDOWS: u32 = 2;
 /// From here on a tree is large: one in ten who stays does not make it orderly.
-const LARGE: usize = 64;
+const LARGE_TREE_MIN_PROCESSES: usize = 64;
 /// A tree in which nobody is left who was sent TERM, and which is as large as it was, has not shrunk by chance.
-const HANDED_ON: usize = 32;
+const HANDED_ON_MIN_PROCESSES: usize = 32;
 /// Nobody needs so many more processes to shut down.
-const GROWN: usize = 256;
+const GROWN_MIN_EXTRA_PROCESSES: usize = 256;
 
 /// What is remembered of a tree since it was sent TERM.
 #[derive(Debug)]
@@ -46,13 +46,14 @@ impl Renewal {
     /// From when these were sent TERM.
     pub(crate) fn new(now: Instant, told: &[Process]) -> Self {
         let told: HashSet<Id> = told.iter().map(Process::id).collect();
-        let windows = WINDOWS.map(|length| Window { length, since: now, then: told.clone(), most: 0, renewed: 0 });
+        let windows =
+            WINDOW_LENGTHS.map(|length| Window { length, since: now, then: told.clone(), most: 0, renewed: 0 });
         Self { told, windows }
     }
 
     /// Whether those who are there now show that it goes on and on.
     pub(crate) fn goes_on(&mut self, now: Instant, there: &[Process]) -> bool {
-        if there.len() >= self.told.len() + GROWN {
+        if there.len() >= self.told.len() + GROWN_MIN_EXTRA_PROCESSES {
             return true;
         }
         let ids: HashSet<Id> = there.iter().map(Process::id).collect();
@@ -61,8 +62,8 @@ impl Renewal {
             let Some(most) = window.ends(now, &ids, told.len()) else {
                 return false;
             };
-            let handed_on = most >= HANDED_ON && told.is_disjoint(&ids);
-            handed_on || window.renewed >= IN_A_ROW
+            let handed_on = most >= HANDED_ON_MIN_PROCESSES && told.is_disjoint(&ids);
+            handed_on || window.renewed >= MIN_RENEWED_WINDOWS
         })
     }
 }
@@ -77,7 +78,8 @@ impl Window {
         // The number of a bomb goes up and down a little.
         let most = if self.most * 4 >= told * 3 { self.most } else { 0 };
         let old = there.intersection(&self.then).count();
-        let renewed = !there.is_empty() && if most >= LARGE { old * 10 <= there.len() } else { old == 0 };
+        let renewed =
+            !there.is_empty() && if most >= LARGE_TREE_MIN_PROCESSES { old * 10 <= there.len() } else { old == 0 };
         *self = Self {
             length: self.length,
             since: now,

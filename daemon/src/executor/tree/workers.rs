@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use tokio::sync::oneshot;
 
 /// How many there are: how many endings look at the same time.
-pub(crate) const COUNT: usize = 2;
+pub(crate) const WORKER_COUNT: usize = 2;
 
 type Work = Box<dyn FnOnce() + Send>;
 
@@ -19,7 +19,7 @@ pub(crate) fn start() {
     WORK.get_or_init(|| {
         let (sender, receiver) = channel();
         let receiver = Arc::new(Mutex::new(receiver));
-        for _ in 0..COUNT {
+        for _ in 0..WORKER_COUNT {
             let receiver = receiver.clone();
             let started = std::thread::Builder::new().name("endings".into()).spawn(move || serve(&receiver));
             if let Err(error) = started {
@@ -66,7 +66,7 @@ pub(crate) struct Haste;
 /// How many are in haste, and what was in force before the first was.
 static HASTE: Mutex<(usize, Option<i32>)> = Mutex::new((0, None));
 /// As by nice(1), for the whole session.
-const HASTY: i32 = -15;
+const HASTY_NICE_LEVEL: i32 = -15;
 
 impl Haste {
     /// Begins, if it is the first.
@@ -74,7 +74,7 @@ impl Haste {
         let mut haste = HASTE.lock().unwrap_or_else(PoisonError::into_inner);
         if haste.0 == 0 {
             haste.1 = weight();
-            weigh(haste.1.map(|before| before.min(HASTY)));
+            weigh(haste.1.map(|before| before.min(HASTY_NICE_LEVEL)));
         }
         haste.0 += 1;
         Self

@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use super::Pool;
 
 /// Lives remembered of one machine: copies of one image may be many.
-const REMEMBERED_LIVES: usize = 16;
+const MAX_REMEMBERED_LIVES: usize = 16;
 /// Two machines are taken to hold a key for so long after that was seen last, and while both are connected.
 const TWIN_MEMORY_TIME: Duration = Duration::from_secs(3600);
 
@@ -53,7 +53,7 @@ impl Lives {
         let comes_back = !is_newest && self.met.len() < before;
         let at = Instant::now();
         self.met.push(Life { boot, made_at, at, path });
-        let excess = self.met.len().saturating_sub(REMEMBERED_LIVES);
+        let excess = self.met.len().saturating_sub(MAX_REMEMBERED_LIVES);
         self.met.drain(..excess);
         if comes_back {
             self.came_back = Some(at);
@@ -201,6 +201,6 @@ mod tests {
     #[test]
     fn a_machine_that_names_ever_new_lives_takes_no_more_room() {
         let greetings: Vec<_> = (0..=255).map(|number| (number, u64::from(number))).collect();
-        assert_eq!(met(&greetings).met.len(), REMEMBERED_LIVES);
+        assert_eq!(met(&greetings).met.len(), MAX_REMEMBERED_LIVES);
     }
 }

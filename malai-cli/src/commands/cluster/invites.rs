@@ -8,7 +8,7 @@ use crate::commands::Context;
 use crate::{output, timestamp};
 
 /// How many machines one row names.
-const MAX_NAMED: usize = 8;
+const MAX_NAMED_MACHINES: usize = 8;
 
 /// List the invites of a cluster: what each is called, what it is good for, and who came by it
 ///
@@ -70,8 +70,8 @@ fn named(redeemed: &[Redemption]) -> String {
         true => format!("{} (removed)", one.machine),
         false => one.machine.clone(),
     };
-    let mut names: Vec<String> = redeemed.iter().take(MAX_NAMED).map(name).collect();
-    if let Some(more) = redeemed.len().checked_sub(MAX_NAMED).filter(|more| *more > 0) {
+    let mut names: Vec<String> = redeemed.iter().take(MAX_NAMED_MACHINES).map(name).collect();
+    if let Some(more) = redeemed.len().checked_sub(MAX_NAMED_MACHINES).filter(|more| *more > 0) {
         names.push(format!("and {more} more"));
     }
     names.join(", ")
