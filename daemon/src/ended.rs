@@ -66,7 +66,7 @@ impl Owed {
 fn lost() -> Failure {
     Failure::new(
         Kind::Unknown,
-        "the session was lost before the executor told of it: whether the command ran is not known",
+        "the session was lost before the executor reported it: it is not known whether the command ran",
     )
 }
 

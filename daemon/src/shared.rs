@@ -194,7 +194,7 @@ impl ExecutorSlot {
             self.owe(if is_written { Owed::Told(Box::new(ended.clone())) } else { Owed::end(ended) });
         }
         for start in unended.starts {
-            tracing::error!(session = %start.session, cluster = %start.cluster, "started, and nobody knows of it any more");
+            tracing::error!(session = %start.session, cluster = %start.cluster, "started, and no executor knows of it any more");
             self.owe(Owed::unknown(start));
         }
     }

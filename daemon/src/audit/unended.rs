@@ -10,19 +10,19 @@ use malai_protocol::home::Home;
 use malai_protocol::plan::SessionName;
 use serde::Deserialize;
 
-/// The longest line that is read: the largest request, with each of its bytes written as `\\xNN`.
+/// Bounds a line that is read, in bytes: the largest request, with each of its bytes written as `\\xNN`.
 const MAX_LINE_BYTES: u64 = 16 * 1024 * 1024;
 
-/// What the audit says of the sessions that an executor tells of, and of those that nobody knows.
+/// Holds what the audit says of the sessions that an executor reports, and of those that no executor knows.
 #[derive(Debug, Default)]
 pub(crate) struct Unended {
-    /// Sessions that were asked for, whose end line is there.
+    /// The sessions among those asked for whose end line is there.
     pub(crate) written: HashSet<SessionName>,
-    /// Start lines of other sessions, without an end line.
+    /// The start lines of other sessions that have no end line.
     pub(crate) starts: Vec<Entry>,
 }
 
-/// The part of a line that says whose it is.
+/// Reads the part of a line that says to which session it belongs.
 #[derive(Deserialize)]
 struct Head<'a> {
     event: Event,
@@ -32,8 +32,8 @@ struct Head<'a> {
     id52: Cow<'a, str>,
 }
 
-/// Reads all parts of the audit, the oldest first: `live` sessions are owed no end yet, and of `ended` ones it is asked
-/// whether it is there. Blocks.
+/// Reads all parts of the audit, the oldest first. Leaves out `live` sessions, which need no end line yet, and says of
+/// `ended` ones whether their end line is there. Blocks.
 ///
 /// # Errors
 /// What the disk says.

@@ -50,14 +50,14 @@ fn room(path: &Path) -> Option<Finding> {
     let shown = path.display();
     if left.bytes < FULL_DISK_MAX_FREE_BYTES {
         let text = format!(
-            "the file system of {shown} is full, {} KiB are left: commands are refused that cannot be written down, and a \
-             new config may have no place",
+            "the file system of {shown} is full, {} KiB are left: commands are refused when the audit has no room, and a \
+             new config may have no room",
             left.bytes / 1024
         );
         return Some(Finding::broken(AREA, text, format!("df -h {shown}, and make room")));
     }
     left.files.is_some_and(|files| files == 0).then(|| {
-        let text = format!("the file system of {shown} is full: it takes no more files");
+        let text = format!("the file system of {shown} is full: it can hold no more files");
         Finding::broken(AREA, text, format!("df -i {shown}, and remove some"))
     })
 }

@@ -334,8 +334,8 @@ impl Session {
         }
         tracing::warn!(left = left.words(), "some of the session's processes would not end");
         if self.status.is_none() && self.refused.is_none() {
-            let message = format!("the command was to be ended, and could not be: {}", left.words());
-            let hint = "end it on that machine, as root: kill -9, and the number";
+            let message = format!("the command could not be ended: {}", left.words());
+            let hint = "end it on that machine, as root: kill -9 and its process id";
             self.refused = Some(Failure::new(failure::Kind::Unknown, message).hint(hint));
         }
         if let Some(Cause { reason, .. }) = &mut self.cause {

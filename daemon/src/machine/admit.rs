@@ -133,7 +133,8 @@ impl Drop for Started<'_> {
     fn drop(&mut self) {
         let Some(request) = self.request.take() else { return };
         if self.membership.live.give_up(&self.name) {
-            let failure = Failure::new(Kind::Internal, "not started: its caller, or the daemon, went before it was");
+            let failure =
+                Failure::new(Kind::Internal, "not started: its caller left, or the daemon stopped, before the start");
             let (cluster, outcome) = (self.membership.cluster, Outcome::Refused(failure));
             let ended = Ended { session: self.name, cluster, request, outcome };
             self.membership.shared.executor.owe(Owed::end(&ended));

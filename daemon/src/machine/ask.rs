@@ -104,7 +104,7 @@ async fn kill(
     let answer = one(membership, caller, session, question, Some((event, signal)));
     match Visit::of(membership, caller, session, act) {
         Some(visit) => visit.while_allowed(doing, answer).await.map_err(|refused| {
-            let text = format!("what became of `malai kill` is not told any more: {}", refused.message);
+            let text = format!("the result of `malai kill` is not known: {}", refused.message);
             Failure { kind: FailureKind::Unknown, message: text, hint: refused.hint }
         })?,
         None => answer.await,

@@ -29,21 +29,21 @@ use crate::executor::Connection;
 use crate::membership::Membership;
 use crate::net::{FrameError, Frames, is_caller_gone};
 
-/// How long a caller may take to hear that its attachment is ended: then the stream is given up, within a second in all.
+/// Bounds how long a caller may take to read why its attachment ended, so that it ends within a second in all.
 const REFUSAL_DELIVERY_TIMEOUT: Duration = Duration::from_millis(500);
-/// The highest number of a signal that is not for a program's own use.
+/// Bounds the numbers of standard signals; higher ones are real-time signals.
 const MAX_STANDARD_SIGNAL: u8 = 31;
 
 /// An attachment at the executor.
 type ToExecutor = Framed<Connection, FrameCodec>;
 
-/// A machine that attends to a session of another one.
+/// Holds what a machine does with a session of another one.
 #[derive(Debug)]
 pub(super) struct Visit {
     membership: Arc<Membership>,
     caller: MachineId,
     session: SessionName,
-    /// What it needs the grant for, for as long as it lasts.
+    /// The act that needs a grant for as long as the visit lasts.
     act: Act,
 }
 
@@ -65,7 +65,7 @@ enum Up {
 /// Writes down what the caller is about to do with another machine's session.
 ///
 /// # Errors
-/// It cannot be written, or the caller does more than is written of one caller: then it must not be done.
+/// The audit cannot be written, or has as many lines of this caller as it takes: then the act must not be done.
 pub(super) fn note(
     membership: &Arc<Membership>,
     caller: MachineId,
@@ -80,8 +80,8 @@ pub(super) fn note(
         if let Some(at) = at {
             refusals::tell(membership, caller, at);
         }
-        let text = "this machine did more with other machines' sessions in a short time than the audit takes";
-        return Err(Failure::new(FailureKind::Busy, text).hint("try again in some seconds"));
+        let text = "this machine acted on other machines' sessions more often than the audit records";
+        return Err(Failure::new(FailureKind::Busy, text).hint("try again in a few seconds"));
     }
     let bytes = membership.shared.audit.append(&line).map_err(unaudited)?;
     membership.refusals.wrote(caller, bytes);
@@ -91,7 +91,7 @@ pub(super) fn note(
 }
 
 impl Visit {
-    /// Decides what an attachment may be; a refusal goes to the audit.
+    /// Decides whether an attachment may control or only watch; a refusal goes to the audit.
     ///
     /// # Errors
     /// The refusal, to be sent to the caller.
@@ -118,17 +118,17 @@ impl Visit {
         Ok(if controls.allowed().is_ok() { controls } else { visit(Act::Watch) })
     }
 
-    /// Something that lasts and was decided already; none where the session is the caller's own.
+    /// Makes a visit for an act that was decided already; `None` where the session is the caller's own.
     pub(super) fn of(membership: &Arc<Membership>, caller: MachineId, session: SessionName, act: Act) -> Option<Self> {
         (session.caller != caller).then(|| Self { membership: Arc::clone(membership), caller, session, act })
     }
 
-    /// Whether it only watches.
+    /// Returns whether the visit only watches.
     pub(super) fn watches(&self) -> bool {
         self.act == Act::Watch
     }
 
-    /// As [`note`].
+    /// Writes this act into the audit, as [`note`] does.
     pub(super) fn note(&self, event: Event, signal: Option<u8>) -> Result<(), Failure> {
         note(&self.membership, self.caller, self.session, event, signal)
     }
@@ -146,7 +146,7 @@ impl Visit {
         }
     }
 
-    /// Waits until it is not allowed any more; returns what the caller is to hear, which is in the audit.
+    /// Waits until the act is not allowed any more, and writes that into the audit. Returns what the caller is to hear.
     async fn withdrawn(&self, doing: &str) -> Failure {
         let mut snapshots = self.membership.watch();
         loop {
@@ -167,7 +167,7 @@ impl Visit {
         refuse(&self.membership, self.caller, self.session, failure, doing)
     }
 
-    /// Does something for as long as it is allowed, and the cluster is served.
+    /// Runs `work` for as long as it is allowed and the cluster is served.
     ///
     /// # Errors
     /// Why it is not allowed any more.
@@ -232,7 +232,7 @@ impl Visit {
         }
     }
 
-    /// From the caller to the executor.
+    /// Copies frames from the caller to the executor.
     async fn up<R: AsyncRead + Unpin>(
         &self,
         frames: &mut Frames<R>,
@@ -259,8 +259,8 @@ impl Visit {
         }
     }
 
-    /// Whether this frame may pass now: `Ok(Err)` when the caller may not do that. What it does is written down first;
-    /// `types` tells that it was written down already that it controls the session.
+    /// Decides whether this frame may pass now, and writes into the audit first what it does. `Ok(Err)` refuses the caller.
+    /// `types` says that the audit has already that the caller controls the session.
     fn admit(&self, frame: &Frame, types: &mut bool) -> Result<Result<(), Failure>, CodecError> {
         let (event, signal) = match frame.kind {
             Kind::Ack | Kind::Goodbye => return Ok(Ok(())),
@@ -287,7 +287,7 @@ impl Visit {
         Ok(self.note(event, signal))
     }
 
-    /// Why one that only watches may not do more.
+    /// Returns why a visit that only watches may not do more.
     fn only_watches(&self) -> Failure {
         let controls = Self { membership: Arc::clone(&self.membership), act: Act::Control, ..*self };
         let since = || {
@@ -298,7 +298,7 @@ impl Visit {
     }
 }
 
-/// What the caller hears first: that it only watches, where it does.
+/// Adds to the first frame for the caller that it only watches, where it does.
 fn introduced(frame: Frame, watches: bool) -> anyhow::Result<Frame> {
     if frame.kind != Kind::Attached || !watches {
         return Ok(frame);
@@ -307,7 +307,7 @@ fn introduced(frame: Frame, watches: bool) -> anyhow::Result<Frame> {
     Ok(Frame::control(Kind::Attached, &Attached { watches, ..attached })?)
 }
 
-/// The end of the way to the caller.
+/// Holds the end of the way to the caller.
 struct Down<W> {
     writer: W,
     /// Why the executor gave it up; absent when it was stopped here.
@@ -315,7 +315,7 @@ struct Down<W> {
 }
 
 impl<W: AsyncWrite + Unpin> Down<W> {
-    /// The executor has said its last word: the stream's end follows it.
+    /// Ends the stream after the executor's last frame.
     async fn finish(mut self) -> anyhow::Result<()> {
         match self.end? {
             Some(Kind::Exit | Kind::Refused | Kind::Superseded) => Ok(self.writer.shutdown().await?),
@@ -324,7 +324,7 @@ impl<W: AsyncWrite + Unpin> Down<W> {
     }
 }
 
-/// From the executor to the caller, whole frames only; returns between two of them when it is stopped.
+/// Copies whole frames from the executor to the caller; returns between two of them when it is stopped.
 ///
 /// # Errors
 /// The caller takes no more.

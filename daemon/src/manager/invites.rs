@@ -171,14 +171,17 @@ impl Invites {
             };
             // What is no id is not repeated: it may be a token.
             let is_id = (1..=64).contains(&asked.len()) && asked.bytes().all(|byte| byte.is_ascii_hexdigit());
-            let shown =
-                if is_id { format!("{asked:?}") } else { "that is called so: an id has digits and a-f".to_owned() };
+            let shown = if is_id {
+                format!("{asked:?}")
+            } else {
+                "of that id: an id has only digits and the letters a to f".to_owned()
+            };
             let failure = Failure::new(Kind::UnknownTarget, format!("the cluster {alias} {what} {shown}"));
             return Err(failure.hint(ids_hint(alias, &listed)));
         };
         let hash = (*hash).clone();
         let Some(promise) = self.by_hash.remove(&hash) else {
-            let message = format!("the invite {} is gone: it was revoked before", id_of(&hash));
+            let message = format!("the invite {} was revoked before", id_of(&hash));
             return Err(Failure::new(Kind::Conflict, message)
                 .hint(format!("see which are open: malai cluster invites {alias}")));
         };

@@ -9,7 +9,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 pub(crate) enum AlarmCause {
     /// Two snapshots were signed with one generation.
     Fork,
-    /// A newer snapshot is signed correctly, and this version cannot read it: an earlier one still holds.
+    /// A newer snapshot is signed correctly, but this version cannot read it, so that an earlier one is still in force.
     Unusable,
     /// This manager was shown a snapshot that it did not make.
     Foreign,
@@ -17,9 +17,9 @@ pub(crate) enum AlarmCause {
     Joined,
     /// The audit cannot be written: ends of sessions are not in it yet.
     Audit,
-    /// What holds is not stored where it belongs.
+    /// The snapshot in force is not stored in its own file.
     Unstored,
-    /// There is no reserve for what a full disk would not take.
+    /// There is no reserve for a snapshot that a full disk has no room for.
     Unreserved,
     /// The cluster manager does not have this machine in its config.
     Removed,
@@ -28,7 +28,7 @@ pub(crate) enum AlarmCause {
 }
 
 impl AlarmCause {
-    /// Returns what mends it, for the cluster with this alias whose files are in `dir`.
+    /// Returns the command that mends this, for the cluster with this alias whose files are in `dir`.
     pub(crate) fn mend(self, alias: &str, dir: &Path) -> String {
         match self {
             Self::Fork | Self::Unusable | Self::Foreign | Self::Joined => {
@@ -41,9 +41,9 @@ impl AlarmCause {
             Self::Unstored | Self::Unreserved => {
                 format!("df -h {}; make room there: it is stored within 10 s then", dir.display())
             }
-            Self::TwoMachines => format!(
-                "on the one of both that is the copy: malai machine leave {alias}, then join it by a new invite"
-            ),
+            Self::TwoMachines => {
+                format!("on the machine that is the copy: malai machine leave {alias}, then join it by a new invite")
+            }
         }
     }
 }

@@ -1,8 +1,8 @@
-//! Keeps on the disk what is held in memory, with patience: what is held rules already, and the disk only has to know it
+//! Stores the snapshot that is held in memory. It is in force already, so that storing may take time: it only has to be done
 //! before this process ends.
 //!
-//! What the disk does not take goes into the reserve at once, an alarm says so, and it is tried again until it is where
-//! it belongs. Then the reserve is emptied, for the next time.
+//! A snapshot that the disk has no room for goes into the reserve at once, with an alarm, and is tried again until it is in
+//! its own file. Then the reserve is emptied for the next time.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,36 +21,36 @@ use crate::store::clusters;
 use crate::store::lock::Changes;
 use crate::store::snapshot::Place;
 
-/// The first pause before what the disk did not take is offered to it again; it doubles.
+/// Sets the first pause before a failed store is tried again; it doubles.
 const STORE_RETRY_MIN_INTERVAL: Duration = Duration::from_secs(1);
-/// The longest such pause.
+/// Bounds that pause.
 const STORE_RETRY_MAX_INTERVAL: Duration = Duration::from_secs(10);
-/// How long the last attempt may take, of a process that is about to end.
+/// Bounds the last attempt of a process that is about to end.
 const LAST_STORE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Holds what is known of the disk's side.
+/// Stores snapshots in one place, and knows what is stored there.
 #[derive(Debug)]
 pub(crate) struct Keeper {
     place: Place,
-    /// Whose files are changed by others as well, under a lock.
+    /// The home whose lock other processes take to change its files; absent = no other process changes them.
     home: Option<Home>,
-    /// What is where it belongs.
+    /// The header of the snapshot in its own file.
     filed: Option<Header>,
-    /// The reserve is empty, and there.
+    /// Whether the reserve exists and is empty.
     prepared: bool,
 }
 
-/// Says how the disk stands to what is held.
+/// Says how far the held snapshot is stored.
 enum Kept {
     /// It is stored, and the reserve is ready.
     Whole,
-    /// It is stored, and the next one might not be: there is no reserve.
+    /// It is stored, but there is no reserve for the next one.
     Unreserved(String),
-    /// It is not stored where it belongs.
+    /// It is not in its own file.
     Unstored(String),
 }
 
-/// Keeps what this membership holds, for as long as it is served.
+/// Stores what this membership holds, for as long as the cluster is served.
 pub(super) async fn membership(membership: Arc<Membership>) {
     let home = Some(membership.shared.home.clone());
     let keeper = Keeper::new(clusters::place(&membership.dir), home, membership.filed);
@@ -66,7 +66,7 @@ pub(super) async fn membership(membership: Arc<Membership>) {
 }
 
 impl Kept {
-    /// Tells the texts of [`AlarmCause::Unstored`] and [`AlarmCause::Unreserved`], where there is such an alarm.
+    /// Passes on the texts of the alarms [`AlarmCause::Unstored`] and [`AlarmCause::Unreserved`]; absent = no alarm.
     fn tell(self, tell: &impl Fn(Option<String>, Option<String>)) {
         match self {
             Self::Whole => tell(None, None),
@@ -77,14 +77,13 @@ impl Kept {
 }
 
 impl Keeper {
-    /// Keeps in this place, where `filed` is what is stored there already. With `home`, changes take turns with those of
-    /// other processes.
+    /// Stores in this place, which has `filed` already. With `home`, its changes take turns with those of other processes.
     pub(crate) fn new(place: Place, home: Option<Home>, filed: Option<Header>) -> Self {
         Self { place, home, filed, prepared: false }
     }
 
-    /// Stores what `newest` tells, whenever `changes` says that it is another, until `cancel`. `tell` takes the texts
-    /// of two alarms: that it is not stored, and that there is no reserve.
+    /// Stores what `newest` returns whenever `changes` reports another one, until `cancel`. `tell` takes the texts of two
+    /// alarms: that it is not stored, and that there is no reserve.
     pub(crate) async fn run<T>(
         mut self,
         mut changes: watch::Receiver<T>,
@@ -116,7 +115,7 @@ impl Keeper {
         }
     }
 
-    /// Tries once; `None` when the disk hangs, and this process is about to end.
+    /// Tries to store once; returns `None` when the disk hangs while this process is about to end.
     async fn keep_in_time(&mut self, held: Arc<Held>, cancel: &CancellationToken) -> Option<Kept> {
         let path = self.place.file.display().to_string();
         let too_late = async {
@@ -136,7 +135,7 @@ impl Keeper {
         self.filed.as_ref() == Some(held.snapshot.header())
     }
 
-    /// Tries once.
+    /// Tries to store once, and prepares the reserve for the next snapshot.
     async fn keep(&mut self, held: Arc<Held>) -> Kept {
         let generation = held.generation();
         if !self.has(&held) {
@@ -164,20 +163,24 @@ impl Keeper {
     }
 
     fn unstored(&self, generation: u64, failure: &Failure, unreserved: Option<&Failure>) -> String {
-        let what = format!("the config of generation {generation} holds and cannot be stored: {}", failure.message);
+        let what =
+            format!("the config of generation {generation} is in force but cannot be stored: {}", failure.message);
         let reserve = self.place.reserve.display();
         match unreserved {
             None => {
-                format!("{what}; it lies in {reserve}, and so holds after a restart too. Make room: {}", self.look())
+                format!(
+                    "{what}; {reserve} has it, so that it is in force after a restart too. Make room: {}",
+                    self.look()
+                )
             }
             Some(why) => {
                 let before = match &self.filed {
-                    Some(filed) => format!("generation {} would hold again", filed.generation),
-                    None => "no config would be there".to_owned(),
+                    Some(filed) => format!("generation {} would be in force again", filed.generation),
+                    None => "there would be no config".to_owned(),
                 };
                 let why = &why.message;
                 format!(
-                    "{what}; nor does the reserve take it: {why}. After a restart {before}: make room first: {}",
+                    "{what}; nor does the reserve take it: {why}. After a restart {before}, so make room first: {}",
                     self.look()
                 )
             }
@@ -193,16 +196,16 @@ impl Keeper {
         )
     }
 
-    /// The command that shows how full the disk is.
+    /// Returns the command that shows how full the disk is.
     fn look(&self) -> String {
         format!("`df -h {}`", self.place.file.parent().unwrap_or(&self.place.file).display())
     }
 }
 
-/// A pause that differs from one to the next by up to a fifth, so that many clusters do not come at once.
+/// Shortens a pause by up to a fifth, at random, so that many clusters do not try at the same time.
 fn spread(pause: Duration) -> Duration {
     let mut random = [0u8; 1];
-    // Without randomness they come at once.
+    // Without randomness they try at the same time.
     let part = getrandom::fill(&mut random).map_or(0, |()| u32::from(random[0]));
     pause - pause * part / (5 * 255)
 }

@@ -23,18 +23,18 @@ pub(super) fn alarms(membership: &Membership) -> Vec<(String, String)> {
     all.map(|(id, both)| (alarm(membership, &id, &both), mend(&membership.alias, &name(membership, &id)))).collect()
 }
 
-/// Refuses a request for a key that two machines hold: which of them would act cannot be known.
+/// Refuses a request for a key that two machines hold, since it cannot be known which of them would act.
 pub(crate) fn refusal(membership: &Membership, id: MachineId) -> Option<Failure> {
     let both = membership.pool.ambiguous(id)?;
     let (name, alias) = (name(membership, &id), &membership.alias);
     let message = format!(
-        "two machines hold the key of {name}.{alias}, {}: which of them would act cannot be known, and nothing was sent",
+        "two machines hold the key of {name}.{alias}, {}: it cannot be known which of them would act, so nothing was sent",
         places(&both)
     );
     Some(Failure::new(Kind::Conflict, message).hint(mend(alias, &name)))
 }
 
-/// Returns what the peer has to be told: that another machine holds its key, or that none does any more.
+/// Returns the announcement that another machine holds the peer's key, or that none does any more; `None` = no change.
 pub(super) fn news(membership: &Membership, conn: &PeerConn, told: &mut Option<String>) -> Option<Announce> {
     if !membership.is_manager || !membership.is_member(&conn.peer) {
         return None;
@@ -48,7 +48,7 @@ pub(super) fn news(membership: &Membership, conn: &PeerConn, told: &mut Option<S
     Some(Announce { header, addresses: membership.hello().addresses, twin })
 }
 
-/// Takes in what a peer says of this machine's own key. Only the cluster manager is believed.
+/// Raises or clears the alarm about this machine's own key, if the cluster manager says so; ignores all others.
 pub(super) fn told(membership: &Membership, conn: &PeerConn, twin: Option<&str>) {
     if membership.manager_id() != Some(conn.peer) {
         return;
@@ -57,7 +57,7 @@ pub(super) fn told(membership: &Membership, conn: &PeerConn, twin: Option<&str>)
     let (held, twin) = (membership.held(), shortened(twin));
     let name = name(membership, &membership.me);
     let text = format!(
-        "another machine holds the key of this one, {name}: the cluster manager {} met it at {}; {}",
+        "another machine holds the key of this machine, {name}: the cluster manager {} met it at {}; {}",
         held.config.cluster.manager,
         twin.escape_debug(),
         advice(&membership.alias, &name)

@@ -1,8 +1,8 @@
-//! Addresses on somebody's word: which of them this machine may contact.
+//! Addresses that others name: which of them this machine may contact.
 //!
-//! What other machines say of addresses, in a greeting, in an announcement, as an answer of the directory or of a discovery
-//! service, and what the cache keeps of it, could otherwise send this machine's packets wherever they like. What the
-//! administrator wrote (fixed addresses, relays, `--at`, an invite) does not pass here.
+//! Other machines name addresses in a greeting, in an announcement, or in an answer of the directory, discovery services name
+//! them too, and the cache keeps them. Without this rule they could send this machine's packets wherever they like. What the
+//! administrator wrote (fixed addresses, relays, `--at`, an invite) is not checked here.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
@@ -10,20 +10,20 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use iroh::{RelayUrl, TransportAddr};
 use nix::ifaddrs::getifaddrs;
 
-/// What an endpoint compares addresses with that it is told.
+/// Holds what an endpoint compares with the addresses that others name.
 #[derive(Debug)]
 pub(crate) struct Hearsay {
     /// The relays of the cluster.
     pub(crate) relays: Vec<RelayUrl>,
     /// The endpoint's own sockets.
     pub(crate) bound: Vec<SocketAddr>,
-    /// Where others reach this machine.
+    /// The addresses at which others reach this machine.
     pub(crate) own: BTreeSet<SocketAddr>,
 }
 
 impl Hearsay {
-    /// Whether this address may be contacted because it was told. Addresses that mean another thing on every host or link
-    /// count only where `is_near` says so, or where this host has no network but its loopback.
+    /// Returns whether this address may be contacted because another machine named it. An address that means another machine on
+    /// every host or link is admitted only if `is_near` says so, or if it is a loopback one and this host has no other network.
     pub(crate) fn admits(&self, addr: &TransportAddr, is_near: impl Fn(SocketAddr) -> bool) -> bool {
         let ip = match addr {
             TransportAddr::Ip(ip) => canonical(*ip),
@@ -41,7 +41,7 @@ impl Hearsay {
         self.own.contains(&ip) || (is_bound && ip.ip().is_loopback())
     }
 
-    /// Whether this machine can reach nobody but those on this host.
+    /// Returns whether this machine can reach only machines on this host.
     fn is_alone(&self) -> bool {
         self.bound.iter().all(|bound| bound.ip().is_loopback()) || has_no_network()
     }
@@ -52,7 +52,7 @@ pub(crate) fn canonical(addr: SocketAddr) -> SocketAddr {
     SocketAddr::new(addr.ip().to_canonical(), addr.port())
 }
 
-/// Whether one machine may be behind it.
+/// Returns whether one machine can have this address.
 fn is_machine(addr: SocketAddr) -> bool {
     let is_one = match addr.ip() {
         IpAddr::V4(ip) => ip.octets()[0] != 0 && !ip.is_multicast() && !ip.is_broadcast(),
@@ -62,7 +62,7 @@ fn is_machine(addr: SocketAddr) -> bool {
     is_one && addr.port() != 0
 }
 
-/// Whether every host, or every link, has such an address for itself.
+/// Returns whether every host, or every link, has such an address of its own.
 fn is_local(ip: IpAddr) -> bool {
     match ip {
         IpAddr::V4(ip) => ip.is_loopback() || ip.is_link_local(),
@@ -76,7 +76,7 @@ fn is_translated(ip: Ipv6Addr) -> bool {
     matches!(ip.segments(), [0x64, 0xff9b, 0, 0, 0, 0, ..] | [0x64, 0xff9b, 1, ..] | [0, 0, 0, 0, 0xffff, 0, ..])
 }
 
-/// Whether this host has no address but those of its loopback.
+/// Returns whether this host has only loopback addresses.
 fn has_no_network() -> bool {
     let Ok(addresses) = getifaddrs() else { return false };
     let ips = addresses.filter_map(|one| {

@@ -21,11 +21,11 @@ use crate::store::lock::{Attempt, Changes, Lock, Part};
 use crate::supervisor::{Event, Executor};
 use crate::takeover;
 
-/// How long sessions of a cluster that is left may take to end.
+/// Bounds how long sessions of a cluster that is left may take to end.
 const REVOKED_ENDS_TIMEOUT: Duration = Duration::from_secs(10);
-/// Ends that wait to be written down.
+/// Bounds how many ends wait to be written down.
 const MAX_QUEUED_ENDS: usize = 256;
-/// How long an agent may take to end the sessions of a cluster that was left beside it.
+/// Bounds how long an agent may take to end the sessions of a cluster that was left beside it.
 const AGENT_LEAVE_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Ends the cluster's sessions, and forgets it.
@@ -62,7 +62,7 @@ pub(super) async fn leave(home: &Home, alias: &str, force: bool) -> Result<Respo
     Ok(Response::Done)
 }
 
-/// Ends the sessions that an executor without a daemon still has of this cluster. Under the daemon's lock.
+/// Ends the sessions of this cluster in an executor that has no daemon. The caller holds the daemon's lock.
 async fn end_sessions(home: &Home, alias: &str) -> Result<(), Failure> {
     // One that does not read is known by what its sessions say.
     let cluster = clusters::load(home, alias).map(|cluster| cluster.id).ok();

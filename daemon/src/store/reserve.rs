@@ -22,11 +22,11 @@ const FRAME_MAGIC: [u8; 8] = *b"malairs1";
 /// Magic, length, and the BLAKE3 hash of the bytes.
 const FRAME_BYTES: usize = 8 + 8 + 32;
 const BLOCK_BYTES: u64 = 4096;
-/// Room for the largest snapshot that there can be.
+/// Sets the size of a reserve that has room for the largest possible snapshot.
 const LARGE_RESERVE_BYTES: u64 = ((FRAME_BYTES + MAX_SNAPSHOT) as u64).next_multiple_of(BLOCK_BYTES);
-/// A file system with so much room does not miss a large reserve.
+/// Sets how much room a file system must have for a large reserve.
 const LARGE_RESERVE_MIN_FREE_BYTES: u64 = 64 * 1024 * 1024;
-/// The reserve on a smaller one, unless the snapshot asks for more.
+/// Sets the size of the reserve on a smaller file system, unless the snapshot needs more.
 const SMALL_RESERVE_BYTES: u64 = 256 * 1024;
 
 /// Finds the newest snapshot of `cluster` in this file. What does not verify is logged and does not count: the reserve
@@ -42,7 +42,7 @@ pub fn load(path: &Path, cluster: &ClusterId) -> Option<Snapshot> {
     }
 }
 
-/// Writes a verified snapshot into the room that there is, unless it or a newer one is there.
+/// Writes a verified snapshot into the reserve's own blocks, unless it or a newer one is there.
 ///
 /// # Errors
 /// What the disk says; [`Kind::Internal`] when there is no reserve, or it is too small.
@@ -69,8 +69,8 @@ pub fn save(path: &Path, snapshot: &Snapshot) -> Result<(), Failure> {
     file.write_all_at(&framed.concat(), at).and_then(|()| file.sync_data()).map_err(fail)
 }
 
-/// Empties the reserve, for its snapshot is where it belongs; makes it where there is none, and larger where it could not
-/// take another snapshot of `snapshot_bytes`, or should.
+/// Empties the reserve, whose snapshot is in its own file. Makes the reserve where there is none, and enlarges it where it
+/// has no room for another snapshot of `snapshot_bytes`.
 ///
 /// # Errors
 /// What the disk says, when a snapshot of that size would find no room.
@@ -102,7 +102,7 @@ pub fn prepare(path: &Path, snapshot_bytes: usize) -> Result<(), Failure> {
     })
 }
 
-/// A snapshot in the reserve, and where.
+/// Holds a snapshot from the reserve, and its place there.
 struct Found {
     snapshot: Snapshot,
     at: u64,
@@ -127,12 +127,12 @@ fn newest(file: &File, path: &Path, cluster: &ClusterId) -> io::Result<Option<Fo
     Ok(newest)
 }
 
-/// Where a snapshot may begin in a file of this length.
+/// Returns where a snapshot may begin in a file of this length.
 fn places(length: u64) -> [u64; 2] {
     [0, length / 2 / BLOCK_BYTES * BLOCK_BYTES]
 }
 
-/// Where so many bytes go: beside what is there, else over it.
+/// Returns where `needed` bytes go: beside the snapshot that is there, else over it.
 fn place_for(needed: u64, length: u64, there: Option<(u64, u64)>) -> Option<u64> {
     let [first, second] = places(length);
     let fits = |at: u64, until: u64| at.checked_add(needed).is_some_and(|end| end <= until);
@@ -143,7 +143,7 @@ fn place_for(needed: u64, length: u64, there: Option<(u64, u64)>) -> Option<u64>
     }
 }
 
-/// The bytes of a whole frame; `None` when the place is empty, or was written by half.
+/// Returns the bytes of a whole frame; `None` when the place is empty, or only half written.
 fn framed_at(file: &File, path: &Path, at: u64) -> io::Result<Option<Vec<u8>>> {
     let mut frame = [0u8; FRAME_BYTES];
     if let Err(error) = file.read_exact_at(&mut frame, at) {
@@ -176,7 +176,7 @@ fn empty(file: &File) -> io::Result<()> {
     if emptied { file.sync_data() } else { Ok(()) }
 }
 
-/// Makes the file at least so long, with all its blocks.
+/// Makes the file at least this long, and allocates all its blocks.
 fn allocate(file: &File, length: u64) -> io::Result<()> {
     let before = file.metadata()?.len();
     let length = length.max(before);
@@ -199,7 +199,7 @@ fn fallocate(_: &File, _: u64) -> io::Result<()> {
     Err(io::ErrorKind::Unsupported.into())
 }
 
-/// Writes zeros up to this length, where the file system has no other way to take room; all of them or none.
+/// Writes zeros up to this length, all or none, where the file system cannot allocate blocks otherwise.
 fn extend(file: &File, length: u64) -> io::Result<()> {
     let before = file.metadata()?.len();
     let zeros = [0u8; BLOCK_BYTES as usize];

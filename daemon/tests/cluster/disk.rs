@@ -121,7 +121,7 @@ async fn a_withdrawal_that_cannot_be_stored_ends_the_session_and_is_stored_when_
     ensure!(record.ended_by == EndedBy::Revoked, "{record:?}");
     refused(&scene).await?;
     let told = alarmed(&scene.web01).await?;
-    let generation = format!("generation {} holds and cannot be stored: ", snapshot.header().generation);
+    let generation = format!("generation {} is in force but cannot be stored: ", snapshot.header().generation);
     has(&told, &[&generation, "clusters/c/snapshot", "snapshot.reserve", "after a restart too", "`df -h "])?;
 
     full.free()?;
@@ -162,7 +162,7 @@ async fn without_a_reserve_the_alarm_says_what_a_restart_would_bring() -> Result
     let snapshot = scene.publish(&withdrawn(&scene)).await?;
     refused(&scene).await?;
     let told = alarmed(&scene.web01).await?;
-    has(&told, &["nor does the reserve take it", "After a restart generation 1 would hold again", "`df -h "])?;
+    has(&told, &["nor does the reserve take it", "After a restart generation 1 would be in force again", "`df -h "])?;
 
     full.free()?;
     let path = scene.web01.home.cluster("c").snapshot();

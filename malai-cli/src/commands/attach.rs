@@ -16,10 +16,11 @@ use crate::{client, duration};
 /// Follow a session: its output, and how it ends
 ///
 /// Shows the output that is kept and what comes, and exits as the command does. No input is sent, and leaving (Ctrl-C)
-/// leaves the command running. Who followed it before follows it no more.
+/// leaves the command running. It takes the place of the process that followed the session before.
 ///
-/// Of another machine's session, a machine in `allow_control` of the target takes the place of who follows it. One in
-/// `allow_sessions` only watches: where nobody follows it and nobody is waited for, and until somebody else does.
+/// For another machine's session this machine has to be in `allow_control` or `allow_sessions` of the target. In
+/// `allow_sessions` it only watches: while no other process follows the session and it waits for none, and until one
+/// attaches that may do more.
 #[derive(Debug, clap::Args)]
 #[command(allow_missing_positional = true)]
 pub(crate) struct Attach {

@@ -17,8 +17,8 @@ const MAX_LINE: u64 = 16 * 1024 * 1024;
 
 /// Show what was run on this machine, or refused
 ///
-/// Also what machines did with sessions of others: attach, take-over, control (it typed), signal, kill. Oldest first, from
-/// every audit file of this home. With --json one object a line.
+/// Shows also what machines did with sessions of other machines: attach, take-over, control (it typed), signal, kill.
+/// Prints the oldest line first, from every audit file of this home; with --json one object a line.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Audit {
     /// Only from then on: 30m, 2h, 7d, or a time in UTC such as 2026-01-31T08:00

@@ -50,8 +50,8 @@ const MAX_SIGNAL: u8 = 64;
 
 /// End a session with all its processes, or signal its command
 ///
-/// Another machine's session can be ended, or sent TERM or KILL, by a machine in `allow_sessions` or `allow_control` of the
-/// target; any other signal takes `allow_control`.
+/// To end another machine's session, or to send it TERM or KILL, this machine has to be in `allow_sessions` or
+/// `allow_control` of the target. Any other signal needs `allow_control`.
 #[derive(Debug, clap::Args)]
 #[command(allow_missing_positional = true)]
 pub(crate) struct Kill {
@@ -106,7 +106,7 @@ impl Kill {
         let left = record.is_some_and(|record| record.left > 0);
         record.iter().for_each(|record| cx.out.note(&words(&name, record)));
         if left {
-            cx.out.note(&format!("hint: end them on {} itself, as root: kill -9, and their numbers", name.target));
+            cx.out.note(&format!("hint: end them on {} itself, as root: kill -9 and their process ids", name.target));
         }
         if cx.out.json {
             let (session, target) = (name.to_string(), name.target.to_string());

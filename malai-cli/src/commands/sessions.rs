@@ -22,8 +22,8 @@ const AT_ONCE: usize = 128;
 
 /// Show the sessions on a machine, or on all machines
 ///
-/// Shown are one's own, and those of others on machines whose `allow_sessions` or `allow_control` has this machine. Exits with 255 when a machine
-/// could not be asked, so that the list is not whole.
+/// Shows this machine's own sessions, and those of others on machines that have this one in `allow_sessions` or
+/// `allow_control`. Exits with 255 when a machine could not be asked, so that the list is not whole.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Sessions {
     /// How long to wait until a machine answers

@@ -35,7 +35,7 @@ pub(crate) enum Event<'a> {
         /// How long it was not.
         after_ms: u64,
     },
-    /// The session is another machine's, and this one may only look on.
+    /// The session belongs to another machine, and this one may only watch it.
     Watching { target: &'a str },
     /// Output that is not kept any more, so that it is not among what follows.
     Missing {

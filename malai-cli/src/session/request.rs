@@ -121,7 +121,7 @@ impl Request {
         let is_watcher = self.part() == Part::Watcher;
         // Whoever is followed by another by then was taken over on purpose: taking it back would never end.
         let take_over = is_first && is_watcher;
-        // Where it may only be watched, that is what was asked for.
+        // Where this machine may only watch, watching is what was asked for.
         let or_watch = take_over;
         let binding = !is_watcher;
         let attach = Attach { owner, id, follower, number, out_offset, from_end, binding, take_over, or_watch };

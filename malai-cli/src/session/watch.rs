@@ -45,12 +45,12 @@ where
         self.back().map(|()| None)
     }
 
-    /// Tells that the target lets this machine do nothing but look on.
+    /// Tells the user that the target lets this machine only watch.
     fn only_watches(&mut self) -> Result<(), Failure> {
         let machine = &self.request.target.machine;
         let text = format!(
-            "this only watches, until somebody does more; to take the session over, this machine has to \
-             be in `allow_control` of [machine.{machine}]"
+            "this only watches, until a process attaches that may do more; to take the session over, this machine has \
+             to be in `allow_control` of [machine.{machine}]"
         );
         self.note(&text, &Line::Watching { target: &self.target }.line()?);
         Ok(())

@@ -459,7 +459,7 @@ fn a_kill_that_left_processes_names_them_and_is_no_success() {
     --- stdout
     --- stderr
     malai: web01.company/00112233445566778899aabbccddeeff is ended, but not all of its processes (by laptop; 2 processes are left: 7 a, 8 b)
-    malai: hint: end them on web01.company itself, as root: kill -9, and their numbers
+    malai: hint: end them on web01.company itself, as root: kill -9 and their process ids
     ");
 }
 

@@ -233,7 +233,7 @@ impl Case<'_> {
                 Standing::Never(reason) => {
                     let name = shown(name);
                     let why = format!(
-                        "`{name}` may change which code runs or whom it talks to, and no machine accepts it: {reason}"
+                        "`{name}` may change which code runs or which server it uses, and no machine accepts it: {reason}"
                     );
                     return Err(Failure::new(Kind::Denied, why)
                         .hint("leave this variable out; what has to be set can be set by a script on that machine"));

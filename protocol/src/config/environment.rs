@@ -98,11 +98,11 @@ pub(super) fn too_wide(pattern: &str) -> Option<String> {
         rows().map(|(_, never)| never).filter(|never| !never.starts_with('*') && begins(never, beginning));
     if let Some(first) = reached.next() {
         let others = match reached.count() {
-            0 => "which is".to_owned(),
-            1 => "and 1 other that are".to_owned(),
-            more => format!("and {more} others that are"),
+            0 => ", which is".to_owned(),
+            1 => " and 1 other, which are".to_owned(),
+            more => format!(" and {more} others, which are"),
         };
-        return Some(format!("matches `{first}` {others} always refused"));
+        return Some(format!("matches `{first}`{others} always refused"));
     }
     let is_short = beginning.chars().count() < MIN_PATTERN_PREFIX_CHARS;
     is_short.then(|| format!("accepts every variable that begins with `{beginning}`"))
@@ -231,9 +231,9 @@ pub(crate) mod tests {
     fn a_wide_pattern_is_told_by_what_it_reaches() {
         let others = rows().filter(|(_, never)| never.starts_with("GIT_")).count() - 1;
         assert!(others > 30);
-        let wanted = format!("matches `GIT_SSH_COMMAND` and {others} others that are always refused");
+        let wanted = format!("matches `GIT_SSH_COMMAND` and {others} others, which are always refused");
         assert_eq!(too_wide("GIT_*"), Some(wanted));
-        assert_eq!(too_wide("GIT_EXT*").as_deref(), Some("matches `GIT_EXTERNAL_DIFF` which is always refused"));
+        assert_eq!(too_wide("GIT_EXT*").as_deref(), Some("matches `GIT_EXTERNAL_DIFF`, which is always refused"));
         assert_eq!(too_wide("A_*").as_deref(), Some("accepts every variable that begins with `A_`"));
         for plain in ["DEPLOY_*", "CI_*", "DEPLOY_REF", "GIT_AUTHOR_*"] {
             assert_eq!(too_wide(plain), None, "{plain}");

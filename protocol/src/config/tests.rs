@@ -217,7 +217,7 @@ fn patterns_that_reach_more_than_their_author_has_in_mind_are_warned_of_where_th
     let told: Vec<String> = warnings.iter().map(ToString::to_string).collect();
     assert_eq!(told.len(), 3, "{told:?}");
     let wanted = "line 11, column 27: `GIT_*` in `accept_env` of [machine.web01] matches `GIT_SSH_COMMAND` and ";
-    assert!(told[0].starts_with(wanted) && told[0].ends_with(" others that are always refused"), "{}", told[0]);
+    assert!(told[0].starts_with(wanted) && told[0].ends_with(" others, which are always refused"), "{}", told[0]);
     let wanted = "line 14, column 15: `G*` in `accept_env` of [machine.web01.command.pull] matches `";
     assert!(told[1].starts_with(wanted), "{}", told[1]);
     let wanted = "line 16, column 15: `A_*` in `accept_env` of [defaults] accepts every variable that begins with `A_`";

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::id::MachineId;
 
-/// One invite in the answer to [`Request::ClusterInvites`](super::Request::ClusterInvites).
+/// Describes one invite in the answer to [`Request::ClusterInvites`](super::Request::ClusterInvites).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InviteEntry {
     /// Its id: the first digits of the SHA-256 of its secret, which lets nobody in.
@@ -19,7 +19,7 @@ pub struct InviteEntry {
     pub expires_ms: u64,
     /// When it was revoked, milliseconds since the epoch.
     pub revoked_ms: Option<u64>,
-    /// When it is listed no more, milliseconds since the epoch.
+    /// From when on it is not listed any more, milliseconds since the epoch.
     pub forgotten_ms: u64,
     /// The newcomer's name; absent = its host name.
     pub name: Option<String>,
@@ -27,15 +27,15 @@ pub struct InviteEntry {
     pub groups: Vec<String>,
     /// The user that commands run as there.
     pub username: Option<String>,
-    /// Who redeemed it.
+    /// The machines that redeemed it.
     pub redeemed: Vec<Redemption>,
 }
 
-/// Whether an invite still lets machines in.
+/// Says whether an invite still lets machines in, and if not, why.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum InviteState {
-    /// It does.
+    /// It lets machines in.
     Open,
     /// As many machines redeemed it as it was made for.
     UsedUp,
@@ -45,7 +45,7 @@ pub enum InviteState {
     Revoked,
 }
 
-/// A machine that redeemed an invite.
+/// Names a machine that redeemed an invite.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Redemption {
     /// Its name in the config; of one that is not there, the name that it was given.
@@ -58,7 +58,7 @@ pub struct Redemption {
     pub removed: bool,
 }
 
-/// An invite by which a removed machine had come, and by which another key could still come.
+/// Describes an open invite by which a removed machine had come.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CameBy {
     /// Its id.
@@ -67,6 +67,6 @@ pub struct CameBy {
     pub uses_left: u32,
     /// When it expires, milliseconds since the epoch.
     pub expires_ms: u64,
-    /// It was revoked with the removal.
+    /// Whether it was revoked with the removal.
     pub revoked: bool,
 }

@@ -8,8 +8,8 @@ use std::io;
 use nix::sys::signal::{SigSet, SigmaskHow, pthread_sigmask};
 use nix::unistd::{Gid, Pid, Uid};
 
-/// Forks a process that becomes this user, kills all that the user may kill, and ends with 0; with 1 when it could not
-/// become the user, and then it has killed nobody. The caller must see to it that its status is collected.
+/// Forks a process that becomes this user, kills every process that the user may kill, and exits with 0. It exits with 1
+/// when it could not become the user, and has killed nothing then. The caller must have its status collected.
 #[allow(unsafe_code, reason = "fork; the child makes plain system calls and ends")]
 pub(crate) fn fork_sweep(uid: Uid, gid: Gid) -> io::Result<Pid> {
     if uid.is_root() || uid == nix::unistd::geteuid() {
@@ -58,8 +58,8 @@ unsafe fn give_capabilities_up() -> bool {
     true
 }
 
-/// Changes all ids of the calling process, by plain system calls where they are those of this kernel: the C library would
-/// first tell the other threads, of which this process has a list but none.
+/// Changes all ids of the calling process, by plain system calls where this kernel has them: the C library would first
+/// signal the other threads, which it still lists although the fork left none.
 #[allow(unsafe_code, reason = "runs in a child of a process with threads")]
 unsafe fn become_only(uid: libc::uid_t, gid: libc::gid_t) -> bool {
     // SAFETY: integers, and a null pointer with a length of zero.

@@ -2,10 +2,10 @@
 
 use super::process::Process;
 
-/// How many are named.
+/// Bounds how many processes are named.
 const MAX_NAMED_PROCESSES: usize = 8;
 
-/// Processes of a session that is over.
+/// Holds the number of processes that an ending left, and the names of the first.
 #[derive(Debug, Default)]
 pub(crate) struct Left {
     count: usize,
@@ -13,18 +13,18 @@ pub(crate) struct Left {
 }
 
 impl Left {
-    /// Notes these.
+    /// Counts and names these processes.
     pub(crate) fn of(processes: &[Process]) -> Self {
         let name = |process: &Process| format!("{} {}", process.pid, process.name.escape_debug());
         Self { count: processes.len(), named: processes.iter().take(MAX_NAMED_PROCESSES).map(name).collect() }
     }
 
-    /// Returns how many there are, for the record.
+    /// Returns the count for the exit record.
     pub(crate) fn count(&self) -> u32 {
         u32::try_from(self.count).unwrap_or(u32::MAX)
     }
 
-    /// Returns how many there are, and the numbers and names of the first of them.
+    /// Returns the count, and the ids and names of the first processes, for people.
     pub(crate) fn words(&self) -> String {
         let Self { count, named } = self;
         let (what, named) = (if *count == 1 { "process is" } else { "processes are" }, named.join(", "));

@@ -6,10 +6,10 @@ use nix::errno::Errno;
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
-/// The bit of the kernel's own threads among the flags in /proc/PID/stat.
+/// Marks the kernel's own threads in the flags of /proc/PID/stat.
 const KERNEL_THREAD_FLAG: u64 = 0x0020_0000;
 
-/// One line of /proc/PID/stat, as far as it matters.
+/// Holds what malai needs of one line of /proc/PID/stat.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Process {
     pub(crate) pid: i32,
@@ -18,15 +18,15 @@ pub(crate) struct Process {
     pub(crate) parent: i32,
     pub(crate) group: i32,
     pub(crate) session: i32,
-    /// When it began, in ticks since the boot: with the number, this tells it from every other.
+    /// When it began, in ticks since the boot. With its number this identifies the process.
     pub(crate) start: u64,
-    /// No thread of it runs any more: only its status is left.
+    /// No thread of it runs any more, and only its status is left.
     pub(crate) dead: bool,
     pub(crate) stopped: bool,
     pub(crate) kernel: bool,
 }
 
-/// What tells one process from every other.
+/// Identifies a process: its number, and when it began.
 pub(crate) type Id = (i32, u64);
 
 impl Process {
@@ -35,7 +35,7 @@ impl Process {
         (self.pid, self.start)
     }
 
-    /// Signals it; what is gone, or is another by now, is left alone.
+    /// Signals this process, and does nothing when its number belongs to another process by now.
     pub(crate) fn signal(&self, signal: Signal) -> nix::Result<()> {
         // The handle first, and then whose it is: a number that was given away meanwhile costs nobody else's life.
         let handle = match Handle::open(self.pid) {
@@ -66,7 +66,7 @@ impl Process {
     }
 }
 
-/// Returns the numbers of all processes but this one, the highest first: those are the youngest, as a rule.
+/// Returns the numbers of all processes but this one, the highest and so usually the youngest first.
 pub(crate) fn pids() -> Vec<i32> {
     let own = std::process::id();
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
@@ -76,12 +76,12 @@ pub(crate) fn pids() -> Vec<i32> {
     pids
 }
 
-/// Returns the number that the kernel gave away last; it may be a thread's.
+/// Returns the number that the kernel assigned last, perhaps to a thread.
 pub(crate) fn newest() -> Option<i32> {
     fs::read_to_string("/proc/loadavg").ok()?.split_whitespace().last()?.parse().ok()
 }
 
-/// Whether this is the number of a process, and not of another thread of one.
+/// Returns whether this number is a process's, and not that of another thread of one.
 pub(crate) fn leads(pid: i32) -> bool {
     let status = fs::read(format!("/proc/{pid}/status")).unwrap_or_default();
     let status = String::from_utf8_lossy(&status);
@@ -89,7 +89,7 @@ pub(crate) fn leads(pid: i32) -> bool {
     group.is_some_and(|group| group.trim().parse() == Ok(pid))
 }
 
-/// Whether any of its user ids is this one. What is gone has none.
+/// Returns whether any user id of the process is this one; a process that is gone has none.
 pub(crate) fn is_of(pid: i32, uid: u32) -> bool {
     let status = fs::read(format!("/proc/{pid}/status")).unwrap_or_default();
     let status = String::from_utf8_lossy(&status);
@@ -97,12 +97,12 @@ pub(crate) fn is_of(pid: i32, uid: u32) -> bool {
     uids.is_some_and(|uids| uids.split_whitespace().any(|one| one.parse() == Ok(uid)))
 }
 
-/// Reads what is known of a process, if there is one.
+/// Reads the state of a process, if there is one with this number.
 pub(crate) fn read(pid: i32) -> Option<Process> {
     parse(&String::from_utf8_lossy(&fs::read(format!("/proc/{pid}/stat")).ok()?))
 }
 
-/// The fields follow the last `)`: the name before it may contain anything.
+/// Parses the fields after the last `)`, since the name before it may contain anything.
 fn parse(stat: &str) -> Option<Process> {
     let (pid, rest) = stat.split_once(" (")?;
     let (name, fields) = rest.rsplit_once(')')?;
@@ -125,7 +125,7 @@ fn parse(stat: &str) -> Option<Process> {
     })
 }
 
-/// A process that is held by more than its number.
+/// Holds a process by a descriptor, which stays valid when its number is reused.
 #[cfg(target_os = "linux")]
 #[derive(Debug)]
 struct Handle(std::os::fd::OwnedFd);

@@ -1,8 +1,8 @@
 //! Whether a tree that was sent TERM is shutting down, or goes on and on.
 //!
-//! Whoever shuts down in good order has somebody who stays until it is done: a shell that waits, a parent that collects
-//! its children. Where everybody who is there has just come, nobody shuts down: they fork and leave, and each moment more
-//! is a moment more of that.
+//! A tree that shuts down in good order has a process that stays until the end: a shell that waits, a parent that collects
+//! its children. Where all processes are new at every look, the tree does not shut down: it forks and leaves, and more time
+//! does not help.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -11,39 +11,39 @@ use tokio::time::Instant;
 
 use super::process::{Id, Process};
 
-/// How far two looks are apart that are compared, and the same on a machine that is so busy that each lives longer.
+/// Sets how far apart two compared looks are; the longer one is for a busy machine, where each process lives longer.
 const WINDOW_LENGTHS: [Duration; 2] = [Duration::from_millis(500), Duration::from_millis(1500)];
-/// In so many windows in a row everybody has to be new.
+/// Sets in how many windows in a row all processes have to be new.
 const MIN_RENEWED_WINDOWS: u32 = 2;
-/// From here on a tree is large: one in ten who stays does not make it orderly.
+/// Sets from which size on one old process in ten does not count as a tree that shuts down.
 const LARGE_TREE_MIN_PROCESSES: usize = 64;
-/// A tree in which nobody is left who was sent TERM, and which is as large as it was, has not shrunk by chance.
+/// Sets from which size on a tree counts as handed on, when no process that was sent TERM is left and it has not shrunk.
 const HANDED_ON_MIN_PROCESSES: usize = 32;
-/// Nobody needs so many more processes to shut down.
+/// Bounds how many more processes than were sent TERM a shutdown may need.
 const GROWN_MIN_EXTRA_PROCESSES: usize = 256;
 
-/// What is remembered of a tree since it was sent TERM.
+/// Remembers a tree since it was sent TERM.
 #[derive(Debug)]
 pub(crate) struct Renewal {
     told: HashSet<Id>,
     windows: [Window; 2],
 }
 
-/// Two looks that are compared.
+/// Compares two looks.
 #[derive(Debug)]
 struct Window {
     length: Duration,
     since: Instant,
-    /// Who was there when it began.
+    /// The processes that were there when it began.
     then: HashSet<Id>,
-    /// How many were seen at once since then: a look misses some of those who come and go.
+    /// The most processes in one look since then: a look misses some of those that come and go.
     most: usize,
-    /// After how many windows in a row everybody was new.
+    /// How many windows in a row had only new processes.
     renewed: u32,
 }
 
 impl Renewal {
-    /// From when these were sent TERM.
+    /// Begins when these processes were sent TERM.
     pub(crate) fn new(now: Instant, told: &[Process]) -> Self {
         let told: HashSet<Id> = told.iter().map(Process::id).collect();
         let windows =
@@ -51,7 +51,7 @@ impl Renewal {
         Self { told, windows }
     }
 
-    /// Whether those who are there now show that it goes on and on.
+    /// Returns whether the processes that are there now show that the tree goes on and on.
     pub(crate) fn goes_on(&mut self, now: Instant, there: &[Process]) -> bool {
         if there.len() >= self.told.len() + GROWN_MIN_EXTRA_PROCESSES {
             return true;
@@ -69,7 +69,8 @@ impl Renewal {
 }
 
 impl Window {
-    /// When it ends with this look, the next one begins. Returns how many were there then, if it was not fewer than `told`.
+    /// Begins the next window if this look ends this one. Returns how many processes the ended one had, or 0 where the tree
+    /// has shrunk below three quarters of `told`; `None` while it lasts.
     fn ends(&mut self, now: Instant, there: &HashSet<Id>, told: usize) -> Option<usize> {
         self.most = self.most.max(there.len());
         if now < self.since + self.length {
@@ -110,7 +111,7 @@ mod tests {
         pids.into_iter().map(process).collect()
     }
 
-    /// Shows one tree every 50 ms for 5 s; returns after how long it is given up.
+    /// Shows one tree every 50 ms for 5 s; returns when malai stops waiting for it.
     fn given_up(told: &[Process], there: impl Fn(i32) -> Vec<Process>) -> Option<Duration> {
         let began = Instant::now();
         let mut renewal = Renewal::new(began, told);

@@ -1,5 +1,5 @@
-//! Threads that look through /proc. In a process that is the executor's own they are there before they are needed: where a
-//! command has used up what the system has of processes, no thread can be started to end it.
+//! Threads that look through /proc. An executor process starts them before they are needed: where a command has used up all
+//! processes that the system allows, no thread can start to end it.
 
 use std::fs;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -7,14 +7,14 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use tokio::sync::oneshot;
 
-/// How many there are: how many endings look at the same time.
+/// Sets the number of threads, and so how many endings look at the same time.
 pub(crate) const WORKER_COUNT: usize = 2;
 
 type Work = Box<dyn FnOnce() + Send>;
 
 static WORK: OnceLock<Sender<Work>> = OnceLock::new();
 
-/// Starts them, once for this process.
+/// Starts the threads, once for this process.
 pub(crate) fn start() {
     WORK.get_or_init(|| {
         let (sender, receiver) = channel();
@@ -41,7 +41,7 @@ fn serve(receiver: &Mutex<Receiver<Work>>) {
     }
 }
 
-/// Runs this on one of them; nothing comes back when it panics.
+/// Runs this on one of the threads; returns `None` when it panics.
 pub(crate) async fn run<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
     let Some(threads) = WORK.get() else {
         return tokio::task::spawn_blocking(work).await.ok();
@@ -55,21 +55,21 @@ pub(crate) async fn run<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'st
     receiver.await.ok()
 }
 
-/// While this is there, this process comes before others where several want a processor, if it may: it has to catch what
-/// forks and leaves, and to collect what that leaves behind, beside hundreds who want a processor as well.
+/// Gives this process a larger share of the processors while it exists, if root allows: it has to catch processes that fork
+/// and leave, and to collect their statuses, beside hundreds of them that want a processor as well.
 ///
-/// Linux shares processors between kernel sessions (autogroup), so that it is this process's session that gets more, and
-/// none that it starts.
+/// Linux shares processors between kernel sessions (autogroup), so this process's session gets more, and no session that it
+/// starts does.
 #[derive(Debug)]
 pub(crate) struct Haste;
 
-/// How many are in haste, and what was in force before the first was.
+/// Counts the endings in haste, and holds the nice level that was in force before the first.
 static HASTE: Mutex<(usize, Option<i32>)> = Mutex::new((0, None));
-/// As by nice(1), for the whole session.
+/// Sets the nice level of the whole session during haste.
 const HASTY_NICE_LEVEL: i32 = -15;
 
 impl Haste {
-    /// Begins, if it is the first.
+    /// Raises the share, if this is the first.
     pub(crate) fn new() -> Self {
         let mut haste = HASTE.lock().unwrap_or_else(PoisonError::into_inner);
         if haste.0 == 0 {
@@ -91,7 +91,7 @@ impl Drop for Haste {
     }
 }
 
-/// What is in force now. Only a process that leads its session has it to itself.
+/// Returns the nice level in force, if this process leads its session: only then it has the level to itself.
 fn weight() -> Option<i32> {
     let leads = nix::unistd::getsid(None).is_ok_and(|session| session == nix::unistd::getpid());
     if !leads {
@@ -101,7 +101,7 @@ fn weight() -> Option<i32> {
     fs::read_to_string("/proc/self/autogroup").ok()?.split_whitespace().last()?.parse().ok()
 }
 
-/// Without root nothing changes.
+/// Sets the session's nice level; without root nothing changes.
 fn weigh(nice: Option<i32>) {
     if let Some(nice) = nice
         && let Err(error) = fs::write("/proc/self/autogroup", nice.to_string())

@@ -9,20 +9,20 @@ use tokio::sync::watch;
 
 use super::Pool;
 
-/// Lives remembered of one machine: copies of one image may be many.
+/// Bounds the remembered lives of one machine: there may be many copies of one image.
 const MAX_REMEMBERED_LIVES: usize = 16;
-/// Two machines are taken to hold a key for so long after that was seen last, and while both are connected.
+/// Sets how long two machines count as holders of one key after that was last seen; longer while both are connected.
 const TWIN_MEMORY_TIME: Duration = Duration::from_secs(3600);
 
-/// Requests for such a key are refused for so long after it was seen last, and while both are connected: one that was told
-/// to leave keeps nobody from using the other for longer.
+/// Sets how long requests for such a key are refused after that was last seen; longer while both are connected. It is short,
+/// so that the machine that stays is usable soon after the copy has left.
 const TWIN_REFUSAL_TIME: Duration = Duration::from_secs(300);
 
-/// A life of a machine's daemon.
+/// Holds one life of a machine's daemon: the time between a start and its end.
 #[derive(Debug, Clone)]
 pub(crate) struct Life {
     boot: Incarnation,
-    /// The connection over which it greeted last was made then.
+    /// When the connection was made over which it greeted last.
     made_at: Instant,
     /// When it greeted last.
     pub(crate) at: Instant,
@@ -30,17 +30,17 @@ pub(crate) struct Life {
     pub(crate) path: String,
 }
 
-/// The lives of one machine.
+/// Holds the lives of one machine's daemon.
 #[derive(Debug, Default)]
 pub(super) struct Lives {
-    /// By the last greeting, the newest last.
+    /// The lives that were met, the one that greeted last at the end.
     met: Vec<Life>,
-    /// When one came back last.
+    /// When a life last came back after another one.
     came_back: Option<Instant>,
 }
 
 impl Lives {
-    /// Notes a greeting over a connection that was made then. Says whether the life came back after another one.
+    /// Notes a greeting over a connection that was made at `made_at`. Returns whether the life came back after another one.
     pub(super) fn greeted(&mut self, boot: Incarnation, made_at: Instant, path: String) -> bool {
         let newest = self.met.last();
         // The greeting of an earlier life may be read late.
@@ -61,13 +61,13 @@ impl Lives {
         comes_back
     }
 
-    /// The two that were met last, by their addresses, where two machines hold the key. `connected` are the lives that are
-    /// connected now.
+    /// Returns the two lives that were met last, by their addresses, where two machines hold the key. `connected` has the lives
+    /// that are connected now.
     pub(super) fn twins(&self, connected: &HashSet<Incarnation>) -> Option<[Life; 2]> {
         self.twins_within(TWIN_MEMORY_TIME, connected)
     }
 
-    /// The same, where that was seen within this time or both are connected.
+    /// Returns the same, if that was seen within this time or both are connected.
     fn twins_within(&self, time: Duration, connected: &HashSet<Incarnation>) -> Option<[Life; 2]> {
         let came_back = self.came_back?;
         if came_back.elapsed() >= time && connected.len() < 2 {
@@ -79,26 +79,26 @@ impl Lives {
         Some(both)
     }
 
-    /// The life that was met last besides this one.
+    /// Returns the life that was met last besides this one.
     fn other(&self, boot: Incarnation) -> Option<&Life> {
         self.met.iter().rev().find(|life| life.boot != boot)
     }
 }
 
 impl Pool {
-    /// Where two machines hold this key: the two that were met last.
+    /// Returns the two lives that were met last, where two machines hold this key.
     pub(crate) fn twins(&self, id: MachineId) -> Option<[Life; 2]> {
         self.lock().get(&id)?.twins()
     }
 
-    /// The same, where it cannot be told which of both a request would meet.
+    /// Returns the same, as long as requests for this key are refused.
     pub(crate) fn ambiguous(&self, id: MachineId) -> Option<[Life; 2]> {
         let peers = self.lock();
         let peer = peers.get(&id)?;
         peer.lives.twins_within(TWIN_REFUSAL_TIME, &peer.connected())
     }
 
-    /// Every key that two machines hold.
+    /// Returns every key that two machines hold, with the two lives.
     pub(crate) fn all_twins(&self) -> Vec<(MachineId, [Life; 2])> {
         let peers = self.lock();
         let mut all: Vec<_> = peers.iter().filter_map(|(id, peer)| Some((*id, peer.twins()?))).collect();
@@ -106,7 +106,7 @@ impl Pool {
         all
     }
 
-    /// Where another machine was met that holds the key of the one at the other end of this connection.
+    /// Returns where another machine was met that holds the key of this connection's peer.
     pub(crate) fn twin_of(&self, conn: &super::PeerConn) -> Option<String> {
         let peers = self.lock();
         let peer = peers.get(&conn.peer)?;
@@ -114,7 +114,7 @@ impl Pool {
         Some(peer.lives.other(*conn.boot.get()?)?.path.clone())
     }
 
-    /// Wakes whenever it is seen that two machines hold one key.
+    /// Returns a receiver that wakes whenever two machines with one key are seen.
     pub(crate) fn watch_twins(&self) -> watch::Receiver<u64> {
         self.twins_seen.subscribe()
     }
@@ -125,13 +125,13 @@ impl super::Peer {
         self.lives.twins(&self.connected())
     }
 
-    /// The lives that are connected.
+    /// Returns the lives that are connected.
     fn connected(&self) -> HashSet<Incarnation> {
         let open = self.conns.iter().filter(|conn| conn.conn.close_reason().is_none());
         open.filter_map(|conn| conn.boot.get().copied()).collect()
     }
 
-    /// Whether two machines hold its key.
+    /// Returns whether two machines hold its key.
     pub(super) fn has_twins(&self) -> bool {
         self.twins().is_some()
     }

@@ -10,9 +10,9 @@ use crate::{output, timestamp};
 /// How many machines one row names.
 const MAX_NAMED_MACHINES: usize = 8;
 
-/// List the invites of a cluster: what each is called, what it is good for, and who came by it
+/// List the invites of a cluster: their ids, what they give, and which machines came by each
 ///
-/// Those that are used up or expired are listed until a day after they expire, revoked ones until a day after that.
+/// A used-up or expired invite is listed until a day after it expires, a revoked one until a day after its revocation.
 #[derive(Debug, clap::Args)]
 pub(super) struct Invites {
     /// The cluster's alias

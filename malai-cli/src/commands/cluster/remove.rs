@@ -9,15 +9,15 @@ use crate::timestamp;
 
 /// Take a machine out of a cluster
 ///
-/// From then on it can run nothing, and nothing is run on it. It says so when the invite by which the machine came still
-/// lets others in: a holder of its token could come back with another key.
+/// From then on the machine can run nothing, and nothing is run on it. The command says when the invite by which the
+/// machine came still lets others in: a holder of its token could come back with another key.
 #[derive(Debug, clap::Args)]
 pub(super) struct Remove {
     /// The cluster's alias
     cluster: String,
     /// The machine's name
     machine: String,
-    /// End the invites by which it came too: both, or neither
+    /// Also end the invites by which the machine came: both, or neither
     #[arg(long)]
     revoke_invite: bool,
 }

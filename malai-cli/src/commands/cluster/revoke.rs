@@ -6,14 +6,14 @@ use malai_protocol::local::{Request, Response};
 use crate::client::{self, Otherwise};
 use crate::commands::Context;
 
-/// End an invite, so that nobody joins by it any more
+/// End an invite, so that no machine joins by it any more
 ///
-/// The machines that came by it stay. Who shows its token from now on is refused as with a wrong one.
+/// The machines that came by it stay. From now on its token is refused as a wrong one is.
 #[derive(Debug, clap::Args)]
 pub(super) struct Revoke {
     /// The cluster's alias
     cluster: String,
-    /// The invite's id, or its first characters where only one begins so
+    /// The invite's id, or as many of its first characters as only one invite has
     id: String,
 }
 

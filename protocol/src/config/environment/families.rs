@@ -1,7 +1,7 @@
 //! The variables that no machine accepts, by family. docs/environment.md shows these tables; a test compares them.
 //!
-//! The rule: a variable is here when, by its value, a program that is common on servers runs another program, loads code
-//! or settings that name programs, writes a file, or turns to another server or trusts other keys or certificates. A
+//! The rule: a variable is here when its value can make a program that is common on servers run another program, load code
+//! or settings that name programs, write a file, connect to another server, or trust other keys or certificates. A
 //! variable whose value is only passed on or printed is not, such as `GIT_AUTHOR_NAME` or `AWS_REGION`.
 
 /// Names variables that are refused for one reason.
@@ -36,7 +36,7 @@ pub const REFUSED_VARIABLES: &[Family] = &[
     Family { title: "Shells", refused: SHELLS },
     Family { title: "Terminals", refused: TERMINALS },
     Family { title: "Temporary files and XDG", refused: PLACES },
-    Family { title: "Proxies, names of hosts and certificates", refused: NETWORK },
+    Family { title: "Proxies, host names and certificates", refused: NETWORK },
     Family { title: "git", refused: GIT },
     Family { title: "Other version control", refused: VERSION_CONTROL },
     Family { title: "ssh", refused: SSH },
@@ -60,7 +60,7 @@ pub const REFUSED_VARIABLES: &[Family] = &[
     Family { title: "Databases", refused: DATABASES },
     Family { title: "Desktops", refused: DESKTOPS },
     // Last: where a name is in a family too, that one says more.
-    Family { title: "Names that say it themselves", refused: ENDINGS },
+    Family { title: "Names by their ending", refused: ENDINGS },
 ];
 
 /// What malai sets from the user's account, or for itself.
@@ -88,11 +88,15 @@ const ENDINGS: &[Refused] = &[
 ];
 
 const LOADERS: &[Refused] = &[
-    row(&["LD_*"], "the dynamic loader loads the libraries that it names, or traces", "ld.so(8)"),
+    row(&["LD_*"], "the dynamic loader loads the libraries that it names, or prints a trace", "ld.so(8)"),
     row(&["DYLD_*"], "the dynamic loader of macOS loads the libraries that it names", "dyld(1)"),
     row(&["GCONV_PATH"], "the C library loads conversions of characters, which are code, from there", "ld.so(8)"),
     row(&["GETCONF_DIR"], "getconf runs programs from there", "ld.so(8)"),
-    row(&["GLIBC_TUNABLES"], "it changes how the C library allocates, and which code it takes", "ld.so(8)"),
+    row(
+        &["GLIBC_TUNABLES"],
+        "it changes how the C library allocates memory, and which of its routines run",
+        "ld.so(8)",
+    ),
     row(&["MALLOC_*"], "it changes how memory is allocated, or names a file that is written", "ld.so(8), mallopt(3)"),
     row(&["LOCPATH"], "locales are loaded from there", "ld.so(8), locale(7)"),
     row(&["NLSPATH"], "format strings of programs are read from there", "ld.so(8), catopen(3)"),
@@ -110,13 +114,13 @@ const SHELLS: &[Refused] = &[
     row(&["ENV", "KSH_ENV"], "shells run the file that it names", "sh(1), ksh(1)"),
     row(
         &["BASH_*", "BASHOPTS", "SHELLOPTS"],
-        "bash runs the file or the function in it, or reads otherwise",
+        "bash runs the file or the function in it, or parses differently",
         "bash(1)",
     ),
-    row(&["IFS"], "shells split words otherwise", "sh(1)"),
+    row(&["IFS"], "it changes how shells split words", "sh(1)"),
     row(&["PS0", "PS1", "PS2", "PS3", "PS4"], "shells run the commands in it", "bash(1)"),
     row(&["MAILPATH"], "bash expands the messages in it", "bash(1)"),
-    row(&["CDPATH", "GLOBIGNORE", "EXECIGNORE"], "shells go to other places and find other files", "bash(1)"),
+    row(&["CDPATH", "GLOBIGNORE", "EXECIGNORE"], "it changes which directories and files shells find", "bash(1)"),
     row(&["HISTFILE"], "shells write to the file that it names", "bash(1)"),
     row(&["INPUTRC"], "its key bindings type commands", "readline(3)"),
     row(&["FPATH", "ZDOTDIR", "MODULE_PATH"], "functions and start files are loaded from there", "zshparam(1), ksh(1)"),
@@ -135,7 +139,7 @@ const PLACES: &[Refused] = &[
     row(&["XDG_*"], "programs read their settings, and load code, from there", "XDG Base Directory Specification"),
     row(
         &["TMPDIR", "TMP", "TEMP", "TEMPDIR"],
-        "programs write there, and take back what they find",
+        "programs write there, and read back what they find",
         "ld.so(8), environ(7)",
     ),
 ];
@@ -159,7 +163,7 @@ const NETWORK: &[Refused] = &[
     row(&["LDAP*"], "it names the server and whom to trust", "ldap.conf(5)"),
     row(
         &["HOSTALIASES", "LOCALDOMAIN", "RES_OPTIONS", "RESOLV_*", "NIS_PATH"],
-        "names of hosts mean other hosts",
+        "it changes which address a host name means",
         "ld.so(8), hostname(7), resolv.conf(5), host.conf(5)",
     ),
     row(&["CURL_HOME", "CURL_SSL_BACKEND"], "curl reads its settings from there", "curl(1)"),
@@ -211,7 +215,7 @@ const GIT: &[Refused] = &[
         "git writes to the file that it names, secrets too",
         "git(1), Trace2 API",
     ),
-    row(&["GIT_TEST_*", "GIT_CLONE_PROTECTION_ACTIVE"], "it takes a protection of git away", "git, t/README"),
+    row(&["GIT_TEST_*", "GIT_CLONE_PROTECTION_ACTIVE"], "it switches off a protection of git", "git, t/README"),
     row(&["GIT_MERGETOOL*", "GIT_DIFFTOOL*", "GIT_DIFF_TOOL", "GIT_MERGE_TOOL"], "git runs it", "git-difftool(1)"),
     row(&["GIT_LFS_*"], "git-lfs takes settings from it", "git-lfs-config(5)"),
     row(
@@ -229,10 +233,10 @@ const GIT: &[Refused] = &[
 const VERSION_CONTROL: &[Refused] = &[
     row(&["HG", "HGRCPATH", "HGMERGE", "HG_*"], "Mercurial runs it, or loads extensions that it names", "hg(1)"),
     row(&["SVN_*"], "Subversion runs it", "svn(1)"),
-    row(&["CVS*"], "CVS runs it, or turns to another server", "cvs(1)"),
+    row(&["CVS*"], "CVS runs it, or connects to another server", "cvs(1)"),
     row(&["BZR*", "BRZ*"], "plugins are loaded from there", "brz(1)"),
     row(&["JJ_*"], "Jujutsu takes settings from it, which name programs", "jj, Settings"),
-    row(&["P4*"], "Perforce runs it, or turns to another server", "p4(1)"),
+    row(&["P4*"], "Perforce runs it, or connects to another server", "p4(1)"),
     row(&["DARCS_*", "FOSSIL_*"], "it names programs to run", "darcs(1), fossil"),
 ];
 
@@ -243,7 +247,7 @@ const SSH: &[Refused] = &[
         "ssh(1), ssh-agent(1), ssh-keygen(1)",
     ),
     row(&["AUTOSSH_*"], "autossh runs it", "autossh(1)"),
-    row(&["PDSH_*", "WCOLL"], "pdsh loads modules from there, and turns to other hosts", "pdsh(1)"),
+    row(&["PDSH_*", "WCOLL"], "pdsh loads modules from there, and connects to other hosts", "pdsh(1)"),
     row(&["CLUSTERSHELL_*"], "settings are read from there, which name programs", "clush(1)"),
 ];
 
@@ -254,7 +258,11 @@ const TRANSFER: &[Refused] = &[
         "rsync(1), rsyncd.conf(5)",
     ),
     row(&["TAR_OPTIONS"], "options of tar run programs", "GNU tar, TAR_OPTIONS"),
-    row(&["TAPE"], "tar reaches the archive on a host that it names by a program", "GNU tar, Remote Tape Server"),
+    row(
+        &["TAPE"],
+        "it may name an archive on another host, which tar runs a program to reach",
+        "GNU tar, Remote Tape Server",
+    ),
     row(&["RSH", "RMT"], "it names a program that is run to reach a host", "dump(8)"),
     row(&["ZIP", "ZIPOPT"], "an option of zip runs a program", "zip(1)"),
     row(&["UNZIP", "UNZIPOPT"], "an option of unzip lets an archive write anywhere", "unzip(1)"),
@@ -265,14 +273,14 @@ const TRANSFER: &[Refused] = &[
 ];
 
 const PAGERS: &[Refused] = &[
-    row(&["LESS", "LESS*"], "less runs commands that these name, from its options on", "less(1)"),
+    row(&["LESS", "LESS*"], "less runs the commands that these name, also in its options", "less(1)"),
     row(&["MORE", "MOST_*", "LV"], "it sets options of the pager, which run commands", "more(1), most(1)"),
     row(&["BAT_*", "DELTA_*"], "it sets options, which name a program", "bat(1), delta"),
     row(&["RIPGREP_CONFIG_PATH"], "an option in that file runs a program for each file", "rg(1)"),
     row(&["ACKRC", "ACK_OPTIONS"], "options in that file run a program", "ack(1)"),
     row(&["FZF_*", "SKIM_*"], "options and key bindings run commands", "fzf(1), sk(1)"),
     row(&["AWKPATH", "AWKLIBPATH"], "awk loads programs and extensions from there", "gawk(1)"),
-    row(&["BC_ENV_ARGS", "DC_ENV_ARGS"], "dc runs commands that its arguments have", "bc(1), dc(1)"),
+    row(&["BC_ENV_ARGS", "DC_ENV_ARGS"], "dc runs the commands in its arguments", "bc(1), dc(1)"),
 ];
 
 const EDITORS: &[Refused] = &[
@@ -299,7 +307,7 @@ const DOCUMENTS: &[Refused] = &[
 
 const SECRETS: &[Refused] = &[
     row(&["GNUPGHOME"], "gpg takes keys, trust and programs to run from there", "gpg(1)"),
-    row(&["GPG_AGENT_INFO", "PINENTRY_*"], "gpg turns to another agent", "gpg-agent(1)"),
+    row(&["GPG_AGENT_INFO", "PINENTRY_*"], "gpg connects to another agent", "gpg-agent(1)"),
     row(&["PASSWORD_STORE_*"], "pass runs extensions from there", "pass(1)"),
     row(&["SOPS_*"], "it names programs to run and servers", "sops"),
     row(
@@ -322,7 +330,7 @@ const SYSTEM: &[Refused] = &[
         "systemd.exec(5)",
     ),
     row(&["DBUS_*"], "an address of a bus can name a program to run", "D-Bus Specification, unixexec"),
-    row(&["SUDO_*", "DOAS_*", "PKEXEC_*"], "programs believe it for who asks, or run it", "sudo(8), pkexec(1)"),
+    row(&["SUDO_*", "DOAS_*", "PKEXEC_*"], "programs take from it who asked, or run it", "sudo(8), pkexec(1)"),
 ];
 
 const PACKAGES: &[Refused] = &[
@@ -378,7 +386,7 @@ const BUILDING: &[Refused] = &[
             "RFLAGS",
             "YFLAGS",
         ],
-        "make puts it into commands, and compilers load plugins by it",
+        "make puts it into commands, and it can make compilers load plugins",
         "GNU make, Implicit Variables; gcc(1)",
     ),
     row(
@@ -394,7 +402,7 @@ const BUILDING: &[Refused] = &[
     row(&["DEPENDENCIES_OUTPUT", "SUNPRO_DEPENDENCIES"], "the compiler writes to the file that it names", "gcc(1)"),
     row(&["CCACHE_*", "DISTCC_*", "SCCACHE_*"], "it names programs to run and servers", "ccache(1), distcc(1)"),
     row(&["CMAKE_*", "CTEST_*"], "CMake runs the compilers and launchers that it names", "cmake-env-variables(7)"),
-    row(&["PKG_CONFIG*"], "it names the program, or flags that are used", "pkg-config(1)"),
+    row(&["PKG_CONFIG*"], "it names the program, or the flags, that builds use", "pkg-config(1)"),
     row(
         &["ACLOCAL*", "AUTOCONF", "AUTOHEADER", "AUTOM4TE*", "AUTOMAKE*", "AUTORECONF", "LIBTOOLIZE", "M4", "M4PATH"],
         "the autotools run it",
@@ -485,7 +493,7 @@ const RUBY: &[Refused] = &[
 const NODE: &[Refused] = &[
     row(
         &["NODE_OPTIONS", "NODE_PATH", "NODE_*"],
-        "node loads the code that it names, or trusts whom it names",
+        "node loads the code that it names, or trusts the certificates that it names",
         "node(1)",
     ),
     row(
@@ -560,7 +568,7 @@ const LANGUAGES: &[Refused] = &[
     row(&["OCTAVE_*", "MATLAB*"], "code is loaded from there", "octave(1)"),
     row(
         &["CUDA_INJECTION*", "OMPI_MCA_*", "PMIX_MCA_*", "PRTE_MCA_*", "HYDRA_*", "I_MPI_*"],
-        "libraries are loaded, or programs run, by it",
+        "it names libraries to load or programs to run",
         "CUDA, Open MPI, MPICH",
     ),
 ];
@@ -568,7 +576,7 @@ const LANGUAGES: &[Refused] = &[
 const CLOUDS: &[Refused] = &[
     row(
         &["DOCKER_*", "BUILDKIT_HOST", "BUILDX_*"],
-        "docker turns to another daemon, or runs plugins from there",
+        "docker connects to another daemon, or runs plugins from there",
         "docker(1)",
     ),
     row(&["COMPOSE_*"], "docker compose runs what another file says", "docker compose, Environment variables"),
@@ -585,7 +593,7 @@ const CLOUDS: &[Refused] = &[
         "it names another daemon, or programs to run",
         "podman(1), containers.conf(5)",
     ),
-    row(&["KUBE*"], "kubectl turns to another cluster, and runs programs that its settings name", "kubectl(1)"),
+    row(&["KUBE*"], "kubectl connects to another cluster, and runs programs that its settings name", "kubectl(1)"),
     row(&["HELM_*"], "helm runs plugins from there", "helm"),
     row(
         &["TF_CLI_*", "TF_PLUGIN_*", "TF_DATA_DIR", "TF_REGISTRY_*", "TF_REATTACH_PROVIDERS"],
@@ -612,13 +620,13 @@ const CLOUDS: &[Refused] = &[
     ),
     row(
         &["CLOUDSDK_*", "GOOGLE_APPLICATION_CREDENTIALS", "GOOGLE_EXTERNAL_ACCOUNT_ALLOW_EXECUTABLES"],
-        "gcloud runs the program that it names, or turns to another server",
+        "gcloud runs the program that it names, or connects to another server",
         "gcloud topic configurations",
     ),
     row(&["GCE_METADATA_*"], "requests and credentials come from another server", "Google Auth Library"),
     row(
         &["AZURE_CONFIG_DIR", "AZURE_EXTENSION_DIR", "AZURE_AUTHORITY_HOST"],
-        "az loads code from there, or turns to another server",
+        "az loads code from there, or connects to another server",
         "az",
     ),
     row(
@@ -655,7 +663,7 @@ const DATABASES: &[Refused] = &[
 const DESKTOPS: &[Refused] = &[
     row(
         &["DISPLAY", "WAYLAND_*", "XAUTHORITY", "ICEAUTHORITY", "SESSION_MANAGER"],
-        "programs turn to another display",
+        "programs connect to another display",
         "X(7)",
     ),
     row(&["TERMINAL"], "it names a program that is run", "i3-sensible-terminal(1)"),
