@@ -31,7 +31,7 @@ pub(crate) use unended::{Unended, unended};
 
 /// A part is rotated away before it would grow over this.
 const MAX_PART: u64 = 10 * 1024 * 1024;
-/// Lines that are owed take at most so much memory.
+/// Bounds the memory that owed lines take.
 const MAX_OWED_BYTES: usize = 4 * 1024 * 1024;
 /// The first pause before the disk is offered again what is owed; it doubles.
 const OWED_RETRY_MIN_INTERVAL: Duration = Duration::from_secs(1);

@@ -65,8 +65,8 @@ pub(crate) struct Clusters {
     farewells: Farewells,
     absent: Absent,
     refreshing: tokio::sync::Mutex<()>,
-    /// What was held of each cluster when it was taken in anew. The disk may have been too full for it, and then has an
-    /// older one.
+    /// The snapshot that was held of each cluster when it was taken in again. The disk may have had no room for it, and then
+    /// has an older one.
     newest: Mutex<BTreeMap<String, Arc<Held>>>,
     /// Held for writing while a cluster is between what was known of it and what is on the disk. One at a time: two that
     /// took in the same one would both serve it.
@@ -219,7 +219,7 @@ impl Clusters {
         let known = self.lock().remove(alias);
         self.newest.lock().unwrap_or_else(PoisonError::into_inner).remove(alias);
         stop(known).await;
-        // It may have been taken in anew meanwhile, and have let some in; now nothing brings any more.
+        // It may have been taken in again meanwhile, and have let sessions in; now no more can come.
         self.end_sessions(alias, &tables).await;
     }
 

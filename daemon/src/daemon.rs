@@ -202,7 +202,7 @@ impl Daemon {
         });
     }
 
-    /// Writes down what was told of ends so far.
+    /// Writes the ends that were reported so far.
     async fn write_ends(&mut self) {
         while let Ok(event) = self.events.try_recv() {
             if let Event::Ended(end) = event {
@@ -224,11 +224,11 @@ impl Daemon {
     }
 
     /// Stops, in this order: no new request is taken and the sockets of CLIs are closed (the end of [`Daemon::run`]);
-    /// what was told of ends is written down; connections close, so that attachments are lost; endpoints close; ends of
-    /// requests that were given up over this are written down; the socket is removed; the lock is released.
+    /// the ends that were reported are written; connections close, so that attachments are lost; endpoints close; the ends
+    /// of requests that were given up over this are written; the socket is removed; the lock is released.
     ///
-    /// The executor and its sessions are left to the next daemon, unless it runs inside this process. What ends from then
-    /// on the next daemon writes down.
+    /// The executor and its sessions are left to the next daemon, unless it runs inside this process. The next
+    /// daemon writes the ends from then on.
     pub async fn shutdown(mut self) {
         self.stop.cancel();
         if let Some(executor) = self.shared.executor.running().await.filter(|executor| executor.pid().is_none()) {

@@ -61,7 +61,7 @@ pub(crate) async fn session(
     if id == membership.me {
         return here(membership, target, frames, writer).await;
     }
-    // Who comes back to a command that runs has to meet it, and is told the truth by either of both.
+    // A caller that comes back has to meet its running command, and either machine answers it with the truth.
     if !came_before(target)
         && let Some(failure) = twins::refusal(&membership, id)
     {

@@ -30,7 +30,7 @@ use crate::status;
 use crate::store;
 use crate::store::lock::Changes;
 
-/// How long a stop waits, when all sessions have ended, until that is written down.
+/// Bounds how long a stop waits, when all sessions have ended, for their end lines.
 const END_LINES_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What the handlers of requests work with.
@@ -374,7 +374,7 @@ async fn machine_leave(context: &Context, alias: String, force: bool) -> Result<
         let (home, name) = (clusters.shared().home.clone(), alias.clone());
         let left = blocking(move || admin::machine_leave(&Changes::begin(&home)?, &name, force)).await;
         match left {
-            // It may have been taken in anew meanwhile, for a change of its `[network]`.
+            // It may have been taken in again meanwhile, for a change of its `[network]`.
             Ok(()) => clusters.unload(&alias).await,
             Err(_) if store::clusters::exists(&clusters.shared().home, &alias) => clusters.load(&alias).await,
             Err(_) => {}

@@ -45,7 +45,7 @@ pub struct Entry {
     /// The signal that was sent, by its number on Linux, for `signal` and `kill`; absent = the session was ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub signal: Option<u8>,
-    /// The exit code that the caller is told, for `end`, `refused` and `left-out`.
+    /// The exit code that the caller gets, for `end`, `refused` and `left-out`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub code: Option<u8>,
     /// Who ended it, or why it was refused.

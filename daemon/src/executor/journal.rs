@@ -138,7 +138,7 @@ impl Journal {
 
 #[cfg(test)]
 impl Journal {
-    /// From here on the disk is full for what is appended, until the file is written anew.
+    /// From this length on an append fails as on a full disk, until the file is rewritten.
     pub(crate) fn fill(&mut self) {
         self.file = OpenOptions::new().append(true).open("/dev/full").expect("is there");
     }

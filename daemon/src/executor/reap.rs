@@ -17,7 +17,7 @@ use malai_protocol::session::Status;
 
 use super::spawn::{Forked, Prepared, fork_exec, fork_sweep};
 
-/// How many statuses are collected in one turn of the event loop: a matter of a millisecond.
+/// Bounds how many statuses are collected in one turn of the event loop, which takes about a millisecond.
 const MAX_STATUSES_PER_TURN: usize = 128;
 
 /// The children of one executor.
@@ -79,7 +79,7 @@ impl Reaper {
         Ok((Child { pid, reaper: self.clone() }, receiver))
     }
 
-    /// Collects those that have ended, so many at a time. True when there may be more.
+    /// Collects children that have ended, up to [`MAX_STATUSES_PER_TURN`]. Returns whether there may be more.
     fn collect(&self) -> bool {
         let mut children = self.lock();
         if !self.all {

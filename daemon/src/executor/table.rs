@@ -142,7 +142,7 @@ struct Entry {
 struct Inner {
     life: Life,
     journal: Journal,
-    /// The journal lacks something that is known here, or ends in half a line: before anything else it is written anew.
+    /// The journal lacks something that is known here, or ends in half a line: it is rewritten before anything else.
     behind: bool,
     bases: Vec<PathBuf>,
     live: HashMap<SessionName, Entry>,
@@ -513,7 +513,7 @@ impl Inner {
         }
     }
 
-    /// Writes the journal anew if it lacks something.
+    /// Rewrites the journal if it lacks something.
     fn catch_up(&mut self) -> io::Result<()> {
         if self.behind {
             self.rewrite()?;

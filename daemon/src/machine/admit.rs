@@ -88,7 +88,7 @@ pub(super) fn write_refusal(
     line.outcome = Some(format!("{}: {doing}{}", failure.kind.name(), failure.message));
     match membership.shared.audit.record(&line) {
         Ok(bytes) => membership.refusals.wrote(name.caller, bytes),
-        // The disk has been full for so long that not even memory takes it. It is counted.
+        // The disk is full, and the memory for owed lines too. The line is counted.
         Err(failure) => {
             tracing::error!(%session, "the audit lacks a line: {failure}");
             if let Some(at) = membership.refusals.missed(name.caller, Instant::now()) {

@@ -134,7 +134,7 @@ impl State {
         self.entries.iter().filter(|(_, entry)| entry.stage == Stage::Planned)
     }
 
-    /// Begins the end of a session: of all that hear of it, the one that is told `true` writes its end line.
+    /// Begins the end of a session. Returns `true` to the first of its callers, which writes the end line.
     fn claim(&mut self, name: &SessionName) -> bool {
         match self.entries.get_mut(name) {
             Some(entry) if entry.stage == Stage::Planned => {

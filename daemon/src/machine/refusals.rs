@@ -70,7 +70,7 @@ impl Refusals {
         Verdict::Write
     }
 
-    /// A line was lost. At the time given the count has to be written, by the one who was told of it.
+    /// Counts a line that was lost. The caller that gets a time has to write the count then.
     pub(crate) fn missed(&self, id: MachineId, now: Instant) -> Option<Instant> {
         let mut callers = self.lock();
         let caller = callers.entry(id).or_insert(Caller { free_at: now, left_out: 0 });
@@ -78,7 +78,7 @@ impl Refusals {
         (caller.left_out == 1).then(|| now + AGAIN)
     }
 
-    /// A count was not written down. False when another has come meanwhile, with which it is told.
+    /// Puts back a count that was not written. Returns false when a later one has come, whose line has it then.
     fn put_back(&self, id: MachineId, count: u64, now: Instant) -> bool {
         let mut callers = self.lock();
         let caller = callers.entry(id).or_insert(Caller { free_at: now, left_out: 0 });

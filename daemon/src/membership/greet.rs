@@ -20,7 +20,7 @@ use crate::net::{FIRST_FRAME, Frames, Unsupported, closed_with, greeting, is_pro
 
 /// A peer may announce at most one change in so long on average; more is a flood.
 const ANNOUNCE_PACE: Duration = Duration::from_millis(20);
-/// Between two looks whether another machine still holds the key of a peer that was told so.
+/// Sets how often the manager looks whether another machine still holds the key of a peer that it warned.
 const TWIN_LOOK_INTERVAL: Duration = Duration::from_secs(600);
 
 /// The control stream as seen by the side that dialled and opened it: greets, and follows it. Ends when the stream does.
@@ -74,8 +74,7 @@ pub(crate) async fn introduced(
     }
 }
 
-/// Remembers what the peer was told by the greeting, and hears of all that comes after it: it is taken before the greeting
-/// is made.
+/// Remembers what the greeting told the peer, and hears of every later change. It is made before the greeting is.
 #[derive(Debug)]
 pub(crate) struct Told {
     snapshots: watch::Receiver<Arc<Held>>,

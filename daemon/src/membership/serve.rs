@@ -24,12 +24,12 @@ use crate::net::{FIRST_FRAME, FrameError, Frames, abandon, close, code, is_proto
 /// A connection that another one replaced is closed after so long without a session on it: by then both sides know of
 /// both.
 const SPARE_GRACE: Duration = Duration::from_secs(10);
-/// A machine that left the config keeps its connection so long at most, for the records of the sessions that are being
-/// ended. It is served nothing else meanwhile.
+/// Bounds how long a removed machine keeps its connection, for the records of the sessions that are being ended. It is
+/// served nothing else meanwhile.
 const REMOVED_GRACE: Duration = Duration::from_secs(7);
-/// Between two looks whether such a machine has its records. After two it has heard every refusal, too.
+/// Sets how often malai looks whether such a machine has its records. After two looks it has heard every refusal, too.
 const REMOVED_LOOK_INTERVAL: Duration = Duration::from_millis(250);
-/// What a machine is told that is not in the config any more.
+/// The message for a machine that the config does not have any more.
 const REMOVED_MESSAGE: &str = "not a member of the cluster any more";
 
 /// Serves a connection that the peer dialled in tasks of the membership until it ends; its control stream comes to us.

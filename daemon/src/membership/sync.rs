@@ -25,7 +25,7 @@ pub(crate) const BODY: Duration = Duration::from_secs(60);
 /// A snapshot that several peers announce is asked of one after the other; one that does not deliver in this time keeps
 /// nobody else from being asked.
 const PATIENCE: Duration = Duration::from_millis(250);
-/// What a manager was shown and could not keep is offered to its disk again in so long.
+/// Sets how often the manager tries again to store a snapshot that it did not make.
 const FOREIGN_SNAPSHOT_RETRY_INTERVAL: Duration = Duration::from_secs(5);
 
 /// A peer offers a snapshot with this verified header: it is fetched in a task of its own when it is newer.
@@ -149,7 +149,7 @@ fn replaced(membership: &Membership) {
 
 /// The cluster manager accepts no snapshot that it did not make: it was restored from a backup, or runs twice, or the
 /// key is stolen. It is kept, and an administrator has to decide.
-/// Where it cannot be kept now, that is tried again: nobody may show it a second time.
+/// Where it cannot be stored now, that is tried again, since no machine may ever show it a second time.
 async fn foreign(membership: &Arc<Membership>, snapshot: Snapshot) {
     let Err(failure) = note_foreign(membership, snapshot.clone()).await else { return };
     let text = format!(

@@ -22,8 +22,9 @@ pub(crate) struct Hearsay {
 }
 
 impl Hearsay {
-    /// Returns whether this address may be contacted because another machine named it. An address that means another machine on
-    /// every host or link is admitted only if `is_near` says so, or if it is a loopback one and this host has no other network.
+    /// Returns whether this address may be contacted because another machine named it. An address that means another
+    /// machine on every host or link is admitted only if `is_near` says so, or if it is a loopback one and this host has no
+    /// other network.
     pub(crate) fn admits(&self, addr: &TransportAddr, is_near: impl Fn(SocketAddr) -> bool) -> bool {
         let ip = match addr {
             TransportAddr::Ip(ip) => canonical(*ip),

@@ -1,4 +1,4 @@
-//! A config that comes while two machines greet: it is told all the same, on that very connection.
+//! A config that comes while two machines greet: it is announced on that connection all the same.
 
 use anyhow::{Context, Result, ensure};
 use futures_util::SinkExt;

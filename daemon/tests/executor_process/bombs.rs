@@ -11,17 +11,17 @@ use nix::sys::signal::Signal;
 use crate::process::{lives, until};
 use crate::{Daemon, ended_by, first, home, plan, send};
 
-/// How many fork and leave at the same time.
+/// How many processes fork and leave at the same time.
 const BOMB_PROCESS_COUNT: usize = 100;
-/// So many endings in a row.
+/// How many endings follow one another.
 const ENDING_COUNT: usize = 20;
-/// The machine has other tests to run, on as few processors as there are; what is promised is for one that has not.
+/// How much longer an ending may take here, where other tests run, than on the idle machine that the promise is for.
 const BUSY_TIME_FACTOR: u32 = 2;
-/// What is promised where the kernel kills all at once.
+/// The time that is promised where the kernel kills all processes at once.
 const AT_ONCE_END_TIMEOUT: Duration = Duration::from_secs(5 * BUSY_TIME_FACTOR as u64);
-/// And elsewhere.
+/// The time that is promised elsewhere.
 const ONE_BY_ONE_END_TIMEOUT: Duration = Duration::from_secs(10 * BUSY_TIME_FACTOR as u64);
-/// Looks that find nobody before it counts: one that forks and leaves is missed by some of them.
+/// How many looks have to find no process: some of them miss one that forks and leaves.
 const EMPTY_LOOK_COUNT: usize = 50;
 
 /// A word that only the processes of one test have in their command line.
@@ -61,7 +61,7 @@ async fn bomb(daemon: &Daemon, word: &str, user: Option<&str>) -> (SessionName, 
     (session, attached)
 }
 
-/// Ends a session as `malai kill` does, and returns after how long which end was told.
+/// Ends a session as `malai kill` does, and returns how long that took and the end that the executor reported.
 async fn end(daemon: &mut Daemon, session: SessionName) -> (Duration, Ended) {
     let began = Instant::now();
     let end = End { session, cause: EndedBy::Killed, reason: Some("a test".into()) };

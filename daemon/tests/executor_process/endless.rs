@@ -11,9 +11,9 @@ use nix::sys::signal::{SigHandler, Signal, signal};
 use nix::unistd::{ForkResult, fork, setsid};
 use tokio_util::sync::CancellationToken;
 
-/// How many of a bomb do not rest.
+/// How many processes of a bomb do not rest.
 const RESTLESS_PROCESS_COUNT: usize = 2;
-/// How long they go on at most: a test that fails leaves nothing for longer.
+/// How long they go on at most, so that a failed test leaves nothing for longer.
 const MAX_LIFE_TIME: Duration = Duration::from_secs(60);
 
 /// Plays what the first word says; none when it says none of these.
@@ -62,7 +62,7 @@ fn now_ms() -> u128 {
     SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_millis()
 }
 
-/// Starts so many that fork and leave, without an environment, and stays. A few of them never rest; the others do, so that
+/// Starts `width` processes that fork and leave, without an environment, and stays. A few of them never rest; the others do, so that
 /// the machine has some time for the tests beside this one.
 fn bomb(token: &str, width: usize) {
     // What forks and leaves is not told, and this is not asked.
@@ -111,7 +111,7 @@ fn headless() {
     unsafe { libc::syscall(libc::SYS_exit, 0) };
 }
 
-/// Becomes another user for good, as what root has started may, and stays.
+/// Becomes another user for good, which a child of root may do, and stays.
 fn stay_as(uid: u32) {
     ignore_term();
     nix::unistd::setuid(uid.into()).expect("root may");

@@ -135,7 +135,7 @@ async fn what_the_directory_says_sends_nobody_to_a_relay_or_to_what_is_no_machin
     let scene = Scene::new().await?;
     let traps = Traps::set()?;
     let (conn, _control) = greeted(&scene, &scene.laptop, Vec::new()).await?;
-    // Whoever is on this host may tell of others on it, and this one does not.
+    // A machine on this host may name others on it, so this one leaves those addresses out.
     let addresses: Vec<String> = traps.named()?.into_iter().filter(|address| !address.contains("127.")).collect();
     let answering = tokio::spawn(async move {
         loop {

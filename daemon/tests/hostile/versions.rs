@@ -1,4 +1,4 @@
-//! Other versions of the protocol: whoever speaks one is told so, and nothing else of its message is looked at.
+//! Other versions of the protocol: a peer that speaks one gets that answer, and nothing else of its message is read.
 
 use anyhow::{Context, Result, ensure};
 use ciborium::cbor;

@@ -128,7 +128,7 @@ fn without_a_reserve_a_withdrawal_on_a_full_disk_holds_as_long_as_the_daemon_liv
     told(company.run(laptop, &web01, &["hostname"])?, 254, &["`laptop` is not in `allow_from`"])?;
     let said = || alarm(&company, &web01).is_ok_and(|alarm| alarm.contains("nor does the reserve take it"));
     wait_until(SOON, "the alarm is raised", said)?;
-    // The endpoint is bound anew, and the cluster taken in from the disk, where the older config is.
+    // The endpoint is bound again, and the cluster taken in from the disk, which has the older config.
     company.publish("network", "discovery = []")?;
     let generation = company.generation(laptop)?;
     company.holds(&web01, generation)?;

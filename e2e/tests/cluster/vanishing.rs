@@ -88,13 +88,13 @@ fn a_caller_that_was_killed_leaves_no_group_or_child_behind_where_cgroups_are_mi
     ended_by(web01, "caller-gone")
 }
 
-/// How many fork and leave at the same time.
+/// How many processes fork and leave at the same time.
 const FORKER_COUNT: usize = 30;
-/// Found in the command lines of these.
+/// A word in the command lines of these processes.
 const HOPS_MARK: &str = "forks-and-leaves";
 
-/// A script that starts [`FORKER_COUNT`] of those, and stays. Each leaves its session and its environment, waits a little, starts
-/// the next one, and ends; after a minute all end.
+/// Returns a script that starts [`FORKER_COUNT`] of those, and stays. Each leaves its session and its environment, waits a
+/// little, starts the next one, and ends; after a minute all end.
 fn bomb() -> String {
     let hop = format!(
         "sleep 0.2; : {HOPS_MARK}; [ \"$(date +%s)\" -lt \"$1\" ] || exit; \

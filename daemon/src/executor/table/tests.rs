@@ -81,7 +81,7 @@ async fn one_caller_does_not_fill_the_table_for_others() {
     assert_eq!(left, Usage { live: 0, ids: 1, held: request });
 }
 
-/// The next file that the journal is written to anew is on a full disk; the one after it is not.
+/// The next file to which the journal is rewritten is on a full disk; the one after it is not.
 fn full_once(home: &Home) {
     std::os::unix::fs::symlink("/dev/full", home.sessions().join("journal.new")).expect("linked");
 }

@@ -106,7 +106,8 @@ impl Group {
         self.pids().into_iter().filter_map(process::read).filter(|process| !process.dead).collect()
     }
 
-    /// KILL to all at once, so that none can fork away. Blocks for up to [`FREEZE_TIMEOUT`] where the kernel cannot do that itself.
+    /// Sends KILL to all at once, so that none can fork away. Blocks for up to [`FREEZE_TIMEOUT`] where the kernel cannot do
+    /// that itself.
     pub(crate) fn kill(&self) {
         // Since Linux 5.14.
         if fs::write(self.path.join("cgroup.kill"), "1").is_err() {

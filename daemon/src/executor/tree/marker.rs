@@ -15,13 +15,13 @@ use super::process::{self, Process};
 
 /// How much of an environment is searched: the marker stands anywhere, and Linux allows a quarter of the stack.
 const MAX_ENVIRON: u64 = 4 * 1024 * 1024;
-/// How often, in one look, those are looked for that were born since it began.
+/// Bounds how often one look searches for processes that started since it began.
 const MAX_NEWBORN_PROBES: usize = 64;
-/// A look that found nothing new counts so much towards certainty.
+/// Sets what a look that found no new process adds to certainty.
 const CLEAR_LOOK_CERTAINTY: u32 = 4;
-/// The same where somebody went before it was clear whose it was.
+/// Sets what it adds when a process went before malai knew to whom it belonged.
 const UNCLEAR_LOOK_CERTAINTY: u32 = 1;
-/// What makes certain: two looks in a row, or eight on a machine where others come and go all the time.
+/// Sets how much certainty is enough: two looks in a row, or eight where other processes come and go all the time.
 pub(crate) const SUFFICIENT_CERTAINTY: u32 = 8;
 
 /// Returns the limit of file locks that marks the processes of a session.
@@ -88,7 +88,8 @@ impl Look {
         Self { members: vec![first.unwrap_or(unnamed)], new: 0, missed: 0 }
     }
 
-    /// Returns how far this look shows that there is nothing new. Summed up over looks in a row, [`SUFFICIENT_CERTAINTY`] is enough.
+    /// Returns how far this look shows that there is nothing new. Its sum over looks in a row has to reach
+    /// [`SUFFICIENT_CERTAINTY`].
     pub(crate) fn certainty(&self) -> u32 {
         match (self.new, self.missed) {
             (0, 0) => CLEAR_LOOK_CERTAINTY,

@@ -48,7 +48,7 @@ pub(crate) async fn run<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'st
     };
     let (sender, receiver) = oneshot::channel();
     let work: Work = Box::new(move || {
-        // Whoever asked may be gone.
+        // The caller may be gone.
         drop(sender.send(work()));
     });
     threads.send(work).ok()?;

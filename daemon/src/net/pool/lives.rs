@@ -61,8 +61,8 @@ impl Lives {
         comes_back
     }
 
-    /// Returns the two lives that were met last, by their addresses, where two machines hold the key. `connected` has the lives
-    /// that are connected now.
+    /// Returns the two lives that were met last, by their addresses, where two machines hold the key. `connected` has the
+    /// lives that are connected now.
     pub(super) fn twins(&self, connected: &HashSet<Incarnation>) -> Option<[Life; 2]> {
         self.twins_within(TWIN_MEMORY_TIME, connected)
     }
