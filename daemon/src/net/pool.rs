@@ -174,16 +174,19 @@ impl Pool {
     /// The peer told the name of its life: connections of earlier lives are dead, unless two machines hold its key, which
     /// would throw each other out for ever. True when it is seen now that they do.
     pub(crate) fn booted(&self, conn: &Arc<PeerConn>, boot: Incarnation) -> bool {
-        if conn.boot.set(boot).is_err() {
-            return false;
-        }
         let (path, _) = conn.path();
         let (comes_back, stale) = {
             let mut peers = self.lock();
             let peer = peers.entry(conn.peer).or_default();
+            // By the connections that there were: with this one a machine that was started anew would have two lives.
+            let had_twins = peer.is_ambiguous();
+            if conn.boot.set(boot).is_err() {
+                return false;
+            }
             let comes_back = peer.lives.greeted(boot, conn.made_at, path);
             let dead = |c: &&Arc<PeerConn>| c.boot.get().is_some_and(|b| *b != boot) && c.since_ms <= conn.since_ms;
-            let stale = if peer.has_twins() { Vec::new() } else { peer.conns.iter().filter(dead).cloned().collect() };
+            let is_one = !comes_back && !had_twins;
+            let stale: Vec<_> = if is_one { peer.conns.iter().filter(dead).cloned().collect() } else { Vec::new() };
             (comes_back, stale)
         };
         for conn in stale {

@@ -131,15 +131,20 @@ impl super::Peer {
         open.filter_map(|conn| conn.boot.get().copied()).collect()
     }
 
-    /// Returns whether two machines hold its key.
-    pub(super) fn has_twins(&self) -> bool {
-        self.twins().is_some()
+    /// Returns whether a request could meet either of two machines with its key.
+    pub(super) fn is_ambiguous(&self) -> bool {
+        self.lives.twins_within(TWIN_REFUSAL_TIME, &self.connected()).is_some()
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use super::super::PeerConn;
     use super::*;
+    use crate::net::machine_id;
+    use crate::net::testing::Connected;
 
     const NOBODY: fn() -> HashSet<Incarnation> = HashSet::new;
 
@@ -196,6 +201,22 @@ mod tests {
         assert!(!refused(&lives, &HashSet::from([boot(1)])));
         assert!(refused(&lives, &HashSet::from([boot(1), boot(2)])));
         assert!(lives.twins(&HashSet::from([boot(1)])).is_some(), "it is an alarm for longer");
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_machine_that_starts_anew_long_after_a_copy_has_left_is_one_machine() {
+        let (first, second) = (Connected::new().await, Connected::new().await);
+        let me = machine_id(&first.dialled.remote_id()).expect("a key");
+        let peer = machine_id(&first.accepted.remote_id()).expect("a key");
+        let pool = Pool::new(me, Arc::default());
+        let before = PeerConn::new(first.accepted.clone(), peer, false);
+        assert!(pool.add(&before) && !pool.booted(&before, boot(1)));
+        pool.lock().entry(peer).or_default().lives.came_back = Instant::now().checked_sub(TWIN_MEMORY_TIME);
+        // It was killed: its connection is there for a while.
+        let after = PeerConn::new(second.accepted.clone(), peer, false);
+        assert!(pool.add(&after) && !pool.booted(&after, boot(2)));
+        assert!(before.conn.close_reason().is_some() && after.conn.close_reason().is_none());
+        assert!(pool.ambiguous(peer).is_none() && pool.all_twins().is_empty());
     }
 
     #[test]
