@@ -85,6 +85,8 @@ impl Ends {
             Owed::Line { line, session } => (line, session),
             Owed::Told(ended) => {
                 let session = Some((ended.cluster, ended.session));
+                // It may be in no table yet, told by an executor that was met just now.
+                clusters.shared().executor.settled().await;
                 let table = clusters.shared().executor.tables().find(ended.cluster);
                 if !table.is_some_and(|table| table.claim(&ended.session)) {
                     if !self.waiting.iter().any(|(_, waiting)| *waiting == session) {

@@ -142,14 +142,21 @@ impl ExecutorSlot {
     /// executor, and what this one has not, is lost; a plan for this one comes only when this has returned.
     async fn adopt(&self, executor: &Executor) {
         let sessions = executor.sessions();
+        let live: Vec<_> = sessions.live.iter().map(|live| live.session).collect();
+        let ended: Vec<_> = sessions.ended.iter().map(|ended| ended.session).collect();
+        let unended = match self.met.load(Ordering::Relaxed) {
+            true => None,
+            false => Some(self.read_unended(live.clone(), ended.clone()).await),
+        };
+        // From here on nothing is waited for: whoever asked for the executor may leave at any time, and the next one
+        // must find all of this done, or nothing of it.
         for live in &sessions.live {
             tracing::info!(session = %live.session.id.short(), cluster = %live.cluster.short(), "goes on");
             self.tables.of(live.cluster).adopt(live);
         }
-        let live: Vec<_> = sessions.live.iter().map(|live| live.session).collect();
-        let ended: Vec<_> = sessions.ended.iter().map(|ended| ended.session).collect();
-        if !self.met.swap(true, Ordering::Relaxed) {
-            return self.adopt_first(executor, live, ended).await;
+        self.met.store(true, Ordering::Relaxed);
+        if let Some(unended) = unended {
+            return self.adopt_first(executor, unended);
         }
         for ended in sessions.ended.iter().cloned() {
             self.owe(Owed::Told(Box::new(ended)));
@@ -177,17 +184,17 @@ impl ExecutorSlot {
         }
     }
 
-    /// Does the same in a daemon that has no table of an earlier one's sessions: what is owed, the audit tells.
-    async fn adopt_first(&self, executor: &Executor, live: Vec<SessionName>, ended: Vec<SessionName>) {
+    async fn read_unended(&self, live: Vec<SessionName>, ended: Vec<SessionName>) -> audit::Unended {
         let home = self.home.clone();
         let read = tokio::task::spawn_blocking(move || audit::unended(&home, &live, &ended));
-        let unended = match read.await.map_err(std::io::Error::other).flatten() {
-            Ok(unended) => unended,
-            Err(error) => {
-                tracing::error!("the audit cannot be read for ends that are missing: {error}");
-                audit::Unended::default()
-            }
-        };
+        read.await.map_err(std::io::Error::other).flatten().unwrap_or_else(|error| {
+            tracing::error!("the audit cannot be read for ends that are missing: {error}");
+            audit::Unended::default()
+        })
+    }
+
+    /// Does the same in a daemon that has no table of an earlier one's sessions: what is owed, the audit tells.
+    fn adopt_first(&self, executor: &Executor, unended: audit::Unended) {
         for ended in &executor.sessions().ended {
             // A daemon that was killed may have written it, and not told.
             let is_written = unended.written.contains(&ended.session);
@@ -233,6 +240,11 @@ impl ExecutorSlot {
     /// The tables of live sessions.
     pub(crate) fn tables(&self) -> &Tables {
         &self.tables
+    }
+
+    /// Waits while the sessions of an executor that was met just now are taken over.
+    pub(crate) async fn settled(&self) {
+        drop(self.running.lock().await);
     }
 
     /// The executor, if one runs.
