@@ -147,6 +147,11 @@ impl Clusters {
         endpoint::released(&sockets).await;
         let cluster = match self.serve(alias).await {
             Ok(cluster) => cluster,
+            Err(_) if !store::clusters::exists(&self.shared.home, alias) => {
+                tracing::info!(cluster = alias, "not taken in anew: it was left");
+                self.newest.lock().unwrap_or_else(PoisonError::into_inner).remove(alias);
+                return;
+            }
             Err(failure) => {
                 tracing::error!(cluster = alias, "does not work: {failure}");
                 Cluster::Broken(failure)
