@@ -188,10 +188,10 @@ impl Daemon {
         }
     }
 
-    /// Starts an executor in the background where none runs and one is needed to tell of sessions.
+    /// Sees in the background to it that there is an executor where one is needed to tell of sessions.
     fn restart_executor(&self) {
         let has_sessions = self.shared.executor.tables().all().iter().any(|table| table.len() > 0);
-        if !has_sessions || self.shared.executor.incarnation().is_some() {
+        if !has_sessions {
             return;
         }
         let shared = Arc::clone(&self.shared);

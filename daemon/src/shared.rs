@@ -109,8 +109,11 @@ impl ExecutorSlot {
     pub(crate) async fn get(&self) -> Result<Executor, Failure> {
         let mut running = self.running.lock().await;
         match running.as_ref() {
-            Some(executor) => Ok(executor.clone()),
-            None => self.start(&mut running).await,
+            Some(executor) if !executor.is_lost_untold() => Ok(executor.clone()),
+            _ => {
+                self.forget(&mut running);
+                self.start(&mut running).await
+            }
         }
     }
 
@@ -226,11 +229,12 @@ impl ExecutorSlot {
             Ok(true) => tracing::info!("the executor of another malai had nothing left to do: it is replaced"),
             Err(failure) => {
                 tracing::warn!("the executor of another malai was not replaced: {failure}");
-                return true;
+                if !executor.is_gone() {
+                    return true;
+                }
             }
         }
-        self.note(None);
-        *running = None;
+        self.forget(&mut running);
         if let Err(failure) = self.start(&mut running).await {
             tracing::error!("no new executor: {failure}; the next session tries again");
         }
@@ -264,6 +268,13 @@ impl ExecutorSlot {
     /// It died: the next [`ExecutorSlot::get`] starts another.
     pub(crate) async fn lost(&self) {
         let mut running = self.running.lock().await;
+        // Another one may have been met already.
+        if running.as_ref().is_none_or(Executor::is_gone) {
+            self.forget(&mut running);
+        }
+    }
+
+    fn forget(&self, running: &mut Option<Executor>) {
         self.note(None);
         *running = None;
     }

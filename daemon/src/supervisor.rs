@@ -96,6 +96,8 @@ struct Inner {
     gone: CancellationToken,
     /// Its end is ordered, and so no loss.
     closing: Arc<AtomicBool>,
+    /// It went while its end was ordered, and so no loss was told.
+    untold: Arc<AtomicBool>,
     task: Mutex<Option<JoinHandle<anyhow::Result<()>>>>,
     /// Ends the tasks of the control connection, and with them the connection.
     _guard: DropGuard,
@@ -183,12 +185,13 @@ impl Executor {
     ) -> Self {
         let launch::Opened { reader, writer, sessions, pid } = opened;
         let (orders, taken) = mpsc::channel(ORDERS);
-        let (gone, closing) = (CancellationToken::new(), Arc::<AtomicBool>::default());
+        let (gone, closing, untold) =
+            (CancellationToken::new(), Arc::<AtomicBool>::default(), Arc::<AtomicBool>::default());
         tokio::spawn(stop.clone().run_until_cancelled_owned(control::write(writer, taken)));
-        let tell = control::read(reader, events, closing.clone(), gone.clone().drop_guard());
+        let tell = control::read(reader, events, [closing.clone(), untold.clone()], gone.clone().drop_guard());
         tokio::spawn(stop.run_until_cancelled_owned(tell));
         let task = Mutex::new(task);
-        let inner = Inner { dial, orders, sessions, pid, gone, closing, task, _guard: guard };
+        let inner = Inner { dial, orders, sessions, pid, gone, closing, untold, task, _guard: guard };
         Self { inner: Arc::new(inner) }
     }
 
@@ -215,6 +218,16 @@ impl Executor {
     /// What it runs, where it told.
     pub fn program(&self) -> Option<Program> {
         self.inner.sessions.program
+    }
+
+    /// Whether its control connection has ended.
+    pub(crate) fn is_gone(&self) -> bool {
+        self.inner.gone.is_cancelled()
+    }
+
+    /// Whether it was lost while it was told to end, which then came to nothing: no [`Event::Lost`] tells of that.
+    pub(crate) fn is_lost_untold(&self) -> bool {
+        self.inner.untold.load(Ordering::SeqCst) && !self.inner.closing.load(Ordering::SeqCst)
     }
 
     /// Its process id; absent when it runs inside this process.
@@ -302,10 +315,19 @@ impl Executor {
     /// confirmed; [`Event::Lost`] does not come.
     ///
     /// # Errors
-    /// When the executor has not gone after ten seconds.
+    /// When the executor has not gone after ten seconds. Its going is a loss then, as any other.
     pub async fn shutdown(&self, reason: &str) -> Result<(), Failure> {
         let inner = &self.inner;
         inner.closing.store(true, Ordering::SeqCst);
+        let ended = self.end_all(reason).await;
+        if ended.is_err() {
+            inner.closing.store(false, Ordering::SeqCst);
+        }
+        ended
+    }
+
+    async fn end_all(&self, reason: &str) -> Result<(), Failure> {
+        let inner = &self.inner;
         if let Err(failure) = self.order(Kind::Shutdown, &Shutdown { reason: reason.to_owned() }).await {
             tracing::debug!(%failure, "the executor went before it was told to");
         }

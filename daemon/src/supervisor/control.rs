@@ -25,11 +25,12 @@ pub(super) async fn write(mut writer: WriteHalf<Connection>, mut orders: mpsc::R
     }
 }
 
-/// Passes events on, until the executor closes; `gone` is let go when the last end was taken.
+/// Passes events on, until the executor closes; `gone` is let go when the last end was taken. Where its end is ordered
+/// (`closing`), no loss is told, and `untold` says so.
 pub(super) async fn read(
     mut reader: FramedRead<ReadHalf<Connection>, FrameCodec>,
     events: mpsc::Sender<Event>,
-    closing: Arc<AtomicBool>,
+    [closing, untold]: [Arc<AtomicBool>; 2],
     gone: DropGuard,
 ) {
     if let Err(error) = pass(&mut reader, &events).await {
@@ -37,7 +38,9 @@ pub(super) async fn read(
     }
     // First, so that whoever hears of the loss finds that nothing can be ordered any more.
     drop(gone);
-    if !closing.load(Ordering::SeqCst) && events.send(Event::Lost).await.is_err() {
+    if closing.load(Ordering::SeqCst) {
+        untold.store(true, Ordering::SeqCst);
+    } else if events.send(Event::Lost).await.is_err() {
         tracing::debug!("nobody hears that the executor is gone");
     }
 }
