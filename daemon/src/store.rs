@@ -7,7 +7,8 @@
 //!
 //! # Layout
 //! [`keys`] the secret keys; [`lock`] who may change what; [`clusters`] one directory for each cluster; [`snapshot`] the
-//! signed config, and [`reserve`] the room for it that a full disk does not take; [`settings`] `malai.toml`; [`peers`] and [`ports`] what is remembered between starts.
+//! signed config, and [`reserve`] its place on a full disk; [`settings`] `malai.toml`; [`peers`] and [`ports`] what is
+//! remembered between starts.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};

@@ -62,8 +62,8 @@ fn now_ms() -> u128 {
     SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_millis()
 }
 
-/// Starts `width` processes that fork and leave, without an environment, and stays. A few of them never rest; the others do, so that
-/// the machine has some time for the tests beside this one.
+/// Starts `width` processes that fork and leave, without an environment, and stays. A few of them never rest; the others
+/// do, so that the machine has some time for the tests beside this one.
 fn bomb(token: &str, width: usize) {
     // What forks and leaves is not told, and this is not asked.
     ignore_term();
