@@ -63,7 +63,7 @@ fn is_machine(addr: SocketAddr) -> bool {
     is_one && addr.port() != 0
 }
 
-/// Returns whether every host, or every link, has such an address of its own.
+/// Returns whether every host, link or network has such an address of its own.
 fn is_local(ip: IpAddr) -> bool {
     match ip {
         IpAddr::V4(ip) => ip.is_loopback() || ip.is_link_local(),
@@ -71,7 +71,7 @@ fn is_local(ip: IpAddr) -> bool {
     }
 }
 
-/// Whether it stands for an IPv4 address that a translator of this network reaches, whichever that is: no machine has it
+/// Returns whether this stands for an IPv4 address behind this network's own translator, so that no machine has it
 /// (RFC 6052, RFC 8215, RFC 2765).
 fn is_translated(ip: Ipv6Addr) -> bool {
     matches!(ip.segments(), [0x64, 0xff9b, 0, 0, 0, 0, ..] | [0x64, 0xff9b, 1, ..] | [0, 0, 0, 0, 0xffff, 0, ..])
