@@ -18,7 +18,7 @@ pub(crate) mod twins;
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use iroh::{Endpoint, TransportAddr};
@@ -116,8 +116,8 @@ pub(crate) struct Membership {
     fetching: tokio::sync::Mutex<()>,
     /// One snapshot is installed at a time.
     installing: tokio::sync::Mutex<()>,
-    /// A snapshot made elsewhere waits for the disk.
-    noting: AtomicBool,
+    /// The newest snapshot made elsewhere that waits for the disk.
+    unnoted: Mutex<Option<Snapshot>>,
     alarms: Alarms,
     /// Nobody is heard: what it says last, nobody confirms.
     deaf: AtomicBool,
@@ -180,7 +180,7 @@ impl Membership {
             filed: parts.filed,
             fetching: tokio::sync::Mutex::default(),
             installing: tokio::sync::Mutex::default(),
-            noting: AtomicBool::new(false),
+            unnoted: Mutex::default(),
             alarms,
             deaf: AtomicBool::new(false),
             longest_rtt: OnceLock::new(),

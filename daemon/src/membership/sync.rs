@@ -1,7 +1,6 @@
 //! Fetches, verifies and holds snapshots, and lets running sessions feel them.
 
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use iroh::endpoint::Connection;
@@ -158,20 +157,34 @@ async fn foreign(membership: &Arc<Membership>, snapshot: Snapshot) {
         failure.message
     );
     membership.raise(AlarmCause::Foreign, text);
-    if membership.noting.swap(true, Ordering::Relaxed) {
-        return;
+    {
+        let mut unnoted = unnoted(membership);
+        let is_tried = unnoted.is_some();
+        if order(snapshot.header(), unnoted.as_ref().map(Snapshot::header)) == Order::Newer {
+            *unnoted = Some(snapshot);
+        }
+        if is_tried {
+            return;
+        }
     }
     let (tasks, cancel) = (membership.tasks.clone(), membership.cancel.clone());
     let membership = Arc::clone(membership);
     tasks.spawn(cancel.run_until_cancelled_owned(async move {
         loop {
             tokio::time::sleep(FOREIGN_SNAPSHOT_RETRY_INTERVAL).await;
-            if note_foreign(&membership, snapshot.clone()).await.is_ok() {
-                break;
+            let Some(snapshot) = unnoted(&membership).clone() else { return };
+            let header = *snapshot.header();
+            let noted = note_foreign(&membership, snapshot).await.is_ok();
+            // A later one may have come meanwhile.
+            if noted && unnoted(&membership).take_if(|latest| *latest.header() == header).is_some() {
+                return;
             }
         }
-        membership.noting.store(false, Ordering::Relaxed);
     }));
+}
+
+fn unnoted(membership: &Membership) -> MutexGuard<'_, Option<Snapshot>> {
+    membership.unnoted.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 async fn note_foreign(membership: &Membership, snapshot: Snapshot) -> Result<(), Failure> {
