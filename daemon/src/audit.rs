@@ -182,11 +182,12 @@ impl Audit {
             Ok(_) => io::ErrorKind::StorageFull.into(),
             Err(e) => e,
         };
-        // Half a line would spoil the next one. If this fails too, the next opening mends it.
+        // Half a line would spoil the next one. If this fails too, it is ended before the next one.
         if meta.is_file()
             && let Err(error) = log.file.set_len(meta.len())
         {
             tracing::warn!(%error, "cannot take back half an audit line");
+            log.cut = true;
         }
         Err(written)
     }

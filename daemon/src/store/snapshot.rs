@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use malai_protocol::codec::MAX_SNAPSHOT;
 use malai_protocol::failure::{Failure, Kind};
 use malai_protocol::id::ClusterId;
-use malai_protocol::snapshot::{Header, Order, Signed, Snapshot, order};
+use malai_protocol::snapshot::{Header, Order, Signed, Snapshot, SnapshotError, order};
 
 use super::{disk_failure, reserve};
 
@@ -54,15 +54,24 @@ impl Place {
         }
     }
 
+    /// Whether this snapshot, or a later one, is where it belongs.
+    pub fn has(&self, snapshot: &Snapshot) -> bool {
+        let there = load(&self.file, &snapshot.header().cluster).ok().flatten();
+        there.is_some_and(|there| matches!(order(snapshot.header(), Some(there.header())), Order::Same | Order::Older))
+    }
+
     /// Stores a verified snapshot where it belongs, unless that or a later one is there. A file that is damaged is set
-    /// aside first, as the trace of what happened.
+    /// aside first, as the trace of what happened; that of another cluster, which took this one's place, stays.
     ///
     /// # Errors
-    /// What the disk says.
+    /// What the disk says; [`Kind::BadConfig`] when the place is another cluster's.
     pub fn save(&self, snapshot: &Snapshot) -> Result<(), Failure> {
+        if self.has(snapshot) {
+            return Ok(());
+        }
         match load(&self.file, &snapshot.header().cluster) {
-            Ok(Some(there)) if matches!(order(snapshot.header(), Some(there.header())), Order::Same | Order::Older) => {
-                return Ok(());
+            Err(failure) if failure.kind == Kind::BadConfig && self.is_of_another(&snapshot.header().cluster) => {
+                return Err(failure);
             }
             Err(failure) if failure.kind == Kind::BadConfig => {
                 let mut aside = self.file.clone().into_os_string();
@@ -89,6 +98,18 @@ impl Place {
     /// As [`reserve::prepare`].
     pub fn prepare_reserve(&self, stored: &Snapshot) -> Result<(), Failure> {
         reserve::prepare(&self.reserve, encode(stored)?.len())
+    }
+
+    /// Whether the file has a whole snapshot of another cluster.
+    fn is_of_another(&self, cluster: &ClusterId) -> bool {
+        let verified_for = |cluster: &ClusterId| {
+            let bytes = super::read(&self.file, MAX_SNAPSHOT).ok()??;
+            Some(decode(&self.file, &bytes).ok()?.verify(cluster))
+        };
+        match verified_for(cluster) {
+            Some(Err(SnapshotError::OtherCluster(other))) => matches!(verified_for(&other), Some(Ok(_))),
+            _ => false,
+        }
     }
 
     /// The header of a file that does not verify as a whole.
@@ -266,6 +287,15 @@ mod tests {
         lab.place.save(&lab.sign(6)).expect("stored");
         assert_eq!(lab.found().expect("reads"), (Some(6), Some(6)));
         assert_eq!(fs::read(lab.place.file.with_extension("broken")).expect("is kept"), damaged);
+    }
+
+    #[test]
+    fn the_snapshot_of_another_cluster_that_took_the_place_stays() {
+        let (lab, other) = (Lab::with(5, 0), Lab::with(7, 0));
+        fs::copy(&other.place.file, &lab.place.file).expect("copied");
+        assert_eq!(lab.place.save(&lab.sign(6)).expect_err("it is another's").kind, Kind::BadConfig);
+        assert_eq!(load(&lab.place.file, &other.key.id()).expect("reads"), Some(other.sign(7)));
+        assert!(!lab.place.file.with_extension("broken").exists());
     }
 
     #[test]
