@@ -70,6 +70,7 @@ impl Executor {
             return leaves;
         }
         if timeout(GONE, inner.gone.cancelled()).await.is_err() {
+            inner.closing.store(false, Ordering::SeqCst);
             return Err(self.stays());
         }
         Ok(true)
