@@ -147,7 +147,7 @@ impl Clusters {
         endpoint::released(&sockets).await;
         let cluster = match self.serve(alias).await {
             Ok(cluster) => cluster,
-            Err(_) if !store::clusters::exists(&self.shared.home, alias) => {
+            Err(_) if store::clusters::is_gone(&self.shared.home, alias) => {
                 tracing::info!(cluster = alias, "not taken in anew: it was left");
                 self.newest.lock().unwrap_or_else(PoisonError::into_inner).remove(alias);
                 return;

@@ -153,6 +153,12 @@ pub fn exists(home: &Home, alias: &str) -> bool {
     home.cluster(alias).root().symlink_metadata().is_ok()
 }
 
+/// Whether there is certainly no cluster directory of this alias.
+pub(crate) fn is_gone(home: &Home, alias: &str) -> bool {
+    let looked = home.cluster(alias).root().symlink_metadata();
+    looked.is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound)
+}
+
 /// Makes the directory of a new cluster: `fill` writes its files, and they appear together.
 ///
 /// # Errors
