@@ -63,7 +63,7 @@ impl Place {
             commands.is_swept |= is_alone;
             false
         });
-        is_alone.then_some(Sweep(self))
+        is_alone.then(|| Sweep(self))
     }
 }
 

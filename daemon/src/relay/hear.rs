@@ -237,7 +237,7 @@ impl Ear {
         let at = self.clusters.all().iter().position(|one| one.id == cluster.id)?;
         let count = self.managers.get(at)?;
         let taken = count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| (n < MANAGERS).then_some(n + 1));
-        taken.is_ok().then_some(Stays(count))
+        taken.is_ok().then(|| Stays(count))
     }
 }
 
