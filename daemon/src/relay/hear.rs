@@ -235,9 +235,7 @@ impl Ear {
     /// A place for a manager's connection, given back when it is dropped.
     fn stay(&self, cluster: &Cluster) -> Option<Stays<'_>> {
         let at = self.clusters.all().iter().position(|one| one.id == cluster.id)?;
-        let count = self.managers.get(at)?;
-        let taken = count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| (n < MANAGERS).then_some(n + 1));
-        taken.is_ok().then(|| Stays(count))
+        Stays::take(self.managers.get(at)?)
     }
 }
 
@@ -253,8 +251,33 @@ struct Greeted<'c> {
 #[derive(Debug)]
 struct Stays<'e>(&'e AtomicUsize);
 
+impl<'e> Stays<'e> {
+    /// Takes a place, where one is free.
+    fn take(count: &'e AtomicUsize) -> Option<Self> {
+        let taken = count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| (n < MANAGERS).then_some(n + 1));
+        // Not made before it is granted: its end gives a place back.
+        taken.is_ok().then(|| Self(count))
+    }
+}
+
 impl Drop for Stays<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_manager_that_finds_no_place_frees_none() {
+        let count = AtomicUsize::new(0);
+        let mut places: Vec<_> = (0..MANAGERS).map(|_| Stays::take(&count).expect("a place")).collect();
+        for _ in 0..2 {
+            assert!(Stays::take(&count).is_none(), "{MANAGERS} are taken");
+        }
+        drop(places.pop());
+        assert!(Stays::take(&count).is_some(), "one was given back");
     }
 }
