@@ -148,7 +148,7 @@ impl Clusters {
         let cluster = match self.serve(alias).await {
             Ok(cluster) => cluster,
             Err(_) if store::clusters::is_gone(&self.shared.home, alias) => {
-                tracing::info!(cluster = alias, "not taken in anew: it was left");
+                tracing::info!(cluster = alias, "not loaded again: it was left");
                 self.newest.lock().unwrap_or_else(PoisonError::into_inner).remove(alias);
                 return;
             }

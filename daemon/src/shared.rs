@@ -151,7 +151,7 @@ impl ExecutorSlot {
             true => None,
             false => Some(self.read_unended(live.clone(), ended.clone()).await),
         };
-        // From here on nothing is waited for: whoever asked for the executor may leave at any time, and the next one
+        // From here on nothing is waited for: the caller that asked for the executor may leave at any time, and the next one
         // must find all of this done, or nothing of it.
         for live in &sessions.live {
             tracing::info!(session = %live.session.id.short(), cluster = %live.cluster.short(), "goes on");

@@ -26,7 +26,7 @@ pub(super) async fn write(mut writer: WriteHalf<Connection>, mut orders: mpsc::R
 }
 
 /// Passes events on, until the executor closes; `gone` is let go when the last end was taken. Where its end is ordered
-/// (`closing`), no loss is told, and `untold` says so.
+/// (`closing`), it reports no loss, and `untold` says so.
 pub(super) async fn read(
     mut reader: FramedRead<ReadHalf<Connection>, FrameCodec>,
     events: mpsc::Sender<Event>,

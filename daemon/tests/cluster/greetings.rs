@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 use futures_util::SinkExt;
-use iroh::endpoint::{Connection, QuicTransportConfig, VarInt, presets};
+use iroh::endpoint::{QuicTransportConfig, VarInt, presets};
 use iroh::{Endpoint, SecretKey};
 use malai_protocol::codec::{Frame, Kind};
 use malai_protocol::peer::{ALPN, Announce, Hello};
@@ -34,20 +34,6 @@ async fn is_announced(scene: &Scene, control: &mut Wire, snapshot: &Snapshot) ->
     Ok(())
 }
 
-/// The next connection that the daemon makes to this peer.
-async fn dialled(peer: &Peer) -> Result<Connection> {
-    let one = async {
-        loop {
-            let incoming = peer.endpoint.accept().await.context("an endpoint")?;
-            // The daemon gives an attempt up when the peer has come by itself meanwhile.
-            if let Ok(conn) = incoming.accept()?.await {
-                return anyhow::Ok(conn);
-            }
-        }
-    };
-    timeout(SOON, one).await?
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_config_that_comes_before_the_other_side_greets_back_is_announced_to_it() -> Result<()> {
     let scene = Scene::new().await?;
@@ -56,7 +42,7 @@ async fn a_config_that_comes_before_the_other_side_greets_back_is_announced_to_i
     let text = scene.text().replace("[machine.laptop]\n", &format!("[machine.laptop]\naddresses = [\"{address}\"]\n"));
     let first = scene.sign(&text)?;
     bring(&scene, &first).await?;
-    let conn = dialled(&scene.laptop).await?;
+    let conn = scene.laptop.dialled().await?;
     let mut control = accept(&conn).await?;
     let theirs: Hello = next(&mut control).await?.expect(Kind::PeerHello, "PeerHello")?;
     ensure!(generation(&scene, &theirs)? == first.header().generation);

@@ -6,11 +6,10 @@ use iroh::endpoint::Connection;
 use malai_protocol::codec::Kind;
 use malai_protocol::failure::{Failure, Kind as FailureKind};
 use malai_protocol::peer::{Close, Hello};
-use tokio::time::timeout;
 
 use crate::support::peer::{Peer, accept, closed, hello, open, send};
 use crate::support::scene::Scene;
-use crate::support::{Machine, SOON, next};
+use crate::support::{Machine, next};
 
 const OTHERS: [u32; 3] = [0, 2, u32::MAX];
 
@@ -40,19 +39,6 @@ async fn a_greeting_of_another_version_closes_the_connection_as_unsupported_whoe
     Ok(())
 }
 
-/// The next connection that the daemon makes. It gives an attempt up when the peer has come by itself meanwhile.
-async fn dialled(peer: &Peer) -> Result<Connection> {
-    let one = async {
-        loop {
-            let incoming = peer.endpoint.accept().await.context("an endpoint")?;
-            if let Ok(conn) = incoming.accept()?.await {
-                return anyhow::Ok(conn);
-            }
-        }
-    };
-    timeout(SOON, one).await?
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_machine_that_answers_a_greeting_in_another_version_is_closed_as_unsupported() -> Result<()> {
     let scene = Scene::new().await?;
@@ -61,7 +47,7 @@ async fn a_machine_that_answers_a_greeting_in_another_version_is_closed_as_unsup
     let text = scene.text().replace("[machine.laptop]\n", &format!("[machine.laptop]\naddresses = [\"{address}\"]\n"));
     scene.publish(&text).await?;
     for version in OTHERS {
-        let conn = dialled(&scene.laptop).await?;
+        let conn = scene.laptop.dialled().await?;
         let mut control = accept(&conn).await?;
         let _theirs: Hello = next(&mut control).await?.expect(Kind::PeerHello, "PeerHello")?;
         send(&mut control, Kind::PeerHello, &Hello { version, ..hello(None) }).await?;

@@ -75,6 +75,20 @@ impl Peer {
         self.connect(machine.address().await?, ALPN).await
     }
 
+    /// Returns the next connection that a daemon makes to this peer. A daemon gives an attempt up when the peer has come by
+    /// itself meanwhile.
+    pub(crate) async fn dialled(&self) -> Result<Connection> {
+        let one = async {
+            loop {
+                let incoming = self.endpoint.accept().await.context("an endpoint")?;
+                if let Ok(conn) = incoming.accept()?.await {
+                    return anyhow::Ok(conn);
+                }
+            }
+        };
+        timeout(SOON, one).await.context("nobody dials")?
+    }
+
     /// A connection as another daemon makes it: greeted too. It ends with its control stream.
     pub(crate) async fn come(&self, machine: &Machine) -> Result<(Connection, Wire)> {
         let conn = self.dial(machine).await?;
