@@ -13,7 +13,7 @@ use iroh::{Endpoint, RelayMode, SecretKey};
 use malai_protocol::codec::{Frame, Kind as FrameKind, MAX_HELLO};
 use malai_protocol::failure::{Failure, Kind};
 use malai_protocol::id::MachineId;
-use malai_protocol::peer::{ALPN, Announce, Close};
+use malai_protocol::peer::{ALPN, Announce, Close, Hello, unknown_need};
 use malai_protocol::snapshot::{Header, Order};
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout, timeout_at};
@@ -22,7 +22,7 @@ use tokio_util::task::TaskTracker;
 
 use super::clusters::{Cluster, Clusters};
 use crate::net::pace::{Origin, Visits};
-use crate::net::{Frames, Unsupported, bare_hello, close, greeting, machine_id, send};
+use crate::net::{Frames, Unsupported, bare_hello, close, machine_id, send, spoken};
 
 /// How long whoever comes may take until it has greeted, from the first packet on.
 const HELLO: Duration = Duration::from_secs(4);
@@ -160,7 +160,10 @@ impl Ear {
     async fn greeted(&self, conn: &Connection, peer: MachineId) -> anyhow::Result<Greeted<'_>> {
         let (send_half, recv) = conn.accept_bi().await?;
         let mut frames = Frames::new(recv, MAX_HELLO);
-        let hello = greeting(&frames.next(HELLO).await?)?;
+        let hello: Hello = spoken(&frames.next(HELLO).await?, FrameKind::PeerHello, "PeerHello")?;
+        if let Some(need) = unknown_need(&hello.needs) {
+            anyhow::bail!("it needs a feature that this version does not have: {}", need.escape_debug());
+        }
         let signed = hello.header.as_ref();
         let (cluster, header) = signed
             .and_then(|header| self.clusters.signer(header))

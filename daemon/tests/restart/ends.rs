@@ -31,11 +31,11 @@ fn tally(home: &Home) -> Result<BTreeMap<String, (u32, u32)>> {
     for path in (1..=KEPT).rev().map(|part| home.audit_part(part)).chain([home.audit()]) {
         for line in std::fs::read_to_string(path).unwrap_or_default().lines() {
             let entry: Entry = serde_json::from_str(line)?;
-            let (starts, ends) = all.entry(entry.session).or_default();
-            match entry.event {
-                Event::Start => *starts += 1,
-                Event::End => *ends += 1,
-                _ => {}
+            // What was refused has neither.
+            let (start, end) = (u32::from(entry.event == Event::Start), u32::from(entry.event == Event::End));
+            if start + end > 0 {
+                let (starts, ends) = all.entry(entry.session).or_default();
+                (*starts, *ends) = (*starts + start, *ends + end);
             }
         }
     }
