@@ -6,6 +6,7 @@ use anyhow::{Result, ensure};
 use malai_daemon::store::keys::ClusterKey;
 
 use crate::stage::{Stage, gone, key};
+use crate::support::until;
 
 const HOUR: Duration = Duration::from_secs(3600);
 
@@ -86,6 +87,8 @@ async fn a_relay_that_restarts_admits_by_the_snapshot_that_it_stored() -> Result
     let machine = key();
     stage.bring(&stage.sign(7, &[&machine])?).await?;
     let client = stage.admitted(&machine, None).await?;
+    // It hears that it is admitted a moment before the relay has it among those that a stop disconnects.
+    until("the relay has the client", || async { Ok(stage.status().await?.connected == 1) }).await?;
     let (stage, ended) = tokio::join!(stage.restart(), gone(client));
     ended?;
     let stage = stage?;
