@@ -178,7 +178,7 @@ impl Pool {
         let (comes_back, stale) = {
             let mut peers = self.lock();
             let peer = peers.entry(conn.peer).or_default();
-            // By the connections that there were: with this one a machine that was started anew would have two lives.
+            // Only earlier connections count: with this one, a machine that has just restarted would seem to have two lives.
             let had_twins = peer.is_ambiguous();
             if conn.boot.set(boot).is_err() {
                 return false;

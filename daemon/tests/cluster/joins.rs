@@ -43,7 +43,7 @@ async fn all_become_members(laptop: &Machine, newcomers: &[Peer], invites: &[Inv
         let conn = peer.dial(laptop).await?;
         let (_control, hello) = peer::greet(&conn, None).await?;
         let held = hello.header.context("a config")?.verify(&invite.cluster)?.generation;
-        ensure!(held == newest, "generation {held} is told, and {newest} was handed out");
+        ensure!(held == newest, "the manager greets with generation {held}, and gave out {newest}");
         peer::ping(&conn).await?;
         conn.close(0u32.into(), b"");
         Ok(())

@@ -1,5 +1,5 @@
 //! Daemons of one cluster: who may do what, callers that go and come back, config sync, neighbouring versions, stalls,
-//! machines that do not answer, pings, variables of callers, what `malai doctor` is told.
+//! machines that do not answer, pings, variables of callers, and the answers to `malai doctor`.
 
 #[path = "../support/pipes.rs"]
 mod pipes;

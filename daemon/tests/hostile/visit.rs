@@ -87,7 +87,7 @@ async fn watch(conn: &Connection, scene: &Scene, ask: &Attach) -> Result<Wire> {
         let answer = next(&mut wire).await?;
         if answer.kind == Kind::Attached {
             let attached: Attached = answer.decode()?;
-            ensure!(attached.watches, "it is told that it does more");
+            ensure!(attached.watches, "it hears that it does more");
             return Ok(wire);
         }
         let failure: Failure = answer.expect(Kind::Refused, "Attached or Refused")?;

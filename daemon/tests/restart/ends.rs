@@ -336,7 +336,7 @@ async fn end_in_every_way(scene: &Scene, each: usize) -> Result<()> {
     Ok(())
 }
 
-/// A command that runs until it is ended, and is told from all others on this host by its second word.
+/// A command that runs until it is ended, and whose second word no other command on this host has.
 fn endless() -> [String; 2] {
     ["sleep".to_owned(), format!("1000.{}", u64::from_le_bytes(support::random()[..8].try_into().expect("8 bytes")))]
 }

@@ -94,7 +94,7 @@ async fn on_a_full_disk_a_table_opens_and_takes_nothing_on_until_the_journal_is_
     drop(table);
     full_once(&home);
     let table = open(&home, 2);
-    assert_eq!(table.counts(), (0, 1), "what was cut off is told");
+    assert_eq!(table.counts(), (0, 1), "the table does not report what was cut off");
     full_once(&home);
     let Rejected::Failed(refused, _) = table.admit(&plan_of(live(2))).expect_err("it cannot be written down") else {
         panic!("it does not live");
