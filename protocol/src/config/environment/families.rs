@@ -101,7 +101,7 @@ const LOADERS: &[Refused] = &[
     row(&["LOCPATH"], "locales are loaded from there", "ld.so(8), locale(7)"),
     row(&["NLSPATH"], "format strings of programs are read from there", "ld.so(8), catopen(3)"),
     row(
-        &["LANGUAGE", "TEXTDOMAINDIR", "GIT_TEXTDOMAINDIR"],
+        &["LANGUAGE", "TEXTDOMAINDIR"],
         "format strings of programs are read from there; `LANG` chooses the language too",
         "GNU gettext, The LANGUAGE variable; gettext(1)",
     ),
@@ -183,6 +183,7 @@ const GIT: &[Refused] = &[
     row(&["GIT_EDITOR", "GIT_SEQUENCE_EDITOR"], "git runs it to edit a text", "git-var(1), git-rebase(1)"),
     row(&["GIT_PAGER"], "git runs it to show a text", "git(1)"),
     row(&["GIT_ASKPASS"], "git runs it to ask for a password", "git(1), gitcredentials(7)"),
+    row(&["GIT_TEXTDOMAINDIR"], "git reads its format strings from there", "git, gettext.c"),
     row(&["GIT_EXEC_PATH"], "git runs its own programs from there", "git(1)"),
     row(&["GIT_TEMPLATE_DIR"], "git copies hooks from there, and runs them later", "git-init(1)"),
     row(
