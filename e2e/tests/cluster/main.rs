@@ -19,6 +19,7 @@ mod disk;
 mod dns;
 mod doctor;
 mod exit_codes;
+mod field;
 mod journey;
 mod knocks;
 mod lifecycle;
@@ -45,6 +46,7 @@ fn main() -> ExitCode {
         detached::trials(),
         disk::trials(),
         exit_codes::trials(),
+        field::trials(),
         words::trials(),
         streams::trials(),
         signals::trials(),
