@@ -5,7 +5,7 @@
 //!
 //! # Layout
 //! `publish` signs an edited `cluster.toml`, and stops at snapshots made elsewhere; `enrol` puts machines in and takes
-//! them out; [`invites`] what was promised to whom; [`pending`] who knocks.
+//! them out; [`invites`] what was promised to whom, and [`shown`] what strangers show of it; [`pending`] who knocks.
 
 use std::time::Duration;
 
@@ -24,6 +24,7 @@ mod enrol;
 pub mod invites;
 pub mod pending;
 mod publish;
+pub(crate) mod shown;
 
 pub use enrol::{Enrolled, Removed};
 pub use publish::Rescan;

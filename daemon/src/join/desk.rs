@@ -19,6 +19,7 @@ use super::silent::{Place, Silent};
 use crate::clock::now_ms;
 use crate::manager::Manager;
 use crate::manager::pending::Pending;
+use crate::manager::shown::{Look, Shown};
 use crate::membership::alarms::AlarmCause;
 use crate::membership::{Membership, network, sync};
 use crate::net::endpoint::{self, Bound, address_text};
@@ -31,7 +32,7 @@ use crate::store::lock::Changes;
 const MOST: usize = 128;
 /// Those that have not, at once, and those that were refused. The next takes the place of the oldest.
 const SILENT: usize = 128;
-/// One key may show so many invites at once, wrong ones above all, and then one in so long: each is looked up on the disk.
+/// One key may show so many invites at once, wrong ones above all, and then one in so long.
 const INVITES: u32 = 4;
 const INVITE: Duration = Duration::from_secs(1);
 /// How long a newcomer may take to fetch its answer.
@@ -48,6 +49,8 @@ pub(crate) struct Desk {
     silent: Silent,
     served: Semaphore,
     invites: Visits<MachineId>,
+    /// What is shown is compared here first: only who may redeem an invite gets to the lock.
+    shown: Arc<Shown>,
     /// Held while an invite is redeemed: the next one waits here for as long as it takes, and not for the lock of the
     /// home, for which nobody waits long.
     turn: Arc<Mutex<()>>,
@@ -58,6 +61,7 @@ pub(crate) struct Desk {
 impl Desk {
     /// A desk that is not open yet.
     pub(crate) fn new(membership: Arc<Membership>, bound: Bound) -> Arc<Self> {
+        let shown = Arc::new(Shown::new(membership.shared.home.cluster(&membership.alias).invites()));
         Arc::new(Self {
             pending: SyncMutex::new(Pending::new(&membership.alias)),
             membership,
@@ -66,6 +70,7 @@ impl Desk {
             silent: Silent::new(SILENT),
             served: Semaphore::new(MOST),
             invites: Visits::new(INVITE, INVITES),
+            shown,
             turn: Arc::default(),
             tasks: TaskTracker::new(),
             cancel: CancellationToken::new(),
@@ -216,6 +221,11 @@ impl Desk {
         if !self.invites.may_come(key) {
             return Err(Failure::new(FailureKind::Busy, "this machine shows invites too often")
                 .hint("wait a few seconds, then the same command again"));
+        }
+        let (shown, secret, is_member) = (Arc::clone(&self.shown), *redeem.secret, self.membership.is_member(&key));
+        match crate::requests::blocking(move || shown.look(&secret, &key, is_member, now_ms())).await? {
+            Look::IsMember => return self.snapshot(),
+            Look::May => {}
         }
         let turn = tokio::select! {
             turn = Arc::clone(&self.turn).lock_owned() => turn,

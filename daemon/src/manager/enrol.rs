@@ -360,7 +360,7 @@ fn check_numbers(ask: &local::ClusterInvite) -> Result<(), Failure> {
 }
 
 /// A newcomer need not know this machine's paths and files.
-fn for_newcomer(failure: Failure) -> Failure {
+pub(super) fn for_newcomer(failure: Failure) -> Failure {
     match failure.kind {
         Kind::Internal | Kind::BadConfig | Kind::Conflict => {
             tracing::error!(error = %failure, "an invite could not be redeemed");
@@ -371,7 +371,7 @@ fn for_newcomer(failure: Failure) -> Failure {
     }
 }
 
-fn unknown_invite() -> Failure {
+pub(super) fn unknown_invite() -> Failure {
     Failure::new(Kind::Denied, "this invite is not known here: it expired long ago, or was made elsewhere")
         .hint("ask for a new one: malai cluster invite, on the cluster manager")
 }

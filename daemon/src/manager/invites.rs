@@ -281,6 +281,11 @@ impl Promise {
         self.uses_left > 0 && self.expires_ms > now_ms
     }
 
+    /// Tells whether it expired so long ago that it is not remembered.
+    pub(super) fn is_forgotten(&self, now_ms: u64) -> bool {
+        self.forgotten_ms() <= now_ms
+    }
+
     fn forgotten_ms(&self) -> u64 {
         self.expires_ms.saturating_add(REMEMBERED_MS)
     }

@@ -3,10 +3,11 @@
 use anyhow::{Context, Result, bail, ensure};
 use futures_util::future::try_join_all;
 use iroh::endpoint::{Connection, ConnectionError};
+use malai_daemon::store::lock::Changes;
 use malai_protocol::codec::{Frame, Kind, MAX_HELLO};
 use malai_protocol::failure::{Failure, Kind as FailureKind};
 use malai_protocol::invite::Invite;
-use malai_protocol::local::{CameBy, ClusterInvite, InviteState, Request, Response};
+use malai_protocol::local::{CameBy, ClusterInvite, InviteState, Request, Rescan, Response};
 use malai_protocol::peer::{ALPN, Announce, Close, JOIN_ALPN, Knock, Open, Redeem, VERSION};
 use malai_protocol::snapshot::{Signed, Snapshot};
 use serde_bytes::ByteArray;
@@ -308,5 +309,88 @@ async fn an_invite_that_is_revoked_while_it_is_shown_lets_in_whom_the_list_has_a
     ensure!(late.is_err(), "it lets in after it was revoked");
     let again = laptop.ask(Request::ClusterRevoke { cluster: "c".into(), id }).await?;
     ensure!(matches!(&again, Response::Failed(gone) if gone.message.contains("was revoked before")), "{again:?}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_invite_that_lets_nobody_in_is_refused_without_the_lock_that_changes_need() -> Result<()> {
+    let laptop = manager().await?;
+    let member = Peer::new().await?;
+    let (_, used) = invited(&laptop, 1).await?;
+    let first = redeem(&laptop, &member, used).await??;
+    let (revoked_id, revoked) = invited(&laptop, 1).await?;
+    let ask = Request::ClusterRevoke { cluster: "c".into(), id: revoked_id };
+    ensure!(matches!(laptop.ask(ask).await?, Response::Revoked(_)));
+    // Somebody changes the clusters meanwhile, and takes long for it.
+    let changes = Changes::begin(&laptop.home)?;
+    let wrong = redeem(&laptop, &Peer::new().await?, ByteArray::new([7; 32])).await?.expect_err("a guess");
+    ensure!(wrong.kind == FailureKind::Denied && wrong.message.contains("not known"), "{wrong}");
+    let ended = redeem(&laptop, &Peer::new().await?, revoked).await?.expect_err("it was revoked");
+    ensure!(ended == wrong, "an oracle: {ended}, {wrong}");
+    let late = redeem(&laptop, &Peer::new().await?, used).await?.expect_err("it was used");
+    ensure!(late.kind == FailureKind::Denied && late.message.contains("another machine"), "{late}");
+    // And who came by it, and lost the reply, gets it once more.
+    ensure!(redeem(&laptop, &member, used).await?? == first, "another snapshot");
+    drop(changes);
+    laptop.stop().await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_invite_lets_in_from_the_moment_it_is_made_and_not_from_the_moment_it_is_revoked() -> Result<()> {
+    let laptop = manager().await?;
+    for _ in 0..10 {
+        // What was guessed before has the books in memory.
+        redeem(&laptop, &Peer::new().await?, ByteArray::new([7; 32])).await?.expect_err("a guess");
+        let (id, secret) = invited(&laptop, 2).await?;
+        let came = redeem(&laptop, &Peer::new().await?, secret).await?;
+        ensure!(came.is_ok(), "{came:?}");
+        laptop.ask(Request::ClusterRevoke { cluster: "c".into(), id }).await?;
+        let late = redeem(&laptop, &Peer::new().await?, secret).await?;
+        ensure!(late.as_ref().is_err_and(|late| late.message.contains("not known")), "{late:?}");
+    }
+    laptop.stop().await?;
+    Ok(())
+}
+
+/// A manager of a cluster with so many machines.
+async fn large(machines: usize) -> Result<Machine> {
+    let laptop = manager().await?;
+    let config = laptop.config();
+    let mut text = std::fs::read_to_string(&config)?;
+    for number in 0..machines {
+        let id = iroh::SecretKey::from_bytes(blake3::hash(&number.to_le_bytes()).as_bytes()).public();
+        let id = malai_protocol::id::MachineId::from_bytes(*id.as_bytes())?;
+        text += &format!("[machine.m{number}]\nid52 = \"{id}\"\n");
+    }
+    std::fs::write(&config, text)?;
+    let answer = laptop.ask(Request::Rescan(Rescan { cluster: None, check: false, yes: false, over: None })).await?;
+    ensure!(!matches!(answer, Response::Failed(_)), "{answer:?}");
+    Ok(laptop)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn strangers_that_guess_do_not_block_an_invite_in_a_cluster_of_5000_machines() -> Result<()> {
+    let laptop = std::sync::Arc::new(large(5000).await?);
+    let mut guessing = JoinSet::new();
+    for _ in 0..4 {
+        let laptop = std::sync::Arc::clone(&laptop);
+        guessing.spawn(async move {
+            loop {
+                // Another key each time, since of one key few are looked at.
+                let guessed = redeem(&laptop, &Peer::new().await?, ByteArray::new([7; 32])).await?;
+                let refused = guessed.err().context("a guess")?;
+                ensure!(refused.message.contains("not known"), "{refused}");
+            }
+            #[allow(unreachable_code, reason = "it says what the task returns")]
+            anyhow::Ok(())
+        });
+    }
+    for number in 0..3 {
+        let invite = laptop.invite_into(&format!("new{number}"), &[]).await?;
+        ensure!(invite.cluster == laptop.cluster().await?.cluster.context("a cluster")?);
+    }
+    ensure!(guessing.try_join_next().is_none(), "somebody that guessed had another answer");
+    guessing.shutdown().await;
     Ok(())
 }
