@@ -3,13 +3,17 @@
 //! A line is written with one call at the end of the file; what a full disk cut off is taken back, so that every line
 //! is whole. The file is rotated by size and older parts are dropped, so it is bounded.
 //!
-//! What is to happen waits for its line ([`Audit::append`]). What has happened cannot: a line about it that the disk does
-//! not take is owed (`Audit::record`), kept in memory, and written before any other as soon as there is room.
+//! What is to happen waits for its line ([`Audit::append_start`]). What has happened cannot: a line about it that the disk
+//! does not take is owed (`Audit::record`), kept in memory, and written before any other as soon as there is room.
+//!
+//! A full disk takes lines into the file's lead ([`crate::store::lead`]): a few hundred commands, so that whoever makes room
+//! gets in. Refusals use a part of it only, and starts leave a part to the ends that will follow them.
 
+pub(crate) mod allowance;
 mod unended;
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -17,15 +21,19 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use malai_protocol::audit::{Entry, KEPT};
+use malai_protocol::escape;
 use malai_protocol::failure::{Failure, Kind};
 use malai_protocol::home::Home;
 
 use tokio::sync::Notify;
 use tokio::time::sleep;
 
+use crate::clusters::Clusters;
+use crate::membership::alarms::AlarmCause;
 use crate::requests::blocking;
-use crate::shared::Shared;
-use crate::store::disk_failure;
+use crate::store::lead::{self, Lead, is_full};
+use crate::store::{disk_failure, lines, temp_name};
+use allowance::Allowances;
 
 pub(crate) use unended::{Unended, unended};
 
@@ -37,6 +45,12 @@ const MAX_OWED_BYTES: usize = 4 * 1024 * 1024;
 const OWED_RETRY_MIN_INTERVAL: Duration = Duration::from_secs(1);
 /// The longest such pause.
 const OWED_RETRY_MAX_INTERVAL: Duration = Duration::from_secs(10);
+/// The room that the audit keeps for a full disk: for 300 usual commands, each with two lines of 300 B.
+const AUDIT_LEAD_BYTES: u64 = 256 * 1024;
+/// The last of it, into which nothing begins: ends are written there.
+const AUDIT_LEAD_FOR_ENDS_BYTES: u64 = 48 * 1024;
+/// Refusals are written into the lead while so much of it is left. Then they are only counted, until there is room.
+const AUDIT_LEAD_WITHOUT_REFUSALS_BYTES: u64 = AUDIT_LEAD_BYTES / 4 * 3;
 
 /// End lines that may wait for room on the disk while sessions begin: as many as a table of live sessions holds.
 const MAX_WAITING_ENDS: usize = 4096;
@@ -47,9 +61,11 @@ pub struct Audit {
     home: Home,
     max_part: u64,
     log: Mutex<Log>,
+    /// What each caller's commands may write.
+    pub(crate) allowances: Allowances,
     /// How many end lines wait for room on the disk.
     waiting_ends: AtomicUsize,
-    /// Something is owed.
+    /// Something is owed, or the disk is full.
     owes: Notify,
 }
 
@@ -59,8 +75,31 @@ struct Log {
     file: File,
     /// Its last line has no end: a crash cut it off, and the disk had no room for a newline.
     cut: bool,
+    lead: Lead,
     /// Lines that were not written yet, one after the other, of what has happened already.
     owed: Vec<u8>,
+}
+
+/// What a line is about, where not every line may have the last room on the disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Use {
+    /// It is to happen after this.
+    Begins,
+    /// It has happened.
+    Happened,
+    /// It was refused.
+    Refused,
+}
+
+impl Use {
+    /// Returns how much of the lead has to be left after such a line.
+    fn leaves(self) -> u64 {
+        match self {
+            Self::Begins => AUDIT_LEAD_FOR_ENDS_BYTES,
+            Self::Happened => 0,
+            Self::Refused => AUDIT_LEAD_WITHOUT_REFUSALS_BYTES,
+        }
+    }
 }
 
 impl Audit {
@@ -75,8 +114,12 @@ impl Audit {
     fn open_with(home: &Home, max_part: u64) -> Result<Self, Failure> {
         let path = home.audit();
         let log = open(&path).map_err(|e| disk_failure("open the audit", &path, &e))?;
-        let waiting_ends = AtomicUsize::new(0);
-        Ok(Self { home: home.clone(), max_part, log: Mutex::new(log), waiting_ends, owes: Notify::new() })
+        let owes = Notify::new();
+        if log.last_room().is_some() {
+            owes.notify_one();
+        }
+        let (waiting_ends, allowances) = (AtomicUsize::new(0), Allowances::default());
+        Ok(Self { home: home.clone(), max_part, log: Mutex::new(log), allowances, waiting_ends, owes })
     }
 
     /// Notes how many end lines wait for room on the disk.
@@ -84,10 +127,18 @@ impl Audit {
         self.waiting_ends.store(number, Ordering::Relaxed);
     }
 
+    /// Returns how many bytes the line of this entry has.
+    ///
+    /// # Errors
+    /// As [`Audit::append`], where the entry has no line.
+    pub(crate) fn line_bytes(entry: &Entry) -> Result<u64, Failure> {
+        Ok(line_of(entry)?.len() as u64)
+    }
+
     /// Appends the line of a session that is about to start.
     ///
     /// # Errors
-    /// As [`Audit::append`], and when too many ends of sessions wait to be written.
+    /// As [`Audit::append_act`], and when too many ends of sessions wait to be written.
     pub(crate) fn append_start(&self, entry: &Entry) -> Result<(), Failure> {
         let waiting = self.waiting_ends.load(Ordering::Relaxed);
         if waiting >= MAX_WAITING_ENDS {
@@ -95,33 +146,48 @@ impl Audit {
                 format!("the ends of {waiting} sessions wait to be written into {}", self.home.audit().display());
             return Err(Failure::new(Kind::Internal, text).hint("make room on the disk: `df -h` shows how full it is"));
         }
-        self.append(entry).map(drop)
+        self.append_act(entry).map(drop)
     }
 
-    /// Appends one line, and tells its bytes. It is with the kernel when this returns. Blocks on the disk.
+    /// Appends the line of something that is about to be done, and tells its bytes. Blocks on the disk.
     ///
     /// # Errors
     /// What the disk says: whatever the line was about must then not happen.
+    pub(crate) fn append_act(&self, entry: &Entry) -> Result<u64, Failure> {
+        self.write(entry, Use::Begins)
+    }
+
+    /// Appends one line about what has happened, and tells its bytes. It is with the kernel when this returns. Blocks on
+    /// the disk.
+    ///
+    /// # Errors
+    /// What the disk says.
     pub fn append(&self, entry: &Entry) -> Result<u64, Failure> {
+        self.write(entry, Use::Happened)
+    }
+
+    fn write(&self, entry: &Entry, about: Use) -> Result<u64, Failure> {
         let line = line_of(entry)?;
         let mut log = self.lock();
         self.pay_first(&mut log)
-            .and_then(|()| self.append_line(&mut log, &self.home.audit(), &line))
+            .and_then(|()| self.append_line(&mut log, &self.home.audit(), &line, about))
             .map_err(|e| self.failure(&e))?;
         Ok(line.len() as u64)
     }
 
-    /// Appends one line about what has happened, and tells its bytes. What the disk does not take is owed: that is no error.
+    /// Appends one line about a refusal, and tells its bytes. What the disk does not take is owed: that is no error.
     ///
     /// # Errors
-    /// When as much is owed as may be: the line is lost.
+    /// When as much is owed as may be, or the last room on a full disk is kept for others: the line is lost.
     pub(crate) fn record(&self, entry: &Entry) -> Result<u64, Failure> {
         let line = line_of(entry)?;
         let mut log = self.lock();
-        let written = self.pay_first(&mut log).and_then(|()| self.append_line(&mut log, &self.home.audit(), &line));
+        let written =
+            self.pay_first(&mut log).and_then(|()| self.append_line(&mut log, &self.home.audit(), &line, Use::Refused));
         if let Err(error) = written {
             let failure = self.failure(&error);
-            if log.owed.len() + line.len() > MAX_OWED_BYTES {
+            // What is owed comes before what begins, and must not take the last room from it.
+            if log.last_room().is_some() || log.owed.len() + line.len() > MAX_OWED_BYTES {
                 return Err(failure);
             }
             log.owed.extend_from_slice(&line);
@@ -131,12 +197,20 @@ impl Audit {
         Ok(line.len() as u64)
     }
 
-    /// Writes what is owed. Blocks on the disk.
+    /// Writes what is owed, and takes room for a full disk again. Blocks on the disk.
     ///
     /// # Errors
     /// What the disk says.
     pub(crate) fn pay(&self) -> Result<(), Failure> {
-        self.pay_first(&mut self.lock()).map_err(|e| self.failure(&e))
+        let mut log = self.lock();
+        self.pay_first(&mut log)
+            .and_then(|()| {
+                let length = log.file.metadata()?.len();
+                let Log { lead, file, .. } = &mut *log;
+                lead.extend(file, length);
+                lead.last_room(length).map_or(Ok(()), |_| Err(io::ErrorKind::StorageFull.into()))
+            })
+            .map_err(|e| self.failure(&e))
     }
 
     fn lock(&self) -> MutexGuard<'_, Log> {
@@ -153,7 +227,7 @@ impl Audit {
         let mut lines = owed.split_inclusive(|byte| *byte == b'\n');
         let mut paid = 0;
         let all = lines.try_for_each(|line| {
-            self.append_line(log, &self.home.audit(), line)?;
+            self.append_line(log, &self.home.audit(), line, Use::Happened)?;
             paid += line.len();
             Ok(())
         });
@@ -162,19 +236,19 @@ impl Audit {
         all
     }
 
-    fn append_line(&self, log: &mut Log, path: &Path, line: &[u8]) -> io::Result<()> {
+    fn append_line(&self, log: &mut Log, path: &Path, line: &[u8], about: Use) -> io::Result<()> {
         let mut meta = log.file.metadata()?;
         let moved = fs::metadata(path).map_or(true, |there| (there.dev(), there.ino()) != (meta.dev(), meta.ino()));
         if moved {
             log.begin(path)?;
             meta = log.file.metadata()?;
         } else if meta.len() > 0 && meta.len() + line.len() as u64 > self.max_part {
-            self.rotate(path)?;
-            log.begin(path)?;
+            self.rotate(log, path, meta.len())?;
             meta = log.file.metadata()?;
         }
+        self.claim(log, meta.len(), line.len() as u64 + about.leaves())?;
         if log.cut {
-            end_last_line(&mut log.file)?;
+            lines::end_last(&mut log.file)?;
             (log.cut, meta) = (false, log.file.metadata()?);
         }
         let written = match log.file.write(line) {
@@ -182,22 +256,55 @@ impl Audit {
             Ok(_) => io::ErrorKind::StorageFull.into(),
             Err(e) => e,
         };
-        // Half a line would spoil the next one. If this fails too, it is ended before the next one.
-        if meta.is_file()
-            && let Err(error) = log.file.set_len(meta.len())
-        {
-            tracing::warn!(%error, "cannot take back half an audit line");
-            log.cut = true;
-        }
+        log.take_back(&meta);
         Err(written)
     }
 
-    /// Moves every part to the next number, the oldest one out.
-    fn rotate(&self, path: &Path) -> io::Result<()> {
-        for number in (1..KEPT).rev() {
-            rename_if_there(&self.home.audit_part(number), &self.home.audit_part(number + 1))?;
+    /// Keeps the lead, and refuses what would take too much of the last of it.
+    fn claim(&self, log: &mut Log, length: u64, needed: u64) -> io::Result<()> {
+        let before = log.lead.last_room(length);
+        log.lead.extend(&log.file, length);
+        let Some(room) = log.lead.last_room(length) else { return Ok(()) };
+        if before.is_none() {
+            tracing::error!(path = %self.home.audit().display(), room, "the disk is full: the audit uses its reserve");
+            self.owes.notify_one();
         }
-        rename_if_there(path, &self.home.audit_part(1))
+        if room < needed { Err(io::ErrorKind::StorageFull.into()) } else { Ok(()) }
+    }
+
+    /// Goes on in a new part, and moves every part to the next number, the oldest one out. On a full disk the newest part
+    /// is not left for one that has no room: it grows by what is left of its lead.
+    fn rotate(&self, log: &mut Log, path: &Path, length: u64) -> io::Result<()> {
+        // It goes in any case, and may be the room that the new one needs.
+        if let Err(error) = fs::remove_file(self.home.audit_part(KEPT))
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            return Err(error);
+        }
+        let new = temp_name(path)?;
+        let next = match open(&new) {
+            Ok(next) if next.last_room().is_none_or(|room| room > log.lead.left(length)) => next,
+            opened => {
+                drop(fs::remove_file(&new));
+                let full = opened.err().unwrap_or_else(|| io::ErrorKind::StorageFull.into());
+                return if is_full(&full) && log.lead.left(length) > 0 { Ok(()) } else { Err(full) };
+            }
+        };
+        let moved = (1..KEPT)
+            .rev()
+            .try_for_each(|number| rename_if_there(&self.home.audit_part(number), &self.home.audit_part(number + 1)))
+            .and_then(|()| rename_if_there(path, &self.home.audit_part(1)))
+            .and_then(|()| fs::rename(&new, path));
+        if let Err(error) = moved {
+            drop(fs::remove_file(&new));
+            return Err(error);
+        }
+        // What is not written to any more needs no lead.
+        if let Err(error) = log.file.set_len(length) {
+            tracing::debug!(%error, "an older part of the audit keeps more room than it needs");
+        }
+        log.go_on_in(next);
+        Ok(())
     }
 }
 
@@ -211,60 +318,98 @@ fn rename_if_there(from: &Path, to: &Path) -> io::Result<()> {
 impl Log {
     /// Goes on in another file.
     fn begin(&mut self, path: &Path) -> io::Result<()> {
-        let Self { file, cut, .. } = open(path)?;
-        (self.file, self.cut) = (file, cut);
+        self.go_on_in(open(path)?);
         Ok(())
+    }
+
+    fn go_on_in(&mut self, other: Self) {
+        *self = Self { owed: std::mem::take(&mut self.owed), ..other };
+    }
+
+    /// Returns how much may still be written although the disk is full; `None` where it is not.
+    fn last_room(&self) -> Option<u64> {
+        self.lead.last_room(self.file.metadata().ok()?.len())
+    }
+
+    /// Takes half a line back, which would spoil the next one. If this fails too, it is ended before the next one.
+    fn take_back(&mut self, before: &fs::Metadata) {
+        let is_longer = self.file.metadata().map_or(true, |meta| meta.len() > before.len());
+        if !before.is_file() || !is_longer {
+            return;
+        }
+        if let Err(error) = self.file.set_len(before.len()) {
+            tracing::warn!(%error, "cannot take back half an audit line");
+            self.cut = true;
+        }
+        // What was allocated beyond the end went with it.
+        if let Ok(lead) = Lead::open(&self.file, AUDIT_LEAD_BYTES) {
+            self.lead = lead;
+        }
     }
 }
 
-/// Writes what the audit owes, as soon as the disk takes it.
-pub(crate) async fn keep_paying(shared: Arc<Shared>) {
+/// Returns for how many usual commands the reserve of this home's audit has room; `None` where it has none.
+pub(crate) fn reserved_commands(home: &Home) -> Option<u64> {
+    const USUAL_COMMAND_BYTES: u64 = 600;
+    let left = lead::left_of(&home.audit())?.min(AUDIT_LEAD_BYTES);
+    Some(left.saturating_sub(AUDIT_LEAD_FOR_ENDS_BYTES) / USUAL_COMMAND_BYTES)
+}
+
+/// Writes what the audit owes, and takes its reserve again, as soon as the disk has room. Until then there is an alarm.
+pub(crate) async fn keep_paying(clusters: Arc<Clusters>) {
+    let shared = clusters.shared();
     loop {
         shared.audit.owes.notified().await;
         let mut pause = OWED_RETRY_MIN_INTERVAL;
         loop {
+            if shared.audit.lock().last_room().is_some() {
+                let path = shared.home.audit();
+                let text = format!(
+                    "the disk is full: commands run on a reserve of {}, which has room for about 300 of them",
+                    path.display()
+                );
+                for membership in clusters.ready() {
+                    membership.raise(AlarmCause::FullDisk, text.clone());
+                }
+            }
             sleep(pause).await;
-            let paying = Arc::clone(&shared);
+            let paying = Arc::clone(shared);
             if blocking(move || paying.audit.pay()).await.is_ok() {
                 break;
             }
             pause = (pause * 2).min(OWED_RETRY_MAX_INTERVAL);
         }
+        for membership in clusters.ready() {
+            membership.clear(AlarmCause::FullDisk);
+        }
     }
 }
 
 fn line_of(entry: &Entry) -> Result<Vec<u8>, Failure> {
-    let mut line = serde_json::to_vec(entry)
+    let mut entry = entry.clone();
+    entry.bound();
+    let text = serde_json::to_string(&entry)
         .map_err(|e| Failure::new(Kind::Internal, format!("an audit line does not encode: {e}")))?;
+    // `cat` and `tail -f` show the file to terminals.
+    let mut line = escape::json(&text).into_bytes();
     line.push(b'\n');
     Ok(line)
 }
 
 fn open(path: &Path) -> io::Result<Log> {
     let mut file = OpenOptions::new().read(true).append(true).create(true).mode(0o600).open(path)?;
-    let cut = match end_last_line(&mut file) {
+    let cut = match lines::end_last(&mut file) {
         // It is ended before the next line. Until then every line is refused, and what it is about; but there is a daemon.
-        Err(e) if matches!(e.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) => true,
+        Err(e) if is_full(&e) => true,
         ended => ended.map(|()| false)?,
     };
-    Ok(Log { file, cut, owed: Vec::new() })
-}
-
-/// Ends a line that a crash cut off, so that the next one stands by itself.
-fn end_last_line(file: &mut File) -> io::Result<()> {
-    let meta = file.metadata()?;
-    if !meta.is_file() || meta.len() == 0 {
-        return Ok(());
-    }
-    file.seek(SeekFrom::End(-1))?;
-    let mut last = [0u8];
-    file.read_exact(&mut last)?;
-    if last == *b"\n" { Ok(()) } else { file.write_all(b"\n") }
+    let lead = Lead::open(&file, AUDIT_LEAD_BYTES)?;
+    Ok(Log { file, cut, lead, owed: Vec::new() })
 }
 
 #[cfg(test)]
 mod tests {
-    use malai_protocol::audit::Event;
+    use malai_protocol::audit::{Event, MAX_LINE_BYTES};
 
     use super::*;
 
@@ -279,9 +424,12 @@ mod tests {
             owner: None,
             owner_name: None,
             words: vec!["uptime".into()],
+            words_bytes: None,
+            words_blake3: None,
             named: None,
             user: None,
             env: Vec::new(),
+            env_count: None,
             reason: Some(reason.into()),
             signal: None,
             code: None,
@@ -368,8 +516,61 @@ mod tests {
         std::os::unix::fs::symlink("/dev/full", home.audit()).expect("linked");
         let audit = Audit::open(&home).expect("opens");
         let large = entry(&"x".repeat(1024 * 1024));
-        let owed = (0..10).take_while(|_| audit.record(&large).is_ok()).count();
-        assert_eq!(owed, MAX_OWED_BYTES / serde_json::to_vec(&large).expect("encodes").len());
+        let length = line_of(&large).expect("encodes").len();
+        let owed = (0..10_000).take_while(|_| audit.record(&large).is_ok()).count();
+        assert_eq!(owed, MAX_OWED_BYTES / length);
+    }
+
+    #[test]
+    fn what_moves_or_turns_a_terminals_text_is_not_in_the_file_itself() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let home = Home::new(dir.path());
+        let audit = Audit::open(&home).expect("opens");
+        let hostile = "\u{9b}31m\u{202e}cod.exe\u{2066}\u{200b}\u{ad}\u{feff}\u{e0041}\u{7f}\u{1b}[2J\r\n\u{2028}";
+        let mut line = entry(hostile);
+        line.words = vec![hostile.into()];
+        line.who = Some(hostile.into());
+        audit.append(&line).expect("written");
+        let text = fs::read_to_string(home.audit()).expect("reads");
+        let shown: Vec<char> = text.trim_end().chars().filter(|c| !(' '..='~').contains(c)).collect();
+        assert_eq!(shown, Vec::<char>::new(), "{text:?}");
+        let read: Entry = serde_json::from_str(&text).expect("an entry");
+        assert_eq!((read.reason.as_deref(), read.words), (Some(hostile), vec![hostile.to_owned()]));
+    }
+
+    #[test]
+    fn no_line_is_longer_than_16_kib_whatever_it_is_about() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let home = Home::new(dir.path());
+        let audit = Audit::open(&home).expect("opens");
+        let long = "\u{1}".repeat(1 << 20);
+        let mut line = entry(&long);
+        (line.words, line.env) = (vec![long.clone(); 2], vec![long.clone(); 2]);
+        (line.outcome, line.who, line.user) = (Some(long.clone()), Some(long.clone()), Some(long.clone()));
+        (line.cluster, line.session, line.id52) = (long.clone(), long.clone(), long);
+        let bytes = audit.append(&line).expect("written");
+        assert!(bytes <= MAX_LINE_BYTES as u64, "{bytes}");
+        assert_eq!(reasons(&home.audit()).len(), 1);
+    }
+
+    /// How much room there is beyond the end of a file, where the file system can do that.
+    fn lead_of(path: &Path) -> u64 {
+        lead::left_of(path).unwrap_or_default()
+    }
+
+    #[test]
+    fn the_newest_part_has_room_beyond_its_end_and_older_ones_have_not() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let home = Home::new(dir.path());
+        let audit = Audit::open_with(&home, 64 * 1024).expect("opens");
+        let line = entry(&"x".repeat(1000));
+        for _ in 0..200 {
+            audit.append(&line).expect("written");
+            let left = lead_of(&home.audit());
+            assert!(left == 0 || left >= AUDIT_LEAD_BYTES / 2 - 8192, "{left}");
+        }
+        assert!(home.audit_part(2).exists());
+        assert!(lead_of(&home.audit_part(1)) < 8192, "{}", lead_of(&home.audit_part(1)));
     }
 
     #[test]

@@ -135,7 +135,7 @@ impl Daemon {
         let listener = self.listener.take().ok_or_else(again)?;
         let serving = local::serve(listener, Arc::clone(&self.context), self.stop.clone());
         tokio::pin!(serving);
-        let paying = audit::keep_paying(Arc::clone(&self.shared));
+        let paying = audit::keep_paying(Arc::clone(&self.clusters));
         tokio::pin!(paying);
         let mut remember = tokio::time::interval(REMEMBER);
         let mut restart = tokio::time::interval(EXECUTOR_RESTART_INTERVAL);

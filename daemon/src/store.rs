@@ -6,7 +6,7 @@
 //! `.NAME.….tmp`, which nobody reads and the next daemon removes.
 //!
 //! # Layout
-//! [`keys`] the secret keys; [`lock`] who may change what; [`clusters`] one directory for each cluster; [`snapshot`] the
+//! [`keys`] the secret keys; [`lead`] room beyond the end of a file; [`lines`] reading lines; [`lock`] who may change what; [`clusters`] one directory for each cluster; [`snapshot`] the
 //! signed config, and [`reserve`] its place on a full disk; [`settings`] `malai.toml`; [`peers`] and [`ports`] what is
 //! remembered between starts.
 
@@ -22,6 +22,8 @@ use serde::de::DeserializeOwned;
 
 pub mod clusters;
 pub mod keys;
+pub(crate) mod lead;
+pub mod lines;
 pub mod lock;
 pub mod peers;
 pub mod ports;

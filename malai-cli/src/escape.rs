@@ -1,25 +1,15 @@
-//! Makes text harmless before a terminal sees it: control characters could move the cursor or retitle the window, and
-//! invisible or direction-changing ones could make one name look like another.
+//! Makes text harmless before a terminal sees it: characters of [`malai_protocol::escape`] are shown, and not obeyed.
 
 use std::fmt::Write as _;
 
-/// Whether a character can do more than show itself.
-fn is_risky(c: char) -> bool {
-    c.is_control()
-        || matches!(c,
-            '\u{ad}' | '\u{61c}' | '\u{180e}'
-            // Zero-width characters, direction marks, line and paragraph separators, overrides and isolates.
-            | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}'
-            | '\u{feff}' | '\u{fff9}'..='\u{fffb}'
-            // Tags, which are invisible, and variation selectors beyond the common ones.
-            | '\u{e0000}'..='\u{e01ef}')
-}
+use malai_protocol::escape::is_risky;
+pub(crate) use malai_protocol::escape::json;
 
-fn escape(text: &str, keep: &[char], write: fn(&mut String, char)) -> String {
+fn escape(text: &str, keep: &[char]) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
         if is_risky(c) && !keep.contains(&c) {
-            write(&mut out, c);
+            as_rust(&mut out, c);
         } else {
             out.push(c);
         }
@@ -38,28 +28,14 @@ fn as_rust(out: &mut String, c: char) {
     };
 }
 
-fn as_json(out: &mut String, c: char) {
-    let mut units = [0; 2];
-    for unit in c.encode_utf16(&mut units) {
-        // Writing to a String cannot fail.
-        let _ = write!(out, "\\u{unit:04x}");
-    }
-}
-
 /// One line: a name, a word, a path.
 pub(crate) fn line(text: &str) -> String {
-    escape(text, &[], as_rust)
+    escape(text, &[])
 }
 
 /// Text of several lines, such as a config: line ends and tabs stay.
 pub(crate) fn text(text: &str) -> String {
-    escape(text, &['\n', '\t'], as_rust)
-}
-
-/// A JSON document: the same document, in which risky characters are written as `\uXXXX`. Outside of its strings a
-/// document has none of them but line ends.
-pub(crate) fn json(document: &str) -> String {
-    escape(document, &['\n'], as_json)
+    escape(text, &['\n', '\t'])
 }
 
 /// Words as a shell would have to be given them, so that one word with a space is told from two.

@@ -21,6 +21,9 @@ pub const OUTPUT_WINDOW: u64 = 1024 * 1024;
 /// The most to which the window grows on a path whose round trip leaves it empty-handed.
 pub const OUTPUT_WINDOW_MAX: u64 = 8 * 1024 * 1024;
 
+/// Bounds the reason of a request, in bytes: each line of the audit about it has it.
+pub const MAX_REASON_BYTES: usize = 1024;
+
 /// How long a session waits for its caller to come back where the config does not say, in milliseconds.
 pub const DEFAULT_GRACE_MS: u64 = 600_000;
 /// How much longer than the time since a first send an executor must have lived to be sure that it would know of it, in
@@ -58,7 +61,7 @@ pub struct ExecSpec {
     /// Wait until every holder of the output pipes has closed them, not only the main process.
     #[serde(default)]
     pub wait_output: bool,
-    /// Why, in the caller's words: goes to the audit.
+    /// Why, in the caller's words: goes to the audit. It has at most [`MAX_REASON_BYTES`].
     #[serde(default)]
     pub reason: Option<String>,
     /// The process that follows; absent = one that never attaches again.

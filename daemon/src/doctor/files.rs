@@ -7,6 +7,7 @@ use malai_protocol::failure::Failure;
 use malai_protocol::home::Home;
 use malai_protocol::local::{Finding, Level, Role};
 
+use crate::audit;
 use crate::local::MAX_PATH;
 use crate::store;
 use crate::store::settings::Settings;
@@ -14,6 +15,8 @@ use crate::store::settings::Settings;
 const AREA: &str = "files";
 /// With less room than this, nothing that malai has to write down is sure of its place.
 const FULL_DISK_MAX_FREE_BYTES: u64 = 1024 * 1024;
+/// Bounds the list of mounts that is read.
+const MAX_MOUNTS_BYTES: usize = 1024 * 1024;
 
 /// Looks at modes, settings, keys and snapshots.
 pub(super) fn look(home: &Home) -> Vec<Finding> {
@@ -22,7 +25,7 @@ pub(super) fn look(home: &Home) -> Vec<Finding> {
         let text = format!("{} cannot be used: {error}", home.root().display());
         return vec![Finding::broken(AREA, text, "malai cluster init NAME, or malai machine join TOKEN")];
     }
-    found.extend(room(home.root()));
+    found.extend(room(home));
     found.extend(socket_path(home));
     found.extend(closed(home.root(), 0o022, 0o055, "700"));
     found.extend(closed(&home.audit(), 0o077, 0, "600"));
@@ -45,13 +48,20 @@ pub(super) fn look(home: &Home) -> Vec<Finding> {
 }
 
 /// A file system that takes nothing more.
-fn room(path: &Path) -> Option<Finding> {
+fn room(home: &Home) -> Option<Finding> {
+    let path = home.root();
     let left = store::room(path)?;
     let shown = path.display();
     if left.bytes < FULL_DISK_MAX_FREE_BYTES {
+        let disk = disk(path).map_or_else(String::new, |disk| format!(" ({disk})"));
+        let reserve = match audit::reserved_commands(home) {
+            Some(number) => {
+                format!("the reserve of the audit is enough for about {number} commands; then they are refused")
+            }
+            None => "commands are refused when the audit has no room".to_owned(),
+        };
         let text = format!(
-            "the file system of {shown} is full, {} KiB are left: commands are refused when the audit has no room, and a \
-             new config may have no room",
+            "the file system of {shown}{disk} is full, {} KiB are left: {reserve}, and a new config may have no room",
             left.bytes / 1024
         );
         return Some(Finding::broken(AREA, text, format!("df -h {shown}, and make room")));
@@ -60,6 +70,20 @@ fn room(path: &Path) -> Option<Finding> {
         let text = format!("the file system of {shown} is full: it can hold no more files");
         Finding::broken(AREA, text, format!("df -i {shown}, and remove some"))
     })
+}
+
+/// Names the device or file system that has this path, and where it is mounted.
+fn disk(path: &Path) -> Option<String> {
+    let path = path.canonicalize().ok()?;
+    let mounts = store::read_text(Path::new("/proc/self/mountinfo"), MAX_MOUNTS_BYTES).ok()??;
+    // The number, the parent's, the device's, the root, and the place; after a dash the type, and the source.
+    let mounts = mounts.lines().filter_map(|line| {
+        let (place, source) = line.split_once(" - ")?;
+        Some((place.split(' ').nth(4)?, source.split(' ').nth(1)?))
+    });
+    // Of two on one place the later one is seen.
+    let found = mounts.filter(|(place, _)| path.starts_with(place)).max_by_key(|(place, _)| place.len());
+    found.map(|(place, source)| format!("{source} on {place}"))
 }
 
 fn socket_path(home: &Home) -> Option<Finding> {

@@ -7,7 +7,7 @@
 
 use std::collections::HashMap;
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::io::{self, BufReader, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -18,10 +18,17 @@ use serde::{Deserialize, Serialize};
 use malai_protocol::home::Home;
 use malai_protocol::plan::{Ended, Live, SessionName};
 
+use crate::store::lead::{Lead, is_full};
+use crate::store::lines::{self, Lines};
+
 /// A file that grew by this much beyond twice what it must hold is written anew.
 const SLACK: u64 = 4 * 1024 * 1024;
 /// The longest line that is read: the largest plan, each of its bytes as a number and a comma.
-const MAX_LINE: u64 = 16 * 1024 * 1024;
+const MAX_LINE: usize = 16 * 1024 * 1024;
+/// The room that the journal keeps for a full disk: for as many usual commands as the audit has room for then.
+pub(super) const JOURNAL_LEAD_BYTES: u64 = 1536 * 1024;
+/// The last of it, into which no start is written: ends are.
+const JOURNAL_LEAD_FOR_ENDS_BYTES: u64 = 128 * 1024;
 /// How long ids are remembered after their end: twice as long as any caller sends its request again.
 pub(crate) const REMEMBER: Duration = Duration::from_secs(1200);
 
@@ -62,7 +69,10 @@ pub(crate) struct Left {
 pub(crate) struct Journal {
     path: PathBuf,
     file: File,
+    /// Its last line has no end: its writer died over it, or the disk took half of it.
+    cut: bool,
     length: u64,
+    lead: Lead,
     /// Its length when it was last written anew.
     kept: u64,
     _lock: Flock<File>,
@@ -81,20 +91,55 @@ impl Journal {
             .map_err(|(_, _)| io::Error::other("another executor of this home still runs"))?;
         let path = directory.join("journal");
         let left = read(&path)?;
-        let file = private(OpenOptions::new().create(true).append(true), &path)?;
-        Ok((Self { path, file, length: 0, kept: 0, _lock: lock }, left))
+        let mut file = private(OpenOptions::new().create(true).read(true).append(true), &path)?;
+        let cut = match lines::end_last(&mut file) {
+            Err(error) if is_full(&error) => true,
+            ended => ended.map(|()| false)?,
+        };
+        let (length, lead) = (file.metadata()?.len(), Lead::open(&file, JOURNAL_LEAD_BYTES)?);
+        Ok((Self { path, file, cut, length, lead, kept: 0, _lock: lock }, left))
     }
 
-    /// Appends one line.
+    /// Appends one line. On a full disk it goes into the lead, whose last part is for other lines than starts.
     ///
     /// # Errors
-    /// When it cannot be written whole.
+    /// When it cannot be written whole; the file is then as it was.
     pub(crate) fn write(&mut self, line: &Line) -> io::Result<()> {
         let mut bytes = serde_json::to_vec(line)?;
         bytes.push(b'\n');
-        self.file.write_all(&bytes)?;
-        self.length += bytes.len() as u64;
-        Ok(())
+        let leaves = if matches!(line, Line::Started(_)) { JOURNAL_LEAD_FOR_ENDS_BYTES } else { 0 };
+        self.lead.extend(&self.file, self.length);
+        if self.lead.last_room(self.length).is_some_and(|room| room < bytes.len() as u64 + leaves) {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        if self.cut {
+            lines::end_last(&mut self.file)?;
+            (self.cut, self.length) = (false, self.file.metadata()?.len());
+        }
+        let written = self.file.write_all(&bytes);
+        match &written {
+            Ok(()) => self.length += bytes.len() as u64,
+            Err(_) => self.take_back(),
+        }
+        written
+    }
+
+    /// Takes half a line back, which would spoil the next one. If this fails too, it is ended before the next one.
+    fn take_back(&mut self) {
+        if let Err(error) = self.file.set_len(self.length) {
+            tracing::warn!(%error, "cannot take back half a line of the journal");
+            self.cut = true;
+        }
+        // What was allocated beyond the end went with it.
+        if let Ok(lead) = Lead::open(&self.file, JOURNAL_LEAD_BYTES) {
+            self.lead = lead;
+        }
+    }
+
+    /// Takes room for a full disk again. False while the disk has none.
+    pub(crate) fn refill(&mut self) -> bool {
+        self.lead.extend(&self.file, self.length);
+        self.lead.last_room(self.length).is_none()
     }
 
     /// Whether it is time to write it anew.
@@ -109,17 +154,22 @@ impl Journal {
     pub(crate) fn rewrite<'a>(&mut self, lines: impl Iterator<Item = Line> + 'a) -> io::Result<()> {
         let new = self.path.with_extension("new");
         let rewritten = self.rewrite_by(&new, lines);
-        // Half of it would only take the last of the room.
-        if rewritten.is_err()
-            && let Err(error) = fs::remove_file(&new)
-        {
-            tracing::debug!(%error, "half a journal stays behind");
+        if rewritten.is_err() {
+            // Half of it would only take the last of the room.
+            if let Err(error) = fs::remove_file(&new) {
+                tracing::debug!(%error, "half a journal stays behind");
+            }
+            // Not with every line again.
+            self.kept = self.length;
         }
         rewritten
     }
 
     fn rewrite_by(&mut self, new: &Path, lines: impl Iterator<Item = Line>) -> io::Result<()> {
-        let file = private(OpenOptions::new().create(true).write(true).truncate(true), new)?;
+        // What an executor left here that died over it has no lines that count.
+        let fresh = private(OpenOptions::new().create(true).write(true).truncate(true), new)?;
+        drop(fresh);
+        let file = private(OpenOptions::new().read(true).append(true), new)?;
         let mut out = io::BufWriter::new(file);
         let mut length = 0;
         for line in lines {
@@ -129,8 +179,13 @@ impl Journal {
             length += bytes.len() as u64;
         }
         let file = out.into_inner().map_err(io::IntoInnerError::into_error)?;
+        let lead = Lead::open(&file, JOURNAL_LEAD_BYTES)?;
+        if lead.last_room(length).is_some_and(|room| room < self.lead.left(self.length)) {
+            // The file that is in use has more room for a full disk.
+            return Err(io::ErrorKind::StorageFull.into());
+        }
         fs::rename(new, &self.path)?;
-        self.file = file;
+        (self.file, self.cut, self.lead) = (file, false, lead);
         (self.length, self.kept) = (length, length);
         Ok(())
     }
@@ -160,19 +215,18 @@ fn read(path: &Path) -> io::Result<Left> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(left),
         file => file?,
     };
-    let mut file = BufReader::new(file);
-    let mut line = Vec::new();
-    loop {
-        line.clear();
-        if (&mut file).take(MAX_LINE).read_until(b'\n', &mut line)? == 0 {
-            return Ok(left);
-        }
-        match serde_json::from_slice(&line) {
+    let mut lines = Lines::new(BufReader::new(file), MAX_LINE);
+    let mut buffer = Vec::new();
+    while let Some(line) = lines.next(&mut buffer)? {
+        match serde_json::from_slice(line.bytes) {
             Ok(line) => left.take(line),
             // The last line may be half: its writer died over it, so nothing was done about it yet.
-            Err(error) => tracing::warn!(%error, path = %path.display(), "a line of the journal does not read"),
+            Err(error) => {
+                tracing::warn!(%error, line = line.number, path = %path.display(), "a line of the journal does not read");
+            }
         }
     }
+    Ok(left)
 }
 
 impl Left {
@@ -187,6 +241,8 @@ impl Left {
                 self.ended.insert(ended.session, ended);
             }
             Line::Audited { session, at_ms } => {
+                // One that an executor left unfinished has no end here where that was told, and no new file was made.
+                self.unfinished.remove(&session);
                 self.ended.remove(&session);
                 let since = Duration::from_millis(now_ms().saturating_sub(at_ms));
                 if since < REMEMBER {
@@ -242,6 +298,74 @@ mod tests {
 
         let (_journal, left) = Journal::open(&home).expect("opens again");
         assert_eq!(left.unfinished.len(), 1);
+    }
+
+    #[test]
+    fn half_a_line_that_was_left_does_not_swallow_the_next() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let home = Home::new(dir.path());
+        let (mut journal, _) = Journal::open(&home).expect("opens");
+        journal.write(&Line::Started(live(1))).expect("writes");
+        drop(journal);
+        let path = home.sessions().join("journal");
+        let length = fs::metadata(&path).expect("is there").len();
+        let file = OpenOptions::new().write(true).open(&path).expect("opens");
+        file.set_len(length - 20).expect("cut");
+
+        let (mut journal, left) = Journal::open(&home).expect("opens again");
+        assert_eq!(left.unfinished.len(), 0);
+        journal.write(&Line::Started(live(2))).expect("writes");
+        drop(journal);
+        let (_journal, left) = Journal::open(&home).expect("opens again");
+        assert_eq!(left.unfinished.into_values().collect::<Vec<_>>(), [live(2)]);
+    }
+
+    #[test]
+    fn after_a_rename_that_failed_lines_go_into_the_file_that_is_read() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let home = Home::new(dir.path());
+        let (mut journal, _) = Journal::open(&home).expect("opens");
+        journal.write(&Line::Started(live(1))).expect("writes");
+        let (path, aside) = (home.sessions().join("journal"), home.sessions().join("aside"));
+        fs::rename(&path, &aside).expect("renamed");
+        fs::create_dir(&path).expect("in the way");
+        journal.rewrite([Line::Started(live(1))].into_iter()).expect_err("a directory is in the way");
+        journal.write(&Line::Started(live(2))).expect("writes");
+        drop(journal);
+        fs::remove_dir(&path).expect("removed");
+        fs::rename(&aside, &path).expect("renamed back");
+        let (_journal, left) = Journal::open(&home).expect("opens again");
+        assert_eq!(left.unfinished.len(), 2);
+        assert!(!path.with_extension("new").exists(), "it takes the last of the room");
+    }
+
+    #[test]
+    fn what_was_unfinished_and_is_audited_is_not_told_again_from_a_file_that_was_never_written_anew() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let home = Home::new(dir.path());
+        let (mut journal, _) = Journal::open(&home).expect("opens");
+        journal.write(&Line::Started(live(1))).expect("writes");
+        journal.write(&Line::Audited { session: session(1), at_ms: now_ms() }).expect("writes");
+        drop(journal);
+        let (_journal, left) = Journal::open(&home).expect("opens again");
+        assert_eq!((left.unfinished.len(), left.audited.len()), (0, 1));
+    }
+
+    #[test]
+    fn the_journal_has_room_beyond_its_end_for_as_many_commands_as_the_audit() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let home = Home::new(dir.path());
+        let (mut journal, _) = Journal::open(&home).expect("opens");
+        let before = journal.length;
+        journal.write(&Line::Started(live(1))).expect("writes");
+        journal.write(&Line::Ended(ended(1))).expect("writes");
+        journal.write(&Line::Audited { session: session(1), at_ms: now_ms() }).expect("writes");
+        let command = journal.length - before;
+        assert!(command * 350 + JOURNAL_LEAD_FOR_ENDS_BYTES < JOURNAL_LEAD_BYTES, "{command}");
+        journal.rewrite(std::iter::empty()).expect("is written");
+        let path = home.sessions().join("journal");
+        let left = crate::store::lead::left_of(&path).unwrap_or(JOURNAL_LEAD_BYTES);
+        assert!(left >= JOURNAL_LEAD_BYTES / 2, "{left}");
     }
 
     #[test]

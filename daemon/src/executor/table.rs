@@ -24,6 +24,7 @@ use malai_protocol::session::{DEFAULT_GRACE_MS, EndedBy};
 use super::journal::{Journal, Left, Line, REMEMBER, now_ms};
 use super::life::Life;
 use super::link::Attachment;
+use crate::store::lead::is_full;
 
 use bounded::Bounded;
 use callers::{Callers, Usage};
@@ -142,7 +143,7 @@ struct Entry {
 struct Inner {
     life: Life,
     journal: Journal,
-    /// The journal lacks something that is known here, or ends in half a line: it is rewritten before anything else.
+    /// The journal lacks something that is known here: it is rewritten before anything else.
     behind: bool,
     bases: Vec<PathBuf>,
     live: HashMap<SessionName, Entry>,
@@ -225,10 +226,12 @@ impl Table {
             inner.forget.push_back((Instant::now() + REMEMBER.saturating_sub(since), session));
         }
         match inner.rewrite() {
-            // Nothing new is taken on until it can be written; what there is can still be told, and ended.
+            // The old file goes on: what it says is true, and it has room of its own for this.
             Err(error) if is_full(&error) => {
-                tracing::error!(%error, "the journal of sessions cannot be written: no command starts until it can");
-                inner.behind = true;
+                tracing::error!(%error, "the journal of sessions cannot be written anew");
+                let mut bases = inner.bases.iter().map(|base| Line::Base(base.clone()));
+                // Otherwise nothing new is taken on until it can be written; what there is can still be told, and ended.
+                inner.behind = bases.try_for_each(|base| inner.journal.write(&base)).is_err();
             }
             written => written?,
         }
@@ -269,7 +272,6 @@ impl Table {
         };
         let live = live_of(plan);
         if let Err(error) = inner.catch_up().and_then(|()| inner.journal.write(&Line::Started(live.clone()))) {
-            inner.behind = true;
             self.changed();
             let failure = Failure::new(Kind::Internal, format!("cannot write the journal of sessions: {error}"))
                 .hint("look at the disk of that machine: `df -h`, and MALAI_HOME/sessions");
@@ -284,9 +286,10 @@ impl Table {
         Ok(Admitted { registration, commands, slot })
     }
 
-    /// Writes what the journal lacks. False when it still lacks it.
+    /// Writes what the journal lacks, and takes room for a full disk again. False when it still lacks that.
     pub(crate) fn catch_up(&self) -> bool {
-        self.lock().catch_up().is_ok()
+        let mut inner = self.lock();
+        inner.catch_up().is_ok() && inner.journal.refill()
     }
 
     /// Where an attachment to this session goes.
@@ -422,10 +425,6 @@ impl Table {
 
 fn busy(message: &str) -> Failure {
     Failure::new(Kind::Busy, message).hint("try again in a while")
-}
-
-fn is_full(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 /// Writes what the journal lacks as soon as the disk takes it.

@@ -9,11 +9,13 @@ use malai_protocol::failure::{Failure, Kind};
 use malai_protocol::id::MachineId;
 use malai_protocol::peer::unknown_need;
 use malai_protocol::plan::{AuditNames, Decided, Ended, Outcome, Plan, SessionName};
-use malai_protocol::session::{DEFAULT_GRACE_MS, ExecSpec};
-use tokio::time::Instant;
+use malai_protocol::session::{DEFAULT_GRACE_MS, ExecSpec, MAX_REASON_BYTES};
+use tokio::time::{Instant, sleep_until};
 
 use super::live::{NotSent, Sent};
 use super::refusals::{self, Verdict};
+use crate::audit::Audit;
+use crate::audit::allowance::{self, Turn};
 use crate::clock::now_ms;
 use crate::ended::{Owed, end_line};
 use crate::membership::{Held, Membership};
@@ -80,14 +82,19 @@ pub(super) fn write_refusal(
         if let Some(at) = at {
             refusals::tell(membership, name.caller, at);
         }
-        return refusals::too_many(failure);
+        // What this machine lacks is not the caller's doing: it hears the reason as it is.
+        let is_ours = failure.kind == Kind::Internal;
+        return if is_ours { failure } else { refusals::too_many(failure) };
     }
     let (session, peer) = (name.id.short(), name.caller.short());
     tracing::info!(%session, %peer, cluster = %membership.alias, "refused: {doing}{failure}");
     line.code = Some(failure.kind.exit_code());
     line.outcome = Some(format!("{}: {doing}{}", failure.kind.name(), failure.message));
     match membership.shared.audit.record(&line) {
-        Ok(bytes) => membership.refusals.wrote(name.caller, bytes),
+        Ok(bytes) => {
+            membership.refusals.wrote(name.caller, bytes);
+            membership.shared.audit.allowances.count(name.caller, bytes, Instant::now());
+        }
         // The disk is full, and the memory for owed lines too. The line is counted.
         Err(failure) => {
             tracing::error!(%session, "the audit lacks a line: {failure}");
@@ -182,6 +189,10 @@ async fn decide_and_send(
         let text = format!("the request needs `{need}`, which malai {} on the target does not have", crate::VERSION);
         return Err(Failure::new(Kind::Unsupported, text).hint("update malai on the target").into());
     }
+    if let Some(reason) = spec.reason.as_ref().filter(|reason| reason.len() > MAX_REASON_BYTES) {
+        let text = format!("a reason may have {MAX_REASON_BYTES} bytes, and this one has {}", reason.len());
+        return Err(Failure::new(Kind::Usage, text).hint("give a shorter --reason").into());
+    }
     if spec.detach && (spec.stdin || spec.kill_on_lost) {
         let text = "a detached command has no standard input, and does not end with its caller";
         return Err(Failure::new(Kind::Usage, text).into());
@@ -206,7 +217,7 @@ async fn decide_and_send(
         refuse_directory(spec, &grant).map_err(|failure| refused(failure, &mut started))?;
         let plan = plan(membership, name, spec, asked, &grant);
         if started.is_none() {
-            membership.shared.audit.append_start(&start_line(membership, name, &plan.request)).map_err(unaudited)?;
+            write_start(membership, name, &plan.request).await?;
         }
         let request = Some(plan.request.clone());
         started.get_or_insert(Started { membership, name, request: None }).request = request;
@@ -330,6 +341,18 @@ fn plan(membership: &Membership, name: SessionName, spec: &ExecSpec, asked: &Dec
     }
 }
 
+/// Writes the line of a session that is about to start, when it is its caller's turn.
+async fn write_start(membership: &Membership, name: SessionName, request: &Decided) -> Result<(), Failure> {
+    let audit = &membership.shared.audit;
+    let line = start_line(membership, name, request);
+    match audit.allowances.take(name.caller, Audit::line_bytes(&line)?, Instant::now()) {
+        Turn::Now => {}
+        Turn::At(at) => sleep_until(at).await,
+        Turn::Never => return Err(allowance::too_much()),
+    }
+    audit.append_start(&Entry { at_ms: now_ms(), ..line }).map_err(unaudited)
+}
+
 /// The line of a session that is about to start.
 fn start_line(membership: &Membership, name: SessionName, request: &Decided) -> Entry {
     let mut line = entry(membership, name, request, Event::Start);
@@ -352,7 +375,7 @@ pub(crate) fn entry(membership: &Membership, name: SessionName, request: &Decide
 
 /// The same, where nothing is known of the session's cluster but these names.
 pub(crate) fn line(names: &AuditNames, name: SessionName, request: &Decided, event: Event) -> Entry {
-    Entry {
+    let mut line = Entry {
         at_ms: now_ms(),
         event,
         cluster: names.cluster.clone(),
@@ -361,10 +384,13 @@ pub(crate) fn line(names: &AuditNames, name: SessionName, request: &Decided, eve
         id52: name.caller.to_string(),
         owner: None,
         owner_name: None,
-        words: request.words.iter().map(|word| printable(word)).collect(),
+        words: Vec::new(),
+        words_bytes: None,
+        words_blake3: None,
         named: request.named.clone(),
         user: request.run_as.clone(),
         env: request.env_names.clone(),
+        env_count: None,
         reason: request.reason.clone(),
         signal: None,
         code: None,
@@ -373,5 +399,7 @@ pub(crate) fn line(names: &AuditNames, name: SessionName, request: &Decided, eve
         stdout_bytes: None,
         stderr_bytes: None,
         duration_ms: None,
-    }
+    };
+    line.set_words(&request.words);
+    line
 }

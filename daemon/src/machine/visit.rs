@@ -83,8 +83,9 @@ pub(super) fn note(
         let text = "this machine acted on other machines' sessions more often than the audit records";
         return Err(Failure::new(FailureKind::Busy, text).hint("try again in a few seconds"));
     }
-    let bytes = membership.shared.audit.append(&line).map_err(unaudited)?;
+    let bytes = membership.shared.audit.append_act(&line).map_err(unaudited)?;
     membership.refusals.wrote(caller, bytes);
+    membership.shared.audit.allowances.count(caller, bytes, Instant::now());
     let (id, peer, owner) = (session.id.short(), caller.short(), session.caller.short());
     tracing::info!(session = %id, %peer, %owner, signal, "another machine's session: {event:?}");
     Ok(())

@@ -17,6 +17,8 @@ pub(crate) enum AlarmCause {
     Joined,
     /// The audit cannot be written: ends of sessions are not in it yet.
     Audit,
+    /// The disk takes no more: commands run on the reserve of the audit.
+    FullDisk,
     /// The snapshot in force is not stored in its own file.
     Unstored,
     /// There is no reserve for a snapshot that a full disk has no room for.
@@ -36,6 +38,9 @@ impl AlarmCause {
             }
             Self::Removed => {
                 format!("malai machine leave {alias}; or on the cluster manager: malai cluster invite {alias}")
+            }
+            Self::FullDisk => {
+                format!("df -h {}; make room there: the reserve is whole again within 10 s then", dir.display())
             }
             Self::Audit => format!("df -h {}; make room there: the lines are written then", dir.display()),
             Self::Unstored | Self::Unreserved => {

@@ -6,6 +6,7 @@ mod support;
 mod attach;
 mod desk;
 mod directory;
+mod erase;
 mod flood;
 mod gone;
 mod hearsay;

@@ -18,6 +18,10 @@ pub(crate) fn trials() -> Vec<Trial> {
         without_a_reserve_a_withdrawal_on_a_full_disk_holds_as_long_as_the_daemon_lives,
         a_daemon_whose_log_has_no_room_answers_all_the_same,
         a_full_disk_is_told_by_the_doctor_and_a_daemon_starts_on_it,
+        a_full_disk_lets_whoever_makes_room_in_and_says_the_truth_when_it_takes_nothing_more,
+        a_daemon_and_an_executor_that_start_on_a_full_disk_let_whoever_makes_room_in,
+        refusals_on_a_full_disk_leave_the_reserve_to_commands,
+        on_a_full_disk_the_audit_does_not_leave_a_part_that_has_room_for_one_that_has_none,
     ]
 }
 
@@ -162,5 +166,187 @@ fn a_full_disk_is_told_by_the_doctor_and_a_daemon_starts_on_it() -> Result<()> {
     company.linked(&web01)?;
     let found = finding(&web01, "is full")?.context("the doctor does not see it")?;
     ensure!(found["level"] == "broken" && text(&found, "/mend")?.contains("df -h"), "{found}");
+    Ok(())
+}
+
+/// Runs a command again and again until it fails once; returns how often it did not, and how it failed.
+fn until_refused(host: &Host, words: &str) -> Result<(usize, String)> {
+    let script = format!("n=0; while said=$(malai {words} 2>&1); do n=$((n+1)); done; echo $n; echo \"$said\"");
+    let output = host.sh(&script)?.success()?;
+    let text = output.text();
+    let (number, said) = text.split_once('\n').context("no number")?;
+    Ok((number.parse()?, said.to_owned()))
+}
+
+/// How many bytes of room a file of a host's home has beyond its end.
+fn lead(host: &Host, name: &str) -> Result<u64> {
+    use std::os::unix::fs::MetadataExt as _;
+    host.inside(|| {
+        let meta = std::fs::metadata(format!("{HOME}/{name}"))?;
+        Ok((meta.blocks() * 512).saturating_sub(meta.len()))
+    })
+}
+
+/// Checks that each start in the audit has its one end after it, and that the times do not go back.
+fn each_start_has_its_end(host: &Host) -> Result<usize> {
+    let mut open = std::collections::BTreeSet::new();
+    let (mut ended, mut at_ms) = (0, 0);
+    for line in malai_e2e::cluster::audit(host)? {
+        let session = text(&line, "/session")?.to_owned();
+        let at = line["at_ms"].as_u64().context("no time")?;
+        ensure!(at + 1000 >= at_ms, "{line} is out of order");
+        at_ms = at;
+        match text(&line, "/event")? {
+            "start" => ensure!(open.insert(session), "{line} again"),
+            "end" => {
+                ensure!(open.remove(&session), "{line} without a start");
+                ended += 1;
+            }
+            _ => {}
+        }
+    }
+    ensure!(open.is_empty(), "no end: {open:?}");
+    Ok(ended)
+}
+
+/// Waits until audit and journal have their reserves again.
+fn reserves_are_whole(host: &Host) -> Result<()> {
+    wait_until(SOON * 3, "the reserves are whole", || {
+        lead(host, "audit.jsonl").is_ok_and(|left| left > 200_000)
+            && lead(host, "sessions/journal").is_ok_and(|left| left > 1_200_000)
+    })
+}
+
+fn a_full_disk_lets_whoever_makes_room_in_and_says_the_truth_when_it_takes_nothing_more() -> Result<()> {
+    let (_lab, company, web01) = room_for_reserves()?;
+    let laptop = company.manager();
+    company.ran_remotely(laptop, &web01)?;
+    fill(&web01)?;
+    let df = laptop.run(malai(["web01.company", "--", "df", "--output=avail", HOME]))?.success()?.text();
+    ensure!(df.trim_end().ends_with(" 0") || df.trim_end().ends_with("\n0"), "{df:?}");
+    let found = finding(&web01, "is full")?.context("the doctor does not see it")?;
+    for word in [&format!("tmpfs on {HOME}"), "the reserve of the audit is enough for about "] {
+        ensure!(text(&found, "/what")?.contains(word), "{word:?} is not in {found}");
+    }
+    wait_until(SOON, "the alarm is raised", || {
+        alarm(&company, &web01).is_ok_and(|it| it.contains("the disk is full"))
+    })?;
+
+    let (ran, said) = until_refused(laptop, "web01.company -- true")?;
+    ensure!((200..1000).contains(&ran), "{ran} commands ran: {said}");
+    for _ in 0..120 {
+        // Not "too many attempts", however often it is tried.
+        let refused = laptop.run(malai(["web01.company", "--", "true"]))?;
+        told(
+            refused,
+            255,
+            &["refused, since the target's audit cannot be written", "No space left on device", "df -h"],
+        )?;
+    }
+    ensure!(said.contains("No space left on device"), "{said}");
+    each_start_has_its_end(&web01)?;
+
+    web01.sh(&format!("rm {HOME}/filler"))?.success()?;
+    company.ran_remotely(laptop, &web01)?;
+    wait_until(SOON, "the alarm is over", || alarm(&company, &web01).is_ok_and(|alarm| alarm.is_empty()))?;
+    reserves_are_whole(&web01)?;
+    let before = each_start_has_its_end(&web01)?;
+
+    // Whoever comes by malai alone makes the room.
+    fill(&web01)?;
+    laptop.run(malai(["web01.company", "--", "rm", &format!("{HOME}/filler")]))?.success()?;
+    reserves_are_whole(&web01)?;
+    ensure!(each_start_has_its_end(&web01)? == before + 1);
+    Ok(())
+}
+
+/// As [`small`], with so much room that the reserves are whole.
+fn room_for_reserves() -> Result<(Lab, Cluster, Host)> {
+    let (lab, company, web01) = small()?;
+    web01.sh(&format!("mount -o remount,size=8m {HOME}"))?.success()?;
+    stop(&web01)?;
+    start(&web01)?;
+    company.linked(&web01)?;
+    company.ran_remotely(company.manager(), &web01)?;
+    reserves_are_whole(&web01)?;
+    Ok((lab, company, web01))
+}
+
+fn a_daemon_and_an_executor_that_start_on_a_full_disk_let_whoever_makes_room_in() -> Result<()> {
+    let (_lab, company, web01) = room_for_reserves()?;
+    let laptop = company.manager();
+    fill(&web01)?;
+    for _ in 0..2 {
+        company.ran_remotely(laptop, &web01)?;
+        // Daemon and executor, in good order.
+        stop(&web01)?;
+        start(&web01)?;
+        company.linked(&web01)?;
+        company.ran_remotely(laptop, &web01)?;
+        // And neither in good order.
+        let status = malai_e2e::cluster::daemon_status(&web01)?;
+        let pids: Vec<u64> = ["pid", "executor_pid"].iter().filter_map(|pid| status[*pid].as_u64()).collect();
+        ensure!(pids.len() == 2, "{status}");
+        web01.sh(&format!("kill -9 {} {}", pids[0], pids[1]))?.success()?;
+        for pid in pids {
+            wait_until(SOON, "it is gone", || {
+                web01.sh(&format!("kill -0 {pid} 2>/dev/null")).is_ok_and(|it| it.success().is_err())
+            })?;
+        }
+        start(&web01)?;
+        company.linked(&web01)?;
+    }
+    laptop.run(malai(["web01.company", "--", "rm", &format!("{HOME}/filler")]))?.success()?;
+    reserves_are_whole(&web01)?;
+    each_start_has_its_end(&web01)?;
+    Ok(())
+}
+
+fn refusals_on_a_full_disk_leave_the_reserve_to_commands() -> Result<()> {
+    let (_lab, company, web01) = room_for_reserves()?;
+    let laptop = company.manager();
+    fill(&web01)?;
+    let before = lead(&web01, "audit.jsonl")?;
+    // What the config does not allow is refused, and each refusal would be a line.
+    laptop
+        .sh("for i in $(seq 400); do malai --user nobody-there web01.company -- true 2>/dev/null; done; true")?
+        .success()?;
+    let left = lead(&web01, "audit.jsonl")?;
+    ensure!(left < before && left > 256 * 1024 / 2, "{before} bytes before, {left} after");
+    laptop.run(malai(["web01.company", "--", "rm", &format!("{HOME}/filler")]))?.success()?;
+    reserves_are_whole(&web01)?;
+    wait_until(SOON * 2, "what was left out is counted", || {
+        malai_e2e::cluster::audit(&web01).is_ok_and(|lines| lines.iter().any(|line| line["event"] == "left-out"))
+    })?;
+    Ok(())
+}
+
+fn on_a_full_disk_the_audit_does_not_leave_a_part_that_has_room_for_one_that_has_none() -> Result<()> {
+    const PART_BYTES: usize = 10 * 1024 * 1024;
+    let (_lab, company, web01) = room_for_reserves()?;
+    let laptop = company.manager();
+    web01.sh(&format!("mount -o remount,size=24m {HOME}"))?.success()?;
+    stop(&web01)?;
+    let line = format!(
+        "{{\"at_ms\":1,\"event\":\"refused\",\"cluster\":\"company\",\"session\":\"00\",\"id52\":\"x\",\"words\":[\"{}\"]}}\n",
+        "x".repeat(900)
+    );
+    let text = line.repeat((PART_BYTES - 12_000) / line.len());
+    web01.inside(|| Ok(std::fs::write(format!("{HOME}/audit.jsonl"), &text)?))?;
+    start(&web01)?;
+    company.linked(&web01)?;
+    fill(&web01)?;
+    for _ in 0..60 {
+        company.ran_remotely(laptop, &web01)?;
+    }
+    let length = || web01.inside(|| Ok(std::fs::metadata(format!("{HOME}/audit.jsonl"))?.len()));
+    ensure!(length()? > PART_BYTES as u64, "{} bytes are no more than a part has", length()?);
+    ensure!(web01.sh(&format!("test -e {HOME}/audit.jsonl.1"))?.success().is_err(), "it was left");
+    web01.sh(&format!("rm {HOME}/filler"))?.success()?;
+    company.ran_remotely(laptop, &web01)?;
+    wait_until(SOON, "the next part is begun", || length().is_ok_and(|length| length < 100_000))?;
+    company.ran_remotely(laptop, &web01)?;
+    ensure!(each_start_has_its_end(&web01)? == 62);
+    reserves_are_whole(&web01)?;
     Ok(())
 }

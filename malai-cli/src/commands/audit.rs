@@ -1,19 +1,21 @@
 //! `malai audit`.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read};
+use std::io::BufReader;
 use std::path::{Path, PathBuf};
 
-use malai_protocol::audit::{Entry, Event, KEPT};
+use malai_daemon::store::lines::{Line, Lines};
+use malai_protocol::audit::{Entry, Event, KEPT, MAX_LINE_BYTES, printable};
 use malai_protocol::failure::{Failure, Kind};
 use malai_protocol::home::Home;
+use serde::Serialize;
 
 use super::Context;
 use crate::output::Output;
 use crate::{duration, escape, timestamp};
 
-/// The longest line that is read, in bytes: an argv of 1 MiB, all of it written as escapes, and the rest.
-const MAX_LINE: u64 = 16 * 1024 * 1024;
+/// How much of a broken line is shown, in bytes.
+const MAX_SHOWN_BYTES: usize = 200;
 
 /// Show what was run on this machine, or refused
 ///
@@ -34,9 +36,19 @@ fn parse_since(text: &str) -> Result<u64, String> {
     Ok(timestamp::now_ms().saturating_sub(duration::millis(ago)))
 }
 
+/// A line that is no entry, as `--json` has it: `event` tells it from those that are.
+#[derive(Debug, Serialize)]
+struct Broken {
+    event: &'static str,
+    file: String,
+    line: u64,
+    bytes: u64,
+    text: String,
+}
+
 impl Audit {
     /// # Errors
-    /// When a file cannot be read.
+    /// When no file can be read.
     pub(super) fn run(self, cx: &Context) -> Result<u8, Failure> {
         let files = files(&cx.home);
         if files.is_empty() {
@@ -44,7 +56,11 @@ impl Audit {
         }
         let mut sound = true;
         for path in &files {
-            sound &= show(cx.out, path, self.since.unwrap_or(0))?;
+            // One part that cannot be read hides nothing of the others.
+            sound &= show(cx.out, path, self.since.unwrap_or(0)).unwrap_or_else(|failure| {
+                cx.out.explain(&failure);
+                false
+            });
         }
         Ok(u8::from(!sound))
     }
@@ -58,27 +74,51 @@ fn files(home: &Home) -> Vec<PathBuf> {
 
 /// Shows one file; whether all its lines could be read.
 fn show(out: Output, path: &Path, since_ms: u64) -> Result<bool, Failure> {
-    let fail = |e: std::io::Error| Failure::new(Kind::Internal, format!("{} cannot be read: {e}", path.display()));
-    let mut reader = BufReader::new(File::open(path).map_err(fail)?);
-    let mut sound = true;
-    let mut line = Vec::new();
-    for number in 1u64.. {
-        line.clear();
-        reader.by_ref().take(MAX_LINE).read_until(b'\n', &mut line).map_err(fail)?;
-        if line.is_empty() {
-            break;
-        }
-        match serde_json::from_slice::<Entry>(&line) {
-            Ok(entry) if entry.at_ms < since_ms => {}
-            Ok(entry) if out.json => out.document(&entry)?,
-            Ok(entry) => out.row(&text(&entry))?,
-            Err(e) => {
-                sound = false;
-                out.note(&format!("error: {}, line {number}: no entry of an audit: {e}", path.display()));
+    let fail = |e: std::io::Error| {
+        Failure::new(Kind::Internal, format!("{} cannot be read: {e}", path.display()))
+            .hint(format!("see what it is, and whose: ls -l {}", path.display()))
+    };
+    if !std::fs::metadata(path).map_err(fail)?.is_file() {
+        return Err(fail(std::io::Error::other("it is no file")));
+    }
+    let mut lines = Lines::new(BufReader::new(File::open(path).map_err(fail)?), MAX_LINE_BYTES);
+    let (mut buffer, mut broken) = (Vec::new(), 0);
+    while let Some(line) = lines.next(&mut buffer).map_err(fail)? {
+        let entry = if line.is_whole() { serde_json::from_slice::<Entry>(line.bytes).ok() } else { None };
+        match entry {
+            Some(entry) if entry.at_ms < since_ms => {}
+            Some(entry) if out.json => out.document(&entry)?,
+            Some(entry) => out.row(&text(&entry))?,
+            None => {
+                broken += 1;
+                let found = Broken::new(path, &line);
+                if out.json { out.document(&found)? } else { out.row(&found.row())? }
             }
         }
     }
-    Ok(sound)
+    if broken > 0 {
+        let lines = if broken == 1 { "1 line is" } else { &format!("{broken} lines are") };
+        out.note(&format!("error: {lines} no entry of an audit in {}", path.display()));
+    }
+    Ok(broken == 0)
+}
+
+impl Broken {
+    fn new(path: &Path, line: &Line<'_>) -> Self {
+        let shown = line.bytes.get(..MAX_SHOWN_BYTES).unwrap_or(line.bytes);
+        let mut text = printable(shown);
+        if shown.len() as u64 != line.length {
+            text.push('…');
+        }
+        let file = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        Self { event: "broken", file, line: line.number, bytes: line.length, text }
+    }
+
+    /// A broken line, for a person.
+    fn row(&self) -> String {
+        let Self { event, file, line, bytes, text } = self;
+        format!("{event}: line {line} of {file}, {bytes} bytes: {}", escape::line(text))
+    }
 }
 
 /// An entry as a line for a person.
@@ -115,10 +155,14 @@ fn text(entry: &Entry) -> String {
     add("err", entry.stderr_bytes.map(|n| n.to_string()));
     add("ms", entry.duration_ms.map(|n| n.to_string()));
     add("env", (!entry.env.is_empty()).then(|| escape::words(&[entry.env.join(",")])));
+    add("envs", entry.env_count.map(|n| n.to_string()));
     add("reason", entry.reason.as_ref().map(|reason| escape::words(&[reason])));
     add("named", entry.named.clone());
     if entry.owner.is_none() || !entry.words.is_empty() {
         parts.push(format!("-- {}", escape::words(&entry.words)));
+    }
+    if let (Some(bytes), Some(hash)) = (entry.words_bytes, &entry.words_blake3) {
+        parts.push(format!("(cut off: {bytes} bytes, blake3 {hash})"));
     }
     parts.join(" ")
 }
@@ -138,9 +182,12 @@ mod tests {
             owner: None,
             owner_name: None,
             words: vec!["echo".into(), "a b\x1b[2J".into()],
+            words_bytes: None,
+            words_blake3: None,
             named: None,
             user: Some("deploy".into()),
             env: vec!["LANG".into()],
+            env_count: None,
             reason: Some("release 7".into()),
             signal: None,
             code: Some(0),
@@ -191,6 +238,22 @@ mod tests {
         assert_eq!(text(&act), "2026-01-01T00:00:00Z 01234567 take-over laptop.company owner=web02");
         let signal = Entry { event: Event::Signal, owner_name: None, signal: Some(10), ..act };
         assert_eq!(text(&signal), "2026-01-01T00:00:00Z 01234567 signal    laptop.company owner=abcdefghij signal=10");
+    }
+
+    #[test]
+    fn of_words_that_were_cut_off_the_length_and_the_hash_are_shown() {
+        let cut =
+            Entry { words: vec!["aa…".into()], words_bytes: Some(9000), words_blake3: Some("0f".into()), ..entry() };
+        assert!(text(&cut).ends_with("-- 'aa…' (cut off: 9000 bytes, blake3 0f)"), "{}", text(&cut));
+    }
+
+    #[test]
+    fn a_broken_line_is_shown_as_such_escaped_and_cut() {
+        let bytes = [b"\xffa\0\x1b[2J\\x", &b"y".repeat(300)[..]].concat();
+        let line = Line { number: 7, at: 0, length: 1 << 30, bytes: &bytes, ended: true };
+        let row = Broken::new(Path::new("/home/audit.jsonl.2"), &line).row();
+        let start = "broken: line 7 of audit.jsonl.2, 1073741824 bytes: \\xffa\\x00\\x1b[2J\\\\xyyy";
+        assert!(row.starts_with(start) && row.ends_with("y…") && row.len() < 300, "{row}");
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::time::Duration;
 use malai_protocol::failure::{Failure, Kind};
 use malai_protocol::id::{FollowerId, SessionId};
 use malai_protocol::peer::DETACH;
-use malai_protocol::session::{ExecSpec, Started};
+use malai_protocol::session::{ExecSpec, MAX_REASON_BYTES, Started};
 use malai_protocol::target::Target;
 use serde::Serialize;
 use serde_bytes::ByteBuf;
@@ -75,7 +75,7 @@ pub(crate) struct Exec {
     /// connection. No standard input is sent; its output is kept there. May stand right after the target, too.
     #[arg(long, conflicts_with = "kill_on_lost")]
     detach: bool,
-    /// Why, for the audit of the machine
+    /// Why, for the audit of the machine; at most 1024 bytes
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     reason: Option<String>,
     /// Say which way the machine was found, where the command runs, and how it ended
@@ -156,6 +156,10 @@ impl Exec {
             }
             (a, b) => a.or(b),
         };
+        if let Some(reason) = self.reason.as_ref().filter(|reason| reason.len() > MAX_REASON_BYTES) {
+            let message = format!("--reason has {} bytes, and may have {MAX_REASON_BYTES}", reason.len());
+            return Err(Failure::new(Kind::Usage, message).hint("give a shorter one, such as the number of a ticket"));
+        }
         let words = match &self.shell {
             Some(string) if words.is_empty() => vec![string.clone()],
             Some(_) => {

@@ -234,10 +234,63 @@ fn audit_shows_all_files_and_names_lines_that_are_none() {
     let ended = home.run(&["audit"]);
     assert_eq!(ended.code, 1, "{ended}");
     let lines: Vec<&str> = ended.stdout.lines().collect();
-    assert!(lines.len() == 2 && lines[0].ends_with("-- old") && lines[1].ends_with("-- new\\x1b"), "{ended}");
-    assert!(ended.stderr.contains("audit.jsonl, line 2: no entry of an audit"), "{ended}");
+    assert!(lines.len() == 3 && lines[0].ends_with("-- old") && lines[1].ends_with("-- new\\x1b"), "{ended}");
+    assert_eq!(lines[2], "broken: line 2 of audit.jsonl, 8 bytes: nonsense");
+    assert!(
+        ended.stderr.contains("1 line is no entry of an audit in") && ended.stderr.contains("/audit.jsonl"),
+        "{ended}"
+    );
     let ended = home.run(&["audit", "--json", "--since", "1970-01-01T00:00:02"]);
-    assert!(ended.stdout.starts_with("{\"at_ms\":2000,") && ended.stdout.lines().count() == 1, "{ended}");
+    assert!(ended.stdout.starts_with("{\"at_ms\":2000,") && ended.stdout.lines().count() == 2, "{ended}");
+    let broken = r#"{"event":"broken","file":"audit.jsonl","line":2,"bytes":8,"text":"nonsense"}"#;
+    assert_eq!(ended.stdout.lines().last(), Some(broken));
+}
+
+#[test]
+fn a_broken_line_hides_no_other_whatever_it_is() {
+    let home = Home::new();
+    let line = |word: &str| {
+        format!(
+            r#"{{"at_ms":1000,"event":"refused","cluster":"c","session":"00","id52":"abc","words":["{word}"],"code":254}}"#
+        )
+        .into_bytes()
+    };
+    let deep = "[".repeat(100_000).into_bytes();
+    let half = line("half").split_at(40).0.to_vec();
+    let broken = [&b"\xff\xfe\x9b2J\xe2\x80\xae"[..], &[0; 5000], &half, &deep, b"", b"null", b"{}"];
+    let mut older = Vec::new();
+    for (number, bytes) in broken.iter().enumerate() {
+        older.extend([&line(&format!("word{number}"))[..], b"\n", bytes, b"\n"].concat());
+    }
+    std::fs::write(home.path().join("audit.jsonl.2"), &older).expect("writes");
+    // In between a part that nobody can read, and one with a line of 1 GiB.
+    std::fs::create_dir(home.path().join("audit.jsonl.3")).expect("made");
+    let hole = std::fs::File::create(home.path().join("audit.jsonl.1")).expect("made");
+    hole.set_len(1 << 30).expect("a hole");
+    let end = [b"\n", &line("after")[..], b"\n"].concat();
+    std::os::unix::fs::FileExt::write_all_at(&hole, &end, 1 << 30).expect("writes");
+    // The last line has no end, as a crash leaves it.
+    std::fs::write(home.path().join("audit.jsonl"), [&line("last")[..], b"\n", &half].concat()).expect("writes");
+    for args in [&["audit"][..], &["audit", "--json"]] {
+        let ended = home.run(args);
+        assert_eq!(ended.code, 1, "{ended}");
+        let shown: Vec<&str> = ended.stdout.lines().collect();
+        assert_eq!(shown.len(), 2 * broken.len() + 4, "{ended}");
+        for (number, pair) in shown.chunks(2).take(broken.len()).enumerate() {
+            assert!(pair[0].contains(&format!("word{number}")) && pair[1].contains("broken"), "{pair:?}");
+            assert!(
+                pair[1].contains(&format!("line {}", 2 * number + 2))
+                    || pair[1].contains(&format!("\"line\":{}", 2 * number + 2))
+            );
+        }
+        let rest = shown.get(2 * broken.len()..).expect("more");
+        assert!(rest[0].contains("broken") && rest[0].contains(&(1u64 << 30).to_string()), "{rest:?}");
+        assert!(rest[1].contains("after") && rest[2].contains("last") && rest[3].contains("broken"), "{rest:?}");
+        assert!(shown.iter().all(|line| line.len() < 2000), "a broken line is not cut");
+        let is_harmless = |c: char| c == '\n' || c == '…' || (' '..='~').contains(&c);
+        assert!(ended.stdout.chars().all(is_harmless), "{ended}");
+        assert!(ended.stderr.contains("audit.jsonl.3 cannot be read"), "{ended}");
+    }
 }
 
 #[test]

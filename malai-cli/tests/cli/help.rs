@@ -115,7 +115,7 @@ fn help_of_exec_shows_its_options() {
               stand right after the target, too.
 
           --reason <TEXT>
-              Why, for the audit of the machine
+              Why, for the audit of the machine; at most 1024 bytes
 
       -v, --verbose
               Say which way the machine was found, where the command runs, and how it ended
@@ -237,6 +237,12 @@ fn a_target_without_a_command_says_that_shells_come_later() {
     assert_eq!(Home::new().run(&["exec", "web01"]).code, 255);
 }
 
+/// One byte more than a reason may have.
+const LONG_REASON: &str = match std::str::from_utf8(&[b'x'; 1025]) {
+    Ok(text) => text,
+    Err(_) => "",
+};
+
 #[test]
 fn what_contradicts_itself_is_a_usage_error() {
     let home = Home::new();
@@ -244,6 +250,7 @@ fn what_contradicts_itself_is_a_usage_error() {
         &["-c", "echo", "web01.company", "more"],
         &["--user", "a", "b@web01.company", "true"],
         &["--env", "=x", "web01.company", "true"],
+        &["--reason", LONG_REASON, "web01.company", "true"],
         &["--env", "MALAI_SURELY_NOT_SET", "web01.company", "true"],
         &["Web01.company", "true"],
         &["a.b.c", "true"],

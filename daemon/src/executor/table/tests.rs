@@ -87,7 +87,7 @@ fn full_once(home: &Home) {
 }
 
 #[tokio::test]
-async fn on_a_full_disk_a_table_opens_and_takes_nothing_on_until_the_journal_is_whole() {
+async fn on_a_full_disk_a_table_goes_on_in_the_journal_that_there_is_and_loses_nothing_of_it() {
     let (_dir, home) = home();
     let table = open(&home, 1);
     drop(table.admit(&plan_of(live(1))).expect("it is new"));
@@ -95,14 +95,33 @@ async fn on_a_full_disk_a_table_opens_and_takes_nothing_on_until_the_journal_is_
     full_once(&home);
     let table = open(&home, 2);
     assert_eq!(table.counts(), (0, 1), "the table does not report what was cut off");
-    full_once(&home);
-    let Rejected::Failed(refused, _) = table.admit(&plan_of(live(2))).expect_err("it cannot be written down") else {
-        panic!("it does not live");
-    };
-    assert!(refused.hint.is_some_and(|hint| hint.contains("df -h")), "{}", refused.message);
-    drop(table.admit(&plan_of(live(3))).expect("there is room"));
+    table.audited(session(1));
+    drop(table.admit(&plan_of(live(2))).expect("the old file has room"));
     drop(table);
-    assert_eq!(open(&home, 3).counts(), (0, 2), "the journal lacks one");
+    full_once(&home);
+    let table = open(&home, 3);
+    assert_eq!(table.counts(), (0, 1), "the journal lacks one, or tells what was audited again");
+    assert!(matches!(table.find(session(1), None), Found::Refused(known) if known.kind == Kind::Unknown));
+}
+
+#[tokio::test]
+async fn a_start_that_the_disk_does_not_take_is_refused_with_the_reason_and_the_next_one_runs() {
+    let (_dir, home) = home();
+    let table = open(&home, 1);
+    table.lock().journal.fill();
+    for number in [2, 3] {
+        let Rejected::Failed(refused, _) = table.admit(&plan_of(live(number))).expect_err("a full disk") else {
+            panic!("it does not live");
+        };
+        assert!(refused.kind == Kind::Internal && refused.message.contains("No space left"), "{refused}");
+        assert!(refused.hint.is_some_and(|hint| hint.contains("df -h")), "{}", refused.message);
+    }
+    let mut inner = table.lock();
+    inner.rewrite().expect("there is room");
+    drop(inner);
+    drop(table.admit(&plan_of(live(4))).expect("there is room"));
+    drop(table);
+    assert_eq!(open(&home, 3).counts(), (0, 1), "the journal lacks one");
 }
 
 #[tokio::test(start_paused = true)]

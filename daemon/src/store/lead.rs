@@ -1,0 +1,116 @@
+//! The lead of a file that lines are appended to: blocks beyond its end that are allocated already, so that a full disk
+//! takes lines for a while longer.
+//!
+//! While there is room the lead is kept as long as it is wanted. When the disk takes no more, appending goes on into the
+//! lead, and its owner decides what is worth that. Where a file system cannot allocate blocks beyond the end of a file,
+//! there is no lead, and nothing is decided by it.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// Counts blocks in the units of `stat`, whatever the file system's own are.
+const STAT_BLOCK_BYTES: u64 = 512;
+/// A disk that takes the whole lead no more is offered half of it, and so on down to this part of it.
+const LEAD_SMALLEST_PART: u64 = 16;
+/// The pause before a disk that was full is asked for more again.
+const LEAD_RETRY_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Holds how far the blocks of an open file reach.
+#[derive(Debug)]
+pub(crate) struct Lead {
+    /// How many bytes beyond its end the file should have.
+    wanted: u64,
+    /// The offset up to which blocks are allocated.
+    until: u64,
+    /// The disk has refused more, and when.
+    refused: Option<Instant>,
+    /// The file system cannot do this.
+    unsupported: bool,
+}
+
+impl Lead {
+    /// Takes a lead of `wanted` bytes, as much of it as the disk gives, for a file that was just opened.
+    pub(crate) fn open(file: &File, wanted: u64) -> io::Result<Self> {
+        let meta = file.metadata()?;
+        let until = allocated(&meta).max(meta.len());
+        let mut lead = Self { wanted, until, refused: None, unsupported: !meta.is_file() };
+        lead.extend(file, meta.len());
+        Ok(lead)
+    }
+
+    /// Extends the lead of a file of this length, where that is due.
+    pub(crate) fn extend(&mut self, file: &File, length: u64) {
+        self.until = self.until.max(length);
+        let is_due = match self.refused {
+            Some(at) => at.elapsed() >= LEAD_RETRY_INTERVAL,
+            None => self.left(length) < self.wanted / 2,
+        };
+        if is_due && !self.unsupported {
+            self.take(file, length);
+        }
+    }
+
+    fn take(&mut self, file: &File, length: u64) {
+        let mut part = self.wanted;
+        while part >= self.wanted / LEAD_SMALLEST_PART && part > 0 {
+            // What is there already was taken before.
+            if part < self.wanted && self.left(length) >= part {
+                break;
+            }
+            match allocate(file, length, part) {
+                Ok(()) => {
+                    self.until = self.until.max(length.saturating_add(part));
+                    break;
+                }
+                Err(error) if is_full(&error) => part /= 2,
+                Err(error) => {
+                    tracing::debug!(%error, "no room can be taken beyond the end of a file");
+                    self.unsupported = true;
+                    return;
+                }
+            }
+        }
+        self.refused = (part < self.wanted).then(Instant::now);
+    }
+
+    /// Returns how many bytes may still be appended to a file of this length although the disk takes no more; `None` where
+    /// the disk does, or where that is not known.
+    pub(crate) fn last_room(&self, length: u64) -> Option<u64> {
+        self.refused.map(|_| self.left(length))
+    }
+
+    /// Returns how much of the lead is there.
+    pub(crate) fn left(&self, length: u64) -> u64 {
+        self.until.saturating_sub(length)
+    }
+}
+
+/// Returns how much of its lead this file has, whoever has it open; `None` where there is no such file, or no lead.
+pub(crate) fn left_of(path: &Path) -> Option<u64> {
+    let meta = std::fs::metadata(path).ok().filter(std::fs::Metadata::is_file)?;
+    Some(allocated(&meta).saturating_sub(meta.len())).filter(|left| *left > 0)
+}
+
+fn allocated(meta: &std::fs::Metadata) -> u64 {
+    meta.blocks().saturating_mul(STAT_BLOCK_BYTES)
+}
+
+/// Tells whether this is how a disk says that it is full.
+pub(crate) fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
+#[cfg(target_os = "linux")]
+fn allocate(file: &File, at: u64, length: u64) -> io::Result<()> {
+    use nix::fcntl::{FallocateFlags, fallocate};
+    let [at, length] = [at, length].map(|number| i64::try_from(number).map_err(io::Error::other));
+    Ok(fallocate(file, FallocateFlags::FALLOC_FL_KEEP_SIZE, at?, length?)?)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn allocate(_: &File, _: u64, _: u64) -> io::Result<()> {
+    Err(io::ErrorKind::Unsupported.into())
+}
