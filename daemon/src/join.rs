@@ -4,4 +4,3 @@ pub(crate) mod ask;
 pub(crate) mod desk;
 pub(crate) mod invite;
 pub(crate) mod knock;
-mod silent;

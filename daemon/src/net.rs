@@ -4,9 +4,11 @@ pub(crate) mod budget;
 mod congestion;
 pub(crate) mod directory;
 pub(crate) mod endpoint;
+pub(crate) mod handshakes;
 pub(crate) mod hearsay;
 mod mdns;
 pub(crate) mod pace;
+pub(crate) mod places;
 pub(crate) mod pool;
 pub(crate) mod relays;
 #[cfg(test)]

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex as SyncMutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use iroh::Endpoint;
-use iroh::endpoint::{Connection, Incoming, RecvStream, SendStream};
+use iroh::endpoint::{Connection, RecvStream, SendStream};
 use malai_protocol::codec::{CodecError, Frame, Kind, MAX_HELLO};
 use malai_protocol::failure::{Failure, Kind as FailureKind};
 use malai_protocol::id::MachineId;
@@ -15,7 +15,6 @@ use tokio::sync::{Mutex, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::silent::{Place, Silent};
 use crate::clock::now_ms;
 use crate::manager::Manager;
 use crate::manager::pending::Pending;
@@ -23,7 +22,9 @@ use crate::manager::shown::{Look, Shown};
 use crate::membership::alarms::AlarmCause;
 use crate::membership::{Membership, network, sync};
 use crate::net::endpoint::{self, Bound, address_text};
-use crate::net::pace::{Origin, Visits};
+use crate::net::handshakes::{Admission, Handshake, Handshakes};
+use crate::net::pace::Visits;
+use crate::net::places::{Place, Places};
 use crate::net::relays::Relays;
 use crate::net::{FIRST_FRAME, FrameError, Frames, Unsupported, close, is_protocol_error, machine_id, send, spoken};
 use crate::store::lock::Changes;
@@ -46,7 +47,7 @@ pub(crate) struct Desk {
     pub(crate) endpoint: Endpoint,
     relays: Relays,
     pending: SyncMutex<Pending>,
-    silent: Silent,
+    silent: Arc<Places>,
     served: Semaphore,
     invites: Visits<MachineId>,
     /// What is shown is compared here first: only who may redeem an invite gets to the lock.
@@ -67,7 +68,7 @@ impl Desk {
             membership,
             endpoint: bound.endpoint,
             relays: bound.relays,
-            silent: Silent::new(SILENT),
+            silent: Places::new(SILENT),
             served: Semaphore::new(MOST),
             invites: Visits::new(INVITE, INVITES),
             shown,
@@ -101,23 +102,27 @@ impl Desk {
     }
 
     async fn run(self: Arc<Self>) {
-        let origins = Visits::handshakes();
+        let handshakes = Handshakes::new(Visits::handshakes);
         loop {
             let incoming = tokio::select! {
                 () = self.cancel.cancelled() => return,
                 incoming = self.endpoint.accept() => incoming,
             };
             let Some(incoming) = incoming else { return };
-            if !origins.may_come(Origin::from(&incoming.remote_addr())) {
-                // An honest one sends its first packet again, and finds a place then.
-                incoming.ignore();
-                continue;
-            }
+            let handshake = match handshakes.admit(incoming) {
+                Admission::Begins(handshake) => handshake,
+                Admission::Asked => continue,
+                Admission::TooOften(incoming) => {
+                    // An honest one sends its first packet again, and finds a place then.
+                    incoming.ignore();
+                    continue;
+                }
+            };
             let desk = Arc::clone(&self);
             self.tasks.spawn(async move {
                 tokio::select! {
                     () = desk.cancel.cancelled() => {}
-                    result = desk.newcomer(incoming) => if let Err(error) = result {
+                    result = desk.newcomer(handshake) => if let Err(error) = result {
                         tracing::info!(cluster = %desk.membership.alias, "a newcomer's connection ended: {error:#}");
                     },
                 }
@@ -125,14 +130,9 @@ impl Desk {
         }
     }
 
-    async fn newcomer(self: &Arc<Self>, incoming: Incoming) -> anyhow::Result<()> {
+    async fn newcomer(self: &Arc<Self>, handshake: Handshake) -> anyhow::Result<()> {
+        let conn = handshake.finish().await?;
         let place = self.silent.enter();
-        let handshake = tokio::time::timeout(FIRST_FRAME, async { anyhow::Ok(incoming.accept()?.await?) });
-        let conn = tokio::select! {
-            biased;
-            conn = handshake => conn??,
-            () = place.lost() => return Err(Crowded.into()),
-        };
         let Some(key) = machine_id(&conn.remote_id()) else { return Ok(()) };
         let result = self.hear(&conn, key, place).await;
         if let Err(error) = &result {
@@ -146,7 +146,7 @@ impl Desk {
         result
     }
 
-    async fn hear(self: &Arc<Self>, conn: &Connection, key: MachineId, place: Place<'_>) -> anyhow::Result<()> {
+    async fn hear(self: &Arc<Self>, conn: &Connection, key: MachineId, place: Place) -> anyhow::Result<()> {
         let (mut send_half, mut frames, first) = tokio::select! {
             biased;
             spoken = first_frame(conn) => spoken?,

@@ -3,16 +3,17 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use iroh::endpoint::{Connection, Incoming, RecvStream, SendStream};
+use iroh::endpoint::{Connection, RecvStream, SendStream};
 use malai_protocol::codec::{Frame, Kind, MAX_HELLO};
 use malai_protocol::id::MachineId;
 use malai_protocol::peer::{Close, Hello, unknown_need};
 use malai_protocol::snapshot::{Order, order};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Semaphore;
 
 use super::greet::{Greeted, Told};
 use super::{Membership, serve, sync};
-use crate::net::pace::{Origin, Visits};
+use crate::net::handshakes::{Admission, Handshake, Handshakes};
+use crate::net::pace::Visits;
 use crate::net::pool::PeerConn;
 use crate::net::{Frames, Unsupported, close, machine_id, send, spoken};
 
@@ -20,8 +21,6 @@ use crate::net::{Frames, Unsupported, close, machine_id, send, spoken};
 const NOT_A_MEMBER: &str = "not a member of the cluster";
 /// How long a stranger has for its Hello.
 const STRANGER_HELLO: Duration = Duration::from_secs(2);
-/// Handshakes at once; more are turned away. An honest one takes a round trip.
-const HANDSHAKES: usize = 256;
 /// Strangers heard at once; more are closed unheard. They have places of their own: however many come, a member only
 /// needs one for its handshake.
 const STRANGERS: usize = 64;
@@ -36,8 +35,7 @@ struct Strangers {
 
 /// Accepts until the endpoint closes or the membership ends.
 pub(crate) async fn run(membership: Arc<Membership>) {
-    let handshakes = Arc::new(Semaphore::new(HANDSHAKES));
-    let origins = Visits::handshakes();
+    let handshakes = Handshakes::new(Visits::handshakes);
     let strangers = Arc::new(Strangers { places: Semaphore::new(STRANGERS), visits: Visits::new(STRANGER_PACE, 1) });
     loop {
         let incoming = tokio::select! {
@@ -45,48 +43,35 @@ pub(crate) async fn run(membership: Arc<Membership>) {
             incoming = membership.endpoint.accept() => incoming,
         };
         let Some(incoming) = incoming else { return };
-        if !origins.may_come(Origin::from(&incoming.remote_addr())) {
-            // An honest one sends its first packet again, and finds a place then.
-            incoming.ignore();
-            continue;
-        }
-        let Ok(handshake) = Arc::clone(&handshakes).try_acquire_owned() else {
-            incoming.refuse();
-            continue;
+        let handshake = match handshakes.admit(incoming) {
+            Admission::Begins(handshake) => handshake,
+            Admission::Asked => continue,
+            Admission::TooOften(incoming) => {
+                // An honest one sends its first packet again, and finds a place then.
+                incoming.ignore();
+                continue;
+            }
         };
         let (membership, strangers) = (Arc::clone(&membership), Arc::clone(&strangers));
         let tasks = membership.tasks.clone();
         tasks.spawn(async move {
             tokio::select! {
                 () = membership.cancel.cancelled() => {}
-                () = connection(&membership, incoming, handshake, &strangers) => {}
+                () = connection(&membership, handshake, &strangers) => {}
             }
         });
     }
 }
 
-async fn connection(
-    membership: &Arc<Membership>,
-    incoming: Incoming,
-    handshake: OwnedSemaphorePermit,
-    strangers: &Strangers,
-) {
-    let conn = match tokio::time::timeout(crate::net::FIRST_FRAME, async {
-        incoming.accept()?.await.map_err(anyhow::Error::from)
-    })
-    .await
-    {
-        Ok(Ok(conn)) => conn,
-        failed => {
+async fn connection(membership: &Arc<Membership>, handshake: Handshake, strangers: &Strangers) {
+    let conn = match handshake.finish().await {
+        Ok(conn) => conn,
+        Err(error) => {
             membership.counters.handshakes_failed.one();
-            return match failed {
-                Ok(Err(error)) => tracing::debug!("handshake failed: {error:#}"),
-                _ => tracing::debug!("handshake took too long"),
-            };
+            return tracing::debug!("handshake failed: {error:#}");
         }
     };
     membership.counters.handshakes_ok.one();
-    drop(handshake);
     let Some(peer) = machine_id(&conn.remote_id()) else { return };
     if membership.is_member(&peer) {
         return serve::spawn(membership, &PeerConn::new(conn, peer, false));

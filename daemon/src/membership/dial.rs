@@ -19,6 +19,7 @@ use tokio::time::Instant;
 use super::{Membership, serve};
 use crate::clock::now_ms;
 use crate::net::endpoint::address_text;
+use crate::net::handshakes::is_mixed_up;
 use crate::net::pool::PeerConn;
 use crate::net::ways::{FIXED, LAST_KNOWN, RELAY, is_same};
 use crate::net::{endpoint_id, ping};
@@ -27,6 +28,9 @@ use crate::net::{endpoint_id, ping};
 const NEXT_ATTEMPT: Duration = Duration::from_secs(2);
 /// The longest pause after an attempt that failed; the first is a fifth of it, and it doubles.
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+/// The pause after an attempt whose proof of an address came by another way than the target saw first: the target is there,
+/// and the next attempt may find the ways in their order.
+const MIXED_UP_PAUSE: Duration = Duration::from_millis(20);
 /// When an address is told that was not known, the next attempt begins after so long: the one under way may use it too.
 const LEARNT: Duration = Duration::from_millis(150);
 /// A connection that is there answers within so long, or is passed over.
@@ -210,8 +214,12 @@ async fn dial(membership: &Arc<Membership>, id: MachineId) -> Result<Arc<PeerCon
                     Ok(Err(error)) => {
                         tracing::debug!(peer = %id.short(), "dialling failed: {error:#}");
                         membership.counters.handshakes_failed.one();
-                        next.as_mut().reset(Instant::now() + pause);
-                        pause = (pause * 2).min(LONGEST_PAUSE);
+                        if is_mixed_up(&error) {
+                            next.as_mut().reset(Instant::now() + MIXED_UP_PAUSE);
+                        } else {
+                            next.as_mut().reset(Instant::now() + pause);
+                            pause = (pause * 2).min(LONGEST_PAUSE);
+                        }
                     }
                     Err(Aborted) => {}
                 },

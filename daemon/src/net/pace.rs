@@ -136,7 +136,7 @@ impl Visits<Origin> {
         Self { most: PUBLIC, ..Self::new(each, burst) }
     }
 
-    /// The handshakes at one endpoint. An address proves nothing, so that one that is not remembered is nobody's fault.
+    /// The handshakes at one endpoint. That an address is not remembered is nobody's fault.
     pub(crate) fn handshakes() -> Self {
         Self { overflow: true, ..Self::new(HANDSHAKE, HANDSHAKES) }
     }

@@ -6,9 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use iroh::endpoint::{
-    Connection, Incoming, IncomingAddr, PortmapperConfig, QuicTransportConfig, RecvStream, SendStream, VarInt, presets,
-};
+use iroh::endpoint::{Connection, PortmapperConfig, QuicTransportConfig, RecvStream, SendStream, VarInt, presets};
 use iroh::{Endpoint, RelayMode, SecretKey};
 use malai_protocol::codec::{Frame, Kind as FrameKind, MAX_HELLO};
 use malai_protocol::failure::{Failure, Kind};
@@ -21,7 +19,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::clusters::{Cluster, Clusters};
-use crate::net::pace::{Origin, Visits};
+use crate::net::handshakes::{Admission, Handshake, Handshakes};
+use crate::net::pace::Visits;
 use crate::net::{Frames, Unsupported, bare_hello, close, machine_id, send, spoken};
 
 /// How long whoever comes may take until it has greeted, from the first packet on.
@@ -85,7 +84,7 @@ pub(crate) async fn bind(key: &[u8; 32], listen: SocketAddr) -> Result<Endpoint,
 #[derive(Debug)]
 pub(crate) struct Ear {
     clusters: Arc<Clusters>,
-    visits: Visits<Origin>,
+    handshakes: Handshakes,
     places: Semaphore,
     managers: Vec<AtomicUsize>,
 }
@@ -95,7 +94,8 @@ impl Ear {
     pub(crate) fn new(clusters: &Arc<Clusters>) -> Arc<Self> {
         let managers = clusters.all().iter().map(|_| AtomicUsize::new(0)).collect();
         let clusters = Arc::clone(clusters);
-        Arc::new(Self { clusters, visits: Visits::public(PACE, BURST), places: Semaphore::new(HEARD), managers })
+        let handshakes = Handshakes::new(|| Visits::public(PACE, BURST));
+        Arc::new(Self { clusters, handshakes, places: Semaphore::new(HEARD), managers })
     }
 
     /// Hears until `cancel`, and closes the endpoint.
@@ -107,19 +107,19 @@ impl Ear {
                 incoming = endpoint.accept() => incoming,
             };
             let Some(incoming) = incoming else { break };
-            let paced = match incoming.remote_addr() {
-                IncomingAddr::Ip(from) => self.visits.may_come(from.ip().into()),
-                _ => true,
+            let handshake = match self.handshakes.admit(incoming) {
+                Admission::Begins(handshake) => handshake,
+                Admission::Asked => continue,
+                Admission::TooOften(incoming) => {
+                    incoming.refuse();
+                    continue;
+                }
             };
-            if !paced || tasks.len() >= HEARD + MANAGERS * self.managers.len() {
-                incoming.refuse();
-                continue;
-            }
             let (ear, cancel) = (Arc::clone(&self), cancel.clone());
             tasks.spawn(async move {
                 tokio::select! {
                     () = cancel.cancelled() => {}
-                    () = ear.connection(incoming) => {}
+                    () = ear.connection(handshake) => {}
                 }
             });
         }
@@ -128,15 +128,13 @@ impl Ear {
         crate::net::endpoint::close(&endpoint, Duration::ZERO).await;
     }
 
-    async fn connection(&self, incoming: Incoming) {
-        let Ok(place) = self.places.try_acquire() else { return incoming.refuse() };
+    async fn connection(&self, handshake: Handshake) {
         let until = Instant::now() + HELLO;
-        let handshake = async { incoming.accept()?.await.map_err(anyhow::Error::from) };
-        let conn = match timeout_at(until, handshake).await {
-            Ok(Ok(conn)) => conn,
-            Ok(Err(error)) => return tracing::debug!("handshake failed: {error:#}"),
-            Err(_) => return tracing::debug!("handshake took too long"),
+        let conn = match handshake.finish().await {
+            Ok(conn) => conn,
+            Err(error) => return tracing::debug!("handshake failed: {error:#}"),
         };
+        let Ok(place) = self.places.try_acquire() else { return close(&conn, Close::Busy, "too many at once") };
         let Some(peer) = machine_id(&conn.remote_id()) else { return };
         let heard = match timeout_at(until, self.greeted(&conn, peer)).await {
             Ok(Ok(greeted)) => self.heard(&conn, peer, greeted, place).await,

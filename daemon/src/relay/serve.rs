@@ -12,14 +12,15 @@ use iroh_relay::server::http_server::{Handlers, RelayService, TlsConfig};
 use malai_protocol::failure::{Failure, Kind};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::gate::Gate;
 use crate::net::pace::{Origin, Visits};
+use crate::net::places::Places;
 
-/// Connections at once that have not said yet what they want. An honest one takes a few round trips.
+/// Connections at once that have not said yet what they want: the next one takes the place of the oldest. An honest one
+/// takes a few round trips.
 const ESTABLISHING: usize = 512;
 /// How long that may take.
 const ESTABLISH: Duration = Duration::from_secs(10);
@@ -59,8 +60,8 @@ pub(crate) struct Doors {
     service: RelayService,
     tls: TlsConfig,
     visits: Visits<Origin>,
-    places: Arc<Semaphore>,
-    turned_away: AtomicU64,
+    places: Arc<Places>,
+    turned_away: Arc<AtomicU64>,
     tasks: TaskTracker,
 }
 
@@ -71,8 +72,8 @@ impl Doors {
             service,
             tls: TlsConfig::new(Arc::new(tls)),
             visits: Visits::public(PACE, BURST),
-            places: Arc::new(Semaphore::new(ESTABLISHING)),
-            turned_away: AtomicU64::new(0),
+            places: Places::new(ESTABLISHING),
+            turned_away: Arc::default(),
             tasks: TaskTracker::new(),
         }
     }
@@ -82,7 +83,8 @@ impl Doors {
         &self.service
     }
 
-    /// How many connections were closed unheard: too many at once, or too fast from one address.
+    /// How many connections were closed unheard: too many at once, or too fast from
+    /// one address.
     pub(crate) fn turned_away(&self) -> u64 {
         self.turned_away.load(Ordering::Relaxed)
     }
@@ -127,23 +129,25 @@ impl Doors {
     }
 
     fn take(&self, stream: TcpStream, from: SocketAddr, cancel: &CancellationToken) {
-        let place =
-            self.visits.may_come(from.ip().into()).then(|| Arc::clone(&self.places).try_acquire_owned().ok()).flatten();
-        let Some(place) = place else {
+        if !self.visits.may_come(from.ip().into()) {
             self.turned_away.fetch_add(1, Ordering::Relaxed);
             return;
-        };
+        }
+        let place = self.places.enter();
         // A host that vanished without a word must not keep its socket here for good.
         if let Err(error) = nix::sys::socket::setsockopt(&stream, nix::sys::socket::sockopt::KeepAlive, &true) {
             tracing::debug!("no keep-alive for {from}: {error}");
         }
-        let (service, tls, cancel) = (self.service.clone(), self.tls.clone(), cancel.clone());
+        let (service, tls, cancel, turned_away) =
+            (self.service.clone(), self.tls.clone(), cancel.clone(), Arc::clone(&self.turned_away));
         self.tasks.spawn(async move {
             tokio::select! {
                 () = cancel.cancelled() => {}
                 () = service.handle_connection(stream, Some(tls), ESTABLISH) => {}
+                () = place.lost() => {
+                    turned_away.fetch_add(1, Ordering::Relaxed);
+                }
             }
-            drop(place);
         });
     }
 }

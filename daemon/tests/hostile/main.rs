@@ -9,6 +9,7 @@ mod directory;
 mod erase;
 mod flood;
 mod gone;
+mod handshakes;
 mod hearsay;
 mod member;
 mod pace;

@@ -6,13 +6,14 @@ use anyhow::{Context, Result, ensure};
 use malai_daemon::store;
 use malai_daemon::store::keys::ClusterKey;
 use malai_protocol::codec::{Frame, Kind, MAX_HELLO};
-use malai_protocol::peer::{Close, Hello, Pull};
+use malai_protocol::peer::{ALPN, Close, Hello, Pull};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UdpSocket};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use crate::stage::{Stage, key};
+use crate::support::forge::{Flood, addresses, record};
 use crate::support::peer::{self, Peer, closed, forge, hello, open, raw};
 use crate::support::scene::{deliver, false_deliveries};
 use crate::support::{SOON, until};
@@ -236,5 +237,40 @@ async fn a_greeting_of_another_version_is_closed_as_unsupported() -> Result<()> 
         let (code, words) = closed(&conn).await?;
         ensure!(code == Some(Close::Unsupported) && words.contains(&format!("version {version} ")), "{code:?} {words}");
     }
+    stage.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_relay_is_told_a_change_while_recorded_first_packets_come_from_forged_addresses() -> Result<()> {
+    let stage = Stage::new().await?;
+    let machine = key();
+    stage.bring(&stage.sign(1, &[&machine])?).await?;
+    let id = iroh::EndpointId::from_bytes(stage.made.id52.as_bytes())?;
+    let packets = record(id, ALPN, 320).await?;
+    // From everywhere, and from where all peers of this test are.
+    let mut from = addresses(100).await?;
+    from.push(UdpSocket::bind("127.0.0.1:0").await?);
+    let flood = Flood::begin(stage.address, packets, from, 600);
+    flood.sent(900).await?;
+    ensure!(stage.bring(&stage.sign(2, &[&machine])?).await? == 2);
+    drop(flood);
+    stage.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_that_say_nothing_lose_their_places_at_the_relay_to_a_machine() -> Result<()> {
+    let stage = Stage::new().await?;
+    let machine = key();
+    stage.bring(&stage.sign(1, &[&machine])?).await?;
+    let mut silent = Vec::new();
+    // As many as there are places, from several addresses, none of which comes too fast.
+    for number in 0..600u32 {
+        let socket = tokio::net::TcpSocket::new_v4()?;
+        socket.bind(std::net::SocketAddr::from(([127, 0, 7, 1 + (number % 4) as u8], 0)))?;
+        silent.push(timeout(SOON, socket.connect(stage.address)).await.context("it does not connect")??);
+    }
+    let _serves = stage.admitted(&machine, None).await?;
+    let unheard = stage.status().await?.unheard;
+    ensure!(unheard >= 600 - 512, "{unheard} lost their places");
     stage.stop().await
 }

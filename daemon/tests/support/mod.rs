@@ -1,6 +1,7 @@
 //! Machines of a test: daemons of this process with homes of their own, reached over their Unix sockets as a CLI would.
 #![allow(dead_code, reason = "each test binary uses its part")]
 
+pub(crate) mod forge;
 pub(crate) mod peer;
 pub(crate) mod scene;
 

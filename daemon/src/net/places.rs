@@ -1,6 +1,5 @@
-//! The places of those at the desk that have nothing to do there, yet or any more: whoever comes gets one, and when all
-//! are taken the one that has had its own for the longest time loses it. So however many say nothing, they keep nobody
-//! out that speaks.
+//! Places of those that have not shown yet what they want: everybody that comes gets one, and when all are taken the one
+//! that has had its own for the longest time loses it. So however many say nothing, they keep nobody out that speaks.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -9,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 /// The places, and who has them, the oldest first.
 #[derive(Debug)]
-pub(super) struct Silent {
+pub(crate) struct Places {
     most: usize,
     taken: Mutex<VecDeque<Arc<CancellationToken>>>,
 }
@@ -17,23 +16,28 @@ pub(super) struct Silent {
 /// A place; its drop gives it back.
 #[derive(Debug)]
 #[must_use = "dropping the place gives it back"]
-pub(super) struct Place<'a> {
-    silent: &'a Silent,
+pub(crate) struct Place {
+    places: Arc<Places>,
     token: Arc<CancellationToken>,
 }
 
-impl Silent {
+impl Places {
     /// So many places.
-    pub(super) fn new(most: usize) -> Self {
-        Self { most, taken: Mutex::default() }
+    pub(crate) fn new(most: usize) -> Arc<Self> {
+        Arc::new(Self { most, taken: Mutex::default() })
     }
 
     fn lock(&self) -> MutexGuard<'_, VecDeque<Arc<CancellationToken>>> {
         self.taken.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Returns how many are taken.
+    pub(crate) fn taken(&self) -> usize {
+        self.lock().len()
+    }
+
     /// Takes a place, the oldest one's if there is no other.
-    pub(super) fn enter(&self) -> Place<'_> {
+    pub(crate) fn enter(self: &Arc<Self>) -> Place {
         let token = Arc::new(CancellationToken::new());
         let mut taken = self.lock();
         if taken.len() >= self.most
@@ -42,20 +46,20 @@ impl Silent {
             oldest.cancel();
         }
         taken.push_back(Arc::clone(&token));
-        Place { silent: self, token }
+        Place { places: Arc::clone(self), token }
     }
 }
 
-impl Place<'_> {
+impl Place {
     /// Returns when another has the place.
-    pub(super) async fn lost(&self) {
+    pub(crate) async fn lost(&self) {
         self.token.cancelled().await;
     }
 }
 
-impl Drop for Place<'_> {
+impl Drop for Place {
     fn drop(&mut self) {
-        self.silent.lock().retain(|token| !Arc::ptr_eq(token, &self.token));
+        self.places.lock().retain(|token| !Arc::ptr_eq(token, &self.token));
     }
 }
 
@@ -65,14 +69,14 @@ mod tests {
 
     #[test]
     fn the_oldest_loses_its_place_and_one_that_left_has_none_to_lose() {
-        let silent = Silent::new(2);
-        let (first, second) = (silent.enter(), silent.enter());
-        let third = silent.enter();
+        let places = Places::new(2);
+        let (first, second) = (places.enter(), places.enter());
+        let third = places.enter();
         assert!(first.token.is_cancelled() && !second.token.is_cancelled());
         drop(second);
-        let fourth = silent.enter();
+        let fourth = places.enter();
         assert!(!third.token.is_cancelled() && !fourth.token.is_cancelled());
         drop(first);
-        assert_eq!(silent.lock().len(), 2);
+        assert_eq!(places.lock().len(), 2);
     }
 }

@@ -1,0 +1,190 @@
+//! The handshakes that others begin at an endpoint, until they are finished.
+//!
+//! A first packet proves nothing: its sender's address may be forged, and the packet itself recorded elsewhere. So while
+//! few handshakes are unfinished one begins at once, and above that only for a sender that has shown that packets to its
+//! address reach it, by a QUIC Retry: it sends its first packet again with a token that came to that address. When all
+//! places are taken all the same, the oldest unfinished handshake is dropped, since an honest one takes a round trip.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use iroh::endpoint::{
+    ConnectError, ConnectingError, Connection, ConnectionError, Incoming, IncomingAddr, TransportErrorCode,
+};
+use tokio::time::{Instant, timeout_at};
+
+use super::pace::{Origin, Visits};
+use super::places::{Place, Places};
+
+/// Unfinished handshakes at once.
+const UNFINISHED_MOST: usize = 256;
+/// While as many are unfinished, only those begin that have proved their address.
+const UNPROVED_MOST: usize = 32;
+/// How long one may take, from its first packet on.
+const HANDSHAKE_LIMIT: Duration = Duration::from_secs(3);
+
+/// The unfinished handshakes of one endpoint, and how often each address may begin one.
+#[derive(Debug)]
+pub(crate) struct Handshakes {
+    places: Arc<Places>,
+    /// Addresses that were proved. A forged packet counts against none of them.
+    proved: Visits<Origin>,
+    /// What packets say where they come from, of those that begin without a proof.
+    unproved: Visits<Origin>,
+}
+
+/// What becomes of a first packet.
+#[derive(Debug)]
+pub(crate) enum Admission {
+    /// The handshake begins.
+    Begins(Handshake),
+    /// The sender has to prove its address first, and was told so.
+    Asked,
+    /// The address, which is proved, begins more than its pace allows.
+    TooOften(Incoming),
+}
+
+/// A handshake that has a place.
+#[derive(Debug)]
+#[must_use = "a handshake that is dropped is refused"]
+pub(crate) struct Handshake {
+    incoming: Incoming,
+    place: Place,
+    until: Instant,
+}
+
+impl Handshakes {
+    /// None is unfinished; each address may begin them at the pace that `pace` counts.
+    pub(crate) fn new(pace: impl Fn() -> Visits<Origin>) -> Self {
+        Self { places: Places::new(UNFINISHED_MOST), proved: pace(), unproved: pace() }
+    }
+
+    /// Decides about a first packet.
+    pub(crate) fn admit(&self, incoming: Incoming) -> Admission {
+        let from = incoming.remote_addr();
+        if is_proved(&incoming, &from) {
+            if !self.proved.may_come(Origin::from(&from)) {
+                return Admission::TooOften(incoming);
+            }
+        } else if self.places.taken() >= UNPROVED_MOST || !self.unproved.may_come(Origin::from(&from)) {
+            if let Err(error) = incoming.retry() {
+                // Only for one that bears a token already, which is proved.
+                error.into_incoming().ignore();
+            }
+            return Admission::Asked;
+        }
+        Admission::Begins(Handshake { incoming, place: self.places.enter(), until: Instant::now() + HANDSHAKE_LIMIT })
+    }
+}
+
+/// Whether the sender is where the packet says: it answered a Retry, or comes by a relay, which had it prove its key and
+/// lets nobody speak for another. A Retry by way of a relay would only cost a round trip.
+fn is_proved(incoming: &Incoming, from: &IncomingAddr) -> bool {
+    incoming.remote_addr_validated() || matches!(from, IncomingAddr::Relay { .. })
+}
+
+impl Handshake {
+    /// Finishes it.
+    ///
+    /// # Errors
+    /// When it fails, takes too long, or loses its place to a later one.
+    pub(crate) async fn finish(self) -> anyhow::Result<Connection> {
+        let Self { incoming, place, until } = self;
+        let handshake = async { anyhow::Ok(incoming.accept()?.await?) };
+        tokio::select! {
+            biased;
+            finished = timeout_at(until, handshake) => {
+                finished.with_context(|| format!("it took longer than {} s", HANDSHAKE_LIMIT.as_secs()))?
+            }
+            () = place.lost() => anyhow::bail!("it was the oldest when its place was needed"),
+        }
+    }
+}
+
+/// Whether a handshake failed here since its proof of an address came from another one. iroh sends each first packet by
+/// all ways at once, and a target that asks for a proof may first see the answer that took another way than the question.
+pub(crate) fn is_mixed_up(error: &anyhow::Error) -> bool {
+    let lost = match error.downcast_ref::<ConnectError>() {
+        Some(ConnectError::Connection { source, .. }) => source,
+        Some(ConnectError::Connecting { source: ConnectingError::ConnectionError { source, .. }, .. }) => source,
+        _ => return false,
+    };
+    matches!(lost, ConnectionError::ConnectionClosed(close) if close.error_code == TransportErrorCode::INVALID_TOKEN)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use iroh::{Endpoint, EndpointAddr};
+    use malai_protocol::config::Network;
+    use malai_protocol::peer::ALPN;
+    use tokio::net::UdpSocket;
+    use tokio::time::timeout;
+
+    use super::*;
+    use crate::net::endpoint::{Options, bind, bound_port};
+
+    const SOON: Duration = Duration::from_secs(20);
+
+    async fn endpoint(key: u8) -> Endpoint {
+        let network = Network { relays: Some(Vec::new()), discovery: Some(Vec::new()), ..Network::default() };
+        let options = Options { alpns: vec![ALPN.to_vec()], ..Options::caller([key; 32], &network) };
+        bind(&options).await.expect("an endpoint").endpoint
+    }
+
+    /// Passes packets on between a client that comes to `front` and the server at this port: the client's first packet from
+    /// one address, all others from another.
+    async fn two_ways(front: UdpSocket, port: u16) -> anyhow::Result<()> {
+        let (first, other) =
+            (UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await?, UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await?);
+        let (mut there, mut here) = ([0; 2048], [0; 2048]);
+        let (mut client, mut back) = (None, [0; 2048]);
+        loop {
+            tokio::select! {
+                came = front.recv_from(&mut there) => {
+                    let (length, from) = came?;
+                    let way = if client.is_none() { &first } else { &other };
+                    client = Some(from);
+                    way.send_to(&there[..length], (Ipv4Addr::LOCALHOST, port)).await?;
+                }
+                answered = first.recv(&mut here) => {
+                    front.send_to(&here[..answered?], client.context("a client")?).await?;
+                }
+                answered = other.recv(&mut back) => {
+                    front.send_to(&back[..answered?], client.context("a client")?).await?;
+                }
+            }
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_proof_that_comes_from_another_address_is_told_apart_from_other_failures() {
+        let (server, client) = (endpoint(1).await, endpoint(2).await);
+        let port = bound_port(&server).expect("a port");
+        let front = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a socket");
+        let address = EndpointAddr::new(server.id()).with_ip_addr(front.local_addr().expect("an address"));
+        let asking = tokio::spawn({
+            let server = server.clone();
+            async move {
+                while let Some(incoming) = server.accept().await {
+                    assert!(!incoming.remote_addr_validated());
+                    assert!(incoming.retry().is_ok());
+                }
+            }
+        });
+        let ways = tokio::spawn(two_ways(front, port));
+        let failed = timeout(SOON, client.connect(address, ALPN)).await.expect("in time").expect_err("not there");
+        assert!(is_mixed_up(&failed.into()));
+        ways.abort();
+        asking.abort();
+        // One that is refused is another matter.
+        let direct = EndpointAddr::new(server.id()).with_ip_addr((Ipv4Addr::LOCALHOST, port).into());
+        let refusing = tokio::spawn(async move { server.accept().await.map(Incoming::refuse) });
+        let failed = timeout(SOON, client.connect(direct, ALPN)).await.expect("in time").expect_err("refused");
+        assert!(!is_mixed_up(&failed.into()));
+        assert!(refusing.await.expect("it ends").is_some());
+        client.close().await;
+    }
+}
