@@ -4,7 +4,8 @@
 //! ([`Config::read`]), since it may be older than the manager. Every key is described in docs/config.md.
 //!
 //! A newer version that adds a *restriction* has to put it under a machine, the defaults or a group: there a member
-//! that does not know it refuses to run commands. Unknown keys elsewhere are ignored. Of `[network]` a member uses what
+//! that does not know it refuses to run commands. The name of a key there that only *adds rights* begins with `allow_`, and a
+//! member that does not know it leaves it out. Unknown keys elsewhere are ignored. Of `[network]` a member uses what
 //! it understands, and never a public service in place of what it does not.
 
 mod check;
@@ -51,6 +52,8 @@ pub struct Config {
     pub groups: BTreeMap<Name, Group>,
     /// In each scope the first key that this version does not understand.
     unsupported: BTreeMap<Scope, String>,
+    /// In each scope the first key that this version does not know and leaves out.
+    ignored: BTreeMap<Scope, String>,
 }
 
 /// `[cluster]`.
@@ -234,6 +237,16 @@ impl Config {
         let key = self.unsupported.get(&Scope::Network)?;
         Some(format!(
             "the config has `{key}`, which this version of malai does not understand; it uses the rest of [network]"
+        ))
+    }
+
+    /// Returns which right on this machine this version leaves out, absent = none: a key under the machine itself, the defaults
+    /// or a group that begins with `allow_` and that it does not know. What such a key grants is not granted here.
+    pub fn ungranted(&self, me: &Name) -> Option<String> {
+        let own = self.ignored.get(&Scope::Machine(me.to_string()));
+        let key = own.or_else(|| self.ignored.get(&Scope::Shared))?;
+        Some(format!(
+            "the config has `{key}`, which this version of malai does not know; it grants nothing by it, and obeys the rest"
         ))
     }
 

@@ -9,7 +9,7 @@ use toml::de::DeTable;
 
 use super::names::{is_user, shown};
 use super::problem::Problem;
-use super::walk::{Mode, Scope, Section, Walk, at_key};
+use super::walk::{Findings, Mode, Scope, Section, Walk, at_key};
 use super::{Cluster, Command, Config, Defaults, Group, Machine, Name, Network, check, environment, relays, values};
 use crate::id::IdError;
 
@@ -65,9 +65,9 @@ pub(super) fn read<'w>(
     let machines = children(&mut walk, &top, "machine", Scope::Whole, |name| Scope::Machine(name.to_owned()), machine);
     let groups = children(&mut walk, &top, "group", Scope::Shared, |_| Scope::Shared, group);
     check::references(&mut walk, &top, cluster.as_ref(), &machines, &groups);
-    let (unsupported, warnings) = walk.finish()?;
+    let Findings { unsupported, ignored, warnings } = walk.finish()?;
     let cluster = cluster.ok_or_else(|| vec![Problem::at(text, 0, "there is no usable [cluster]".into(), None)])?;
-    Ok((Config { cluster, network, defaults, machines, groups, unsupported }, warnings))
+    Ok((Config { cluster, network, defaults, machines, groups, unsupported, ignored }, warnings))
 }
 
 /// Looks for keys that are not known in this section.

@@ -244,7 +244,7 @@ fn a_member_goes_on_with_a_list_of_an_older_manager_that_names_what_is_refused_n
 #[test]
 fn a_member_reads_unknown_keys_and_refuses_only_where_they_touch_it() {
     let table = [
-        ("allow_times = \"9-17\"\n", Some("machine.web01.allow_times"), None),
+        ("only_at = \"9-17\"\n", Some("machine.web01.only_at"), None),
         ("allow_from = { any = true }\n", Some("machine.web01.allow_from"), None),
         ("allow_from = [\"tag:ops\"]\n", Some("machine.web01.allow_from"), None),
         (
@@ -273,6 +273,73 @@ fn a_member_reads_unknown_keys_and_refuses_only_where_they_touch_it() {
             assert_eq!(blocked, wanted, "{machine}: {lines}");
         }
     }
+}
+
+#[test]
+fn a_member_leaves_out_an_unknown_right_at_every_level_and_of_every_type_and_the_manager_refuses_it() {
+    let command = "[machine.web01.command.x]\ncommand = [\"a\"]\n";
+    let others = "[machine.laptop.command.x]\ncommand = [\"a\"]\n";
+    let levels = [
+        ("", Some("machine.web01"), None),
+        (command, Some("machine.web01.command.x"), None),
+        (others, None, Some("machine.laptop.command.x")),
+        ("[defaults]\n", Some("defaults"), Some("defaults")),
+        ("[group.a]\nmembers = []\n", Some("group.a"), Some("group.a")),
+    ];
+    let values = ["[\"laptop\"]", "\"*\"", "true", "1", "1.5", "2026-01-01", "{ who = [\"*\"] }", "[[1], [2]]", "[]"];
+    for (lines, web01, laptop) in levels {
+        for value in values {
+            let text = with(&format!("{lines}allow_tunnel = {value}\n"));
+            let problems = Config::check(&text).expect_err("the manager does not know it either");
+            assert!(problems[0].message.starts_with("unknown key `allow_tunnel` in ["), "{text}: {problems:?}");
+            let config = Config::read(&text).unwrap_or_else(|problems| panic!("{text}: {problems:?}"));
+            let without = Config::read(&with(lines)).expect("in order");
+            assert_eq!(Config { ignored: BTreeMap::new(), ..config.clone() }, without, "it changes something else: {text}");
+            for (machine, wanted) in [("web01", web01), ("laptop", laptop)] {
+                assert_eq!(config.blocked(&name(machine)), None, "{machine}: {text}");
+                let told = config.ungranted(&name(machine));
+                let wanted = wanted.map(|place| format!("the config has `{place}.allow_tunnel`, which"));
+                assert_eq!(told.is_some(), wanted.is_some(), "{machine}: {text}: {told:?}");
+                assert!(told.unwrap_or_default().starts_with(&wanted.unwrap_or_default()), "{machine}: {text}");
+            }
+        }
+    }
+}
+
+#[test]
+fn an_unknown_right_hides_no_unknown_restriction_and_no_value_that_is_not_understood() {
+    let table = [
+        ("allow_tunnel = []\nmfa = true\n", "machine.web01.mfa"),
+        ("mfa = true\nallow_tunnel = []\n", "machine.web01.mfa"),
+        ("[defaults]\nallow_tunnel = []\nmfa = true\n", "defaults.mfa"),
+        ("[group.a]\nmembers = []\nallow_tunnel = []\nuntil = 1\n", "group.a.until"),
+        // What is a right that this version knows has to be understood: it may grant less than an earlier one.
+        ("allow_tunnel = []\nallow_shell = true\n", "machine.web01.allow_shell"),
+        ("allow_from = [\"tag:ops\"]\n", "machine.web01.allow_from"),
+        // It only looks like one.
+        ("Allow_tunnel = []\n", "machine.web01.Allow_tunnel"),
+        ("allow = []\n", "machine.web01.allow"),
+        ("allow-tunnel = []\n", "machine.web01.allow-tunnel"),
+        ("disallow_tunnel = []\n", "machine.web01.disallow_tunnel"),
+    ];
+    for (lines, key) in table {
+        let config = Config::read(&with(lines)).unwrap_or_else(|problems| panic!("{lines}: {problems:?}"));
+        let blocked = config.blocked(&name("web01")).unwrap_or_else(|| panic!("not blocked: {lines}"));
+        assert!(blocked.contains(&format!("`{key}`")), "{lines}: {blocked}");
+    }
+}
+
+#[test]
+fn rights_in_hostile_names_are_shown_harmlessly_and_a_known_right_in_the_wrong_place_grants_nothing() {
+    let text = with("\"allow_\\u001b[2J\\n\" = 1\n");
+    let config = Config::read(&text).expect("in order");
+    let told = config.ungranted(&name("web01")).expect("left out");
+    assert!(!told.chars().any(char::is_control), "{told:?}");
+    let config = Config::read(&with("[defaults]\nallow_shell = [\"*\"]\n")).expect("in order");
+    assert_eq!(config.blocked(&name("web01")), None);
+    assert!(config.ungranted(&name("web01")).is_some_and(|told| told.contains("`defaults.allow_shell`")));
+    assert_eq!(config.machine("web01").and_then(|machine| machine.allow_shell.clone()), None);
+    assert_eq!(Config::read(&base()).expect("in order").ungranted(&name("web01")), None);
 }
 
 #[test]

@@ -33,8 +33,22 @@ pub(super) enum Scope {
     Machine(String),
 }
 
-/// In each scope the first key that is not understood.
-pub(super) type Unsupported = BTreeMap<Scope, String>;
+/// Begins every key that can only add rights, now and in every later version. A machine that does not know such a key
+/// grants less without it, and so leaves it out instead of refusing everything.
+const RIGHT_PREFIX: &str = "allow_";
+
+/// In each scope the first key of a kind.
+pub(super) type First = BTreeMap<Scope, String>;
+
+/// Holds what a reading found where the text has no problem.
+pub(super) struct Findings {
+    /// Keys that are not understood.
+    pub(super) unsupported: First,
+    /// Keys that are not known, and left out since they can only add rights.
+    pub(super) ignored: First,
+    /// What is in order, and yet hardly what is meant.
+    pub(super) warnings: Vec<Problem>,
+}
 
 /// One table of the config.
 pub(super) struct Section<'w> {
@@ -56,7 +70,8 @@ pub(super) struct Walk<'w> {
     groups: Option<&'w DeTable<'w>>,
     problems: Vec<Problem>,
     warnings: Vec<Problem>,
-    unsupported: Unsupported,
+    unsupported: First,
+    ignored: First,
 }
 
 impl<'w> Walk<'w> {
@@ -64,15 +79,24 @@ impl<'w> Walk<'w> {
     pub(super) fn new(text: &'w str, root: &'w DeTable<'w>, mode: Mode) -> Self {
         let table = |key: &str| root.get(key).and_then(|v| v.get_ref().as_table());
         let (machines, groups) = (table("machine"), table("group"));
-        Self { text, mode, machines, groups, problems: Vec::new(), warnings: Vec::new(), unsupported: BTreeMap::new() }
+        Self {
+            text,
+            mode,
+            machines,
+            groups,
+            problems: Vec::new(),
+            warnings: Vec::new(),
+            unsupported: First::new(),
+            ignored: First::new(),
+        }
     }
 
-    /// What was found: problems, or the first key not understood in each scope and the warnings.
-    pub(super) fn finish(self) -> Result<(Unsupported, Vec<Problem>), Vec<Problem>> {
+    /// What was found: problems, or everything else.
+    pub(super) fn finish(self) -> Result<Findings, Vec<Problem>> {
         let (mut problems, mut warnings) = (self.problems, self.warnings);
         if problems.is_empty() {
             warnings.sort();
-            return Ok((self.unsupported, warnings));
+            return Ok(Findings { unsupported: self.unsupported, ignored: self.ignored, warnings });
         }
         problems.sort();
         Err(problems)
@@ -113,9 +137,17 @@ impl<'w> Walk<'w> {
 
     fn note(&mut self, section: &Section<'_>, key: &str) {
         if section.scope != Scope::Whole {
-            let key = shown(key);
-            let path = if section.path.is_empty() { key } else { format!("{}.{key}", section.path) };
-            self.unsupported.entry(section.scope.clone()).or_insert(path);
+            self.unsupported.entry(section.scope.clone()).or_insert_with(|| path_of(section, key));
+        }
+    }
+
+    /// Notes a key that this version does not know.
+    fn note_unknown(&mut self, section: &Section<'_>, key: &str) {
+        let adds_rights = matches!(section.scope, Scope::Shared | Scope::Machine(_)) && key.starts_with(RIGHT_PREFIX);
+        if adds_rights {
+            self.ignored.entry(section.scope.clone()).or_insert_with(|| path_of(section, key));
+        } else {
+            self.note(section, key);
         }
     }
 
@@ -124,7 +156,7 @@ impl<'w> Walk<'w> {
         for key in section.table.keys().filter(|k| !keys.contains(&k.get_ref().as_ref())) {
             let word = key.get_ref().as_ref();
             if !self.strict() {
-                self.note(section, word);
+                self.note_unknown(section, word);
             } else if self.problems.len() < MAX_PROBLEMS {
                 let place =
                     if section.path.is_empty() { "at the top".into() } else { format!("in [{}]", section.path) };
@@ -252,6 +284,12 @@ impl<'w> Walk<'w> {
         }
         Some(name)
     }
+}
+
+/// The dotted name of a key.
+fn path_of(section: &Section<'_>, key: &str) -> String {
+    let key = shown(key);
+    if section.path.is_empty() { key } else { format!("{}.{key}", section.path) }
 }
 
 /// Where a key of a table is; the table's own beginning when it has no such key.
