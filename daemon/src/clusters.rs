@@ -280,7 +280,7 @@ impl Clusters {
         let listen = self.settings.listen(alias);
         let agent = self.shared.agent;
         let options = endpoint::Options {
-            key: *stored.machine_key.secret_bytes(),
+            key: stored.machine_key.secret().clone(),
             alpns: if agent { Vec::new() } else { vec![ALPN.to_vec()] },
             network: &network,
             listen: listen.filter(|_| !agent),
@@ -354,7 +354,7 @@ impl Clusters {
         let key = store::keys::ClusterKey::load(&path)?
             .ok_or_else(|| Failure::new(Kind::BadConfig, format!("{} is gone", path.display())))?;
         let options = endpoint::Options {
-            key: *key.secret_bytes(),
+            key: key.secret().clone(),
             alpns: vec![JOIN_ALPN.to_vec()],
             network,
             listen: self.settings.join_listen(&membership.alias),

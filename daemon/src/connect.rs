@@ -18,6 +18,7 @@ use crate::net::ways::is_same;
 use crate::net::{bare_hello, close, closed_with, endpoint, endpoint_id, round_trip, send};
 use crate::outbound::not_a_member;
 use crate::resolve::resolve;
+use crate::store::secret::{SIGNING_STACK_BYTES, Secret, wiped};
 
 /// QUIC's errors from here on say what went wrong in TLS (RFC 9001, section 4.8).
 const TLS_ERRORS: u64 = 0x100;
@@ -88,7 +89,8 @@ impl Only {
     /// Tries the address with an endpoint of its own, which has no other way: what the machine's usual one knows, or finds,
     /// would be used too.
     async fn reach(&self, membership: &Membership) -> Result<Reached, Failure> {
-        let key = membership.endpoint.secret_key().to_bytes();
+        let own = membership.endpoint.secret_key();
+        let key = wiped::<SIGNING_STACK_BYTES, _>(|| Secret::copied(&own.to_bytes()));
         let endpoint = endpoint::bind_only(key, &membership.held().config.network, &self.at).await?;
         let reached = tokio::select! {
             reached = self.attempt(&endpoint, &membership.alias) => reached,

@@ -69,6 +69,8 @@ use malai_protocol::plan::Program;
 use malai_protocol::session::EndedBy;
 
 use crate::program;
+use crate::secrecy;
+use crate::store::owners::Trusted;
 
 use journal::Journal;
 use life::Life;
@@ -212,6 +214,7 @@ pub async fn run(options: Options, incoming: Incoming) -> anyhow::Result<()> {
 /// Opens the journal, and clears away what an executor that died left. Blocks.
 fn prepare(options: &Options, alone: bool) -> anyhow::Result<Arc<Shared>> {
     let directory = options.home.sessions();
+    Trusted::own().check(&options.home)?;
     let (journal, left) = Journal::open(&options.home)
         .with_context(|| format!("cannot use the journal of sessions in {}", directory.display()))?;
     let unfinished: Vec<_> = left.unfinished.keys().copied().collect();
@@ -416,7 +419,10 @@ fn shown(bytes: &[u8]) -> String {
 /// As [`run`].
 pub fn main(home: Home) -> anyhow::Result<()> {
     // Files and the socket are for this user alone; commands get their own umask.
-    nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));
+    secrecy::close_files();
+    // What callers sent may be in a core. The rest of the memory stays open to this user, who may do what this process may:
+    // it holds no key, and finds its own children by what /proc shows of them.
+    secrecy::give_no_core();
     #[cfg(target_os = "linux")]
     nix::sys::prctl::set_child_subreaper(true).context("cannot become the subreaper of sessions")?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("the runtime")?;

@@ -33,6 +33,7 @@ mod program;
 pub mod relay;
 mod requests;
 mod resolve;
+pub mod secrecy;
 mod shared;
 mod spread;
 mod status;

@@ -119,7 +119,7 @@ impl<'c> Manager<'c> {
     /// [`Kind::BadConfig`] when it is missing, too large or not UTF-8.
     pub fn edited(&self) -> Result<String, Failure> {
         let path = self.dir.config();
-        store::read_text(&path, MAX_TEXT)?.ok_or_else(|| {
+        store::read_edited(&path, MAX_TEXT)?.ok_or_else(|| {
             Failure::new(Kind::BadConfig, format!("{} is missing", path.display())).hint(format!(
                 "write the signed text there: malai config show {} > {}",
                 self.alias,

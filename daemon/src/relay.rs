@@ -40,6 +40,7 @@ use status::Source;
 
 use crate::local;
 use crate::store::keys::RelayKey;
+use crate::store::owners::Trusted;
 
 /// Where clients learn their address, by iroh's convention.
 pub const ADDRESS_DISCOVERY_PORT: u16 = iroh_relay::defaults::DEFAULT_RELAY_QUIC_PORT;
@@ -79,6 +80,7 @@ impl Relay {
     /// [`Failure`]: there is no relay here or one runs, a file cannot be used, or a port is taken.
     pub async fn bind(options: Options) -> Result<Self, Failure> {
         let dir = options.home.relay();
+        Trusted::own().check(&options.home)?;
         let settings = Settings::load(&dir)?.ok_or_else(|| {
             Failure::new(Kind::NotConfigured, format!("there is no relay at {}", dir.root().display()))
                 .hint("on the cluster manager: malai cluster invite company --relay; here: malai relay init TOKEN --url https://HOST:7443")
@@ -94,7 +96,7 @@ impl Relay {
         let gate = Gate::new(Arc::clone(&clusters));
         let doors = Arc::new(Doors::new(serve::service(&gate)?, certificate.config.clone()));
         let (tcp, address) = listen(settings.listen).await?;
-        let endpoint = hear::bind(&key.secret_bytes(), address).await?;
+        let endpoint = hear::bind(key.secret(), address).await?;
         let discovery = discover(address, options.address_discovery, certificate.config).await?;
         let unix = Some(local::bind(&dir.socket())?);
         Ok(Self {

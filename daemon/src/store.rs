@@ -6,13 +6,14 @@
 //! `.NAME.….tmp`, which nobody reads and the next daemon removes.
 //!
 //! # Layout
-//! [`keys`] the secret keys; [`lead`] room beyond the end of a file; [`lines`] reading lines; [`lock`] who may change what; [`clusters`] one directory for each cluster; [`snapshot`] the
+//! [`keys`] the secret keys, and [`secret`] their place in memory; [`owners`] whose files are used; [`lead`] room beyond the
+//! end of a file; [`lines`] reading lines; [`lock`] who may change what; [`clusters`] one directory for each cluster; [`snapshot`] the
 //! signed config, and [`reserve`] its place on a full disk; [`settings`] `malai.toml`; [`peers`] and [`ports`] what is
 //! remembered between starts.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 
 use malai_protocol::failure::{Failure, Kind};
@@ -20,14 +21,18 @@ use malai_protocol::home::Home;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use owners::Trusted;
+
 pub mod clusters;
 pub mod keys;
 pub(crate) mod lead;
 pub mod lines;
 pub mod lock;
+pub mod owners;
 pub mod peers;
 pub mod ports;
 pub mod reserve;
+pub mod secret;
 pub mod settings;
 pub mod snapshot;
 
@@ -43,18 +48,18 @@ pub fn write(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
     replace(path, bytes, FILE_MODE).map_err(|e| disk_failure("write", path, &e))
 }
 
-/// As [`write()`], for a file that people edit: keeps its mode, and writes through a symbolic link.
+/// As [`write()`], for a file that people edit: keeps its owner and mode, and writes through a symbolic link.
 ///
 /// # Errors
 /// As [`write()`].
 pub fn write_edited(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
     let fail = |e: io::Error| disk_failure("write", path, &e);
-    let real = match fs::canonicalize(path) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => path.to_owned(),
-        other => other.map_err(fail)?,
+    let real = Trusted::own().follow(path)?.unwrap_or_else(|| path.to_owned());
+    let temp = match fs::metadata(&real) {
+        Ok(before) => Temp::like(&real, bytes, &before),
+        Err(_) => Temp::with(&real, bytes, FILE_MODE),
     };
-    let mode = fs::metadata(&real).map_or(FILE_MODE, |meta| meta.mode() & 0o777);
-    replace(&real, bytes, mode).map_err(fail)
+    temp.and_then(|temp| temp.take_the_place_of(&real)).map_err(fail)
 }
 
 /// Makes a file that must not be there yet, with mode 0600.
@@ -79,14 +84,17 @@ pub fn create(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
 /// The content of a file, `None` when it does not exist.
 ///
 /// # Errors
-/// What the disk says, or [`Kind::BadConfig`] when it is over `cap` bytes.
+/// What the disk says, or [`Kind::BadConfig`] when it is over `cap` bytes, or others may change it ([`owners`]).
 pub fn read(path: &Path, cap: usize) -> Result<Option<Vec<u8>>, Failure> {
-    let fail = |e: io::Error| disk_failure("read", path, &e);
-    match File::open(path) {
-        Ok(file) => read_capped(file, path, cap).map(Some),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(e) => Err(fail(e)),
-    }
+    Trusted::own().open(path)?.map(|file| read_capped(file, path, cap)).transpose()
+}
+
+/// As [`read`], for a file that an administrator placed, perhaps by a link.
+///
+/// # Errors
+/// As [`read`].
+pub(crate) fn read_given(path: &Path, cap: usize) -> Result<Option<Vec<u8>>, Failure> {
+    Trusted::own().open_given(path)?.map(|file| read_capped(file, path, cap)).transpose()
 }
 
 /// As [`read`], for text.
@@ -94,8 +102,20 @@ pub fn read(path: &Path, cap: usize) -> Result<Option<Vec<u8>>, Failure> {
 /// # Errors
 /// As [`read`], and [`Kind::BadConfig`] when it is not UTF-8.
 pub fn read_text(path: &Path, cap: usize) -> Result<Option<String>, Failure> {
-    let Some(bytes) = read(path, cap)? else { return Ok(None) };
-    String::from_utf8(bytes).map(Some).map_err(|e| {
+    read(path, cap)?.map(|bytes| text(path, bytes)).transpose()
+}
+
+/// As [`read_text`], for a file that people edit: it may be a link, and belong to another user.
+///
+/// # Errors
+/// As [`read_text`].
+pub(crate) fn read_edited(path: &Path, cap: usize) -> Result<Option<String>, Failure> {
+    let Some(file) = Trusted::own().open_edited(path)? else { return Ok(None) };
+    text(path, read_capped(file, path, cap)?).map(Some)
+}
+
+fn text(path: &Path, bytes: Vec<u8>) -> Result<String, Failure> {
+    String::from_utf8(bytes).map_err(|e| {
         let line = e.as_bytes().iter().take(e.utf8_error().valid_up_to()).filter(|b| **b == b'\n').count() + 1;
         Failure::new(Kind::BadConfig, format!("{} is not UTF-8 text: line {line}", path.display()))
     })
@@ -154,19 +174,17 @@ pub(crate) fn room(path: &Path) -> Option<Room> {
     Some(Room { bytes: blocks.saturating_mul(size), files: (all > 0).then_some(files) })
 }
 
-/// Makes the home if it is not there, with mode 0700, and refuses one that other users may write to.
+/// Makes the home if it is not there, with mode 0700, and refuses one that other users may change.
 ///
 /// # Errors
 /// What the disk says, or [`Kind::BadConfig`] with the command that mends it.
 pub fn prepare(home: &Home) -> Result<(), Failure> {
+    // Nothing is made in a place that is refused.
+    Trusted::own().check(home)?;
     make_dir(home.root())?;
-    let meta = fs::metadata(home.root()).map_err(|e| disk_failure("look at", home.root(), &e))?;
-    if meta.mode() & 0o022 != 0 {
-        let shown = home.root().display();
-        let message = format!("other users may write to {shown} (mode {:04o})", meta.mode() & 0o7777);
-        return Err(Failure::new(Kind::BadConfig, message).hint(format!("chmod 700 {shown}")));
-    }
-    make_dir(&home.clusters())
+    make_dir(&home.clusters())?;
+    // Where anybody may make a directory, somebody else may have been faster.
+    Trusted::own().check(home)
 }
 
 /// Makes a directory and those above it, with mode 0700. One that is there is left as it is.
@@ -213,14 +231,44 @@ struct Temp {
 
 impl Temp {
     fn with(target: &Path, bytes: &[u8], mode: u32) -> io::Result<Self> {
+        let (temp, file) = Self::empty(target)?;
+        temp.fill(file, bytes, mode)
+    }
+
+    /// Gives the file the owner and the mode of the one that it is to replace.
+    fn like(target: &Path, bytes: &[u8], before: &fs::Metadata) -> io::Result<Self> {
+        let (temp, file) = Self::empty(target)?;
+        let mut mode = before.mode() & 0o777;
+        let made = file.metadata()?;
+        let same = |left: u32, right: u32| (left != right).then_some(right);
+        let (owner, group) = (same(made.uid(), before.uid()), same(made.gid(), before.gid()));
+        // Only root gives files away; others can hand them to their own groups.
+        if (owner, group) != (None, None) && fchown(&file, owner, group).is_err() && fchown(&file, None, group).is_err()
+        {
+            tracing::warn!(path = %target.display(), "the file gets another owner, and its group no right to it");
+            mode &= !0o070;
+        }
+        temp.fill(file, bytes, mode)
+    }
+
+    fn empty(target: &Path) -> io::Result<(Self, File)> {
         let path = temp_name(target)?;
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&path)?;
-        let temp = Self { path, renamed: false };
+        let file = OpenOptions::new().write(true).create_new(true).mode(FILE_MODE).open(&path)?;
+        Ok((Self { path, renamed: false }, file))
+    }
+
+    fn fill(self, mut file: File, bytes: &[u8], mode: u32) -> io::Result<Self> {
         // The umask may have taken bits that an edited file had.
         file.set_permissions(fs::Permissions::from_mode(mode))?;
         file.write_all(bytes)?;
         file.sync_all()?;
-        Ok(temp)
+        Ok(self)
+    }
+
+    fn take_the_place_of(mut self, path: &Path) -> io::Result<()> {
+        fs::rename(&self.path, path)?;
+        self.renamed = true;
+        sync_parent(path)
     }
 }
 
@@ -235,10 +283,7 @@ impl Drop for Temp {
 }
 
 fn replace(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
-    let mut temp = Temp::with(path, bytes, mode)?;
-    fs::rename(&temp.path, path)?;
-    temp.renamed = true;
-    sync_parent(path)
+    Temp::with(path, bytes, mode)?.take_the_place_of(path)
 }
 
 /// Makes a rename, a link or a removal in the directory of `path` survive a power cut.
@@ -248,7 +293,7 @@ pub(crate) fn sync_parent(path: &Path) -> io::Result<()> {
 }
 
 /// The failure for what the disk said: path, cause, and what to do.
-pub(crate) fn disk_failure(doing: &str, path: &Path, error: &io::Error) -> Failure {
+pub fn disk_failure(doing: &str, path: &Path, error: &io::Error) -> Failure {
     use io::ErrorKind::{NotADirectory, PermissionDenied, QuotaExceeded, ReadOnlyFilesystem, StorageFull};
     let shown = path.display();
     let failure = Failure::new(Kind::Internal, format!("cannot {doing} {shown}: {error}"));
@@ -257,12 +302,28 @@ pub(crate) fn disk_failure(doing: &str, path: &Path, error: &io::Error) -> Failu
             "make room (`df -h {}` shows how much there is) and repeat; what was stored before is untouched",
             path.parent().unwrap_or(path).display()
         )),
-        ReadOnlyFilesystem => {
-            failure.hint("the file system is mounted read-only: remount it, or set MALAI_HOME to another directory")
-        }
-        PermissionDenied => failure.hint(format!("see whose it is (`ls -ld {shown}`), and run malai as that user")),
+        ReadOnlyFilesystem => failure.hint(format!(
+            "the file system is mounted read-only (`findmnt -T {}` shows it): remount it, or set MALAI_HOME to another \
+             directory",
+            path.ancestors().find(|there| there.exists()).unwrap_or(path).display()
+        )),
+        PermissionDenied => failure.hint(denied(path)),
         NotADirectory => failure.hint(format!("something in {shown} is a file where a directory was expected")),
         _ => failure,
+    }
+}
+
+/// What to do about a path that this user may not use: what is the user's own only lacks a bit of its mode.
+fn denied(path: &Path) -> String {
+    let me = nix::unistd::geteuid().as_raw();
+    let found = path.ancestors().find_map(|there| Some((there, fs::metadata(there).ok()?)));
+    let lacks = |meta: &fs::Metadata| {
+        let needed = if meta.is_dir() { 0o700 } else { 0o600 };
+        meta.mode() & needed != needed
+    };
+    match found {
+        Some((there, meta)) if meta.uid() == me && lacks(&meta) => format!("chmod u+rwX {}", there.display()),
+        _ => format!("see whose it is (`ls -ld {}`), and run malai as that user", path.display()),
     }
 }
 

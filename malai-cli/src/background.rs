@@ -173,9 +173,11 @@ pub(crate) fn let_go() -> io::Result<()> {
 /// # Errors
 /// When the log cannot be opened.
 pub(crate) fn log_to(home: &Home) -> Result<(), Failure> {
-    open_log(home)
-        .and_then(|log| nix::unistd::dup2_stderr(&log).map_err(Into::into))
-        .map_err(|e| Failure::new(Kind::BadConfig, format!("the log {} cannot be written: {e}", home.log().display())))
+    open_log(home).and_then(|log| nix::unistd::dup2_stderr(&log).map_err(Into::into)).map_err(|e| {
+        let hint = malai_daemon::store::disk_failure("write", &home.log(), &e).hint;
+        let failure = Failure::new(Kind::BadConfig, format!("the log {} cannot be written: {e}", home.log().display()));
+        hint.map_or(failure.clone(), |hint| failure.hint(hint))
+    })
 }
 
 /// The daemon's log, to be written at its end.

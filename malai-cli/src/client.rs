@@ -1,15 +1,14 @@
 //! The CLI's end of the daemon's socket: find it, check whose it is, greet, ask.
 
 use std::io::ErrorKind;
-use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
 
 use futures_util::{SinkExt, StreamExt};
+use malai_daemon::store::owners::Trusted;
 use malai_protocol::codec::{CodecError, Frame, FrameCodec, Kind as FrameKind};
 use malai_protocol::failure::{Failure, Kind};
 use malai_protocol::home::Home;
 use malai_protocol::local::{Hello, Request, Response, VERSION};
-use nix::unistd::geteuid;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::UnixStream;
 use tokio::time::{Instant, sleep, timeout};
@@ -73,7 +72,11 @@ pub(crate) fn request(home: &Home, request: Request, otherwise: Otherwise, out: 
             Some((frames, theirs)) if otherwise == Otherwise::Agent || !theirs.agent => {
                 answer(frames, request, out).await?
             }
-            _ => malai_daemon::offline(home, request).await,
+            _ => {
+                // It may read keys.
+                malai_daemon::secrecy::hide_memory();
+                malai_daemon::offline(home, request).await
+            }
         };
         match answer {
             Response::Failed(failure) => Err(failure),
@@ -117,21 +120,21 @@ pub(crate) async fn dial(home: &Home) -> Result<Option<UnixStream>, Failure> {
     }
 }
 
-/// The socket gets argv, standard input and invites: it has to be ours, or root's, in a directory that nobody else
-/// could have put it into.
+/// The socket gets argv, standard input and invites: it has to be ours, or root's, as the directory that it is in.
 fn check_owner(home: &Home, stream: &UnixStream) -> Result<(), Failure> {
-    let root = home.root();
-    let fail = |what: String| {
-        Failure::new(Kind::BadConfig, what).hint(format!("see: ls -ld {} {}", root.display(), home.socket().display()))
-    };
-    let dir = std::fs::metadata(root).map_err(|e| fail(format!("{} cannot be read: {e}", root.display())))?;
-    let me = geteuid().as_raw();
-    let trusted = |uid: u32| uid == me || uid == 0 || (me == 0 && uid == dir.uid());
-    if dir.mode() & 0o022 != 0 || !trusted(dir.uid()) {
-        return Err(fail(format!("others can write to {}, so its socket is not to be trusted", root.display())));
+    let trusted = Trusted::own();
+    trusted.check(home)?;
+    match trusted.socket(&home.socket()) {
+        // It was removed, or replaced, by the one that listened there.
+        Err(failure) if failure.kind == Kind::Internal => {}
+        looked => looked?,
     }
+    let fail = |what: String| {
+        Failure::new(Kind::BadConfig, what)
+            .hint(format!("see which process that is: fuser -v {}", home.socket().display()))
+    };
     let peer = stream.peer_cred().map_err(|e| fail(format!("the socket does not tell who listens: {e}")))?;
-    if trusted(peer.uid()) {
+    if trusted.has(peer.uid()) {
         Ok(())
     } else {
         Err(fail(format!("a process of user {} listens at {}", peer.uid(), home.socket().display())))

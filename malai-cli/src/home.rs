@@ -1,7 +1,7 @@
 //! Where this malai lives.
 
 use std::os::unix::ffi::OsStrExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use malai_protocol::failure::{Failure, Kind};
 use malai_protocol::home::Home;
@@ -20,16 +20,37 @@ pub(crate) fn find() -> Result<Home, Failure> {
 }
 
 fn root() -> Result<PathBuf, Failure> {
-    if let Some(root) = std::env::var_os(VARIABLE).filter(|root| !root.is_empty()) {
-        return std::path::absolute(&root).map_err(|e| {
-            Failure::new(Kind::BadConfig, format!("{VARIABLE} is `{}`, which is no path: {e}", root.display()))
-        });
+    let named = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    if let Some(root) = named(VARIABLE) {
+        return absolute(VARIABLE, root);
+    }
+    if let Some(home) = named("HOME") {
+        absolute("HOME", home)?;
     }
     let dirs = directories::ProjectDirs::from("", "", "malai").ok_or_else(|| {
         Failure::new(Kind::BadConfig, "this user has no home directory, so malai has no place for its files")
             .hint(format!("name one: {VARIABLE}=/some/directory malai …"))
     })?;
     Ok(dirs.data_dir().to_owned())
+}
+
+/// Refuses a path that means another directory from each place, or one that is called `~`.
+fn absolute(variable: &str, path: PathBuf) -> Result<PathBuf, Failure> {
+    if path.is_absolute() {
+        return Ok(path);
+    }
+    let shown = path.display();
+    if path.as_os_str().as_bytes().starts_with(b"~") {
+        let message = format!("{variable} is `{shown}`: only a shell replaces the ~, and only where it is not quoted");
+        let hint = match path.strip_prefix("~") {
+            Ok(rest) if variable == VARIABLE => format!("{variable}=\"$HOME/{}\" malai …", rest.display()),
+            _ => format!("write the whole path: {variable}=/home/… malai …"),
+        };
+        return Err(Failure::new(Kind::BadConfig, message).hint(hint));
+    }
+    let message = format!("{variable} is `{shown}`, which is another directory from each place");
+    let there = std::path::absolute(&path).unwrap_or_else(|_| Path::new("/some/directory").join(&path));
+    Err(Failure::new(Kind::BadConfig, message).hint(format!("say where it is: {variable}={} malai …", there.display())))
 }
 
 fn at(root: PathBuf) -> Result<Home, Failure> {
@@ -57,5 +78,27 @@ mod tests {
         assert!(failure.hint.expect("hint").contains(VARIABLE));
         let fits = "/".to_owned() + &"x".repeat(MAX_SOCKET - "/executor.sock".len() - 1);
         at(PathBuf::from(fits)).expect("fits");
+    }
+
+    #[test]
+    fn a_home_that_is_not_an_absolute_path_is_refused_with_what_was_meant() {
+        let refused = |variable: &str, path: &str| absolute(variable, path.into()).expect_err("not absolute");
+        let table = [
+            ("~/malai", "MALAI_HOME=\"$HOME/malai\" malai …"),
+            ("~alice/malai", "write the whole path: MALAI_HOME=/home/… malai …"),
+        ];
+        for (path, hint) in table {
+            let failure = refused(VARIABLE, path);
+            assert!(failure.message.contains(&format!("MALAI_HOME is `{path}`: only a shell")), "{failure}");
+            assert_eq!(failure.hint.as_deref(), Some(hint));
+        }
+        let here = std::env::current_dir().expect("a directory");
+        for path in ["malai", "./malai", "../malai"] {
+            let failure = refused("HOME", path);
+            assert!(failure.message.contains(&format!("HOME is `{path}`")), "{failure}");
+            let hint = failure.hint.expect("a hint");
+            assert!(hint.contains(&format!("HOME={}", here.join(path.trim_start_matches("./")).display())), "{hint}");
+        }
+        assert_eq!(absolute(VARIABLE, "/srv/malai".into()), Ok(PathBuf::from("/srv/malai")));
     }
 }

@@ -20,7 +20,7 @@ pub fn config_show(home: &Home, alias: &str) -> Result<local::Config, Failure> {
     let cluster = clusters::load(home, alias)?;
     let snapshot = signed(&cluster)?;
     let edited = match cluster.role() {
-        Role::Manager => store::read_text(&cluster.dir.config(), MAX_TEXT)?,
+        Role::Manager => store::read_edited(&cluster.dir.config(), MAX_TEXT)?,
         Role::Machine => None,
     };
     let diff = edited

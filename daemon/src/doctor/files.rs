@@ -10,6 +10,7 @@ use malai_protocol::local::{Finding, Level, Role};
 use crate::audit;
 use crate::local::MAX_PATH;
 use crate::store;
+use crate::store::owners::Trusted;
 use crate::store::settings::Settings;
 
 const AREA: &str = "files";
@@ -27,7 +28,10 @@ pub(super) fn look(home: &Home) -> Vec<Finding> {
     }
     found.extend(room(home));
     found.extend(socket_path(home));
-    found.extend(closed(home.root(), 0o022, 0o055, "700"));
+    match Trusted::own().check(home) {
+        Ok(()) => found.extend(closed(home.root(), 0, 0o055, "700")),
+        Err(failure) => found.push(broken(failure, "ls -ld the directory, and mend its owner and mode")),
+    }
     found.extend(closed(&home.audit(), 0o077, 0, "600"));
     found.extend(closed(&home.socket(), 0o177, 0, "600"));
     found.extend(closed(&home.executor_socket(), 0o177, 0, "600"));
@@ -160,13 +164,18 @@ mod tests {
     #[test]
     fn a_home_that_others_may_write_to_is_broken_and_one_that_they_may_read_is_told() {
         let (_dir, home) = home();
-        for (mode, level) in [(0o700, None), (0o750, Some(Level::Note)), (0o702, Some(Level::Broken))] {
+        let shown = home.root().display();
+        for (mode, told) in [
+            (0o700, None),
+            (0o750, Some((Level::Note, "700"))),
+            (0o702, Some((Level::Broken, "o-w"))),
+            (0o720, Some((Level::Broken, "g-w"))),
+        ] {
             set_permissions(home.root(), Permissions::from_mode(mode)).expect("chmod");
             let found = look(&home);
-            let told = found.iter().find(|finding| finding.what.contains("open to other users"));
-            assert_eq!(told.map(|finding| finding.level), level, "{mode:o}: {found:?}");
-            let mend = format!("chmod 700 {}", home.root().display());
-            assert!(told.is_none_or(|finding| finding.mend.as_ref() == Some(&mend)), "{found:?}");
+            let about = found.iter().find(|finding| finding.what.contains("other") && finding.level != Level::Ok);
+            let wanted = told.map(|(level, change)| (level, Some(format!("chmod {change} {shown}"))));
+            assert_eq!(about.map(|finding| (finding.level, finding.mend.clone())), wanted, "{mode:o}: {found:?}");
         }
     }
 

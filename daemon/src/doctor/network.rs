@@ -22,6 +22,7 @@ use crate::membership::Membership;
 use crate::net::endpoint::{self, Options};
 use crate::net::endpoint_id;
 use crate::store::keys::random;
+use crate::store::secret::Secret;
 
 /// How long relays and the report on the network may take: iroh gives up its own probes after 3 s, and the report after 5.
 const RELAY: Duration = Duration::from_secs(7);
@@ -100,7 +101,7 @@ impl Trial {
 
     async fn bind(network: &Network) -> Result<Self, String> {
         let key = random::<32>().map_err(|failure| failure.message)?;
-        endpoint::bind(&Options::caller(*key, network))
+        endpoint::bind(&Options::caller(Secret::copied(&key), network))
             .await
             .map(|bound| Self(bound.endpoint))
             .map_err(|failure| failure.message)

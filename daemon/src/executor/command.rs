@@ -8,6 +8,8 @@ use std::os::unix::ffi::OsStrExt;
 use malai_protocol::failure::{Failure, Kind};
 use malai_protocol::plan::Plan;
 
+use crate::secrecy;
+
 use super::env::{Env, string};
 use super::shown;
 use super::spawn::{Prepared, Stage, Trouble};
@@ -67,6 +69,7 @@ pub(crate) fn prepare(
         cgroup: cgroup.map(OwnedFd::from),
         stdio: [stdin, stdout.1.into(), stderr.1.into()],
         open_files,
+        core: secrecy::given_core_limit(),
         tag,
     };
     Ok(Command { prepared, user: user.name, stdin: to_stdin, stdout: stdout.0.into(), stderr: stderr.0.into() })

@@ -47,6 +47,8 @@ pub(crate) struct Prepared {
     pub(crate) stdio: [OwnedFd; 3],
     /// The soft limit of open files that the child gets back.
     pub(crate) open_files: Option<u64>,
+    /// The soft limit of cores that the child gets back.
+    pub(crate) core: Option<u64>,
     /// The limit of file locks by which the child and all its descendants are known, where there is no cgroup.
     pub(crate) tag: Option<u64>,
 }
@@ -175,11 +177,14 @@ unsafe fn child(raw: &Raw<'_>, inside: bool) -> ! {
         }
         close_on_exec_from_3();
         libc::umask(0o022);
-        if let Some(soft) = raw.prepared.open_files
-            && let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
-            && setrlimit(Resource::RLIMIT_NOFILE, soft.min(hard), hard).is_err()
-        {
-            give_up(raw.report, Stage::Stdio, errno());
+        let limits = [(Resource::RLIMIT_NOFILE, raw.prepared.open_files), (Resource::RLIMIT_CORE, raw.prepared.core)];
+        for (resource, soft) in limits {
+            if let Some(soft) = soft
+                && let Ok((_, hard)) = getrlimit(resource)
+                && setrlimit(resource, soft.min(hard), hard).is_err()
+            {
+                give_up(raw.report, Stage::Stdio, errno());
+            }
         }
         if let Some(tag) = raw.prepared.tag {
             mark(tag);

@@ -78,7 +78,7 @@ async fn redeem(
 ) -> Result<(), Failure> {
     let home = clusters.shared().home.clone();
     let network = begun.joining.as_ref().map(network).unwrap_or_default();
-    let mut options = endpoint::Options::caller(*begun.machine_key.secret_bytes(), &network);
+    let mut options = endpoint::Options::caller(begun.machine_key.secret().clone(), &network);
     options.pass = begun.joining.as_ref().and_then(Joining::pass);
     let bound = endpoint::bind(&options).await?;
     let shown = Ask::Redeem(invite.secret);

@@ -59,7 +59,7 @@ impl Waiting {
         });
         if !shared.agent {
             let network = network(&waiting.joining);
-            let mut options = endpoint::Options::caller(*stored.machine_key.secret_bytes(), &network);
+            let mut options = endpoint::Options::caller(stored.machine_key.secret().clone(), &network);
             options.pass = waiting.joining.pass();
             let bound = endpoint::bind(&options).await?;
             waiting.tasks.spawn(Arc::clone(&waiting).run(bound));

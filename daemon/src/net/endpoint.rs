@@ -10,6 +10,7 @@ use iroh::endpoint::{Builder, PortmapperConfig, QuicTransportConfig, VarInt, pre
 use iroh::{Endpoint, RelayMode, RelayUrl, SecretKey, TransportAddr};
 use malai_protocol::config::{Network, Relay};
 use malai_protocol::failure::{Failure, Kind};
+use tokio::runtime::Handle;
 use tracing::subscriber::NoSubscriber;
 use url::Url;
 
@@ -18,6 +19,7 @@ use super::mdns::Mdns;
 use super::relays::{Pass, Relays};
 use super::trust::Trust;
 use super::ways::{Noting, Ways};
+use crate::store::secret::{Secret, wiped};
 
 /// Sessions on one connection; the next one is refused by name.
 pub(crate) const MAX_SESSIONS: u32 = 1024;
@@ -30,6 +32,9 @@ const SPARE_STREAMS: u32 = 256;
 pub(crate) const IDLE: Duration = Duration::from_secs(13);
 /// How long the sockets of a closed endpoint may take to be free: longer than a busy machine needs.
 const RELEASE: Duration = Duration::from_secs(3);
+/// Sets how much of the stack is wiped after an endpoint was bound: several times what that takes in a debug build, and
+/// half of a thread's.
+const BINDING_STACK_BYTES: usize = 1024 * 1024;
 const RELEASE_POLL: Duration = Duration::from_millis(10);
 /// How long a closing endpoint waits for its peers at least. All are told at once, and whoever is there confirms within
 /// a round trip; for those that vanished, or that are only being dialled, iroh waits 3 s.
@@ -41,7 +46,7 @@ const CLOSE_ROUND_TRIPS: u32 = 9;
 #[derive(Debug)]
 pub(crate) struct Options<'a> {
     /// Its secret key.
-    pub(crate) key: [u8; 32],
+    pub(crate) key: Secret,
     /// What it accepts; empty for one that only calls.
     pub(crate) alpns: Vec<Vec<u8>>,
     /// The cluster's `[network]`.
@@ -78,7 +83,7 @@ pub(crate) struct Finding {
 
 impl<'a> Options<'a> {
     /// For an endpoint that only calls, at any port, and tells no discovery service of itself.
-    pub(crate) fn caller(key: [u8; 32], network: &'a Network) -> Self {
+    pub(crate) fn caller(key: Secret, network: &'a Network) -> Self {
         Self {
             key,
             alpns: Vec::new(),
@@ -113,7 +118,7 @@ pub(crate) async fn bind(options: &Options<'_>) -> Result<Bound, Failure> {
 ///
 /// # Errors
 /// As [`bind`].
-pub(crate) async fn bind_only(key: [u8; 32], network: &Network, at: &TransportAddr) -> Result<Endpoint, Failure> {
+pub(crate) async fn bind_only(key: Secret, network: &Network, at: &TransportAddr) -> Result<Endpoint, Failure> {
     let relays = if let TransportAddr::Relay(url) = at { vec![named(network, url)] } else { Vec::new() };
     let nowhere = Some(Vec::new());
     let network = Network { relays: Some(relays), discovery: nowhere, directory: Some(false), ..network.clone() };
@@ -126,7 +131,23 @@ pub(crate) async fn bind_only(key: [u8; 32], network: &Network, at: &TransportAd
         let any: IpAddr = if ip.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
         builder = builder.bind_addr((any, 0)).map_err(|e| failed(&e))?;
     }
-    builder.bind().await.map_err(|e| failed(&e))
+    bound(builder, &options.key).await.map_err(|e| failed(&e))
+}
+
+/// Binds an endpoint of this key. What iroh leaves of the key on the stack meanwhile is wiped; what it keeps is zeroed
+/// when it lets go.
+///
+/// # Errors
+/// What iroh says.
+pub(crate) async fn bound(builder: Builder, key: &Secret) -> Result<Endpoint, String> {
+    let (runtime, key) = (Handle::current(), key.clone());
+    let binding = tokio::task::spawn_blocking(move || {
+        wiped::<BINDING_STACK_BYTES, _>(|| {
+            runtime.block_on(async { builder.secret_key(SecretKey::from_bytes(key.bytes())).bind().await })
+        })
+    });
+    let bound = binding.await.map_err(|e| format!("it was cut short: {e}"))?;
+    bound.map_err(|e| format!("{e:#}"))
 }
 
 /// Waits until the sockets of a closed endpoint are free to be bound again: its tasks let go of them a moment later.
@@ -178,9 +199,9 @@ async fn attempt(options: &Options<'_>, port: Option<u16>) -> Result<Bound, Fail
             .and_then(|b| b.bind_addr((Ipv6Addr::UNSPECIFIED, port)))
             .map_err(|e| bad(&e))?;
     }
-    let endpoint = builder.bind().await.map_err(|e| {
+    let endpoint = bound(builder, &options.key).await.map_err(|e| {
         let what = options.listen.map_or_else(|| "a UDP port".to_owned(), |a| format!("UDP {a}"));
-        Failure::new(Kind::Internal, format!("cannot bind {what}: {e:#}"))
+        Failure::new(Kind::Internal, format!("cannot bind {what}: {e}"))
             .hint("another program may hold the port: `ss -ulpn` shows which; `listen` in malai.toml chooses another")
     })?;
     Ok(Bound { endpoint, relays })
@@ -190,7 +211,6 @@ fn builder(options: &Options<'_>, trust: &Arc<Trust>, relays: &Relays) -> Result
     let network = options.network;
     let own = is_self_hosted(network);
     let mut builder = Endpoint::builder(presets::Minimal)
-        .secret_key(SecretKey::from_bytes(&options.key))
         .alpns(options.alpns.clone())
         .relay_mode(relays.mode(network))
         .ca_tls_config(trust.tls(network.ca.as_deref())?)
@@ -322,7 +342,7 @@ mod tests {
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn the_port_of_an_endpoint_that_is_abandoned_while_it_dials_is_free_long_before_its_dialling_is_over() {
         let network = Network { relays: Some(Vec::new()), discovery: Some(Vec::new()), ..Network::default() };
-        let Bound { endpoint, relays: _ } = bind(&Options::caller([1; 32], &network)).await.unwrap();
+        let Bound { endpoint, relays: _ } = bind(&Options::caller(Secret::copied(&[1; 32]), &network)).await.unwrap();
         let sockets = endpoint.bound_sockets();
         // A peer that takes what comes, and never answers.
         let silent = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();

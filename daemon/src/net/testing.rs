@@ -8,6 +8,7 @@ use malai_protocol::config::Network;
 use malai_protocol::peer::ALPN;
 
 use super::endpoint::{Options, bind, bound_port};
+use crate::store::secret::Secret;
 
 /// A connection as both sides have it.
 #[derive(Debug)]
@@ -24,7 +25,8 @@ impl Connected {
     /// A new one, over loopback, and by no other way.
     pub(crate) async fn new() -> Self {
         let network = Network { relays: Some(Vec::new()), discovery: Some(Vec::new()), ..Network::default() };
-        let options = |key| Options { alpns: vec![ALPN.to_vec()], ..Options::caller([key; 32], &network) };
+        let options =
+            |key| Options { alpns: vec![ALPN.to_vec()], ..Options::caller(Secret::copied(&[key; 32]), &network) };
         let ours = bind(&options(1)).await.expect("an endpoint").endpoint;
         let theirs = bind(&options(2)).await.expect("an endpoint").endpoint;
         let port = bound_port(&ours).expect("a port");

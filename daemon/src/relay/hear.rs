@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use iroh::endpoint::{Connection, PortmapperConfig, QuicTransportConfig, RecvStream, SendStream, VarInt, presets};
-use iroh::{Endpoint, RelayMode, SecretKey};
+use iroh::{Endpoint, RelayMode};
 use malai_protocol::codec::{Frame, Kind as FrameKind, MAX_HELLO};
 use malai_protocol::failure::{Failure, Kind};
 use malai_protocol::id::MachineId;
@@ -21,7 +21,8 @@ use tokio_util::task::TaskTracker;
 use super::clusters::{Cluster, Clusters};
 use crate::net::handshakes::{Admission, Handshake, Handshakes};
 use crate::net::pace::Visits;
-use crate::net::{Frames, Unsupported, bare_hello, close, machine_id, send, spoken};
+use crate::net::{Frames, Unsupported, bare_hello, close, endpoint, machine_id, send, spoken};
+use crate::store::secret::Secret;
 
 /// How long whoever comes may take until it has greeted, from the first packet on.
 const HELLO: Duration = Duration::from_secs(4);
@@ -50,7 +51,7 @@ const NOT_HEARD: &str = "not of a cluster that this relay serves";
 ///
 /// # Errors
 /// [`Kind::Internal`] when the port is taken.
-pub(crate) async fn bind(key: &[u8; 32], listen: SocketAddr) -> Result<Endpoint, Failure> {
+pub(crate) async fn bind(key: &Secret, listen: SocketAddr) -> Result<Endpoint, Failure> {
     let fail = |e: &dyn std::fmt::Display| {
         Failure::new(Kind::Internal, format!("cannot bind UDP {listen}: {e}"))
             .hint("another program may hold the port: `ss -ulpn` shows which")
@@ -64,7 +65,6 @@ pub(crate) async fn bind(key: &[u8; 32], listen: SocketAddr) -> Result<Endpoint,
         transport = transport.max_idle_timeout(Some(idle));
     }
     let mut builder = Endpoint::builder(presets::Minimal)
-        .secret_key(SecretKey::from_bytes(key))
         .alpns(vec![ALPN.to_vec()])
         .relay_mode(RelayMode::Disabled)
         .portmapper_config(PortmapperConfig::Disabled)
@@ -77,7 +77,7 @@ pub(crate) async fn bind(key: &[u8; 32], listen: SocketAddr) -> Result<Endpoint,
     if !both || std::net::UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0)).is_ok() {
         builder = builder.bind_addr(listen).map_err(|e| fail(&e))?;
     }
-    builder.bind().await.map_err(|e| fail(&format!("{e:#}")))
+    endpoint::bound(builder, key).await.map_err(|e| fail(&e))
 }
 
 /// What all connections share.

@@ -17,6 +17,7 @@ use super::clusters::Clusters;
 use super::gate::Gate;
 use super::serve::Doors;
 use crate::local::may_connect;
+use crate::store::owners::Trusted;
 
 /// How long whoever asks may take to read.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -161,6 +162,7 @@ pub fn status(home: &Home) -> Result<Option<Status>, Failure> {
         }
         Err(e) => return Err(fail(e)),
     };
+    Trusted::own().socket(&path)?;
     stream.set_read_timeout(Some(PATIENCE)).map_err(fail)?;
     let mut document = Vec::new();
     stream.take(MAX_DOCUMENT).read_to_end(&mut document).map_err(fail)?;

@@ -59,7 +59,8 @@ pub(crate) fn load(dir: &RelayDir, settings: &Settings) -> Result<Certificate, F
 pub(crate) fn read(certificate: &Path, key: &Path) -> Result<Certificate, Failure> {
     let bad =
         |path: &Path, why: String| Failure::new(Kind::BadConfig, format!("the relay's {}: {why}", path.display()));
-    let text = |path: &Path| store::read(path, MAX_PEM)?.ok_or_else(|| bad(path, "there is no such file".to_owned()));
+    let text =
+        |path: &Path| store::read_given(path, MAX_PEM)?.ok_or_else(|| bad(path, "there is no such file".to_owned()));
     let (chain, secret) = (text(certificate)?, zeroize::Zeroizing::new(text(key)?));
     let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&chain).collect();
     let chain = chain.map_err(|e| bad(certificate, format!("not certificates in PEM: {e}")))?;

@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use super::disk_failure;
 use super::keys::{ClusterKey, MachineKey};
 use super::lock::Changes;
+use super::owners::Trusted;
 use super::snapshot::{Found as Stored, Place};
 use crate::net::relays::Pass;
 
@@ -263,6 +264,7 @@ fn role(home: &Home, alias: &str) -> Result<Role, Failure> {
     if !exists(home, alias) {
         return Err(unknown(home, alias));
     }
+    Trusted::own().directory(dir.root())?;
     let there = |path: &Path| match fs::metadata(path) {
         Ok(_) => Ok(true),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(false),

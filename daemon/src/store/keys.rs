@@ -18,6 +18,8 @@ use malai_protocol::ticket::Ticket;
 use zeroize::Zeroizing;
 
 use super::disk_failure;
+use super::owners::Trusted;
+use super::secret::{SECRET_BYTES, SIGNING_STACK_BYTES, Secret, wiped};
 
 /// More than any key file has: the digits, a newline, and some white space of a careless copy.
 const MAX_FILE: u64 = 128;
@@ -26,7 +28,7 @@ macro_rules! secret_key {
     ($(#[$doc:meta])* $name:ident, $id:ident, $what:literal) => {
         $(#[$doc])*
         pub struct $name {
-            secret: SigningKey,
+            secret: Secret,
             id: $id,
         }
 
@@ -36,7 +38,7 @@ macro_rules! secret_key {
             /// # Errors
             /// When the system has no randomness.
             pub fn generate() -> Result<Self, Failure> {
-                random::<32>().and_then(|seed| Self::from_seed(&seed))
+                Secret::filled(|bytes| fill_randomly(bytes)).and_then(Self::from_secret)
             }
 
             /// Writes the key to a file that must not be there yet.
@@ -44,7 +46,7 @@ macro_rules! secret_key {
             /// # Errors
             /// As [`super::create`].
             pub fn create(&self, path: &Path) -> Result<(), Failure> {
-                write_seed(path, self.secret.as_bytes())
+                write_seed(path, self.secret.bytes())
             }
 
             /// The key in this file, `None` when there is none.
@@ -52,12 +54,14 @@ macro_rules! secret_key {
             /// # Errors
             /// [`Kind::BadConfig`] when it is not a key or others can read it, else what the disk says.
             pub fn load(path: &Path) -> Result<Option<Self>, Failure> {
-                read_seed(path, $what)?.map(|seed| Self::from_seed(&seed)).transpose()
+                read_seed(path, $what)?.map(Self::from_secret).transpose()
             }
 
-            fn from_seed(seed: &[u8; 32]) -> Result<Self, Failure> {
-                let secret = SigningKey::from_bytes(seed);
-                let id = $id::from_bytes(secret.verifying_key().to_bytes())
+            fn from_secret(secret: Secret) -> Result<Self, Failure> {
+                let public = wiped::<SIGNING_STACK_BYTES, _>(|| {
+                    SigningKey::from_bytes(secret.bytes()).verifying_key().to_bytes()
+                });
+                let id = $id::from_bytes(public)
                     .map_err(|e| Failure::new(Kind::BadConfig, format!("the {} cannot be used: {e}", $what)))?;
                 Ok(Self { secret, id })
             }
@@ -67,9 +71,14 @@ macro_rules! secret_key {
                 self.id
             }
 
-            /// The secret 32 bytes, for the endpoint that proves to be this key.
+            /// The secret, for the endpoint that proves to be this key.
+            pub fn secret(&self) -> &Secret {
+                &self.secret
+            }
+
+            /// A copy of the secret 32 bytes, which is where the caller has it.
             pub fn secret_bytes(&self) -> Zeroizing<[u8; 32]> {
-                Zeroizing::new(self.secret.to_bytes())
+                Zeroizing::new(*self.secret.bytes())
             }
         }
 
@@ -102,7 +111,7 @@ impl ClusterKey {
     /// # Errors
     /// [`Kind::BadConfig`] when the text is over 4 MiB.
     pub fn sign(&self, generation: u64, issued_ms: u64, text: String) -> Result<Snapshot, Failure> {
-        Snapshot::sign(&self.secret, generation, issued_ms, text)
+        self.signing(|key| Snapshot::sign(key, generation, issued_ms, text))
             .map_err(|e| Failure::new(Kind::BadConfig, format!("the config cannot be signed: {e}")))
     }
 
@@ -111,39 +120,48 @@ impl ClusterKey {
     /// # Errors
     /// [`Kind::Internal`] when the system gives no random bytes.
     pub fn ticket(&self, expires_ms: u64) -> Result<Ticket, Failure> {
-        Ticket::sign(&self.secret, expires_ms, *random::<16>()?)
+        let random = random::<16>()?;
+        self.signing(|key| Ticket::sign(key, expires_ms, *random))
             .map_err(|e| Failure::new(Kind::Internal, format!("a relay ticket cannot be signed: {e}")))
+    }
+
+    /// Does something with the key in the form that signs.
+    fn signing<T>(&self, sign: impl FnOnce(&SigningKey) -> T) -> T {
+        wiped::<SIGNING_STACK_BYTES, _>(|| sign(&SigningKey::from_bytes(self.secret.bytes())))
     }
 }
 
 /// Fills with randomness from the system.
 pub(crate) fn random<const N: usize>() -> Result<Zeroizing<[u8; N]>, Failure> {
     let mut bytes = Zeroizing::new([0u8; N]);
-    getrandom::fill(bytes.as_mut_slice())
-        .map_err(|e| Failure::new(Kind::Internal, format!("the system gives no random bytes: {e}")))?;
+    fill_randomly(bytes.as_mut_slice())?;
     Ok(bytes)
 }
 
-fn write_seed(path: &Path, seed: &[u8; 32]) -> Result<(), Failure> {
+fn fill_randomly(bytes: &mut [u8]) -> Result<(), Failure> {
+    getrandom::fill(bytes).map_err(|e| Failure::new(Kind::Internal, format!("the system gives no random bytes: {e}")))
+}
+
+fn write_seed(path: &Path, seed: &[u8; SECRET_BYTES]) -> Result<(), Failure> {
     let mut text = Zeroizing::new(String::with_capacity(65));
     HEXLOWER.encode_append(seed, &mut text);
     text.push('\n');
     super::create(path, text.as_bytes())
 }
 
-fn read_seed(path: &Path, what: &str) -> Result<Option<Zeroizing<[u8; 32]>>, Failure> {
-    let file = match File::open(path) {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        other => other.map_err(|e| disk_failure("read", path, &e))?,
-    };
+fn read_seed(path: &Path, what: &str) -> Result<Option<Secret>, Failure> {
+    let Some(file) = Trusted::own().open(path)? else { return Ok(None) };
     refuse_readable_by_others(&file, path, what)?;
     let mut text = Zeroizing::new(Vec::with_capacity(MAX_FILE as usize));
     file.take(MAX_FILE).read_to_end(&mut text).map_err(|e| disk_failure("read", path, &e))?;
-    let mut seed = Zeroizing::new([0u8; 32]);
     // `decode_mut` wants exactly as many digits as the seed needs.
     let digits = text.trim_ascii();
-    if digits.len() == 64 && HEXLOWER.decode_mut(digits, seed.as_mut_slice()).is_ok() {
-        return Ok(Some(seed));
+    let decoded = Secret::filled(|seed| match digits.len() {
+        64 => HEXLOWER.decode_mut(digits, seed).map(drop).map_err(drop),
+        _ => Err(()),
+    });
+    if let Ok(secret) = decoded {
+        return Ok(Some(secret));
     }
     let message = format!("{} is not a {what}: it should be 64 hexadecimal digits", path.display());
     Err(Failure::new(Kind::BadConfig, message).hint("restore it from a backup: without it nobody can be this key"))
@@ -152,19 +170,9 @@ fn read_seed(path: &Path, what: &str) -> Result<Option<Zeroizing<[u8; 32]>>, Fai
 fn refuse_readable_by_others(file: &File, path: &Path, what: &str) -> Result<(), Failure> {
     let meta = file.metadata().map_err(|e| disk_failure("look at", path, &e))?;
     let shown = path.display();
-    if !meta.is_file() {
-        return Err(Failure::new(Kind::BadConfig, format!("the {what} {shown} is not a regular file")));
-    }
     if meta.mode() & 0o077 != 0 {
         let message = format!("the {what} {shown} can be read by other users (mode {:04o})", meta.mode() & 0o7777);
         return Err(Failure::new(Kind::BadConfig, message).hint(format!("chmod 600 {shown}")));
-    }
-    let me = nix::unistd::geteuid().as_raw();
-    if meta.uid() != me && meta.uid() != 0 {
-        let message = format!("the {what} {shown} belongs to another user (uid {}), who can read it", meta.uid());
-        return Err(
-            Failure::new(Kind::BadConfig, message).hint(format!("run malai as that user, or chown {me} {shown}"))
-        );
     }
     Ok(())
 }

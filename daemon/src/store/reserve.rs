@@ -16,6 +16,7 @@ use malai_protocol::failure::{Failure, Kind};
 use malai_protocol::id::ClusterId;
 use malai_protocol::snapshot::{Order, Snapshot, order};
 
+use super::owners::Trusted;
 use super::{FILE_MODE, disk_failure, room, snapshot};
 
 const FRAME_MAGIC: [u8; 8] = *b"malairs1";
@@ -32,9 +33,15 @@ const SMALL_RESERVE_BYTES: u64 = 256 * 1024;
 /// Finds the newest snapshot of `cluster` in this file. What does not verify is logged and does not count: the reserve
 /// only ever adds something newer.
 pub fn load(path: &Path, cluster: &ClusterId) -> Option<Snapshot> {
-    match File::open(path).and_then(|file| newest(&file, path, cluster)) {
+    let file = match Trusted::own().open(path) {
+        Ok(file) => file?,
+        Err(failure) => {
+            tracing::error!("the reserve of the snapshot does not count: {failure}");
+            return None;
+        }
+    };
+    match newest(&file, path, cluster) {
         Ok(found) => found.map(|found| found.snapshot),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
         Err(error) => {
             tracing::error!(path = %path.display(), %error, "the reserve of the snapshot cannot be read");
             None
@@ -48,11 +55,10 @@ pub fn load(path: &Path, cluster: &ClusterId) -> Option<Snapshot> {
 /// What the disk says; [`Kind::Internal`] when there is no reserve, or it is too small.
 pub fn save(path: &Path, snapshot: &Snapshot) -> Result<(), Failure> {
     let bytes = snapshot::encode(snapshot)?;
-    let fail = |e: io::Error| match e.kind() {
-        io::ErrorKind::NotFound => Failure::new(Kind::Internal, format!("there is no reserve {}", path.display())),
-        _ => disk_failure("write", path, &e),
+    let fail = |e: io::Error| disk_failure("write", path, &e);
+    let Some(file) = Trusted::own().open_with(path, OpenOptions::new().read(true).write(true))? else {
+        return Err(Failure::new(Kind::Internal, format!("there is no reserve {}", path.display())));
     };
-    let file = OpenOptions::new().read(true).write(true).open(path).map_err(fail)?;
     let length = file.metadata().map_err(fail)?.len();
     // What cannot be read is not worth keeping from being written over.
     let there = newest(&file, path, &snapshot.header().cluster).unwrap_or_default();
@@ -78,7 +84,8 @@ pub fn prepare(path: &Path, snapshot_bytes: usize) -> Result<(), Failure> {
     let needed = (FRAME_BYTES + snapshot_bytes) as u64;
     let prepared = || {
         let mut options = OpenOptions::new();
-        let file = options.read(true).write(true).create(true).truncate(false).mode(FILE_MODE).open(path)?;
+        options.read(true).write(true).create(true).truncate(false).mode(FILE_MODE).custom_flags(libc::O_NOFOLLOW);
+        let file = options.open(path)?;
         empty(&file)?;
         if room(path).is_some_and(|room| room.bytes >= LARGE_RESERVE_MIN_FREE_BYTES)
             && allocate(&file, LARGE_RESERVE_BYTES).is_ok()

@@ -82,7 +82,7 @@ fn a_home_is_made_private_and_one_that_others_write_to_is_refused() {
     assert_eq!(fs::metadata(home.root()).expect("there").mode() & 0o7777, 0o700);
     fs::set_permissions(home.root(), fs::Permissions::from_mode(0o770)).expect("chmod");
     let refused = prepare(&home).expect_err("writable by the group");
-    assert_eq!(refused.hint, Some(format!("chmod 700 {}", home.root().display())));
+    assert_eq!(refused.hint, Some(format!("chmod g-w {}", home.root().display())));
 }
 
 #[test]
@@ -99,4 +99,12 @@ fn a_full_or_read_only_disk_says_what_to_do() {
         assert!(failure.message.starts_with("cannot write /home/malai/clusters/company/snapshot: "), "{failure}");
         assert!(failure.hint.is_some_and(|told| told.contains(hint)), "{kind}");
     }
+}
+
+#[test]
+fn what_is_the_users_own_and_closed_to_writing_is_opened_by_the_hint() {
+    let dir = tempfile::tempdir().expect("a directory");
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o500)).expect("chmod");
+    let failure = disk_failure("write", &dir.path().join("a/b"), &io::ErrorKind::PermissionDenied.into());
+    assert_eq!(failure.hint, Some(format!("chmod u+rwX {}", dir.path().display())));
 }

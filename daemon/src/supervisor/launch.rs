@@ -26,6 +26,8 @@ use malai_protocol::session::Status;
 
 use crate::executor::spawn::{Prepared, Trouble};
 use crate::executor::{self, Connection, Incoming, MARKER, Options, Reaper};
+use crate::secrecy;
+use crate::store::owners::Trusted;
 
 /// How long it may take until an executor answers: one that starts may first kill what another left.
 const START: Duration = Duration::from_secs(10);
@@ -108,6 +110,7 @@ pub(super) async fn find(socket: &Path) -> Result<Option<Opened>, Failure> {
         match UnixStream::connect(socket).await {
             Ok(stream) => {
                 let pid = pid_of(&stream);
+                refuse_strangers(&stream, socket)?;
                 match open(Box::new(stream), pid).await {
                     // One that is about to end closes what it was sent.
                     Err(failure) if failure.kind == failure::Kind::Internal && Instant::now() < until => {}
@@ -132,6 +135,21 @@ fn pid_of(stream: &UnixStream) -> Option<u32> {
     stream.peer_cred().ok().and_then(|peer| peer.pid()).and_then(|pid| u32::try_from(pid).ok())
 }
 
+/// Refuses a process of another user that listens where the executor should.
+fn refuse_strangers(stream: &UnixStream, socket: &Path) -> Result<(), Failure> {
+    match stream.peer_cred() {
+        Ok(peer) if Trusted::own().has(peer.uid()) => Ok(()),
+        Ok(peer) => {
+            let text = format!("a process of user {} listens at {}", peer.uid(), socket.display());
+            Err(Failure::new(failure::Kind::BadConfig, text).hint(format!("fuser -v {} shows it", socket.display())))
+        }
+        Err(error) => {
+            let text = format!("{} does not tell who listens: {error}", socket.display());
+            Err(Failure::new(failure::Kind::Internal, text))
+        }
+    }
+}
+
 /// Connects to the executor of this socket; where none answers, starts `program`.
 pub(super) async fn find_or_start(socket: &Path, program: &Path, args: &[OsString]) -> Result<Opened, Failure> {
     let until = Instant::now() + START;
@@ -141,6 +159,7 @@ pub(super) async fn find_or_start(socket: &Path, program: &Path, args: &[OsStrin
         match UnixStream::connect(socket).await {
             Ok(stream) => {
                 let pid = pid_of(&stream);
+                refuse_strangers(&stream, socket)?;
                 match open(Box::new(stream), pid).await {
                     // One that is about to end closes what it was sent.
                     Err(failure) if failure.kind == failure::Kind::Internal => last = failure.message,
@@ -237,6 +256,7 @@ fn prepare(program: &Path, args: &[OsString]) -> io::Result<Prepared> {
         cgroup: None,
         stdio: [null()?, null()?, null()?],
         open_files: None,
+        core: secrecy::given_core_limit(),
         tag: None,
     })
 }

@@ -11,6 +11,7 @@ mod flood;
 mod gone;
 mod handshakes;
 mod hearsay;
+mod keys;
 mod member;
 mod pace;
 mod pulls;

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use libtest_mimic::Trial;
 use malai_e2e::cluster::{Cluster, SOON, daemon_status, malai, running, start, stop};
-use malai_e2e::lab::{Host, Lab, wait_until};
+use malai_e2e::lab::{Cmd, Host, Lab, wait_until};
 use malai_e2e::trials;
 use nix::sys::signal::Signal;
 use serde_json::Value;
@@ -26,6 +26,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         a_home_too_deep_for_a_socket_is_refused,
         a_home_that_cannot_be_written_is_refused_and_stays_readable,
         other_users_get_nothing_from_the_socket,
+        a_users_daemon_works_although_only_root_reads_its_memory_and_root_does_not_use_its_home,
     ]
 }
 
@@ -172,7 +173,7 @@ fn a_home_that_cannot_be_written_is_refused_and_stays_readable() -> Result<()> {
     host.sh("mount --bind /root/malai-home /root/malai-home && mount -o remount,ro,bind /root/malai-home")?
         .success()?;
     let refused = host.run(malai(["daemon"]))?;
-    told(refused, 255, &["malai: error:", "/root/malai-home"])?;
+    told(refused, 255, &["malai: error:", "Read-only file system", "findmnt -T /root/malai-home", "remount it"])?;
     let shown = host.run(malai(["config", "show"]))?.success()?;
     assert_eq!(shown.text(), before.trim_end());
     host.run(["umount", "/root/malai-home"])?.success()?;
@@ -200,6 +201,44 @@ fn other_users_get_nothing_from_the_socket() -> Result<()> {
     let own = as_user("ada", &["laptop.company", "--", "id", "-un"])?.success()?;
     assert_eq!(own.text(), "ada");
     as_user("ada", &["daemon", "stop"])?.success()?;
+    remove()?.success()?;
+    Ok(())
+}
+
+fn a_users_daemon_works_although_only_root_reads_its_memory_and_root_does_not_use_its_home() -> Result<()> {
+    let lab = Lab::new("memory")?;
+    let host = lab.host("laptop").boot()?;
+    host.add_user("ada")?;
+    let home = "/home/of-ada";
+    let remove = || host.run(["rm", "-rf", home]);
+    let ada = |words: &[&str]| host.run(malai(words).user("ada").env("MALAI_HOME", home));
+    host.run(["install", "-d", "-o", "ada", home])?.success()?;
+    ada(&["cluster", "init", "company", "--name", "laptop", "--private"])?.success()?;
+    ada(&["daemon"])?.success()?;
+    for round in ["a daemon", "a daemon that was restarted"] {
+        let own = ada(&["laptop.company", "--", "id", "-un"])?.success()?;
+        assert_eq!(own.text(), "ada", "{round}");
+        let status: Value = serde_json::from_str(&ada(&["daemon", "status", "--json"])?.success()?.text())?;
+        let read = |process: &str, file: &str| {
+            let pid = status.pointer(&format!("/daemon/{process}")).and_then(Value::as_u64).context("no pid")?;
+            host.run(Cmd::new(["head", "-c", "1", &format!("/proc/{pid}/{file}")]).user("ada"))
+        };
+        for file in ["environ", "mem", "maps"] {
+            let refused = read("pid", file)?;
+            ensure!(refused.error_text().contains("Permission denied"), "{round}: {file}: {refused:?}");
+        }
+        // The executor holds no key. What it shows of itself shows that the daemon's refusal is the daemon's doing.
+        read("executor_pid", "environ")?.success()?;
+        ada(&["doctor"])?;
+        ada(&["daemon", "restart"])?.success()?;
+    }
+    for words in [&["daemon", "status"][..], &["laptop.company", "--", "id", "-un"], &["daemon"], &["daemon", "stop"]] {
+        let refused = host.run(malai(words).env("MALAI_HOME", home))?;
+        told(refused, 255, &[home, "belongs to ada", "sudo -u ada malai", "chown -R root: "])?;
+    }
+    ada(&["daemon", "stop"])?.success()?;
+    host.run(["chmod", "500", home])?.success()?;
+    told(ada(&["daemon"])?, 255, &["Permission denied", &format!("chmod u+rwX {home}")])?;
     remove()?.success()?;
     Ok(())
 }

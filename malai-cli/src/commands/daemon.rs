@@ -140,6 +140,7 @@ pub(super) fn serve_in_background(home: &Home, agent: bool) -> Result<u8, Failur
 
 /// Binds, runs until it is stopped, and shuts down.
 fn serve(home: &Home, agent: bool, tell: impl FnMut(&Report) -> std::io::Result<()>) -> Result<u8, Failure> {
+    malai_daemon::secrecy::begin();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()

@@ -28,6 +28,7 @@ mod wait;
 use std::ffi::OsString;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use malai_daemon::store::owners::Trusted;
 use malai_protocol::failure::Failure;
 use malai_protocol::home::Home;
 
@@ -105,7 +106,11 @@ pub(crate) fn run(args: Vec<OsString>) -> u8 {
         Err(error) => return wants_json.usage(&error),
     };
     let out = Output { json: cli.json };
-    let code = home::find().and_then(|home| dispatch(cli.command, &Context { home, out }, cut.literal, cut.words));
+    let code = home::find().and_then(|home| {
+        // Before anything of it is read: whoever may change it says what malai does for this user.
+        Trusted::own().check(&home)?;
+        dispatch(cli.command, &Context { home, out }, cut.literal, cut.words)
+    });
     code.unwrap_or_else(|failure| out.failure(&failure))
 }
 

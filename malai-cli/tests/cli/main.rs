@@ -5,6 +5,8 @@ mod daemon;
 mod harness;
 mod help;
 mod offline;
+mod owners;
 mod relay;
+mod secrecy;
 mod session;
 mod sessions;

@@ -7,6 +7,7 @@ use tokio::net::TcpListener;
 use super::*;
 use crate::net::endpoint::{Bound, Options, bind};
 use crate::store::keys::{ClusterKey, MachineKey};
+use crate::store::secret::Secret;
 
 /// Nobody listens at these.
 const FIRST: &str = "https://127.0.0.1:1/";
@@ -25,7 +26,7 @@ fn ticket() -> Ticket {
 }
 
 async fn bound(relays: &[Relay]) -> Bound {
-    bind(&Options::caller([1; 32], &network(relays))).await.unwrap()
+    bind(&Options::caller(Secret::copied(&[1; 32]), &network(relays))).await.unwrap()
 }
 
 fn urls(relays: &Relays) -> Vec<String> {

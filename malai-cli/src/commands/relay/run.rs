@@ -25,6 +25,7 @@ impl Run {
     /// Why it does not run.
     pub(super) fn run(self, cx: &Context) -> Result<u8, Failure> {
         background::log_relay(std::io::stderr);
+        malai_daemon::secrecy::begin();
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .enable_all()
             .build()

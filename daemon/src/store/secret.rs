@@ -1,0 +1,65 @@
+//! A secret key in memory: at one place of the heap, which never moves, and which is zeroed when its last user lets go.
+//!
+//! What has such a key only has a pointer to it: a value that is moved leaves its bytes behind. What a signature, or an
+//! endpoint that is being bound, leaves on the stack is wiped ([`wiped`]).
+
+use std::fmt;
+use std::sync::Arc;
+
+use zeroize::Zeroizing;
+
+/// Sets the length of a secret key: an ed25519 seed (RFC 8032).
+pub(crate) const SECRET_BYTES: usize = 32;
+/// Sets how much of the stack is wiped after work with a key: several times what a signature takes in a debug build.
+pub(crate) const SIGNING_STACK_BYTES: usize = 64 * 1024;
+
+/// Holds a secret key. A clone is another pointer to the same place.
+#[derive(Clone)]
+pub struct Secret {
+    place: Arc<Zeroizing<[u8; SECRET_BYTES]>>,
+}
+
+impl Secret {
+    /// Makes a place, and has a key written into it.
+    pub(crate) fn filled<E>(fill: impl FnOnce(&mut [u8; SECRET_BYTES]) -> Result<(), E>) -> Result<Self, E> {
+        let mut place = Arc::new(Zeroizing::new([0; SECRET_BYTES]));
+        // It is always there: nobody else has the place yet.
+        if let Some(bytes) = Arc::get_mut(&mut place) {
+            fill(bytes)?;
+        }
+        Ok(Self { place })
+    }
+
+    /// Copies a key from where it is.
+    pub(crate) fn copied(from: &[u8; SECRET_BYTES]) -> Self {
+        let mut place = Arc::new(Zeroizing::new([0; SECRET_BYTES]));
+        if let Some(bytes) = Arc::get_mut(&mut place) {
+            bytes.copy_from_slice(from);
+        }
+        Self { place }
+    }
+
+    /// Shows the key. Who copies it, copies it inside [`wiped`].
+    pub(crate) fn bytes(&self) -> &[u8; SECRET_BYTES] {
+        &self.place
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(…)")
+    }
+}
+
+/// Does work that has a key on the stack, and then wipes that much of the stack. The key must not be in what it returns.
+pub(crate) fn wiped<const STACK_BYTES: usize, T>(work: impl FnOnce() -> T) -> T {
+    let done = below(work);
+    zeroize::zeroize_stack::<STACK_BYTES>();
+    done
+}
+
+/// Does the work in a frame of its own, below that of its caller.
+#[inline(never)]
+fn below<T>(work: impl FnOnce() -> T) -> T {
+    work()
+}
