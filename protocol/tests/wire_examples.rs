@@ -239,7 +239,19 @@ fn questions(examples: &mut Examples) {
         since_ms: 1_767_225_600_000,
         state: State::Running,
     };
-    examples.control("listed", Kind::Listed, &Listed { sessions: vec![summary], more: false });
+    examples.control("listed", Kind::Listed, &Listed { sessions: vec![summary.clone()], more: false });
+    let record = ExitRecord {
+        status: Status::Exited { code: 2 },
+        ended_by: EndedBy::Itself,
+        stdout_bytes: 70_000,
+        stderr_bytes: 12,
+        duration_ms: 61_000,
+        output_open: false,
+        reason: None,
+        left: 0,
+    };
+    let over = Summary { user: None, state: State::Ended(record), ..summary };
+    examples.control("listed-ended", Kind::Listed, &Listed { sessions: vec![over], more: true });
     examples.control("wait", Kind::Wait, &Wait { owner: None, id: exec().id });
     examples.control("kill", Kind::Kill, &Kill { owner: Some(laptop), id: exec().id, signal: Some(1) });
     examples.empty("killed", Kind::Killed);
@@ -460,4 +472,20 @@ fn the_table_of_failures_has_names_and_exit_codes_as_the_code_has_them() {
         count += 1;
     }
     assert!(count >= 17, "{count} kinds of failure are listed");
+}
+
+/// The document says so of all numbers, since some libraries write a large one as a float.
+#[test]
+fn a_number_is_read_in_any_length_and_a_float_or_a_tagged_key_is_not() {
+    let frame = |payload: &str| Frame { kind: Kind::Pull, payload: Bytes::from(hex(payload)) };
+    let generation = "a1 6a 67656e65726174696f6e";
+    for long in ["05", "1805", "190005", "1a00000005", "1b0000000000000005"] {
+        assert_eq!(frame(&format!("{generation} {long}")).decode::<Pull>().expect(long), Pull { generation: 5 });
+    }
+    for float in ["f94500", "fa40a00000", "fb4014000000000000"] {
+        assert!(frame(&format!("{generation} {float}")).decode::<Pull>().is_err(), "{float}");
+    }
+    // A map and its texts may have their lengths in a longer form, too.
+    let long = frame("b90001 790 00a 67656e65726174696f6e 05");
+    assert_eq!(long.decode::<Pull>().expect("lengths"), Pull { generation: 5 });
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use malai_protocol::access::{Act, Request};
 use malai_protocol::audit::{Entry, Event};
-use malai_protocol::codec::{CodecError, Kind as FrameKind};
+use malai_protocol::codec::{CodecError, Frame, Kind as FrameKind};
 use malai_protocol::failure::{Failure, Kind};
 use malai_protocol::id::MachineId;
 use malai_protocol::peer::Gone;
@@ -91,6 +91,10 @@ pub(super) async fn resend(
         let executor = membership.shared.executor.get().await.map_err(uncertain)?;
         let resume = Resume { attachment, out_offset: 0, from_end: false, take_over: false, resend: Some(resend) };
         if let Resumed::Attached { first, stream } = executor.resume(resume).await.map_err(uncertain)? {
+            if let Some(failure) = conflict(&first)? {
+                // The command ran: that its place is another's now must not read as if it had not.
+                return Err(uncertain(failure));
+            }
             return Ok(Opened { executor, attachment, first: Some(first), stream, visit: None });
         }
         match begin(membership, name, generation, spec.clone()).await {
@@ -210,6 +214,15 @@ fn nothing_run() -> Decided {
         detached: false,
         audit: None,
     }
+}
+
+/// Returns why the executor does not let this attachment follow a session that it has.
+fn conflict(first: &Frame) -> Result<Option<Failure>, Failure> {
+    if first.kind != FrameKind::Refused {
+        return Ok(None);
+    }
+    let failure: Failure = first.decode().map_err(|error| unreadable(&error))?;
+    Ok((failure.kind == Kind::Conflict).then_some(failure))
 }
 
 fn unreadable(error: &CodecError) -> Failure {

@@ -173,10 +173,30 @@ async fn a_newer_attachment_takes_the_place_of_the_older_one_and_an_older_one_ch
     let superseded: Superseded = next(&mut first).await?.expect(Kind::Superseded, "Superseded")?;
     ensure!(Some(superseded.follower) == spec.follower && superseded.by == scene.friend.id, "{superseded:?}");
     ensure!(matches!(got(&mut first).await?, Got::End));
-    let stale = follow(attach(&conn, scene.key.id(), &again(&spec, 2, 4)).await?).await;
-    ensure!(stale.is_ok_and(|ran| ran.end.is_err() && ran.stdout.is_empty()), "a stale attachment got something");
+    for number in [1, 2] {
+        let stale = follow(attach(&conn, scene.key.id(), &again(&spec, number, 4)).await?).await?;
+        let failure = stale.end.as_ref().expect_err("refused").as_ref().context("a reason")?;
+        ensure!(failure.kind == FailureKind::Unknown && stale.stdout.is_empty(), "{number}: {stale:?}");
+        ensure!(failure.message.contains("a later attachment"), "it is not why: {failure}");
+    }
     echo(&mut second, "two\n").await?;
     end(second, 8).await?;
+    scene.web01.stop().await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_whose_caller_said_goodbye_tells_its_record_to_an_attachment_of_any_number() -> Result<()> {
+    let scene = Scene::new().await?;
+    let conn = scene.friend.dial(&scene.web01).await?;
+    let spec = followed(&["echo", "hello"]);
+    let ran = follow(exec(&conn, scene.key.id(), &spec).await?).await?;
+    ensure!(ran.stdout == b"hello\n", "{ran:?}");
+    until("the output is forgotten", || async {
+        let late = follow(attach(&conn, scene.key.id(), &again(&spec, 1, 0)).await?).await?;
+        Ok(late.stdout.is_empty() && late.end.is_ok_and(|record| record.stdout_bytes == 6))
+    })
+    .await?;
     scene.web01.stop().await?;
     Ok(())
 }

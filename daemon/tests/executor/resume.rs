@@ -155,7 +155,7 @@ async fn a_newer_attachment_of_the_same_process_takes_the_place_and_an_older_one
     assert!(first.next().await.is_none());
     for number in [1, 2, 3] {
         let mut stale = lab.resume(attachment(session, Some(process(1)), number), 0).await;
-        assert!(stale.next().await.is_none(), "{number}");
+        assert_eq!(stale.refused().await.kind, failure::Kind::Unknown, "{number}");
         let gone = CallerGone { session, follower: Some(process(1)), number: number.min(2) };
         lab.control.send(Kind::CallerGone, &gone).await;
     }

@@ -6,8 +6,9 @@ use futures_util::SinkExt;
 use iroh::endpoint::Connection;
 use malai_protocol::codec::{Frame, Kind};
 use malai_protocol::failure::Kind as FailureKind;
-use malai_protocol::peer::Gone;
-use malai_protocol::session::{Ack, Attached, ExecSpec, Started};
+use malai_protocol::peer::{Gone, RESET_LOST, RESET_PROTOCOL};
+use malai_protocol::session::{Ack, Attached, ExecSpec, Signal, Started};
+use serde::Serialize;
 use tokio::task::JoinSet;
 
 use crate::support::peer::{self, Got, Wire, attach, exec, got};
@@ -16,6 +17,10 @@ use crate::support::{again, follow, followed, next};
 
 /// Attachments at once, fewer than a connection may have.
 const MANY: u32 = 1000;
+
+fn framed<T: Serialize>(kind: Kind, value: &T) -> Result<Vec<u8>> {
+    Ok(Frame::control(kind, value)?.to_bytes().to_vec())
+}
 
 async fn cat(scene: &Scene, conn: &Connection) -> Result<(ExecSpec, Wire)> {
     let spec = followed(&["cat"]);
@@ -106,20 +111,38 @@ async fn a_caller_that_breaks_the_protocol_loses_its_attachment_and_may_come_bac
     let scene = Scene::new().await?;
     let conn = scene.friend.dial(&scene.web01).await?;
     let wrong = [
-        ("an unknown kind", vec![0xfe, 0, 0, 0, 0]),
-        ("a second attachment", Frame::control(Kind::Attach, &again(&followed(&[]), 2, 0))?.to_bytes().to_vec()),
-        (
-            "a confirmation of what was not sent",
-            Frame::control(Kind::Ack, &Ack { out_offset: 1 << 40 })?.to_bytes().to_vec(),
-        ),
+        ("an unknown kind", RESET_PROTOCOL, vec![0xfe, 0, 0, 0, 0]),
+        ("a frame over its cap", RESET_PROTOCOL, vec![Kind::Ack as u8, 0, 0, 2, 0]),
+        ("a second attachment", RESET_PROTOCOL, framed(Kind::Attach, &again(&followed(&[]), 2, 0))?),
+        ("a confirmation of what was not sent", RESET_LOST, framed(Kind::Ack, &Ack { out_offset: 1 << 40 })?),
+        ("a payload that is no CBOR", RESET_LOST, vec![Kind::Ack as u8, 1, 0, 0, 0, 0xff]),
+        ("a signal that there is not", RESET_LOST, framed(Kind::Signal, &Signal { number: 99, order: 0 })?),
     ];
-    for (what, bytes) in wrong {
+    for (what, code, bytes) in wrong {
         let (spec, mut wire) = cat(&scene, &conn).await?;
         peer::raw(&mut wire, &bytes).await?;
         let answer = got(&mut wire).await?;
-        ensure!(matches!(answer, Got::Reset(_)), "{what}: {answer:?}");
+        ensure!(matches!(answer, Got::Reset(got) if got == u64::from(code)), "{what}: {answer:?}");
         works(&scene, &conn, &spec, 2).await.context(what)?;
     }
+    scene.web01.stop().await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn input_after_its_end_loses_the_attachment_and_nothing_more() -> Result<()> {
+    let scene = Scene::new().await?;
+    let conn = scene.friend.dial(&scene.web01).await?;
+    let spec = followed(&["sleep", "600"]);
+    let mut wire = exec(&conn, scene.key.id(), &spec).await?;
+    let _started: Started = next(&mut wire).await?.expect(Kind::Started, "Started")?;
+    wire.send(Frame::empty(Kind::StdinEof)).await?;
+    wire.send(Frame::data(Kind::Stdin, Bytes::from_static(b"more"))).await?;
+    let answer = got(&mut wire).await?;
+    ensure!(matches!(answer, Got::Reset(code) if code == u64::from(RESET_LOST)), "{answer:?}");
+    let mut wire = attach(&conn, scene.key.id(), &again(&spec, 2, 0)).await?;
+    let attached: Attached = next(&mut wire).await?.expect(Kind::Attached, "Attached")?;
+    ensure!(attached.stdin_offset == 0 && attached.stdin_closed, "{attached:?}");
     scene.web01.stop().await?;
     Ok(())
 }

@@ -11,7 +11,7 @@ use malai_protocol::failure::{Failure, Kind as FailureKind};
 use malai_protocol::id::SessionId;
 use malai_protocol::peer::{DETACH, Gone, Open, RESET_CALLER_GONE, RESET_LOST};
 use malai_protocol::session::{
-    Attach, Attached, EndedBy, ExecSpec, ExitRecord, Output, Signal, Started, StopOutput, Superseded,
+    Attach, Attached, EndedBy, ExecSpec, ExitRecord, Output, Resend, Signal, Started, StopOutput, Superseded,
 };
 use malai_protocol::sessions::{Kill, List, Listed, Wait};
 use serde::Serialize;
@@ -305,6 +305,20 @@ async fn one_that_only_watches_leaves_its_place_to_whom_comes_to_do_more() -> Re
     peer::send(&mut following, Kind::Signal, &Signal { number: 1, order: 0 }).await?;
     reads(&mut following, "HUP\n").await?;
     scene.web01.end().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_sent_again_after_another_took_its_session_over_is_not_told_that_it_did_not_run() -> Result<()> {
+    let (scene, friend, guest) = scene(CONTROL).await?;
+    let spec = followed(&["cat"]);
+    let _first = begin(&scene, &friend, &spec).await?;
+    let (_theirs, _) = attached(&guest, &scene, &Attach { take_over: true, ..theirs(&scene, spec.id) }).await?;
+    let resend = Some(Resend { number: 2, met: None, since_ms: 0 });
+    let mut again = exec(&friend, scene.key.id(), &ExecSpec { resend, ..spec.clone() }).await?;
+    let failure = refused(&mut again).await?;
+    ensure!(failure.kind == FailureKind::Unknown, "{failure:?}");
+    scene.web01.stop().await?;
+    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -174,6 +174,7 @@ impl Following {
             }
             Verdict::Stale => {
                 tracing::debug!(number = who.number, "an attachment came after a newer one of its process");
+                shared.turn_away(attachment, &stale(who.number));
                 return false;
             }
             Verdict::Taken => {
@@ -270,6 +271,13 @@ fn awaited() -> Failure {
 fn followed() -> Failure {
     Failure::new(failure::Kind::Conflict, "another process follows this session already")
         .hint("try again when it has left; a machine in `allow_control` of that machine may take its place")
+}
+
+/// An attachment comes after a later one of its own process. That one is told how the session ends, and not this one.
+fn stale(number: u32) -> Failure {
+    let message =
+        format!("a later attachment of the same process than its number {number} follows this session already");
+    Failure::new(failure::Kind::Unknown, message)
 }
 
 /// An attachment asks for output that follows what there is.
