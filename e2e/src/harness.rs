@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use libtest_mimic::{Arguments, Failed, Trial};
 
-use crate::lab::requirements;
+use crate::lab::{peers, requirements};
 
 /// One test: its name is a claim, its body a story told with [`crate::lab`].
 pub fn trial(name: &str, body: fn() -> anyhow::Result<()>) -> Trial {
@@ -20,18 +20,36 @@ pub const MOSTLY_WAITING: usize = 4;
 /// Where the lab cannot run (not root, a tool is missing) it says why on standard error. With `CI=true` that is a
 /// failure; otherwise every trial is reported as ignored.
 pub fn main(trials: Vec<Trial>) -> ExitCode {
-    run(trials, &Arguments::from_args())
+    run(trials, &Arguments::from_args(), requirements::missing())
+}
+
+/// As [`main`], for trials that need the peers in other languages.
+///
+/// Where their packages are not installed, that is a failure, with the command that installs them. Only where `MALAI_PEERS` is
+/// set, and empty, every trial is reported as ignored, unless `CI=true`.
+pub fn main_with_peers(trials: Vec<Trial>) -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    arguments.test_threads = arguments.test_threads.or(Some(MOSTLY_WAITING));
+    let mut missing = requirements::missing();
+    let Some(why) = peers::missing() else { return run(trials, &arguments, missing) };
+    let may_be_left_out = std::env::var_os("MALAI_PEERS").is_some_and(|path| path.is_empty());
+    if !missing.is_empty() || may_be_left_out || arguments.list {
+        missing.push(why);
+        return run(trials, &arguments, missing);
+    }
+    // Nothing is left to report to when standard error itself is closed.
+    drop(writeln!(std::io::stderr(), "failed: {why}"));
+    ExitCode::FAILURE
 }
 
 /// As [`main`], with so many trials at once unless the command line says otherwise.
 pub fn main_with(trials: Vec<Trial>, at_once: usize) -> ExitCode {
     let mut arguments = Arguments::from_args();
     arguments.test_threads = arguments.test_threads.or(Some(at_once));
-    run(trials, &arguments)
+    run(trials, &arguments, requirements::missing())
 }
 
-fn run(trials: Vec<Trial>, arguments: &Arguments) -> ExitCode {
-    let missing = requirements::missing();
+fn run(trials: Vec<Trial>, arguments: &Arguments, missing: Vec<String>) -> ExitCode {
     if missing.is_empty() || arguments.list {
         return libtest_mimic::run(arguments, trials).exit_code();
     }

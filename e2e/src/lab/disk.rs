@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
+use super::peers;
+
 /// Process 1 of every host.
 pub(crate) const INIT: &str = "malai-lab-init";
 /// The helper that serves a relay and a DNS server.
@@ -17,6 +19,8 @@ pub(crate) const DRIVER: &str = "malai-lab-driver";
 pub(crate) const MALAI: &str = "malai";
 /// Where programs of the lab are found inside a host.
 const BIN: &str = "/usr/local/bin";
+/// Below that: what the peers in other languages stand on, and their sources.
+const PEERS: (&str, &str) = ("peers", "peers/src");
 
 /// Directories of the disk, where they are mounted, and their permissions.
 const OWN: [(&str, &str, u32); 4] =
@@ -93,6 +97,11 @@ impl Disk {
             let target = directory.join(name);
             drop(File::create(&target).with_context(|| format!("cannot make {}", target.display()))?);
             bind(&source, &target)?;
+        }
+        if let Some((packages, sources)) = peers::installed() {
+            make_directory(&directory.join(PEERS.0), 0o755)?;
+            bind(&packages, &directory.join(PEERS.0))?;
+            bind(&sources, &directory.join(PEERS.1))?;
         }
         bind(&directory, Path::new(BIN))
     }

@@ -21,6 +21,7 @@ mod group;
 mod host;
 mod machine;
 mod netns;
+pub mod peers;
 mod port;
 pub mod requirements;
 mod router;
