@@ -4,7 +4,7 @@ import crypto from 'node:crypto';
 import fs from 'node:fs';
 import { Close, Kind, ProtocolError, Refused, Reset, WireError, nameOf, sleep, within } from './wire.js';
 
-const PATIENCE = 15;
+const PATIENCE = 40;
 
 // A clock that goes on while the machine sleeps.
 const sinceBootMs = () => Math.round(Number(fs.readFileSync('/proc/uptime', 'utf8').split(' ')[0]) * 1000);
@@ -104,8 +104,9 @@ class Run {
       if (kind === Kind.Stdout || kind === Kind.Stderr) {
         this.output[kind].push(value);
         this.received += value.length;
-        await stream.send(Kind.Ack, { out_offset: this.received });
         if (await this.leaves(stream)) return null;
+        // Before it loses the connection it acknowledges nothing, so that the target has all of the output to send again.
+        if (this.order.after === undefined) await stream.send(Kind.Ack, { out_offset: this.received });
       } else if (kind === Kind.Started) {
         this.started = value;
         if (this.order.twice) {

@@ -388,6 +388,8 @@ class Peer {
 
   async order(order) {
     if (order.do === 'run') return run(this, order);
+    // How each command of another machine ended here; null while it runs.
+    if (order.do === 'sessions') return { ended_by: [...this.target.sessions.values()].map(({ record }) => record?.ended_by ?? null) };
     if (!['join', 'greet', 'ping'].includes(order.do)) throw new Error(`no order is named ${order.do}`);
     return this[order.do](order);
   }

@@ -85,7 +85,7 @@ export const failure = (kind, message, hint) => (hint === undefined ? { kind, me
 export const sleep = (ms) => new Promise((done) => setTimeout(done, ms));
 export const isSame = (one, other) => one !== undefined && other !== undefined && Buffer.compare(one, other) === 0;
 
-// Waits so many seconds at most.
+// Waits for work, for this many seconds at most.
 export async function within(seconds, work) {
   if (seconds === undefined) return work;
   let timer;
@@ -122,7 +122,7 @@ export class Stream {
         throw new WireError(error.message);
       }
     });
-    // Whoever waits for it hears of an error; nobody has to.
+    // An error is heard by those that wait for it; none has to.
     this.sending.catch(() => {});
     return this.sending;
   }
@@ -174,7 +174,7 @@ export class Stream {
     }
   }
 
-  // Reads until so many bytes are there; false when the stream ends before the first of them.
+  // Reads until this many bytes are there; false when the stream ends before the first of them.
   async #fill(wanted) {
     while (this.buffer.length < wanted) {
       let chunk;

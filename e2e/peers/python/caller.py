@@ -6,7 +6,7 @@ import time
 
 from wire import Close, Kind, ProtocolError, Refused, Reset, WireError
 
-PATIENCE = 15
+PATIENCE = 40
 
 
 def since_boot_ms():
@@ -100,9 +100,11 @@ class Run:
             kind, value = frame
             if kind in self.output:
                 self.output[kind] += value
-                await stream.send(Kind.ACK, {"out_offset": self.received()})
                 if await self.leaves(stream):
                     return None
+                # Before it loses the connection it acknowledges nothing, so that the target has all of the output to send again.
+                if "after" not in self.order:
+                    await stream.send(Kind.ACK, {"out_offset": self.received()})
             elif kind == Kind.STARTED:
                 self.started = value
                 if self.order.get("twice"):

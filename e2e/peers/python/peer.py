@@ -415,6 +415,10 @@ class Peer:
             return await self.ping(order["machine"])
         if do == "run":
             return await caller.run(self, order)
+        if do == "sessions":
+            # How each command of another machine ended here; null while it runs.
+            records = [session.record for session in self.target.sessions.values()]
+            return {"ended_by": [record and record["ended_by"] for record in records]}
         raise ValueError(f"no order is named {do}")
 
 

@@ -179,7 +179,7 @@ class Stream:
             raise ProtocolError(f"a payload of {kind!r} that is no CBOR") from error
 
     async def _fill(self, wanted):
-        """Reads until so many bytes are there; `False` when the stream ends before the first of them."""
+        """Reads until this many bytes are there; `False` when the stream ends before the first of them."""
         while len(self.buffer) < wanted:
             try:
                 chunk = await self.receive_half.read(64 * KIB)

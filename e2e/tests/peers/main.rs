@@ -9,7 +9,8 @@ use libtest_mimic::{Failed, Trial};
 use malai_e2e::cluster::{Cluster, SOON, audit, malai, running};
 use malai_e2e::harness;
 use malai_e2e::lab::peers::Language;
-use malai_e2e::lab::{Host, Lab, Output, wait_until};
+use malai_e2e::lab::{Host, Lab, Output, wait_for, wait_until};
+use nix::sys::signal::Signal;
 use serde_json::json;
 
 mod peer;
@@ -27,6 +28,7 @@ fn main() -> ExitCode {
         ("that_goes_for_good_ends_its_command", goes),
         ("serves_whom_the_config_allows_and_refuses_others", serves),
         ("is_followed_by_malai_over_a_lost_network", is_followed),
+        ("ends_a_command_whose_caller_has_gone_or_may_no_more", ends),
         ("says_when_it_stops_and_comes_back", stops),
     ] {
         trials.extend([("python", Language::Python), ("javascript", Language::JavaScript)].map(|(word, language)| {
@@ -62,6 +64,21 @@ impl Office {
         self.company.manager()
     }
 
+    /// Waits until the manager knows that the peer holds its own newest config.
+    fn spread(&self) -> Result<()> {
+        wait_for(SOON, "the peer holds the newest config", || {
+            let generation = self.company.generation(self.laptop())?;
+            let seen = self.company.machine_seen_from(self.laptop(), self.peer.host())?;
+            Ok((seen.get("generation") == Some(&generation.into())).then_some(()))
+        })
+    }
+
+    /// Lets these machines run commands on the peer.
+    fn allow(&self, from: &[&str]) -> Result<()> {
+        self.company.allow(self.peer.host(), from)?;
+        self.spread()
+    }
+
     /// Runs `hello` on the peer.
     fn hello(&self, from: &Host, words: &[&str]) -> Result<Output> {
         self.company.run(from, self.peer.host(), &[&["hello"], words].concat())
@@ -77,12 +94,9 @@ fn joins(language: Language) -> Result<()> {
     ensure!(line.contains(office.peer.version()) && line.contains("connected, direct"), "{status}");
     office.laptop().run(malai(["ping", "peer.company", "-c", "2"]))?.success()?;
     office.peer.ask(json!({"do": "ping", "machine": "laptop"}))?;
-    // It takes up every config, and so another machine hears of it, too.
+    // It takes up what is published later, and says so.
     office.company.publish("defaults", "grace = \"5m\"")?;
-    let generation = office.company.generation(office.laptop())?;
-    let seen = office.company.machine_seen_from(office.laptop(), office.peer.host())?;
-    ensure!(seen.get("generation") == Some(&generation.into()), "{seen}, and not {generation}");
-    Ok(())
+    office.spread()
 }
 
 fn is_unsupported(language: Language) -> Result<()> {
@@ -173,13 +187,13 @@ fn serves(language: Language) -> Result<()> {
     ensure!(refused.stdout.is_empty(), "it ran: {}", refused.text());
     ensure!(refused.error_text().contains("`web01` is not in `allow_from` of [defaults]"), "{}", refused.error_text());
     // By the directory web01 finds it, and by the new config it may.
-    office.company.allow(office.peer.host(), &["admins", "web01"])?;
+    office.allow(&["admins", "web01"])?;
     ensure!(office.hello(&office.web01, &[])?.success()?.text() == "hello web01, 1 from peer");
     let other = office.company.run(laptop, office.peer.host(), &["uptime"])?.exited(127)?;
     ensure!(other.error_text().contains("one command, `hello`"), "{}", other.error_text());
     let detached = laptop.run(malai(["peer.company", "--detach", "--", "hello"]))?.exited(255)?;
     ensure!(detached.error_text().contains("`detach` is not known here"), "{}", detached.error_text());
-    office.company.allow(office.peer.host(), &[])?;
+    office.allow(&[])?;
     office.hello(laptop, &[])?.exited(254)?;
     Ok(())
 }
@@ -199,12 +213,31 @@ fn is_followed(language: Language) -> Result<()> {
     Ok(())
 }
 
+fn ends(language: Language) -> Result<()> {
+    let mut office = Office::open(language)?;
+    let begin = |office: &Office| {
+        let session = office.company.spawn(office.laptop(), office.peer.host(), &["hello", "0", "90000"])?;
+        session.wait_for_line("hello laptop, 100 from peer", SOON)?;
+        anyhow::Ok(session)
+    };
+    begin(&office)?.signal(Signal::SIGKILL)?;
+    office.peer.ended(&["caller-gone"])?;
+    let session = begin(&office)?;
+    office.allow(&["web01"])?;
+    let output = session.output_within(SOON)?.exited(253)?;
+    ensure!(output.error_text().contains("`laptop` is not in `allow_from`"), "{}", output.error_text());
+    office.peer.ended(&["caller-gone", "revoked"])
+}
+
 fn stops(language: Language) -> Result<()> {
     let Office { company, web01, peer, _lab } = Office::open(language)?;
     let id52 = peer.id52().to_owned();
     let host = peer.stop()?;
-    let seen = company.machine_seen_from(company.manager(), &host)?;
-    ensure!(seen.get("connection").is_none_or(serde_json::Value::is_null), "it said that it stops: {seen}");
+    // Long before its silence would tell.
+    wait_for(SOON * 2 / 3, "the manager heard that it stops", || {
+        let seen = company.machine_seen_from(company.manager(), &host)?;
+        Ok(seen.get("connection").is_none_or(serde_json::Value::is_null).then_some(()))
+    })?;
     company.run(company.manager(), &host, &["hello"])?.exited(255)?;
     let peer = Peer::start(host, language)?;
     company.linked(peer.host())?;
@@ -257,6 +290,8 @@ fn three_languages_run_commands_on_each_other_in_one_cluster() -> Result<()> {
             Peer::has(&from.ask(order)?, &json!({"left": how}))?;
         }
     }
+    python.ended(&["self", "self", "caller-gone", "caller-gone"])?;
+    javascript.ended(&["self", "self", "caller-gone", "caller-gone"])?;
     let refused = python.refused(json!({"do": "run", "machine": "laptop", "words": ["hostname"]}))?;
     ensure!(refused == "denied", "{refused}");
     Ok(())

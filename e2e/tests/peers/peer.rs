@@ -3,7 +3,7 @@
 use anyhow::{Context as _, Result, ensure};
 use malai_e2e::cluster::{Cluster, SOON};
 use malai_e2e::lab::peers::{self, Language};
-use malai_e2e::lab::{Child, Host};
+use malai_e2e::lab::{Child, Host, wait_for};
 use serde_json::{Value, json};
 
 /// A peer that runs.
@@ -72,6 +72,15 @@ impl Peer {
         Ok(answer.get("kind").and_then(Value::as_str).context("no kind")?.to_owned())
     }
 
+    /// Waits until the commands of other machines on it, in the order in which they began, ended so.
+    pub(crate) fn ended(&mut self, by: &[&str]) -> Result<()> {
+        let wanted = json!(by);
+        wait_for(SOON, &format!("the commands ended by {wanted}"), || {
+            let answer = self.ask(json!({"do": "sessions"}))?;
+            Ok((answer.get("ended_by") == Some(&wanted)).then_some(()))
+        })
+    }
+
     /// Checks that an answer has all of this.
     pub(crate) fn has(answer: &Value, wanted: &Value) -> Result<()> {
         for (name, value) in wanted.as_object().context("a map")? {
@@ -95,7 +104,7 @@ impl Peer {
     }
 
     fn answer(&self, number: u32) -> Result<Value> {
-        let line = self.child.wait_for_line(&format!("{{\"n\":{number},"), SOON * 2);
+        let line = self.child.wait_for_line(&format!("{{\"n\":{number},"), SOON * 4);
         let line = line.with_context(|| String::from_utf8_lossy(&self.child.stderr()).into_owned())?;
         Ok(serde_json::from_str(&line)?)
     }

@@ -273,7 +273,7 @@ fn followed() -> Failure {
         .hint("try again when it has left; a machine in `allow_control` of that machine may take its place")
 }
 
-/// An attachment comes after a later one of its own process. That one is told how the session ends, and not this one.
+/// An attachment comes after a later one of its own process, which follows the session.
 fn stale(number: u32) -> Failure {
     let message =
         format!("a later attachment of the same process than its number {number} follows this session already");
