@@ -2,7 +2,7 @@
 
 import crypto from 'node:crypto';
 import fs from 'node:fs';
-import { Close, Kind, ProtocolError, Refused, Reset, WireError, nameOf, sleep, within } from './wire.js';
+import { Close, Kind, ProtocolError, Refused, Reset, WireError, failure, nameOf, sleep, within } from './wire.js';
 
 const PATIENCE = 40;
 
@@ -67,11 +67,21 @@ class Run {
         const record = await this.follow(await this.ask());
         return record === null ? this.answer : { ...this.answer, ...this.ended(record) };
       } catch (error) {
+        this.checkClosed();
         // The attachment is lost, and nothing more is known by that.
         if (!(error instanceof WireError) || Date.now() > until) throw error;
         await sleep(100);
       }
     }
+  }
+
+  // Throws what the code means with which the other side closed the connection, where coming back would not help.
+  checkClosed() {
+    const code = this.link?.closedWith();
+    if (![Close.NotAMember, Close.Removed, Close.Unsupported].includes(code)) return;
+    // Only of one code, and of the first sending, it is certain that nothing was carried out.
+    const ran = code !== Close.NotAMember || this.number > 1;
+    throw new Refused(failure(ran ? 'unknown' : 'not-a-member', `the target closed the connection with code ${code}`));
   }
 
   ended(record) {

@@ -50,6 +50,12 @@ class Link {
     return this.isOpen() && !this.callerOnly && (this.dialled || this.isMet);
   }
 
+  // The code with which the connection was closed, which the binding tells within a text.
+  closedWith() {
+    const code = /\(code (\d+)\)/.exec(this.connection.closeReason() ?? '');
+    return code === null ? undefined : Number(code[1]);
+  }
+
   async open() {
     return new Stream(await this.connection.openBi().catch(lost));
   }
@@ -298,6 +304,8 @@ class Peer {
       for (;;) this.spawn(this.#stream(link, new Stream(await link.connection.acceptBi().catch(lost))));
     } finally {
       this.links.delete(link);
+      // Nothing more is waited for.
+      link.meet();
     }
   }
 
@@ -367,7 +375,6 @@ class Peer {
     const connection = await within(FIRST_FRAME, this.endpoint.connect(address, ALPN).catch(lost));
     const stream = new Stream(await connection.openBi().catch(lost));
     await stream.send(Kind.PeerHello, { version });
-    // The binding tells the code within a text.
     return { closed: await within(FIRST_FRAME, connection.closed()) };
   }
 

@@ -4,6 +4,7 @@ import asyncio
 import os
 import time
 
+from cluster import failure
 from wire import Close, Kind, ProtocolError, Refused, Reset, WireError
 
 PATIENCE = 40
@@ -67,6 +68,7 @@ class Run:
                 record = await self.follow(await self.ask())
                 break
             except (WireError, TimeoutError):
+                self.check_closed()
                 # The attachment is lost, and nothing more is known by that.
                 if time.monotonic() > until:
                     raise
@@ -77,6 +79,15 @@ class Run:
         if told != [len(self.output[Kind.STDOUT]), len(self.output[Kind.STDERR])]:
             raise ProtocolError(f"the record counts {told}, and other bytes came")
         return {**self.answer, **self.ended(record)}
+
+    def check_closed(self):
+        """Raises what the code means with which the other side closed the connection, where coming back would not help."""
+        code = self.link and self.link.closed_with()
+        if code in (Close.NOT_A_MEMBER, Close.REMOVED, Close.UNSUPPORTED):
+            # Only of one code, and of the first sending, it is certain that nothing was carried out.
+            ran = code != Close.NOT_A_MEMBER or self.number > 1
+            kind = "unknown" if ran else "not-a-member"
+            raise Refused(failure(kind, f"the target closed the connection with {Close(code).name}"))
 
     def ended(self, record):
         status = record["status"]

@@ -7,6 +7,7 @@ import asyncio
 import json
 import os
 import pathlib
+import re
 import socket
 import sys
 import time
@@ -46,6 +47,11 @@ class Link:
     def is_callable(self):
         """Streams may be opened to who was dialled, or has greeted and is no agent."""
         return self.is_open() and not self.caller_only and (self.dialled or self.met.is_set())
+
+    def closed_with(self):
+        """Returns the code with which the connection was closed, which the binding tells within a text."""
+        code = re.search(r"\(code (\d+)\)", self.connection.close_reason() or "")
+        return code and int(code[1])
 
     async def open(self):
         """Opens a stream."""
@@ -319,6 +325,8 @@ class Peer:
             pass
         finally:
             self.links.remove(link)
+            # Nothing more is waited for.
+            link.met.set()
 
     async def _stream(self, link, stream):
         """Serves one stream, whose first frame says what it is for."""
@@ -387,7 +395,6 @@ class Peer:
         connection = await asyncio.wait_for(self.endpoint.connect(address, ALPN), FIRST_FRAME)
         stream = Stream(await connection.open_bi())
         await stream.send(Kind.PEER_HELLO, {"version": version})
-        # The binding tells the code within a text.
         closed = await asyncio.wait_for(connection.closed(), FIRST_FRAME)
         return {"closed": closed}
 

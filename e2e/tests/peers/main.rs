@@ -29,6 +29,7 @@ fn main() -> ExitCode {
         ("serves_whom_the_config_allows_and_refuses_others", serves),
         ("is_followed_by_malai_over_a_lost_network", is_followed),
         ("ends_a_command_whose_caller_has_gone_or_may_no_more", ends),
+        ("that_is_removed_runs_nothing_any_more", is_removed),
         ("says_when_it_stops_and_comes_back", stops),
     ] {
         trials.extend([("python", Language::Python), ("javascript", Language::JavaScript)].map(|(word, language)| {
@@ -227,6 +228,22 @@ fn ends(language: Language) -> Result<()> {
     let output = session.output_within(SOON)?.exited(253)?;
     ensure!(output.error_text().contains("`laptop` is not in `allow_from`"), "{}", output.error_text());
     office.peer.ended(&["caller-gone", "revoked"])
+}
+
+fn is_removed(language: Language) -> Result<()> {
+    let mut office = Office::open(language)?;
+    let order = |file: &str| json!({"do": "run", "machine": "laptop", "words": ["touch", file]});
+    office.company.allow(office.laptop(), &["*"])?;
+    office.spread()?;
+    office.peer.ask(order("/root/before"))?;
+    office.laptop().run(malai(["cluster", "remove", "company", "peer"]))?.success()?;
+    // Over the connection that there was it may also learn that nothing is known, since that is closed under it.
+    wait_for(SOON, "it hears that it is no member", || {
+        Ok((office.peer.refused(order("/root/after"))? == "not-a-member").then_some(()))
+    })?;
+    ensure!(office.laptop().exists("/root/before")? && !office.laptop().exists("/root/after")?, "it ran");
+    office.company.run(&office.web01, office.peer.host(), &["hello"])?.exited(255)?;
+    Ok(())
 }
 
 fn stops(language: Language) -> Result<()> {
