@@ -294,7 +294,9 @@ pub(crate) fn sync_parent(path: &Path) -> io::Result<()> {
 
 /// The failure for what the disk said: path, cause, and what to do.
 pub fn disk_failure(doing: &str, path: &Path, error: &io::Error) -> Failure {
-    use io::ErrorKind::{NotADirectory, PermissionDenied, QuotaExceeded, ReadOnlyFilesystem, StorageFull};
+    use io::ErrorKind::{
+        IsADirectory, NotADirectory, PermissionDenied, QuotaExceeded, ReadOnlyFilesystem, StorageFull,
+    };
     let shown = path.display();
     let failure = Failure::new(Kind::Internal, format!("cannot {doing} {shown}: {error}"));
     match error.kind() {
@@ -308,6 +310,9 @@ pub fn disk_failure(doing: &str, path: &Path, error: &io::Error) -> Failure {
             path.ancestors().find(|there| there.exists()).unwrap_or(path).display()
         )),
         PermissionDenied => failure.hint(denied(path)),
+        IsADirectory => {
+            failure.hint(format!("a file was expected there: look at it (`ls -la {shown}`), and move it away"))
+        }
         NotADirectory => failure.hint(format!("something in {shown} is a file where a directory was expected")),
         _ => failure,
     }

@@ -4,7 +4,7 @@
 //! no longer be a secret.
 
 use std::fmt;
-use std::fs::File;
+use std::fs::{Metadata, OpenOptions};
 use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -150,8 +150,9 @@ fn write_seed(path: &Path, seed: &[u8; SECRET_BYTES]) -> Result<(), Failure> {
 }
 
 fn read_seed(path: &Path, what: &str) -> Result<Option<Secret>, Failure> {
-    let Some(file) = Trusted::own().open(path)? else { return Ok(None) };
-    refuse_readable_by_others(&file, path, what)?;
+    let opened = Trusted::own().open_owned(path, OpenOptions::new().read(true))?;
+    let Some((file, meta)) = opened else { return Ok(None) };
+    refuse_readable_by_others(&meta, path, what)?;
     let mut text = Zeroizing::new(Vec::with_capacity(MAX_FILE as usize));
     file.take(MAX_FILE).read_to_end(&mut text).map_err(|e| disk_failure("read", path, &e))?;
     // `decode_mut` wants exactly as many digits as the seed needs.
@@ -167,8 +168,7 @@ fn read_seed(path: &Path, what: &str) -> Result<Option<Secret>, Failure> {
     Err(Failure::new(Kind::BadConfig, message).hint("restore it from a backup: without it nobody can be this key"))
 }
 
-fn refuse_readable_by_others(file: &File, path: &Path, what: &str) -> Result<(), Failure> {
-    let meta = file.metadata().map_err(|e| disk_failure("look at", path, &e))?;
+fn refuse_readable_by_others(meta: &Metadata, path: &Path, what: &str) -> Result<(), Failure> {
     let shown = path.display();
     if meta.mode() & 0o077 != 0 {
         let message = format!("the {what} {shown} can be read by other users (mode {:04o})", meta.mode() & 0o7777);

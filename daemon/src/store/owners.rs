@@ -105,10 +105,23 @@ impl Trusted {
     /// # Errors
     /// As [`Trusted::open`].
     pub(crate) fn open_with(&self, path: &Path, options: &mut OpenOptions) -> Result<Option<File>, Failure> {
-        let Some((file, meta)) = regular(path, options)? else { return Ok(None) };
-        self.owned(path, &meta)?;
+        let Some((file, meta)) = self.open_owned(path, options)? else { return Ok(None) };
         closed(path, &meta)?;
         Ok(Some(file))
+    }
+
+    /// As [`Trusted::open_with`], for who looks at the mode: others may be able to write to the file.
+    ///
+    /// # Errors
+    /// As [`Trusted::open`].
+    pub(crate) fn open_owned(
+        &self,
+        path: &Path,
+        options: &mut OpenOptions,
+    ) -> Result<Option<(File, Metadata)>, Failure> {
+        let Some((file, meta)) = regular(path, options)? else { return Ok(None) };
+        self.owned(path, &meta)?;
+        Ok(Some((file, meta)))
     }
 
     /// Opens a file that an administrator placed, where the path leads: links are followed whose directories nobody else
@@ -166,7 +179,7 @@ impl Trusted {
                     closed(&real, &meta)?;
                 }
             } else {
-                return Err(disk_failure("look into", &real, &io::ErrorKind::NotADirectory.into()));
+                return Err(disk_failure("look into", path, &io::ErrorKind::NotADirectory.into()));
             }
             match todo.pop_front() {
                 Some(step) if step == ".." => drop(real.pop()),
@@ -182,7 +195,8 @@ impl Trusted {
         }
         let shown = path.display();
         let (owner, me) = (Uid::from_raw(meta.uid()), geteuid());
-        let message = format!("{shown} belongs to {}, who could put other keys and settings there", named(owner));
+        let message =
+            format!("{shown} belongs to {}, and malai uses only what is its own user's or root's", named(owner));
         let recursive = if meta.is_dir() { "-R " } else { "" };
         let hint = format!(
             "run malai as that user (sudo -u {} malai …), set MALAI_HOME to a directory of your own, or, if all of it \
@@ -212,7 +226,8 @@ fn regular(path: &Path, options: &mut OpenOptions) -> Result<Option<(File, Metad
     let meta = file.metadata().map_err(|e| disk_failure("look at", path, &e))?;
     match meta.file_type() {
         kind if kind.is_file() => Ok(Some((file, meta))),
-        kind if kind.is_dir() => Err(strange("a directory")),
+        // As the disk says of one that is to be written: it is no file that was damaged.
+        kind if kind.is_dir() => Err(disk_failure("open", path, &io::ErrorKind::IsADirectory.into())),
         kind if kind.is_fifo() => Err(strange("a pipe")),
         _ => Err(strange("a device")),
     }
@@ -231,7 +246,7 @@ fn closed(path: &Path, meta: &Metadata) -> Result<(), Failure> {
         _ => ("everybody".to_owned(), "go-w"),
     };
     let message = format!(
-        "others can write to {shown} ({who}, mode {:04o}), and so could put other keys and settings there",
+        "others can write to {shown} ({who}, mode {:04o}), and malai uses only what nobody else can change",
         meta.mode() & 0o7777
     );
     Err(Failure::new(Kind::BadConfig, message).hint(format!("chmod {change} {shown}")))
@@ -270,5 +285,71 @@ fn group(gid: Gid) -> String {
     match Group::from_gid(gid) {
         Ok(Some(group)) => format!("group {}", group.name),
         _ => format!("group {gid}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, Permissions};
+    use std::os::unix::fs::{PermissionsExt, chown, symlink};
+
+    use super::*;
+
+    fn is_root() -> bool {
+        let root = geteuid().is_root();
+        assert!(root || std::env::var_os("CI").is_none_or(|ci| ci != "true"), "only root can play another user");
+        root
+    }
+
+    #[test]
+    fn a_path_leads_where_the_kernel_says_and_one_that_leads_round_is_refused() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let at = |name: &str| dir.path().join(name);
+        fs::create_dir_all(at("a/b/c")).expect("made");
+        for (link, target) in [("up", "a/b/.."), ("over", "up/b"), ("a/b/out", "../../over/c"), ("round", "round")] {
+            symlink(target, at(link)).expect("linked");
+        }
+        symlink(at("over"), at("a/absolute")).expect("linked");
+        for path in ["a", "a/../a/b", "up", "over/c", "a/b/out", "a/absolute/out/../c", "up/b/./c"] {
+            let real = Trusted::own().follow(&at(path)).expect("nobody else may change it");
+            assert_eq!(real, Some(fs::canonicalize(at(path)).expect("is there")), "{path}");
+        }
+        assert_eq!(Trusted::own().follow(&at("a/none/b")), Ok(None));
+        let refused = Trusted::own().follow(&at("round")).expect_err("it leads round");
+        assert!(refused.message.contains("more than 40 symbolic links"), "{refused}");
+    }
+
+    #[test]
+    fn a_sticky_directory_of_root_will_do_above_a_home_and_not_as_one() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (sticky, home) = (dir.path().join("sticky"), dir.path().join("sticky/home"));
+        fs::create_dir_all(&home).expect("made");
+        fs::set_permissions(&home, Permissions::from_mode(0o700)).expect("chmod");
+        for (mode, will_do) in [(0o1777, is_root()), (0o777, false), (0o1755, true)] {
+            fs::set_permissions(&sticky, Permissions::from_mode(mode)).expect("chmod");
+            assert_eq!(Trusted::own().directory(&home).is_ok(), will_do, "{mode:o}");
+            assert_eq!(Trusted::own().directory(&sticky).is_ok(), mode & 0o022 == 0, "{mode:o}");
+        }
+    }
+
+    #[test]
+    fn an_account_that_is_named_is_trusted_beside_root_and_no_other() {
+        if !is_root() {
+            return;
+        }
+        let dir = tempfile::tempdir().expect("a directory");
+        let (named, other) = (Trusted::new([Uid::from_raw(65534)]), Trusted::new([Uid::from_raw(65533)]));
+        let file = dir.path().join("snapshot");
+        fs::write(&file, "of nobody").expect("written");
+        for path in [file.as_path(), dir.path()] {
+            chown(path, Some(65534), None).expect("given away");
+        }
+        assert!(named.open(&file).expect("it is theirs").is_some());
+        assert!(named.directory(dir.path()).expect("it is theirs").is_some());
+        for trusted in [other, Trusted::own()] {
+            assert!(trusted.open(&file).expect_err("a stranger's").message.contains("uid 65534"));
+            assert!(trusted.directory(dir.path()).expect_err("a stranger's").message.contains("uid 65534"));
+        }
+        chown(dir.path(), Some(0), None).expect("taken back");
     }
 }

@@ -3,7 +3,7 @@
 use anyhow::{Context as _, Result, ensure};
 use libtest_mimic::Trial;
 use malai_e2e::cluster::{Cluster, SOON, json, malai, start, stop, text};
-use malai_e2e::lab::{Child, Host, Lab, Router, Segment, wait_for};
+use malai_e2e::lab::{Child, Cmd, Host, Lab, Router, Segment, wait_for};
 use malai_e2e::trials;
 use nix::sys::signal::Signal;
 use serde_json::Value;
@@ -18,6 +18,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         a_relay_that_restarts_serves_by_what_it_stored_while_the_manager_is_away,
         a_relay_is_told_by_another_machine_when_the_manager_cannot,
         a_relay_says_what_is_missing_before_it_runs,
+        a_relay_runs_as_a_user_of_its_own_in_the_home_that_its_unit_gives_it,
     ]
 }
 
@@ -202,4 +203,30 @@ fn a_relay_says_what_is_missing_before_it_runs() -> Result<()> {
     relay.start()?;
     told(relay.host.run(malai(["relay", "run"]))?, 255, &["a relay runs already"])?;
     relay.stop()
+}
+
+fn a_relay_runs_as_a_user_of_its_own_in_the_home_that_its_unit_gives_it() -> Result<()> {
+    let lab = Lab::new("relay-user")?;
+    let host = lab.host("relay").boot()?;
+    host.add_user("ada")?;
+    // Where systemd puts the home of a service with DynamicUser=, and how it leads there.
+    let (private, home) = ("/var/lib/private/malai-relay", "/var/lib/malai-relay");
+    let made = format!("install -d /var/lib/private && install -d -m 700 -o ada {private} && ln -s {private} {home}");
+    host.sh(&made)?.success()?;
+    let ada = |words: &[&str]| malai(words).user("ada").env("MALAI_HOME", home);
+    host.run(malai(["cluster", "init", "company", "--private", "--username", "root"]))?.success()?;
+    let token = host.run(malai(["cluster", "invite", "company", "--relay"]))?.success()?.text();
+    host.run(ada(&["relay", "init", &token, "--url", "https://127.0.0.1:7443"]))?.success()?;
+    let relay = host.spawn(ada(&["relay", "run"]))?;
+    relay.wait_for_error_line("relay ready", SOON)?;
+    let status = json(&host.run(ada(&["relay", "status", "--json"]))?.success()?)?;
+    let pid = status.pointer("/relay/pid").and_then(Value::as_u64).context("no pid")?;
+    let refused = host.run(Cmd::new(["cat", &format!("/proc/{pid}/environ")]).user("ada"))?;
+    ensure!(refused.error_text().contains("Permission denied"), "{refused:?}");
+    let refused = host.run(malai(["relay", "status"]).env("MALAI_HOME", home))?;
+    told(refused, 255, &[private, "belongs to ada"])?;
+    relay.signal(Signal::SIGTERM)?;
+    relay.output_within(SOON)?.success()?;
+    host.run(["rm", "-rf", private, home])?.success()?;
+    Ok(())
 }

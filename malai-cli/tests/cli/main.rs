@@ -10,3 +10,4 @@ mod relay;
 mod secrecy;
 mod session;
 mod sessions;
+mod units;

@@ -187,7 +187,7 @@ fn a_cluster_whose_files_another_user_may_change_is_not_served_and_says_which_pa
             let path = fault.apply(&path);
             // A key says its own words when it can be read by others.
             let words = if file.ends_with(".key") && matches!(fault, Fault::Group | Fault::Everybody) {
-                &["others can write to"][..]
+                &["can be read by other users", "chmod 600"][..]
             } else if *fault == Fault::Link && !file.is_empty() {
                 &["symbolic link"]
             } else {
