@@ -28,6 +28,7 @@ use malai_protocol::home::Home;
 use tokio::sync::Notify;
 use tokio::time::sleep;
 
+use crate::backoff::Backoff;
 use crate::clusters::Clusters;
 use crate::membership::alarms::AlarmCause;
 use crate::requests::blocking;
@@ -360,7 +361,7 @@ pub(crate) async fn keep_paying(clusters: Arc<Clusters>) {
     let shared = clusters.shared();
     loop {
         shared.audit.owes.notified().await;
-        let mut pause = OWED_RETRY_MIN_INTERVAL;
+        let mut backoff = Backoff::new(OWED_RETRY_MIN_INTERVAL, OWED_RETRY_MAX_INTERVAL);
         loop {
             if shared.audit.lock().last_room().is_some() {
                 let path = shared.home.audit();
@@ -372,12 +373,11 @@ pub(crate) async fn keep_paying(clusters: Arc<Clusters>) {
                     membership.raise(AlarmCause::FullDisk, text.clone());
                 }
             }
-            sleep(pause).await;
+            sleep(backoff.pause()).await;
             let paying = Arc::clone(shared);
             if blocking(move || paying.audit.pay()).await.is_ok() {
                 break;
             }
-            pause = (pause * 2).min(OWED_RETRY_MAX_INTERVAL);
         }
         for membership in clusters.ready() {
             membership.clear(AlarmCause::FullDisk);

@@ -466,9 +466,7 @@ async fn stop(cluster: Option<Cluster>) {
             };
             let membership = async {
                 membership.shutdown().await;
-                if let Err(failure) = remember(&membership) {
-                    tracing::warn!("last known addresses were not kept: {failure}");
-                }
+                remember(&membership);
                 membership.release().await;
             };
             tokio::join!(desk, membership);
@@ -506,14 +504,23 @@ async fn keep_addresses(membership: Arc<Membership>) {
             // Greetings and announcements come in bunches.
             () = tokio::time::sleep(LEARNT) => {}
         }
-        if let Err(failure) = remember(&membership) {
-            tracing::warn!(cluster = %membership.alias, "last known addresses were not kept: {failure}");
-        }
+        remember(&membership);
     }
 }
 
-/// Writes the cache of last known addresses: of machines of the config only.
-pub(crate) fn remember(membership: &Membership) -> Result<(), Failure> {
+/// Writes the cache of last known addresses, and logs the first of several failures.
+pub(crate) fn remember(membership: &Membership) {
+    let kept = write_addresses(membership);
+    let is_news = membership.addresses_said.lock().unwrap_or_else(PoisonError::into_inner).is_news(kept.is_ok());
+    if let Err(failure) = kept
+        && is_news
+    {
+        tracing::warn!(cluster = %membership.alias, "last known addresses were not kept: {failure}");
+    }
+}
+
+/// Of machines of the config only.
+fn write_addresses(membership: &Membership) -> Result<(), Failure> {
     let known = membership.pool.known().into_iter().filter(|(id, ..)| membership.is_member(id));
     let peers = known
         .map(|(id, seen, addresses)| {

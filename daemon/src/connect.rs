@@ -13,10 +13,9 @@ use malai_protocol::session::Reached;
 use tokio::time::{Instant, timeout_at};
 
 use crate::clusters::Clusters;
-use crate::membership::{Membership, dial};
+use crate::membership::{Membership, dial, removed};
 use crate::net::ways::is_same;
 use crate::net::{bare_hello, close, closed_with, endpoint, endpoint_id, round_trip, send};
-use crate::outbound::not_a_member;
 use crate::resolve::resolve;
 use crate::store::secret::{SIGNING_STACK_BYTES, Secret, wiped};
 
@@ -42,7 +41,7 @@ pub(crate) async fn connect(clusters: &Clusters, ask: &Connect) -> Result<Reache
                 let _waiting = membership.pool.wait();
                 dial::connect(&membership, id, deadline).await?
             };
-            let rtt = proven(&conn.conn, deadline, &membership.alias).await?;
+            let rtt = proven(&conn.conn, deadline, &membership).await?;
             Ok(Reached { rtt_us: micros(rtt), ..conn.reached() })
         }
         Some(at) => {
@@ -64,14 +63,14 @@ fn micros(span: Duration) -> u64 {
 }
 
 /// The peer answers over this connection.
-async fn proven(conn: &Connection, deadline: Instant, alias: &str) -> Result<Duration, Failure> {
+async fn proven(conn: &Connection, deadline: Instant, membership: &Membership) -> Result<Duration, Failure> {
     let lost = |why: String| Failure::new(Kind::Unreachable, format!("there is a connection, but no answer: {why}"));
     match timeout_at(deadline, round_trip(conn)).await {
         Ok(Ok(took)) => Ok(took),
-        Ok(Err(_)) if conn.close_reason().as_ref().and_then(closed_with) == Some(Close::NotAMember) => {
-            Err(not_a_member(alias))
-        }
-        Ok(Err(error)) => Err(lost(format!("{error:#}"))),
+        Ok(Err(error)) => match conn.close_reason().as_ref().and_then(closed_with) {
+            Some(Close::NotAMember | Close::Removed) => Err(removed::not_a_member(membership)),
+            _ => Err(lost(format!("{error:#}"))),
+        },
         Err(_) => Err(lost("it does not come in time".to_owned())),
     }
 }
@@ -93,7 +92,7 @@ impl Only {
         let key = wiped::<SIGNING_STACK_BYTES, _>(|| Secret::copied(&own.to_bytes()));
         let endpoint = endpoint::bind_only(key, &membership.held().config.network, &self.at).await?;
         let reached = tokio::select! {
-            reached = self.attempt(&endpoint, &membership.alias) => reached,
+            reached = self.attempt(&endpoint, membership) => reached,
             () = membership.cancel.cancelled() => Err(self.not_reached("the cluster is taken in anew, or the daemon stops")),
         };
         let rtt = reached.as_ref().map_or(Duration::ZERO, |reached| Duration::from_micros(reached.rtt_us));
@@ -101,7 +100,7 @@ impl Only {
         reached
     }
 
-    async fn attempt(&self, endpoint: &Endpoint, alias: &str) -> Result<Reached, Failure> {
+    async fn attempt(&self, endpoint: &Endpoint, membership: &Membership) -> Result<Reached, Failure> {
         let begun = Instant::now();
         let key = endpoint_id(self.id.as_bytes())
             .ok_or_else(|| self.not_reached("its id52 is not a key that can be dialled"))?;
@@ -115,13 +114,13 @@ impl Only {
                 return Err(self.silent(endpoint, &format!("no answer within {within:.0} s")));
             }
         };
-        let reached = self.prove(&conn, alias).await;
+        let reached = self.prove(&conn, membership).await;
         close(&conn, Close::Done, "it was only tried");
         reached
     }
 
     /// Greets as one that only calls, so that nothing is sent here, and has the machine answer.
-    async fn prove(&self, conn: &Connection, alias: &str) -> Result<Reached, Failure> {
+    async fn prove(&self, conn: &Connection, membership: &Membership) -> Result<Reached, Failure> {
         let greeted = async {
             let (mut control, recv) = conn.open_bi().await?;
             send(&mut control, Frame::control(FrameKind::PeerHello, &bare_hello(None, true))?).await?;
@@ -133,7 +132,7 @@ impl Only {
             Ok(Err(error)) => return Err(self.not_reached(&format!("the connection was lost: {error:#}"))),
             Err(_) => return Err(self.not_reached("the connection takes nothing")),
         };
-        let rtt = proven(conn, self.deadline, alias).await?;
+        let rtt = proven(conn, self.deadline, membership).await?;
         let paths = conn.paths();
         let used = paths.iter().find(|path| path.is_selected());
         let path = match used.as_ref().map(|path| path.remote_addr()) {

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::ffi::OsString;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use malai_protocol::failure::{Failure, Kind};
@@ -16,6 +16,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::audit::{self, Audit};
+use crate::backoff::Said;
 use crate::clusters::{self, Clusters};
 use crate::ended::{Ends, Owed};
 use crate::local;
@@ -62,6 +63,8 @@ pub struct Daemon {
     events: mpsc::Receiver<Event>,
     owed: mpsc::UnboundedReceiver<Owed>,
     ends: Ends,
+    /// Whether there could be an executor again, as the log has it.
+    executor_said: Arc<Mutex<Said<bool>>>,
     reloads: mpsc::UnboundedReceiver<String>,
     idle: Option<Duration>,
     stop: CancellationToken,
@@ -86,6 +89,7 @@ impl Daemon {
         let shared = Arc::new(Shared {
             open: CancellationToken::new(),
             reload,
+            rebuilds: Default::default(),
             agent: options.agent,
             boot: incarnation()?,
             user: user_name()?,
@@ -113,7 +117,8 @@ impl Daemon {
         let stop = CancellationToken::new();
         let context = Context::new(Arc::clone(&clusters), stop.clone());
         let listener = Some(local::bind(&shared.home.socket())?);
-        Ok(Self { context, shared, clusters, listener, events, owed, ends, reloads, idle, stop, lock })
+        let executor_said = Arc::default();
+        Ok(Self { context, shared, clusters, listener, events, owed, ends, executor_said, reloads, idle, stop, lock })
     }
 
     /// What must be said at the start: clusters that do not work or that wait.
@@ -194,10 +199,14 @@ impl Daemon {
         if !has_sessions {
             return;
         }
-        let shared = Arc::clone(&self.shared);
+        let (shared, said) = (Arc::clone(&self.shared), Arc::clone(&self.executor_said));
         tokio::spawn(async move {
             if let Err(failure) = shared.executor.get().await {
-                tracing::error!("no new executor: {failure}");
+                if said.lock().unwrap_or_else(PoisonError::into_inner).is_news(false) {
+                    tracing::error!("no new executor, and it is tried again: {failure}");
+                }
+            } else {
+                said.lock().unwrap_or_else(PoisonError::into_inner).is_news(true);
             }
         });
     }
@@ -217,9 +226,7 @@ impl Daemon {
 
     fn remember(&self) {
         for membership in self.clusters.ready() {
-            if let Err(failure) = clusters::remember(&membership) {
-                tracing::warn!(cluster = %membership.alias, "last known addresses were not kept: {failure}");
-            }
+            clusters::remember(&membership);
         }
     }
 

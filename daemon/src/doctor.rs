@@ -7,6 +7,7 @@
 mod files;
 mod network;
 mod peers;
+mod proxy;
 
 use std::sync::Arc;
 

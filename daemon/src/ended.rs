@@ -17,6 +17,7 @@ use malai_protocol::plan::{AuditNames, Decided, Ended, Outcome, SessionName};
 use malai_protocol::session::EndedBy;
 use tokio::time::Instant;
 
+use crate::backoff::Backoff;
 use crate::clock::now_ms;
 use crate::clusters::Clusters;
 use crate::machine::admit::line;
@@ -71,11 +72,18 @@ fn lost() -> Failure {
 }
 
 /// Writes ends down, and keeps those for which the disk has no room.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Ends {
     waiting: VecDeque<(Box<Entry>, Session)>,
     retry_at: Option<Instant>,
-    pause: Duration,
+    backoff: Backoff,
+}
+
+impl Default for Ends {
+    fn default() -> Self {
+        let backoff = Backoff::new(END_LINE_RETRY_INTERVAL, END_LINE_RETRY_MAX_INTERVAL);
+        Self { waiting: VecDeque::new(), retry_at: None, backoff }
+    }
 }
 
 impl Ends {
@@ -133,7 +141,7 @@ impl Ends {
             confirm(clusters, session).await;
         }
         if self.retry_at.take().is_some() {
-            self.pause = Duration::ZERO;
+            self.backoff.reset();
             clusters.shared().audit.set_waiting_ends(0);
             for membership in clusters.ready() {
                 membership.clear(AlarmCause::Audit);
@@ -142,8 +150,7 @@ impl Ends {
     }
 
     fn postpone(&mut self, clusters: &Clusters, failure: &Failure) {
-        self.pause = (self.pause * 2).clamp(END_LINE_RETRY_INTERVAL, END_LINE_RETRY_MAX_INTERVAL);
-        self.retry_at = Some(Instant::now() + self.pause);
+        self.retry_at = Some(Instant::now() + self.backoff.pause());
         let number = self.waiting.len();
         clusters.shared().audit.set_waiting_ends(number);
         let ends = if number == 1 { "1 end of a session waits" } else { &format!("{number} ends of sessions wait") };

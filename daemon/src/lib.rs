@@ -11,6 +11,7 @@
 
 pub mod admin;
 pub mod audit;
+mod backoff;
 pub mod clock;
 mod clusters;
 mod connect;
@@ -43,6 +44,7 @@ mod takeover;
 mod trim;
 
 pub use daemon::{Daemon, Options};
+pub use net::proxy::PROXY_VARIABLES;
 pub use offline::offline;
 
 /// The version of this malai.

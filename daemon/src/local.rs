@@ -16,6 +16,7 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::backoff::Failing;
 use crate::net::Frames;
 use crate::outbound;
 use crate::requests::{self, Context};
@@ -56,17 +57,20 @@ pub(crate) fn bind(path: &Path) -> Result<UnixListener, Failure> {
 pub(crate) async fn serve(listener: UnixListener, context: Arc<Context>, cancel: CancellationToken) {
     let slots = Arc::new(Semaphore::new(MOST));
     let tasks = TaskTracker::new();
+    let mut failing = Failing::default();
     loop {
         let accepted = tokio::select! {
             () = cancel.cancelled() => break,
             accepted = accept(&listener, &slots) => accepted,
         };
         let (stream, slot) = match accepted {
-            Ok(accepted) => accepted,
+            Ok(accepted) => {
+                failing.over();
+                accepted
+            }
             Err(error) => {
                 // Out of descriptors, most likely: those that are served will return some.
-                tracing::warn!("a CLI could not be accepted: {error}");
-                tokio::time::sleep(Duration::from_millis(100)).await;
+                tokio::time::sleep(failing.pause(format!("a CLI could not be accepted: {error}"))).await;
                 continue;
             }
         };

@@ -10,6 +10,7 @@ pub(crate) mod link;
 pub(crate) mod network;
 pub(crate) mod pulse;
 pub(crate) mod recover;
+pub(crate) mod removed;
 pub(crate) mod serve;
 pub(crate) mod sync;
 pub(crate) mod tell;
@@ -28,13 +29,14 @@ use malai_protocol::home::ClusterDir;
 use malai_protocol::id::{ClusterId, MachineId};
 use malai_protocol::peer::{Close, VERSION};
 use malai_protocol::snapshot::{Header, Snapshot};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use alarms::{AlarmCause, Alarms};
 
+use crate::backoff::Said;
 use crate::clock::now_ms;
 use crate::machine::live::LiveTable;
 use crate::machine::refusals::Refusals;
@@ -42,7 +44,9 @@ use crate::metrics::Counters;
 use crate::net::endpoint::{self, Bound, Finding, own_addresses};
 use crate::net::hearsay::Hearsay;
 use crate::net::pool::Pool;
+use crate::net::proxy;
 use crate::net::relays::Relays;
+use crate::net::tally::Tally;
 use crate::shared::Shared;
 
 /// In so long, what was said last has left this machine.
@@ -107,8 +111,13 @@ pub(crate) struct Membership {
     pub(crate) live: Arc<LiveTable>,
     /// What was refused lately.
     pub(crate) refusals: Refusals,
+    /// Whose connections were refused.
+    pub(crate) refused: Tally<MachineId>,
     /// What all clusters of the daemon share.
     pub(crate) shared: Arc<Shared>,
+    nudges: Notify,
+    /// Whether last known addresses could be stored, as the log has it.
+    pub(crate) addresses_said: Mutex<Said<bool>>,
     held: watch::Sender<Arc<Held>>,
     /// What was stored where it belongs when the cluster was taken in.
     filed: Option<Header>,
@@ -175,7 +184,10 @@ impl Membership {
             counters,
             live,
             refusals: Refusals::default(),
+            refused: Tally::default(),
             shared,
+            nudges: Notify::new(),
+            addresses_said: Mutex::default(),
             held: watch::Sender::new(parts.held),
             filed: parts.filed,
             fetching: tokio::sync::Mutex::default(),
@@ -266,9 +278,33 @@ impl Membership {
         }
     }
 
+    /// Says that somebody runs something in this cluster: a manager that refused this machine is asked soon.
+    pub(crate) fn nudge(&self) {
+        self.nudges.notify_waiters();
+    }
+
+    /// Returns at the next nudge.
+    pub(crate) async fn nudged(&self) {
+        self.nudges.notified().await;
+    }
+
     /// Returns everything that an administrator must look at.
     pub(crate) fn alarms(&self) -> Vec<String> {
-        self.alarms_and_mends().into_iter().map(|(text, _)| text).collect()
+        let alarms = self.alarms_and_mends().into_iter().map(|(text, _)| text);
+        alarms.chain(self.ungranted()).chain(proxy::problem()).collect()
+    }
+
+    /// Whether the cluster manager says that this machine is not in the config any more.
+    pub(crate) fn is_removed(&self) -> bool {
+        self.alarms.has(AlarmCause::Removed)
+    }
+
+    /// Returns which right on this machine this version leaves out of the config that is held.
+    pub(crate) fn ungranted(&self) -> Option<String> {
+        let held = self.held();
+        let (me, _) = held.config.machine_by_id(&self.me)?;
+        let why = held.config.ungranted(me)?;
+        Some(format!("{why}, until a newer malai is installed on this machine"))
     }
 
     /// Returns the same, each with what mends it.
@@ -303,6 +339,9 @@ impl Membership {
     /// Starts the tasks that run for as long as the cluster is served.
     pub(crate) fn start(self: &Arc<Self>) {
         directory::open(self);
+        if let Some(why) = self.ungranted() {
+            tracing::warn!(cluster = %self.alias, "{why}");
+        }
         if !self.shared.agent {
             self.tasks.spawn(accept::run(Arc::clone(self)));
             self.tasks.spawn(link::run(Arc::clone(self)));

@@ -10,7 +10,9 @@ mod mdns;
 pub(crate) mod pace;
 pub(crate) mod places;
 pub(crate) mod pool;
+pub(crate) mod proxy;
 pub(crate) mod relays;
+pub(crate) mod tally;
 #[cfg(test)]
 pub(crate) mod testing;
 pub(crate) mod trust;

@@ -10,7 +10,7 @@ use bytes::BytesMut;
 use iroh::endpoint::{ConnectionError, ReadError, RecvStream, SendStream};
 use malai_protocol::codec::{Frame, Kind, MAX_EXEC};
 use malai_protocol::failure::{Failure, Kind as FailureKind};
-use malai_protocol::id::MachineId;
+use malai_protocol::id::{ClusterId, MachineId};
 use malai_protocol::local::SessionTarget;
 use malai_protocol::peer::{Close, Gone, Open, RESET_CALLER_GONE, RESET_PROTOCOL};
 use malai_protocol::scan::{Direction, Scanner};
@@ -22,7 +22,7 @@ use tokio::time::{Instant, timeout};
 use crate::clusters::Clusters;
 use crate::copy::{End, pump};
 use crate::machine;
-use crate::membership::{Membership, dial, pulse, twins};
+use crate::membership::{Membership, dial, pulse, removed, twins};
 use crate::metrics::Counters;
 use crate::net::pool::{PeerConn, SessionGuard};
 use crate::net::{FIRST_FRAME, Frames, closed_with, code, send};
@@ -75,7 +75,9 @@ pub(crate) async fn session(
     }
     let (mut reader, mut head) = frames.into_parts();
     let patience = Patience::with(target, &membership, id);
-    let (cluster, alias, counters) = (membership.cluster, membership.alias.clone(), Arc::clone(&membership.counters));
+    let (cluster, counters) = (membership.cluster, Arc::clone(&membership.counters));
+    // The cluster may have been taken in anew meanwhile.
+    let not_a_member = Refusal { clusters: Arc::clone(clusters), cluster };
     let cli = absent::process(&writer);
     let opened = tokio::select! {
         opened = reach(clusters, target, membership, id, &patience) => Some(opened),
@@ -85,7 +87,7 @@ pub(crate) async fn session(
         Some(Ok((conn, _counted, send_half, recv))) => {
             let _calling = matches!(first.kind, Kind::Exec | Kind::Attach).then(|| counters.calling());
             let attached = Attached { reader, head, writer, send_half, recv, counters };
-            attached.follow(first, target, &conn, &alias).await.unwrap_or_else(Left::Lost)
+            attached.follow(first, target, &conn, &not_a_member).await.unwrap_or_else(Left::Lost)
         }
         Some(Err(failure)) => match refuse(&mut writer, &failure).await {
             Ok(()) if came_before(target) => Left::Lost(failure.into()),
@@ -164,6 +166,21 @@ pub(crate) async fn refuse(writer: &mut OwnedWriteHalf, failure: &Failure) -> an
     Ok(())
 }
 
+/// Makes the answer to a CLI whose target does not know this machine.
+struct Refusal {
+    clusters: Arc<Clusters>,
+    cluster: ClusterId,
+}
+
+impl Refusal {
+    async fn failure(&self) -> Failure {
+        match self.clusters.by_id(&self.cluster) {
+            Some(membership) => removed::refused(&membership).await,
+            None => removed::unknown_here(),
+        }
+    }
+}
+
 type Opened = (Arc<PeerConn>, SessionGuard, SendStream, RecvStream);
 
 /// A stream to the target. When its cluster is taken in anew meanwhile, the waiting goes on there.
@@ -201,9 +218,13 @@ async fn open(membership: &Arc<Membership>, id: MachineId, patience: &Patience) 
     let waiting = membership.pool.wait();
     let soon = timeout(LONG, &mut connecting).await;
     drop(waiting);
-    let conn = match soon {
-        Ok(conn) => conn?,
-        Err(_) => connecting.await?,
+    let found = match soon {
+        Ok(found) => found,
+        Err(_) => connecting.await,
+    };
+    let conn = match found {
+        Err(failure) if failure.kind == FailureKind::NotAMember => return Err(removed::refused(membership).await),
+        found => found?,
     };
     let busy = || Failure::new(FailureKind::Busy, format!("{MOST} sessions run over this connection already"));
     let counted = pulse::enter(membership, &conn, MOST).ok_or_else(busy)?;
@@ -216,19 +237,12 @@ async fn open(membership: &Arc<Membership>, id: MachineId, patience: &Patience) 
     match tokio::time::timeout_at(deadline, opened).await {
         Ok(Ok((send_half, recv))) => Ok((conn, counted, send_half, recv)),
         Ok(Err(error)) => match conn.conn.close_reason().as_ref().and_then(closed_with) {
-            Some(Close::NotAMember) => Err(not_a_member(&membership.alias)),
+            Some(Close::NotAMember | Close::Removed) => Err(removed::refused(membership).await),
             Some(Close::Unsupported) => Err(other_version()),
             _ => Err(Failure::new(FailureKind::Unreachable, format!("the connection was lost: {error:#}"))),
         },
         Err(_) => Err(Failure::new(FailureKind::Unreachable, "no stream could be opened in time")),
     }
-}
-
-/// The target closed the connection because it does not know this machine.
-pub(crate) fn not_a_member(cluster: &str) -> Failure {
-    Failure::new(FailureKind::NotAMember, "the target does not know this machine as a member of the cluster").hint(
-        format!("`malai status` shows which generation each machine holds; on the manager: `malai rescan {cluster}`"),
-    )
 }
 
 /// The target closed the connection because it does not understand this machine.
@@ -291,13 +305,13 @@ impl Attached {
         first: Frame,
         target: &SessionTarget,
         conn: &PeerConn,
-        cluster: &str,
+        not_a_member: &Refusal,
     ) -> anyhow::Result<Left> {
         let begins = first.kind == Kind::Exec && target.attachment.is_none_or(|attachment| attachment.number == 1);
         if send(&mut self.send_half, first).await.is_err() {
             // It never had all of the request. What it said last is still on its way.
             let (end, writer) = pump(Direction::ToCaller, BytesMut::new(), self.recv, self.writer).await;
-            return finish(end, writer, cluster).await;
+            return finish(end, writer, not_a_member).await;
         }
         self.counters.called.add(u64::from(begins));
         let sent = Sent { met: conn.executor(), reached: Some(conn.reached()) };
@@ -305,10 +319,10 @@ impl Attached {
         if let Err(error) = tell_sent(target.attachment, sent, &mut self.writer).await {
             tracing::debug!("the CLI was not told that its request is sent: {error:#}");
         }
-        self.copy(conn, cluster).await
+        self.copy(conn, not_a_member).await
     }
 
-    async fn copy(self, conn: &PeerConn, cluster: &str) -> anyhow::Result<Left> {
+    async fn copy(self, conn: &PeerConn, not_a_member: &Refusal) -> anyhow::Result<Left> {
         let Self { reader, head, writer, mut send_half, mut recv, .. } = self;
         let up_end = {
             let up = pump(Direction::ToTarget, head, reader, &mut send_half);
@@ -324,14 +338,14 @@ impl Attached {
                     match (end, timeout(patience, up).await) {
                         (End::Write(_) | End::Read(_), Ok((End::Eof { last }, _))) => End::Eof { last },
                         (End::Write(error), _) => End::Read(error),
-                        (end, _) => return finish(end, writer, cluster).await,
+                        (end, _) => return finish(end, writer, not_a_member).await,
                     }
                 }
                 (end, _) = &mut up => match end {
                     // The target stopped reading: what it said last is still on its way.
                     End::Write(_) => {
                         let (end, writer) = down.await;
-                        return finish(end, writer, cluster).await;
+                        return finish(end, writer, not_a_member).await;
                     }
                     end => end,
                 },
@@ -368,7 +382,7 @@ async fn gone(mut send_half: SendStream, mut recv: RecvStream) -> Left {
 }
 
 /// The target has said its last word, or is lost: then the CLI's socket is closed, and it draws the conclusion itself.
-async fn finish(end: End, mut writer: OwnedWriteHalf, cluster: &str) -> anyhow::Result<Left> {
+async fn finish(end: End, mut writer: OwnedWriteHalf, not_a_member: &Refusal) -> anyhow::Result<Left> {
     match end {
         End::Eof { last: Some(last) } if is_last_word(last) => {
             writer.shutdown().await?;
@@ -376,7 +390,7 @@ async fn finish(end: End, mut writer: OwnedWriteHalf, cluster: &str) -> anyhow::
         }
         End::Eof { .. } => anyhow::bail!("the target ended the stream before its last word"),
         End::Read(error) if refused_as_stranger(&error) => {
-            refuse(&mut writer, &not_a_member(cluster)).await?;
+            refuse(&mut writer, &not_a_member.failure().await).await?;
             Ok(Left::InGoodOrder)
         }
         End::Read(error) => anyhow::bail!("the attachment is lost: {error}"),

@@ -17,10 +17,10 @@ use tokio::sync::mpsc;
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, MissedTickBehavior, sleep, sleep_until, timeout_at};
 
+use crate::backoff::Backoff;
 use crate::clusters::Clusters;
-use crate::membership::{Membership, dial};
+use crate::membership::{Membership, dial, removed};
 use crate::net::{closed_with, round_trip};
-use crate::outbound::not_a_member;
 use crate::resolve::resolve;
 
 /// A ping is lost after the interval, but not before this: on a slow path answers take longer than a short interval.
@@ -29,7 +29,9 @@ const LEAST: Duration = Duration::from_secs(1);
 const MOST: Duration = Duration::from_secs(5);
 /// How long one attempt to find the machine again may take.
 const REDIAL: Duration = Duration::from_secs(10);
-/// Between two attempts.
+/// Bounds the pause between two attempts.
+const REDIAL_MAX_INTERVAL: Duration = Duration::from_secs(5);
+/// Between two attempts, at first.
 const PAUSE: Duration = Duration::from_millis(200);
 
 /// Pings until there were as many as asked for, and tells of each.
@@ -140,15 +142,20 @@ async fn way_to(clusters: &Arc<Clusters>, ask: &Ping) -> Result<Way, Failure> {
 
 /// Looks for a connection whenever there is none. Returns when the machine says that it does not know this one.
 async fn keep(membership: Arc<Membership>, id: MachineId) -> Failure {
+    let mut backoff = Backoff::new(PAUSE, REDIAL_MAX_INTERVAL);
     loop {
         match dial::connect(&membership, id, Instant::now() + REDIAL).await {
-            Ok(conn) if closed_with(&conn.conn.closed().await) == Some(Close::NotAMember) => {
-                return not_a_member(&membership.alias);
+            Ok(conn) => {
+                if let Some(Close::NotAMember | Close::Removed) = closed_with(&conn.conn.closed().await) {
+                    return removed::refused(&membership).await;
+                }
+                if conn.is_met() {
+                    backoff.reset();
+                }
             }
-            Ok(_) => {}
             Err(failure) => tracing::debug!(peer = %id.short(), "not found again: {failure}"),
         }
-        sleep(PAUSE).await;
+        sleep(backoff.pause()).await;
     }
 }
 

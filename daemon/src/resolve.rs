@@ -14,10 +14,14 @@ use crate::membership::Membership;
 /// # Errors
 /// [`Failure`]: no cluster here, no such cluster, not configured yet, no such machine, or more than one.
 pub(crate) fn resolve(clusters: &Clusters, target: &SessionTarget) -> Result<(Arc<Membership>, MachineId), Failure> {
-    match &target.cluster {
+    let found = match &target.cluster {
         Some(alias) => in_cluster(clusters, alias, &target.machine),
         None => anywhere(clusters, &target.machine),
+    };
+    if let Ok((membership, _)) = &found {
+        membership.nudge();
     }
+    found
 }
 
 fn in_cluster(clusters: &Clusters, alias: &str, machine: &str) -> Result<(Arc<Membership>, MachineId), Failure> {

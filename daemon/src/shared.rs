@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use crate::audit::{self, Audit};
 use crate::ended::Owed;
 use crate::machine::live::Tables;
+use crate::membership::recover::Rebuilds;
 use crate::metrics::Registry;
 use crate::program;
 use crate::supervisor::{Event, Executor, Mode, StartOptions};
@@ -44,6 +45,8 @@ pub(crate) struct Shared {
     pub(crate) open: CancellationToken,
     /// Aliases of clusters that have to be taken in anew from the disk.
     pub(crate) reload: mpsc::UnboundedSender<String>,
+    /// How often endpoints were rebuilt with which nobody was heard.
+    pub(crate) rebuilds: Rebuilds,
 }
 
 impl Shared {

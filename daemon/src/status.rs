@@ -101,6 +101,8 @@ fn unready(alias: String, state: ClusterState, waiting: Option<&Waiting>) -> Clu
 async fn ready(alias: String, served: &Served, how: How) -> ClusterStatus {
     let membership = &served.membership;
     let agent = membership.shared.agent;
+    // What they answer may be an alarm.
+    let machines = machines(membership, how).await;
     ClusterStatus {
         alias,
         cluster: Some(membership.cluster),
@@ -112,7 +114,7 @@ async fn ready(alias: String, served: &Served, how: How) -> ClusterStatus {
         alarm: joined(membership.alarms()),
         addresses: if agent { Vec::new() } else { own_addresses(&membership.endpoint, ADDRESSES) },
         join_addresses: served.desk.as_ref().map_or_else(Vec::new, |desk| own_addresses(&desk.endpoint, ADDRESSES)),
-        machines: machines(membership, how).await,
+        machines,
         relays: membership.relays.states(&membership.endpoint),
         discovery_failures: membership.finding.ways.failures(),
     }
@@ -140,6 +142,9 @@ struct Asked {
 async fn machines(membership: &Arc<Membership>, how: How) -> Vec<MachineStatus> {
     let held = membership.held();
     let keep = held.config.machines.len() <= KEPT;
+    if how.probe {
+        membership.nudge();
+    }
     let mut asking = JoinSet::new();
     for id in held.config.machines.values().map(|machine| machine.id).filter(|id| *id != membership.me) {
         let membership = Arc::clone(membership);

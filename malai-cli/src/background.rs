@@ -12,6 +12,7 @@ use std::sync::mpsc::{Receiver, sync_channel};
 use malai_protocol::failure::{Failure, Kind};
 use malai_protocol::home::Home;
 use serde::{Deserialize, Serialize};
+use tracing_subscriber::EnvFilter;
 
 use crate::home::VARIABLE;
 
@@ -22,6 +23,14 @@ const MAX_LOG: u64 = 10 * 1024 * 1024;
 const LOG_VARIABLE: &str = "MALAI_LOG";
 /// What is logged otherwise.
 const LOG_DEFAULT: &str = "warn,malai=info,malai_daemon=info";
+
+/// Parts of other crates that log the URL of a proxy, or what is sent to it, whatever `MALAI_LOG` says.
+const LOG_CAPPED: [&str; 4] = [
+    "iroh_relay::client::tls=info",
+    "reqwest::connect=info",
+    "hyper_util::client::proxy=info",
+    "hyper_util::client::legacy::connect=info",
+];
 
 /// What a relay logs otherwise: iroh's server has a line for every stranger who says something else than expected.
 const LOG_RELAY: &str = "warn,malai=info,malai_daemon=info,iroh_relay=off";
@@ -37,12 +46,19 @@ pub(crate) fn log_relay(to: impl for<'a> tracing_subscriber::fmt::MakeWriter<'a>
 }
 
 fn log_or(default: &str, to: impl for<'a> tracing_subscriber::fmt::MakeWriter<'a> + Send + Sync + 'static) {
-    let filter = tracing_subscriber::EnvFilter::try_from_env(LOG_VARIABLE)
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(default));
+    let filter = filter(std::env::var(LOG_VARIABLE).ok().as_deref(), default);
     // An error of the log itself would be printed to standard error, which is that log; and printing panics when the disk is
     // full. What a task does is worth more than what it says of it.
     let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).log_internal_errors(false);
     subscriber.with_writer(to).init();
+}
+
+/// Returns the filter that this text wants, if it is one, and never what would show a proxy's password.
+fn filter(wanted: Option<&str>, default: &str) -> EnvFilter {
+    let wanted = wanted.and_then(|text| EnvFilter::try_new(text).ok());
+    let filter = wanted.unwrap_or_else(|| EnvFilter::new(default));
+    let capped = LOG_CAPPED.iter().filter_map(|directive| directive.parse().ok());
+    capped.fold(filter, EnvFilter::add_directive)
 }
 
 /// What a starting process tells.
@@ -205,6 +221,15 @@ mod tests {
         open_log(&home).expect("opens").write_all(b"new").expect("writes");
         assert_eq!(std::fs::metadata(home.root().join("daemon.log.1")).expect("kept").len(), MAX_LOG + 1);
         assert_eq!(std::fs::read(home.log()).expect("reads"), b"new");
+    }
+
+    #[test]
+    fn no_filter_shows_what_is_sent_to_a_proxy() {
+        for wanted in [None, Some("trace"), Some("iroh_relay=trace,reqwest=debug"), Some("[[")] {
+            let shown = filter(wanted, LOG_DEFAULT).to_string();
+            assert!(LOG_CAPPED.iter().all(|capped| shown.contains(capped)), "{wanted:?}: {shown}");
+        }
+        assert!(filter(Some("trace"), LOG_DEFAULT).to_string().contains("trace"));
     }
 
     #[test]

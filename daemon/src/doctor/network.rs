@@ -14,13 +14,16 @@ use iroh::{Endpoint, RelayUrl, Watcher};
 use malai_protocol::config::Network;
 use malai_protocol::id::MachineId;
 use malai_protocol::local::Finding;
+use rustls::ClientConfig;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout, timeout_at};
 use url::Url;
 
+use super::proxy;
 use crate::membership::Membership;
-use crate::net::endpoint::{self, Options};
+use crate::net::endpoint::{self, Options, Resolver};
 use crate::net::endpoint_id;
+use crate::net::proxy::Proxy;
 use crate::store::keys::random;
 use crate::store::secret::Secret;
 
@@ -41,9 +44,12 @@ const MULTICAST: &str = "let multicast and UDP port 5353 in and out in the firew
 pub(super) async fn look(membership: &Arc<Membership>) -> Vec<Finding> {
     let network = membership.held().config.network.clone();
     let relays = endpoint::relays(&network);
-    let (relays, discovery) =
-        tokio::join!(through_relays(membership, &network, relays), discovery(membership, &network));
-    relays.into_iter().chain(discovery).collect()
+    let (proxy, relays, discovery) = tokio::join!(
+        proxy::look(membership, &network, &relays),
+        through_relays(membership, &network, relays.clone()),
+        discovery(membership, &network)
+    );
+    proxy.into_iter().chain(relays).chain(discovery).collect()
 }
 
 async fn through_relays(membership: &Arc<Membership>, network: &Network, relays: Vec<RelayUrl>) -> Vec<Finding> {
@@ -53,15 +59,15 @@ async fn through_relays(membership: &Arc<Membership>, network: &Network, relays:
     let mut trials = JoinSet::new();
     for (index, relay) in relays.iter().take(TRIED).cloned().enumerate() {
         let own = is_own(membership, &relay);
-        let network = network.clone();
-        trials.spawn(async move { (index, one_relay(&network, &relay, own).await) });
+        let (network, tls) = (network.clone(), membership.endpoint.tls_config().clone());
+        trials.spawn(async move { (index, one_relay(&network, &relay, own, &tls).await) });
     }
     let report = match Trial::begin(network, &relays).await {
         Ok(trial) => trial.report().await,
         Err(why) => Err(why),
     };
     let mut found = match report {
-        Ok(report) => udp(&report, relays.iter().all(|relay| relay.scheme() == "http")),
+        Ok(report) => udp(&report, relays.iter().all(|relay| relay.scheme() == "http"), proxy::of(network).is_some()),
         Err(why) => vec![Finding::broken("udp", format!("not tried: {why}"), "see the daemon's log")],
     };
     let mut tried = trials.join_all().await;
@@ -152,7 +158,7 @@ impl Trial {
 }
 
 /// What a report says of UDP and of address translation. Relays without TLS tell nobody which address they see.
-fn udp(report: &NetReport, cannot_tell: bool) -> Vec<Finding> {
+fn udp(report: &NetReport, cannot_tell: bool, has_proxy: bool) -> Vec<Finding> {
     let mut found = Vec::new();
     if cannot_tell {
         found.push(Finding::note("udp", "not known: no relay has TLS, without which none can be asked over UDP"));
@@ -164,12 +170,17 @@ fn udp(report: &NetReport, cannot_tell: bool) -> Vec<Finding> {
         };
         found.push(Finding::ok("udp", format!("gets out and back over {family}")));
         found.push(nat(report));
+    } else if has_proxy {
+        let text =
+            "no relay answers over UDP: machines in other networks are reached through the proxy and a relay only";
+        found.push(Finding::note("udp", text).mend("let UDP out in the firewall, which is faster than any proxy"));
     } else {
         let text = "no relay answers over UDP: machines in other networks are reached through a relay only";
         let mend = "let UDP out in the firewall, to any port or at least to 7842 at the relays";
         found.push(Finding::broken("udp", text, mend));
     }
-    if report.captive_portal == Some(true) {
+    // What answers in place of the web may be the proxy.
+    if report.captive_portal == Some(true) && !has_proxy {
         let text = "something answers in place of the web: this network wants to be signed in to";
         found.push(Finding::broken("portal", text, "open a web page in a browser and sign in"));
     }
@@ -190,11 +201,13 @@ fn nat(report: &NetReport) -> Finding {
     }
 }
 
-async fn one_relay(network: &Network, relay: &RelayUrl, own: bool) -> Finding {
+async fn one_relay(network: &Network, relay: &RelayUrl, own: bool, tls: &ClientConfig) -> Finding {
     let area = format!("relay {relay}");
     let mend = "start the relay, or take it out of [network] relays in cluster.toml, then: malai rescan";
-    if let Err(why) = reach(relay).await {
-        return Finding::broken(area, why, mend);
+    match (reach(relay, proxy::of(network), tls).await, mend) {
+        (Ok(()), _) => {}
+        (Err((why, Some(mend))), _) => return Finding::broken(area, why, mend),
+        (Err((why, None)), mend) => return Finding::broken(area, why, mend),
     }
     let trial = match Trial::begin(network, std::slice::from_ref(relay)).await {
         Ok(trial) => trial,
@@ -227,17 +240,27 @@ async fn one_relay(network: &Network, relay: &RelayUrl, own: bool) -> Finding {
     }
 }
 
-/// Connects to the relay's port; where that fails, the cause is plain.
-async fn reach(relay: &Url) -> Result<(), String> {
-    let host = relay.host_str().ok_or("its URL names no host")?;
-    let port = relay.port_or_known_default().ok_or("its URL names no port")?;
+/// Connects to the relay's port, through the proxy if there is one; where that fails, the cause is plain, and what mends the
+/// proxy is told too.
+async fn reach(relay: &Url, proxy: Option<&Proxy>, tls: &ClientConfig) -> Result<(), (String, Option<String>)> {
+    let plain = |why: &str| (why.to_owned(), None);
+    let host = relay.host_str().ok_or_else(|| plain("its URL names no host"))?;
+    let port = relay.port_or_known_default().ok_or_else(|| plain("its URL names no port"))?;
     let host = host.trim_matches(['[', ']']);
-    let connecting = tokio::net::TcpStream::connect((host, port));
-    match timeout(ANSWER, connecting).await {
-        Ok(Ok(_)) => Ok(()),
-        Ok(Err(error)) => Err(format!("cannot be reached: {error}")),
-        Err(_) => Err(format!("does not answer within {} s", ANSWER.as_secs())),
-    }
+    let connecting = async {
+        match proxy {
+            Some(proxy) => match proxy.connect(host, port, tls).await {
+                Ok(_) => Ok(()),
+                Err(error) => Err((error.to_string(), Some(error.mend))),
+            },
+            None => match tokio::net::TcpStream::connect((host, port)).await {
+                Ok(_) => Ok(()),
+                Err(error) => Err((format!("cannot be reached: {error}"), None)),
+            },
+        }
+    };
+    let late = || Err((format!("does not answer within {} s", ANSWER.as_secs()), None));
+    timeout(ANSWER, connecting).await.unwrap_or_else(|_| late())
 }
 
 /// Whom discovery services are asked for: this machine, which tells them of itself; by an agent, which tells nobody of
@@ -315,7 +338,7 @@ async fn service(membership: &Membership, network: &Network, whom: Whom, way: &s
         url => {
             let area = format!("discovery {url}");
             match url.parse::<Url>() {
-                Ok(url) => vec![asked(whom, &area, PkarrResolver::builder(url).into_address_lookup(endpoint)).await],
+                Ok(url) => vec![asked(whom, &area, Resolver(url).into_address_lookup(endpoint)).await],
                 Err(why) => vec![Finding::broken(area, format!("is no URL: {why}"), "edit [network] discovery")],
             }
         }
@@ -385,9 +408,9 @@ mod tests {
     #[test]
     fn a_network_without_udp_is_broken_unless_no_relay_could_tell() {
         let blocked = report(|_| {});
-        assert_eq!(udp(&blocked, false)[0].level, Level::Broken);
-        assert_eq!(udp(&blocked, true)[0].level, Level::Note);
-        let open = udp(&report(|report| report.udp_v4 = true), false);
+        assert_eq!(udp(&blocked, false, false)[0].level, Level::Broken);
+        assert_eq!(udp(&blocked, true, false)[0].level, Level::Note);
+        let open = udp(&report(|report| report.udp_v4 = true), false, false);
         assert_eq!(open.iter().map(|finding| finding.level).collect::<Vec<_>>(), [Level::Ok; 2]);
     }
 

@@ -32,8 +32,16 @@ pub(super) async fn look(membership: &Arc<Membership>) -> Vec<Finding> {
     for (alarm, mend) in membership.alarms_and_mends() {
         found.push(Finding::broken("config", alarm, mend));
     }
-    found.push(link(membership, &others));
-    found.extend(reached(&others));
+    if let Some(why) = membership.ungranted() {
+        found.push(Finding::note("config", why).mend("install a newer malai on this machine"));
+    }
+    if membership.is_removed() {
+        // That no machine answers has this one cause.
+        found.push(Finding::note("link", "the cluster manager refuses this machine, and so does every other machine"));
+    } else {
+        found.push(link(membership, &others));
+        found.extend(reached(&others));
+    }
     found.extend(generations(membership.held().generation(), &others));
     found.extend(versions(&others));
     found.extend(clocks(membership.manager_id().is_none(), &others, |id| {

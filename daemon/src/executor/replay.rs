@@ -12,6 +12,8 @@ use malai_protocol::id::MachineId;
 use malai_protocol::plan::Outcome;
 use malai_protocol::session::{Ack, Attached};
 
+use crate::backoff::Backoff;
+
 use super::link::{self, Link};
 use super::session::{Reading, blocking, never_sent};
 use super::spool::Kept;
@@ -79,14 +81,13 @@ pub(crate) async fn expire(shared: Arc<Shared>) {
 pub(crate) async fn write_ends(shared: Arc<Shared>) {
     loop {
         shared.spools.owe().await;
-        let mut pause = END_RETRY_MIN_INTERVAL;
+        let mut backoff = Backoff::new(END_RETRY_MIN_INTERVAL, END_RETRY_MAX_INTERVAL);
         loop {
-            sleep(pause).await;
+            sleep(backoff.pause()).await;
             let spools = shared.spools.clone();
             if blocking(shared.disk.clone(), move || spools.write_ends()).await {
                 break;
             }
-            pause = (pause * 2).min(END_RETRY_MAX_INTERVAL);
         }
     }
 }

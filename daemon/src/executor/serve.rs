@@ -22,6 +22,8 @@ use malai_protocol::codec::{CodecError, FrameCodec, Kind, MAX_CONTROL};
 use malai_protocol::plan::{self, Hello};
 use malai_protocol::session::{Attached, Resend};
 
+use crate::backoff::Failing;
+
 use super::ask::{self, Asking, Question};
 use super::link::{Attachment, Link, MEET};
 use super::session::never_sent;
@@ -32,8 +34,6 @@ use super::{Connection, Shared, control, refuse, replay};
 const HELLO: Duration = Duration::from_secs(10);
 /// Connections that have not said it yet, or whose plan is not here yet.
 const MAX_WAITING: usize = 2048;
-/// Pause after a failed accept: it is for want of descriptors, which come back as sessions end.
-const PAUSE: Duration = Duration::from_millis(100);
 /// The longest path of a socket that every supported system takes.
 const MAX_PATH: usize = 103;
 
@@ -61,14 +61,15 @@ pub(crate) fn bind(path: &Path) -> anyhow::Result<UnixListener> {
 /// Accepts connections of the own user and root.
 pub(crate) async fn accept(shared: &Arc<Shared>, listener: &UnixListener) -> anyhow::Result<()> {
     let waiting = Arc::new(Semaphore::new(MAX_WAITING));
+    let mut failing = Failing::default();
     loop {
         match listener.accept().await {
-            Ok((stream, _)) if is_allowed(&stream) => serve(shared, Box::new(stream), &waiting),
-            Ok(_) => tracing::warn!("a connection of another user was closed"),
-            Err(error) => {
-                tracing::warn!(%error, "cannot accept");
-                sleep(PAUSE).await;
+            Ok((stream, _)) if is_allowed(&stream) => {
+                failing.over();
+                serve(shared, Box::new(stream), &waiting);
             }
+            Ok(_) => tracing::warn!("a connection of another user was closed"),
+            Err(error) => sleep(failing.pause(format!("cannot accept: {error}"))).await,
         }
     }
 }

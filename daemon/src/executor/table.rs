@@ -21,6 +21,8 @@ use malai_protocol::id::FollowerId;
 use malai_protocol::plan::{Ended, Live, Outcome, Plan, SessionName};
 use malai_protocol::session::{DEFAULT_GRACE_MS, EndedBy};
 
+use crate::backoff::Backoff;
+
 use super::journal::{Journal, Left, Line, REMEMBER, now_ms};
 use super::life::Life;
 use super::link::Attachment;
@@ -430,16 +432,15 @@ fn busy(message: &str) -> Failure {
 /// Writes what the journal lacks as soon as the disk takes it.
 pub(super) async fn keep_journal(table: Arc<Table>) {
     let mut changes = table.changes();
-    let mut pause = JOURNAL_RETRY_MIN_INTERVAL;
+    let mut backoff = Backoff::new(JOURNAL_RETRY_MIN_INTERVAL, JOURNAL_RETRY_MAX_INTERVAL);
     loop {
         if table.catch_up() {
-            pause = JOURNAL_RETRY_MIN_INTERVAL;
+            backoff.reset();
             if changes.changed().await.is_err() {
                 return;
             }
         } else {
-            sleep(pause).await;
-            pause = (pause * 2).min(JOURNAL_RETRY_MAX_INTERVAL);
+            sleep(backoff.pause()).await;
         }
     }
 }

@@ -26,6 +26,7 @@ use crate::net::handshakes::{Admission, Handshake, Handshakes};
 use crate::net::pace::Visits;
 use crate::net::places::{Place, Places};
 use crate::net::relays::Relays;
+use crate::net::tally::Tally;
 use crate::net::{FIRST_FRAME, FrameError, Frames, Unsupported, close, is_protocol_error, machine_id, send, spoken};
 use crate::store::lock::Changes;
 
@@ -55,6 +56,10 @@ pub(crate) struct Desk {
     /// Held while an invite is redeemed: the next one waits here for as long as it takes, and not for the lock of the
     /// home, for which nobody waits long.
     turn: Arc<Mutex<()>>,
+    refused: Tally<MachineId>,
+    knocks: Tally<MachineId>,
+    /// Connections that ended before anything was answered, of whom nobody knows.
+    ended: Tally<()>,
     tasks: TaskTracker,
     cancel: CancellationToken,
 }
@@ -73,6 +78,9 @@ impl Desk {
             invites: Visits::new(INVITE, INVITES),
             shown,
             turn: Arc::default(),
+            refused: Tally::default(),
+            knocks: Tally::default(),
+            ended: Tally::default(),
             tasks: TaskTracker::new(),
             cancel: CancellationToken::new(),
         })
@@ -123,7 +131,13 @@ impl Desk {
                 tokio::select! {
                     () = desk.cancel.cancelled() => {}
                     result = desk.newcomer(handshake) => if let Err(error) = result {
-                        tracing::info!(cluster = %desk.membership.alias, "a newcomer's connection ended: {error:#}");
+                        match desk.ended.refused(()) {
+                            Some(left_out) => {
+                                let cluster = &desk.membership.alias;
+                                tracing::info!(%cluster, left_out, "a newcomer's connection ended: {error:#}");
+                            }
+                            None => tracing::debug!("a newcomer's connection ended: {error:#}"),
+                        }
                     },
                 }
             });
@@ -191,7 +205,9 @@ impl Desk {
         failure: &Failure,
         send_half: &mut SendStream,
     ) -> anyhow::Result<()> {
-        tracing::info!(peer = %key.short(), cluster = %self.membership.alias, "newcomer refused: {failure}");
+        if let Some(left_out) = self.refused.refused(key) {
+            tracing::info!(peer = %key.short(), cluster = %self.membership.alias, left_out, "newcomer refused: {failure}");
+        }
         let place = self.silent.enter();
         let told = async {
             send(send_half, Frame::control(Kind::Refused, failure)?).await?;
@@ -278,7 +294,10 @@ impl Desk {
         if !self.membership.is_member(&key) {
             let from = path(conn);
             self.pending().knock(key, &knock.hostname, &from, Instant::now(), now_ms())?;
-            tracing::info!(peer = %key.short(), cluster = %self.membership.alias, hostname = %knock.hostname.escape_debug(), "knocks");
+            if let Some(left_out) = self.knocks.refused(key) {
+                let hostname = knock.hostname.escape_debug();
+                tracing::info!(peer = %key.short(), cluster = %self.membership.alias, %hostname, left_out, "knocks");
+            }
             if send(send_half, Frame::empty(Kind::Waiting)).await.is_err() {
                 return Ok(None);
             }

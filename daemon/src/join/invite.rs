@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use super::ask::{Answer, Ask, ask};
 use super::knock::network;
 use crate::admin;
+use crate::backoff::{Backoff, Said};
 use crate::clock::now_ms;
 use crate::clusters::{Cluster, Clusters};
 use crate::net::endpoint;
@@ -19,8 +20,10 @@ use crate::store;
 use crate::store::clusters::Joining;
 use crate::store::lock::Changes;
 
-/// The pause between attempts to reach a manager that does not answer yet.
-const PAUSE: Duration = Duration::from_secs(2);
+/// Sets the first pause between attempts to reach a manager that does not answer yet.
+const INVITE_RETRY_MIN_INTERVAL: Duration = Duration::from_secs(2);
+/// Bounds that pause: a person waits.
+const INVITE_RETRY_MAX_INTERVAL: Duration = Duration::from_secs(15);
 
 /// Joins: makes the machine key, redeems the invite, stores the config. Waits for a manager that does not answer yet,
 /// and tells `progress` so, until the one that asked has `left`; then the daemon goes on to knock.
@@ -82,6 +85,8 @@ async fn redeem(
     options.pass = begun.joining.as_ref().and_then(Joining::pass);
     let bound = endpoint::bind(&options).await?;
     let shown = Ask::Redeem(invite.secret);
+    let mut backoff = Backoff::new(INVITE_RETRY_MIN_INTERVAL, INVITE_RETRY_MAX_INTERVAL);
+    let mut said = Said::default();
     let result = loop {
         match ask(&bound, &invite.cluster, &invite.addresses, &shown, &progress).await {
             Answer::Enrolled(enrolled) => break enrolled.store(&home, &begun.alias).await,
@@ -90,9 +95,13 @@ async fn redeem(
                 break Err(Failure::new(Kind::Unreachable, format!("the invite expired while waiting: {why}"))
                     .hint(format!("on the cluster manager: `malai cluster invite {}`", invite.name)));
             }
-            Answer::Again(why) => progress(format!("waiting for the cluster manager of {}: {why}", invite.name)),
+            Answer::Again(why) => {
+                if said.is_news(why.clone()) {
+                    progress(format!("waiting for the cluster manager of {}: {why}", invite.name));
+                }
+            }
         }
-        tokio::time::sleep(PAUSE).await;
+        tokio::time::sleep(backoff.pause()).await;
     };
     bound.endpoint.close().await;
     result

@@ -1,5 +1,6 @@
 //! A cluster that this machine was told to join and that has sent no config yet: the daemon knocks until it does.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -10,14 +11,17 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::ask::{Answer, Ask, ask};
+use crate::backoff::Backoff;
 use crate::net::endpoint::{self, Bound};
 use crate::shared::Shared;
 use crate::store;
 
-/// The first pause between knocks; it doubles.
-const FIRST_PAUSE: Duration = Duration::from_secs(5);
-/// The longest pause between knocks.
-const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// Sets the first pause between knocks.
+const KNOCK_MIN_INTERVAL: Duration = Duration::from_secs(5);
+/// Bounds the pause between knocks that the manager noted: an approval in the pause waits for its end.
+const NOTED_KNOCK_MAX_INTERVAL: Duration = Duration::from_secs(30);
+/// Bounds the pause between knocks that are refused, or that nobody hears.
+const VAIN_KNOCK_MAX_INTERVAL: Duration = Duration::from_secs(240);
 
 /// A cluster without config.
 #[derive(Debug)]
@@ -72,9 +76,13 @@ impl Waiting {
         self.what.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Says what is waited for now, and logs it when it is not what was said before.
     fn say(&self, text: String) {
-        tracing::info!(cluster = %self.alias, "{text}");
-        *self.what.lock().unwrap_or_else(PoisonError::into_inner) = text;
+        let mut what = self.what.lock().unwrap_or_else(PoisonError::into_inner);
+        if *what != text {
+            tracing::info!(cluster = %self.alias, "{text}");
+        }
+        *what = text;
     }
 
     /// Stops knocking.
@@ -97,9 +105,14 @@ impl Waiting {
 
     /// Knocks until the snapshot is stored; `false` when that cannot happen any more.
     async fn knock(&self, bound: &Bound) -> bool {
-        let mut pause = FIRST_PAUSE;
+        let mut noted_backoff = Backoff::new(KNOCK_MIN_INTERVAL, NOTED_KNOCK_MAX_INTERVAL);
+        let mut vain_backoff = Backoff::new(KNOCK_MIN_INTERVAL, VAIN_KNOCK_MAX_INTERVAL);
         loop {
-            let noted = |text| self.say(format!("{text} (this machine is {})", self.me));
+            let is_noted = AtomicBool::new(false);
+            let noted = |text| {
+                is_noted.store(true, Ordering::Relaxed);
+                self.say(format!("{text} (this machine is {})", self.me));
+            };
             match ask(bound, &self.cluster, &self.joining.addresses, &Ask::Knock, noted).await {
                 Answer::Enrolled(enrolled) => match enrolled.store(&self.shared.home, &self.alias).await {
                     Ok(()) => return true,
@@ -108,10 +121,20 @@ impl Waiting {
                 Answer::Refused(failure) => {
                     self.say(format!("the cluster manager refused the knock: {failure}"));
                 }
-                Answer::Again(why) => self.say(format!("knocking again in {} s: {why}", pause.as_secs())),
+                // What it waits for, an approval, is said already.
+                Answer::Again(why) if is_noted.load(Ordering::Relaxed) => {
+                    tracing::debug!(cluster = %self.alias, "knocking again: {why}");
+                }
+                Answer::Again(why) => self.say(format!("knocking again and again: {why}")),
             }
+            let pause = if is_noted.into_inner() {
+                vain_backoff.reset();
+                noted_backoff.pause()
+            } else {
+                noted_backoff.reset();
+                vain_backoff.pause()
+            };
             tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(LONGEST_PAUSE);
         }
     }
 }

@@ -84,7 +84,9 @@ async fn connection(membership: &Arc<Membership>, handshake: Handshake, stranger
 }
 
 fn refuse(membership: &Membership, conn: &Connection, peer: MachineId, why: &str) {
-    tracing::info!(peer = %peer.short(), cluster = %membership.alias, "connection refused: {why}");
+    if let Some(left_out) = membership.refused.refused(peer) {
+        tracing::info!(peer = %peer.short(), cluster = %membership.alias, left_out, "connection refused: {why}");
+    }
     membership.counters.connections_refused.one();
     close(conn, Close::NotAMember, NOT_A_MEMBER);
 }

@@ -72,6 +72,11 @@ impl Alarms {
         self.lock().remove(&cause).is_some()
     }
 
+    /// Whether there is an alarm of this cause.
+    pub(crate) fn has(&self, cause: AlarmCause) -> bool {
+        self.lock().contains_key(&cause)
+    }
+
     /// Returns every alarm, in the order of causes.
     pub(crate) fn all(&self) -> Vec<String> {
         self.lock().values().cloned().collect()

@@ -13,16 +13,17 @@ use iroh::endpoint::{Connection, RecvStream, SendStream};
 use iroh::{EndpointAddr, EndpointId, TransportAddr};
 use malai_protocol::failure::{Failure, Kind};
 use malai_protocol::id::MachineId;
-use malai_protocol::peer::ALPN;
+use malai_protocol::peer::{ALPN, Close};
 use tokio::time::Instant;
 
-use super::{Membership, serve};
+use super::{Membership, greet, removed, serve};
+use crate::backoff::Backoff;
 use crate::clock::now_ms;
 use crate::net::endpoint::address_text;
 use crate::net::handshakes::is_mixed_up;
 use crate::net::pool::PeerConn;
 use crate::net::ways::{FIXED, LAST_KNOWN, RELAY, is_same};
-use crate::net::{endpoint_id, ping};
+use crate::net::{closed_with, endpoint_id, ping};
 
 /// While an attempt has not failed, another begins after so long.
 const NEXT_ATTEMPT: Duration = Duration::from_secs(2);
@@ -35,6 +36,10 @@ const MIXED_UP_PAUSE: Duration = Duration::from_millis(20);
 const LEARNT: Duration = Duration::from_millis(150);
 /// A connection that is there answers within so long, or is passed over.
 const ANSWER: Duration = Duration::from_secs(1);
+/// Sets the first pause before another connection is made in place of one that the machine closed at once.
+const CLOSED_RETRY_MIN_INTERVAL: Duration = Duration::from_millis(50);
+/// Bounds that pause.
+const CLOSED_RETRY_MAX_INTERVAL: Duration = Duration::from_secs(5);
 /// Attempts at once.
 const ATTEMPTS: usize = 4;
 /// Where nobody is connected, so long is waited for the machine itself before others are dialled who may know of it.
@@ -74,13 +79,14 @@ pub(crate) async fn connect(
 /// having noticed: where one does not answer, another one is made beside it.
 ///
 /// # Errors
-/// As [`connect`].
+/// As [`connect`], and of kind `not-a-member` when the machine does not have this one in its config.
 pub(crate) async fn answering(
     membership: &Arc<Membership>,
     id: MachineId,
     deadline: Instant,
 ) -> Result<Arc<PeerConn>, Failure> {
     let mut silent = Vec::new();
+    let mut backoff = Backoff::new(CLOSED_RETRY_MIN_INTERVAL, CLOSED_RETRY_MAX_INTERVAL);
     loop {
         let conn = connect(membership, id, deadline).await?;
         let left = deadline.saturating_duration_since(Instant::now());
@@ -89,6 +95,14 @@ pub(crate) async fn answering(
         }
         if Instant::now() >= deadline {
             return Err(unreachable(membership, id, "no answer in time"));
+        }
+        if let Some(closed) = conn.conn.close_reason() {
+            if let Some(Close::NotAMember | Close::Removed) = closed_with(&closed) {
+                greet::parted(membership, &conn);
+                return Err(removed::not_a_member(membership));
+            }
+            // One that is full, or of another version, would be asked again at once.
+            tokio::time::sleep_until(deadline.min(Instant::now() + backoff.pause())).await;
         }
         // A connection with sessions has a heartbeat, which sees to it.
         if conn.sessions() == 0 && !conn.is_stalled() {
@@ -287,8 +301,9 @@ fn unreachable(membership: &Membership, id: MachineId, why: &str) -> Failure {
     let failed: String = ways.failures().iter().map(|failure| format!("; {failure}")).collect();
     let (alias, tried) = (&membership.alias, tried.join(", "));
     let message = format!("{name}.{alias} cannot be reached: {why}; tried {tried}{failed}; {seen}{relays}");
-    Failure::new(Kind::Unreachable, message)
-        .hint(format!("on {name}: `malai daemon status`, then `malai daemon`; here: `malai status`"))
+    let failure = Failure::new(Kind::Unreachable, message)
+        .hint(format!("on {name}: `malai daemon status`, then `malai daemon`; here: `malai status`"));
+    removed::explain(membership, failure)
 }
 
 fn text(addr: &TransportAddr) -> String {

@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::alarms::AlarmCause;
-use super::{Held, Membership, sync, twins};
+use super::{Held, Membership, removed, sync, twins};
 use crate::net::endpoint::parse_address;
 use crate::net::pool::PeerConn;
 use crate::net::{FIRST_FRAME, Frames, Unsupported, closed_with, greeting, is_protocol_error, send};
@@ -116,12 +116,7 @@ pub(crate) fn parted(membership: &Membership, conn: &PeerConn) {
     if membership.manager_id() != Some(conn.peer) || !matches!(code, Some(Close::Removed | Close::NotAMember)) {
         return;
     }
-    let (held, alias) = (membership.held(), &membership.alias);
-    let manager = &held.config.cluster.manager;
-    let text = format!(
-        "the cluster manager {manager} does not have this machine in its config: it was removed. Here: `malai machine leave \
-         {alias}`; to bring it back, on {manager}: `malai cluster invite {alias}`"
-    );
+    let text = format!("{}; {}", removed::says_manager(membership), removed::hint(membership));
     membership.raise(AlarmCause::Removed, text);
 }
 
@@ -144,6 +139,7 @@ fn meet(membership: &Arc<Membership>, conn: &Arc<PeerConn>, hello: &Hello) -> an
         membership.clear(AlarmCause::TwoMachines);
     }
     conn.set_met();
+    tracing::info!(peer = %conn.peer.short(), dialed = conn.dialed, "connected");
     membership.pool.greeted(conn, hello);
     hear(membership, conn, hello.header.as_ref(), &hello.addresses)?;
     Ok(())

@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::alarms::AlarmCause;
 use super::{Held, Membership};
+use crate::backoff::Backoff;
 use crate::requests::blocking;
 use crate::store::clusters;
 use crate::store::lock::Changes;
@@ -91,7 +92,7 @@ impl Keeper {
         tell: impl Fn(Option<String>, Option<String>),
         cancel: CancellationToken,
     ) {
-        let mut pause = STORE_RETRY_MIN_INTERVAL;
+        let mut backoff = Backoff::new(STORE_RETRY_MIN_INTERVAL, STORE_RETRY_MAX_INTERVAL);
         loop {
             changes.mark_unchanged();
             if let Some(held) = newest() {
@@ -102,10 +103,10 @@ impl Keeper {
             tokio::select! {
                 () = cancel.cancelled() => break,
                 changed = changes.changed() => match changed {
-                    Ok(()) => pause = STORE_RETRY_MIN_INTERVAL,
+                    Ok(()) => backoff.reset(),
                     Err(_) => break,
                 },
-                () = sleep(spread(pause)), if !settled => pause = (pause * 2).min(STORE_RETRY_MAX_INTERVAL),
+                () = async { sleep(backoff.pause()).await }, if !settled => {}
             }
         }
         if let Some(held) = newest().filter(|held| !self.has(held))
@@ -204,12 +205,4 @@ impl Keeper {
     fn look(&self) -> String {
         format!("`df -h {}`", self.place.file.parent().unwrap_or(&self.place.file).display())
     }
-}
-
-/// Shortens a pause by up to a fifth, at random, so that many clusters do not try at the same time.
-fn spread(pause: Duration) -> Duration {
-    let mut random = [0u8; 1];
-    // Without randomness they try at the same time.
-    let part = getrandom::fill(&mut random).map_or(0, |()| u32::from(random[0]));
-    pause - pause * part / (5 * 255)
 }

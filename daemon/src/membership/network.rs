@@ -11,6 +11,7 @@ use malai_protocol::config::Network;
 use tokio_util::sync::CancellationToken;
 
 use super::Membership;
+use crate::net::proxy;
 use crate::net::relays::Relays;
 
 /// How long a machine passes a changed `[network]` on before it follows it itself.
@@ -73,7 +74,9 @@ async fn exchange(membership: &Membership, endpoint: &Endpoint, relays: &Relays)
 /// services, and without relays an endpoint has no part for them.
 fn is_exchange(from: &Network, to: &Network) -> bool {
     let own = |network: &Network| network.relays.as_ref().is_some_and(|relays| !relays.is_empty());
-    own(from) && own(to) && from.discovery == to.discovery && from.ca == to.ca
+    // An endpoint has a proxy or none for all of its relays.
+    let same_proxy = proxy::of(from) == proxy::of(to);
+    own(from) && own(to) && from.discovery == to.discovery && from.ca == to.ca && same_proxy
 }
 
 #[cfg(test)]

@@ -8,8 +8,9 @@
 
 mod back;
 
-use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::collections::{BTreeSet, HashMap};
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use malai_protocol::id::MachineId;
@@ -17,6 +18,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, sleep};
 
 use super::{Membership, dial};
+use crate::backoff::Backoff;
 use back::Back;
 
 /// How long one attempt to find a caller may take.
@@ -34,6 +36,14 @@ const DOUBT: Duration = Duration::from_secs(8);
 const NEW: Duration = Duration::from_secs(30);
 /// A caller's CLI tries every second: it is here within so long after its daemon has a connection.
 const EXPECTED: Duration = Duration::from_secs(2);
+/// Sets the first pause after a caller that was lost was not found.
+const REDIAL_MIN_INTERVAL: Duration = LOOK;
+/// Bounds that pause. The caller itself tries every second: this finds it where only this machine's address changed.
+const REDIAL_MAX_INTERVAL: Duration = Duration::from_secs(60);
+/// Sets the first pause between rebuilding an endpoint with which nobody is heard, and the next time.
+const REBUILD_MIN_INTERVAL: Duration = PATIENCE;
+/// Bounds that pause. A relay that is back is noticed without it.
+const REBUILD_MAX_INTERVAL: Duration = Duration::from_secs(600);
 /// With so many connections that no session uses, an endpoint is rebuilt for a relay alone: it may be how callers come.
 const FEW: usize = 2;
 
@@ -50,7 +60,7 @@ async fn watch(membership: &Arc<Membership>) {
     let (mut packets, mut heard) = (membership.pool.packets(), begun);
     let mut ticks = tokio::time::interval(LOOK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let (mut redials, mut relay) = (JoinSet::new(), Back::default());
+    let (mut redials, mut relay) = (Redials::default(), Back::default());
     loop {
         let is_wanted = tokio::select! {
             biased;
@@ -62,7 +72,7 @@ async fn watch(membership: &Arc<Membership>) {
             if !is_wanted_now(membership) {
                 continue;
             }
-            redial(membership, &mut redials);
+            redials.begin(membership);
         }
         let is_back = relay.is_back(membership, is_wanted);
         if !is_wanted {
@@ -74,13 +84,14 @@ async fn watch(membership: &Arc<Membership>) {
         let now = membership.pool.packets();
         if now != packets {
             (packets, heard) = (now, Instant::now());
+            rebuilds(membership).remove(&membership.alias);
         }
         let (silence, age) = if back::is_up(membership) { (DOUBT, NEW) } else { (SILENCE, PATIENCE) };
         if has_relays(membership) && begun.elapsed() >= age {
             if is_back {
                 return rebuild(membership, "the relay is back");
             }
-            if heard.elapsed() >= silence {
+            if heard.elapsed() >= silence && may_rebuild(membership) {
                 return rebuild(membership, "no peer is heard");
             }
         }
@@ -136,21 +147,84 @@ fn lost_callers(membership: &Membership) -> BTreeSet<MachineId> {
     callers
 }
 
-/// Dials the callers of sessions here that nobody follows, each once at a time.
-fn redial(membership: &Arc<Membership>, redials: &mut JoinSet<()>) {
-    while redials.try_join_next().is_some() {}
-    if !redials.is_empty() {
-        return;
+/// Remembers how often endpoints were rebuilt with which nobody was heard, by the alias of their cluster: each attempt ends
+/// the membership that made it.
+pub(crate) type Rebuilds = Mutex<HashMap<String, Rebuilt>>;
+
+/// Says when the endpoint of a cluster may be rebuilt again.
+#[derive(Debug)]
+pub(crate) struct Rebuilt {
+    backoff: Backoff,
+    not_before: Instant,
+}
+
+fn rebuilds(membership: &Membership) -> MutexGuard<'_, HashMap<String, Rebuilt>> {
+    membership.shared.rebuilds.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Whether it is time to rebuild an endpoint with which nobody is heard; takes it as done then.
+fn may_rebuild(membership: &Membership) -> bool {
+    let now = Instant::now();
+    let first = || Rebuilt { backoff: Backoff::new(REBUILD_MIN_INTERVAL, REBUILD_MAX_INTERVAL), not_before: now };
+    let mut rebuilds = rebuilds(membership);
+    let rebuilt = rebuilds.entry(membership.alias.clone()).or_insert_with(first);
+    let is_due = rebuilt.not_before <= now;
+    if is_due {
+        rebuilt.not_before = now + rebuilt.backoff.pause();
     }
-    for caller in lost_callers(membership) {
-        if membership.pool.live(caller).is_some() {
-            continue;
+    is_due
+}
+
+/// Dials the callers of sessions here that nobody follows, each once at a time, and those that are not found ever more rarely.
+#[derive(Debug)]
+struct Redials {
+    running: JoinSet<()>,
+    /// This machine's addresses at the last attempt.
+    own: BTreeSet<SocketAddr>,
+    backoff: Backoff,
+    not_before: Option<Instant>,
+    callers: BTreeSet<MachineId>,
+}
+
+impl Default for Redials {
+    fn default() -> Self {
+        Self {
+            running: JoinSet::new(),
+            own: BTreeSet::new(),
+            backoff: Backoff::new(REDIAL_MIN_INTERVAL, REDIAL_MAX_INTERVAL),
+            not_before: None,
+            callers: BTreeSet::new(),
         }
-        let membership = Arc::clone(membership);
-        redials.spawn(async move {
-            if let Err(failure) = dial::connect(&membership, caller, Instant::now() + REDIAL).await {
-                tracing::debug!(peer = %caller.short(), "a caller that was lost is not found: {failure}");
+    }
+}
+
+impl Redials {
+    /// Begins the next attempt when it is time. Another caller that is lost, and another network here, are news.
+    fn begin(&mut self, membership: &Arc<Membership>) {
+        while self.running.try_join_next().is_some() {}
+        if !self.running.is_empty() {
+            return;
+        }
+        let (now, own, callers) = (Instant::now(), membership.own_addresses(), lost_callers(membership));
+        if own != self.own || !callers.is_subset(&self.callers) {
+            self.backoff.reset();
+            self.not_before = None;
+        }
+        if self.not_before.is_some_and(|at| now < at) {
+            return;
+        }
+        self.not_before = Some(now + self.backoff.pause());
+        (self.own, self.callers) = (own, callers);
+        for caller in self.callers.clone() {
+            if membership.pool.live(caller).is_some() {
+                continue;
             }
-        });
+            let membership = Arc::clone(membership);
+            self.running.spawn(async move {
+                if let Err(failure) = dial::connect(&membership, caller, Instant::now() + REDIAL).await {
+                    tracing::debug!(peer = %caller.short(), "a caller that was lost is not found: {failure}");
+                }
+            });
+        }
     }
 }

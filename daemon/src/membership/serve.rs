@@ -68,7 +68,10 @@ fn begin(
     control: impl Future<Output = (Close, String)> + Send + 'static,
 ) {
     if !membership.pool.add(&conn) {
-        tracing::info!(peer = %conn.peer.short(), cluster = %membership.alias, "connection refused: too many from this machine");
+        if let Some(left_out) = membership.refused.refused(conn.peer) {
+            let (peer, cluster) = (conn.peer.short(), &membership.alias);
+            tracing::info!(%peer, %cluster, left_out, "connection refused: too many from this machine");
+        }
         return close(&conn.conn, Close::Busy, "too many connections of this machine");
     }
     tasks.spawn(async move { run(&membership, &conn, control).await });
@@ -117,6 +120,7 @@ async fn retire(membership: &Arc<Membership>, conn: &Arc<PeerConn>) -> (Close, S
     let mut spare_since = None;
     loop {
         if !membership.is_member(&conn.peer) && removed(membership, conn).await {
+            membership.refused.forget(&conn.peer);
             return (Close::Removed, REMOVED_MESSAGE.to_owned());
         }
         let is_spare = membership.pool.is_spare(conn);

@@ -13,6 +13,7 @@ use tokio::sync::watch;
 
 use super::alarms::AlarmCause;
 use super::{Held, Membership};
+use crate::backoff::Backoff;
 use crate::manager::Manager;
 use crate::net::pool::PeerConn;
 use crate::net::{FrameError, Frames, close, is_protocol_error, send};
@@ -24,8 +25,10 @@ pub(crate) const BODY: Duration = Duration::from_secs(60);
 /// A snapshot that several peers announce is asked of one after the other; one that does not deliver in this time keeps
 /// nobody else from being asked.
 const PATIENCE: Duration = Duration::from_millis(250);
-/// Sets how often the manager tries again to store a snapshot that it did not make.
-const FOREIGN_SNAPSHOT_RETRY_INTERVAL: Duration = Duration::from_secs(5);
+/// Sets the first pause before the manager tries again to store a snapshot that it did not make.
+const FOREIGN_SNAPSHOT_RETRY_MIN_INTERVAL: Duration = Duration::from_secs(5);
+/// Bounds that pause.
+const FOREIGN_SNAPSHOT_RETRY_MAX_INTERVAL: Duration = Duration::from_secs(60);
 
 /// A peer offers a snapshot with this verified header: it is fetched in a task of its own when it is newer.
 pub(crate) fn offered(membership: &Arc<Membership>, conn: &Arc<PeerConn>, header: Header) {
@@ -121,9 +124,13 @@ fn install(membership: &Membership, snapshot: Snapshot, from: &str) -> Result<()
         );
         membership.raise(AlarmCause::Unusable, text);
     })?;
+    let ungranted = membership.ungranted();
     if hold(&membership.held, held) {
         tracing::info!(cluster = %membership.alias, generation, from, "snapshot accepted");
         replaced(membership);
+        if let Some(why) = membership.ungranted().filter(|why| ungranted.as_ref() != Some(why)) {
+            tracing::warn!(cluster = %membership.alias, "{why}");
+        }
     }
     Ok(())
 }
@@ -144,6 +151,10 @@ fn hold(current: &watch::Sender<Arc<Held>>, next: Held) -> bool {
 fn replaced(membership: &Membership) {
     membership.clear(AlarmCause::Fork);
     membership.clear(AlarmCause::Unusable);
+    if membership.is_member(&membership.me) {
+        // Whatever the manager said before was about an earlier one.
+        membership.clear(AlarmCause::Removed);
+    }
 }
 
 /// The cluster manager accepts no snapshot that it did not make: it was restored from a backup, or runs twice, or the
@@ -170,8 +181,9 @@ async fn foreign(membership: &Arc<Membership>, snapshot: Snapshot) {
     let (tasks, cancel) = (membership.tasks.clone(), membership.cancel.clone());
     let membership = Arc::clone(membership);
     tasks.spawn(cancel.run_until_cancelled_owned(async move {
+        let mut backoff = Backoff::new(FOREIGN_SNAPSHOT_RETRY_MIN_INTERVAL, FOREIGN_SNAPSHOT_RETRY_MAX_INTERVAL);
         loop {
-            tokio::time::sleep(FOREIGN_SNAPSHOT_RETRY_INTERVAL).await;
+            tokio::time::sleep(backoff.pause()).await;
             let Some(snapshot) = unnoted(&membership).clone() else { return };
             let header = *snapshot.header();
             let noted = note_foreign(&membership, snapshot).await.is_ok();

@@ -15,20 +15,24 @@ use malai_protocol::codec::{Frame, Kind, MAX_HELLO};
 use malai_protocol::config::{MAX_RELAYS, Network};
 use malai_protocol::id::MachineId;
 use malai_protocol::peer::{ALPN, Announce, Close, Hello, Pull, RESET_PROTOCOL};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::Membership;
 use super::sync::BODY;
+use crate::backoff::{Backoff, Said};
 use crate::net::{FIRST_FRAME, Frames, abandon, bare_hello, close, endpoint_id, send, spoken};
 use crate::relay::settings::Place;
 use crate::store::keys::random;
 
 /// How long finding the host and dialling it may take.
 const DIAL: Duration = Duration::from_secs(10);
-/// The first pause after a relay was not reached; it doubles.
-const FIRST_PAUSE: Duration = Duration::from_secs(1);
-/// The longest. A relay that comes back holds what it held before.
-const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// Sets the first pause after a relay was not reached.
+const TELL_RETRY_MIN_INTERVAL: Duration = Duration::from_secs(1);
+/// Bounds that pause. A relay that comes back holds what it held before.
+const TELL_RETRY_MAX_INTERVAL: Duration = Duration::from_secs(30);
+/// Sets how long a line has to last, so that the next loss begins with the first pause again.
+const LINE_STEADY_TIME: Duration = Duration::from_secs(10);
 /// A machine that is not the manager looks so much later at least: by then the manager has told the relay.
 const LATER: Duration = Duration::from_secs(2);
 /// And at random up to so much later than that, since all machines hear of a change at once.
@@ -75,29 +79,35 @@ fn relays(network: &Network) -> Vec<Relay> {
 /// Keeps one relay up to date.
 async fn keep(membership: Arc<Membership>, endpoint: Endpoint, relay: Relay) {
     let mut snapshots = membership.watch();
-    let mut pause = FIRST_PAUSE;
+    let mut backoff = Backoff::new(TELL_RETRY_MIN_INTERVAL, TELL_RETRY_MAX_INTERVAL);
+    let mut said = Said::default();
     loop {
         if !membership.is_manager {
             tokio::time::sleep(later()).await;
         }
         let wanted = snapshots.borrow_and_update().generation();
-        match talk(&membership, &endpoint, &relay).await {
+        let begun = Instant::now();
+        match talk(&membership, &endpoint, &relay, &mut said).await {
             // A manager was told and lost the line, which it wants back at once.
-            Ok(_) if membership.is_manager => pause = FIRST_PAUSE,
+            Ok(_) if membership.is_manager => {
+                if begun.elapsed() >= LINE_STEADY_TIME {
+                    backoff.reset();
+                }
+            }
             Ok(holds) if holds >= wanted => {
-                pause = FIRST_PAUSE;
+                backoff.reset();
                 if snapshots.changed().await.is_err() {
                     return;
                 }
                 continue;
             }
             Ok(_) => {}
-            Err(error) => {
+            Err(error) if said.is_news(false) => {
                 tracing::info!(cluster = %membership.alias, relay = %relay.0, "the relay was not told: {error:#}");
             }
+            Err(error) => tracing::debug!(cluster = %membership.alias, relay = %relay.0, "not told: {error:#}"),
         }
-        tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(LONGEST_PAUSE);
+        tokio::time::sleep(backoff.pause()).await;
     }
 }
 
@@ -108,7 +118,12 @@ fn later() -> Duration {
 
 /// Dials the relay and has it fetch what is newer here. Returns the generation that it holds: for the cluster manager
 /// when the line is lost, else at once.
-async fn talk(membership: &Membership, endpoint: &Endpoint, relay: &Relay) -> anyhow::Result<u64> {
+async fn talk(
+    membership: &Membership,
+    endpoint: &Endpoint,
+    relay: &Relay,
+    said: &mut Said<bool>,
+) -> anyhow::Result<u64> {
     let key = endpoint_id(relay.1.as_bytes()).ok_or_else(|| anyhow::anyhow!("its id52 cannot be dialled"))?;
     let dialled = async {
         let addr = EndpointAddr::from_parts(key, places(&relay.0).await?);
@@ -116,7 +131,7 @@ async fn talk(membership: &Membership, endpoint: &Endpoint, relay: &Relay) -> an
     };
     let conn = tokio::time::timeout(DIAL, dialled).await??;
     let outcome = tokio::select! {
-        holds = speak(membership, &conn, relay) => holds,
+        holds = speak(membership, &conn, relay, said) => holds,
         error = hand_out(membership, &conn) => Err(error),
     };
     close(&conn, Close::Done, "told");
@@ -131,7 +146,12 @@ async fn places(url: &str) -> anyhow::Result<Vec<TransportAddr>> {
     Ok(found.into_iter().map(TransportAddr::Ip).collect())
 }
 
-async fn speak(membership: &Membership, conn: &Connection, relay: &Relay) -> anyhow::Result<u64> {
+async fn speak(
+    membership: &Membership,
+    conn: &Connection,
+    relay: &Relay,
+    said: &mut Said<bool>,
+) -> anyhow::Result<u64> {
     let mut snapshots = membership.watch();
     let (mut send_half, recv) = conn.open_bi().await?;
     let header = Some(snapshots.borrow_and_update().snapshot.signed_header().clone());
@@ -140,7 +160,9 @@ async fn speak(membership: &Membership, conn: &Connection, relay: &Relay) -> any
     let _hello: Hello = spoken(&frames.next(FIRST_FRAME).await?, Kind::PeerHello, "PeerHello")?;
     // It says what it holds when it has fetched what it wants.
     let mut holds = heard(membership, &mut frames, BODY).await?;
-    tracing::info!(cluster = %membership.alias, relay = %relay.0, generation = holds, "the relay is up to date");
+    if said.is_news(true) {
+        tracing::info!(cluster = %membership.alias, relay = %relay.0, generation = holds, "the relay is up to date");
+    }
     if !membership.is_manager {
         return Ok(holds);
     }
@@ -153,7 +175,7 @@ async fn speak(membership: &Membership, conn: &Connection, relay: &Relay) -> any
                 tracing::info!(cluster = %membership.alias, relay = %relay.0, generation = holds, "the relay was told");
             }
             why = conn.closed() => {
-                tracing::info!(cluster = %membership.alias, relay = %relay.0, "the line to the relay is lost: {why}");
+                tracing::debug!(cluster = %membership.alias, relay = %relay.0, "the line to the relay is lost: {why}");
                 return Ok(holds);
             }
         }

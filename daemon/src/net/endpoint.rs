@@ -4,10 +4,14 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use iroh::address_lookup::{AddrFilter, DnsAddressLookup, PkarrPublisher, PkarrResolver};
+use futures_util::stream::BoxStream;
+use iroh::address_lookup::{
+    AddrFilter, AddressLookup, AddressLookupBuilder, AddressLookupBuilderError, DnsAddressLookup, EndpointData,
+    Error as LookupError, Item, PkarrPublisher, PkarrResolver,
+};
 use iroh::dns::DnsResolver;
 use iroh::endpoint::{Builder, PortmapperConfig, QuicTransportConfig, VarInt, presets};
-use iroh::{Endpoint, RelayMode, RelayUrl, SecretKey, TransportAddr};
+use iroh::{Endpoint, EndpointId, RelayMode, RelayUrl, SecretKey, TransportAddr};
 use malai_protocol::config::{Network, Relay};
 use malai_protocol::failure::{Failure, Kind};
 use tokio::runtime::Handle;
@@ -16,6 +20,7 @@ use url::Url;
 
 use super::directory::Directory;
 use super::mdns::Mdns;
+use super::proxy;
 use super::relays::{Pass, Relays};
 use super::trust::Trust;
 use super::ways::{Noting, Ways};
@@ -215,6 +220,9 @@ fn builder(options: &Options<'_>, trust: &Arc<Trust>, relays: &Relays) -> Result
         .relay_mode(relays.mode(network))
         .ca_tls_config(trust.tls(network.ca.as_deref())?)
         .transport_config(transport_config());
+    if let Some(proxy) = relays.proxy() {
+        builder = builder.proxy_url(proxy.url().clone());
+    }
     if own {
         // A self-hosted cluster asks no public service: neither the router for a port nor another resolver.
         builder = builder
@@ -257,15 +265,77 @@ fn add_discovery(mut builder: Builder, network: &Network, options: &Options<'_>)
                 let url: Url = url.parse().map_err(|e| {
                     Failure::new(Kind::BadConfig, format!("[network] discovery: `{url}` is not a URL: {e}"))
                 })?;
-                let builder = builder.address_lookup(noting(PkarrResolver::builder(url.clone()), name, ways));
+                let builder = builder.address_lookup(noting(Resolver(url.clone()), name, ways));
                 // A server of the cluster's own may know the direct addresses, too: without relays there is nothing else.
-                let publisher = PkarrPublisher::builder(url).addr_filter(AddrFilter::unfiltered());
+                let publisher = Publisher(url);
                 if options.publish { builder.address_lookup(publisher) } else { builder }
             }
         };
     }
     let asks = network.has_directory();
     Ok(if asks { builder.address_lookup(options.finding.directory.clone()) } else { builder })
+}
+
+/// Whether the environment has this server reached without the proxy that the endpoint may have.
+fn is_exempt(server: &Url) -> bool {
+    proxy::setting().ok().flatten().is_some_and(|proxy| proxy.exempts(server))
+}
+
+/// A server of `[network] discovery`, which is asked. Where `NO_PROXY` names it, the endpoint's proxy is left out: its client
+/// then obeys the environment by itself.
+#[derive(Debug)]
+pub(crate) struct Resolver(pub(crate) Url);
+
+impl AddressLookupBuilder for Resolver {
+    fn into_address_lookup(self, endpoint: &Endpoint) -> Result<impl AddressLookup, AddressLookupBuilderError> {
+        let (is_exempt, builder) = (is_exempt(&self.0), PkarrResolver::builder(self.0));
+        Ok(if is_exempt {
+            let builder = builder.dns_resolver(endpoint.dns_resolver()?.clone());
+            Either::Left(builder.build(endpoint.tls_config().clone()))
+        } else {
+            Either::Right(builder.into_address_lookup(endpoint)?)
+        })
+    }
+}
+
+/// The same server, which is told where this machine is.
+#[derive(Debug)]
+struct Publisher(Url);
+
+impl AddressLookupBuilder for Publisher {
+    fn into_address_lookup(self, endpoint: &Endpoint) -> Result<impl AddressLookup, AddressLookupBuilderError> {
+        let (is_exempt, builder) = (is_exempt(&self.0), PkarrPublisher::builder(self.0));
+        let builder = builder.addr_filter(AddrFilter::unfiltered());
+        Ok(if is_exempt {
+            let builder = builder.dns_resolver(endpoint.dns_resolver()?.clone());
+            Either::Left(builder.build(endpoint.secret_key().clone(), endpoint.tls_config().clone()))
+        } else {
+            Either::Right(builder.into_address_lookup(endpoint)?)
+        })
+    }
+}
+
+/// One of two lookups.
+#[derive(Debug)]
+enum Either<A, B> {
+    Left(A),
+    Right(B),
+}
+
+impl<A: AddressLookup, B: AddressLookup> AddressLookup for Either<A, B> {
+    fn publish(&self, data: &EndpointData) {
+        match self {
+            Self::Left(lookup) => lookup.publish(data),
+            Self::Right(lookup) => lookup.publish(data),
+        }
+    }
+
+    fn resolve(&self, id: EndpointId) -> Option<BoxStream<'static, Result<Item, LookupError>>> {
+        match self {
+            Self::Left(lookup) => lookup.resolve(id),
+            Self::Right(lookup) => lookup.resolve(id),
+        }
+    }
 }
 
 fn noting<B>(lookup: B, name: &str, ways: &Arc<Ways>) -> Noting<B> {

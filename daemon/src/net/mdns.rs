@@ -11,6 +11,8 @@ use iroh_mdns_address_lookup::{MdnsAddressLookup, MdnsAddressLookupBuilder};
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
+use crate::backoff::{Backoff, Said, jittered};
+
 /// The service under which malai's machines announce themselves.
 const SERVICE: &str = "malai";
 /// Between two questions on the network, whoever asks, while nobody looks for anything.
@@ -21,6 +23,8 @@ const EAGER: Duration = Duration::from_millis(250);
 const SEARCH: Duration = Duration::from_secs(1);
 /// From one search to the next: answers reach everybody, so that the last ones are still good.
 const PAUSE: Duration = Duration::from_secs(10);
+/// Bounds the pause after a search that could not begin.
+const FAILED_SEARCH_MAX_INTERVAL: Duration = Duration::from_secs(300);
 
 /// Adds mDNS to an endpoint.
 #[derive(Debug)]
@@ -32,7 +36,7 @@ pub(crate) struct Mdns {
 impl AddressLookupBuilder for Mdns {
     fn into_address_lookup(self, endpoint: &Endpoint) -> Result<impl AddressLookup, AddressLookupBuilderError> {
         let listening = service(self.advertise, QUIET).build(endpoint.id())?;
-        let lookup = Lookup { id: endpoint.id(), listening, search: Mutex::default() };
+        let lookup = Lookup { id: endpoint.id(), listening, search: Mutex::new(Search::default()) };
         // The question is also for the endpoint itself: its answer tells the others that it is there.
         lookup.search();
         Ok(lookup)
@@ -49,15 +53,34 @@ struct Lookup {
     id: EndpointId,
     /// Answers, and hears what others answer.
     listening: MdnsAddressLookup,
-    /// The latest search, and when it began.
-    search: Mutex<Option<(Instant, AbortOnDropHandle<()>)>>,
+    search: Mutex<Search>,
+}
+
+/// The latest search.
+#[derive(Debug)]
+struct Search {
+    /// Ends it when it is dropped.
+    _running: Option<AbortOnDropHandle<()>>,
+    /// When another one may begin; absent = now.
+    next_at: Option<Instant>,
+    backoff: Backoff,
+    /// Whether the last one could begin, as the log has it.
+    said: Said<bool>,
+}
+
+impl Default for Search {
+    fn default() -> Self {
+        let backoff = Backoff::new(PAUSE, FAILED_SEARCH_MAX_INTERVAL);
+        Self { _running: None, next_at: None, backoff, said: Said::default() }
+    }
 }
 
 impl Lookup {
     /// Asks the network, unless that was done a moment ago.
     fn search(&self) {
         let mut latest = self.search.lock().unwrap_or_else(PoisonError::into_inner);
-        if latest.as_ref().is_some_and(|(begun, _)| begun.elapsed() < PAUSE) {
+        let now = Instant::now();
+        if latest.next_at.is_some_and(|at| now < at) {
             return;
         }
         match service(false, EAGER).build(self.id) {
@@ -66,9 +89,17 @@ impl Lookup {
                     tokio::time::sleep(SEARCH).await;
                     drop(asking);
                 });
-                *latest = Some((Instant::now(), AbortOnDropHandle::new(search)));
+                latest._running = Some(AbortOnDropHandle::new(search));
+                latest.next_at = Some(now + jittered(PAUSE));
+                latest.backoff.reset();
+                latest.said.is_news(true);
             }
-            Err(error) => tracing::warn!("the network cannot be asked by mDNS: {error}"),
+            Err(error) => {
+                latest.next_at = Some(now + latest.backoff.pause());
+                if latest.said.is_news(false) {
+                    tracing::warn!("the network cannot be asked by mDNS: {error}");
+                }
+            }
         }
     }
 }

@@ -160,7 +160,6 @@ impl Pool {
         drop(peers);
         if conn.dialed { &self.counters.dialed } else { &self.counters.accepted }.one();
         self.counters.reconnects.add(u64::from(again));
-        tracing::info!(peer = %conn.peer.short(), dialed = conn.dialed, "connected");
         self.heard(conn.peer);
         self.touch();
         true

@@ -25,7 +25,9 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 use zeroize::Zeroizing;
 
+use super::proxy::{self, Proxy};
 use super::trust::Trust;
+use crate::backoff::Backoff;
 
 /// How long a relay rests that was in use until it failed; it doubles while the relay does not answer or refuses.
 const FIRST_REST: Duration = Duration::from_secs(10);
@@ -73,6 +75,8 @@ impl Pass {
 pub(crate) struct Relays {
     trust: Arc<Trust>,
     pass: Option<Pass>,
+    /// What the endpoint reaches them through.
+    proxy: Option<&'static Proxy>,
     /// Those of the config; none where iroh's public ones are used.
     set: Mutex<BTreeMap<RelayUrl, Entry>>,
     /// Those over which a peer was heard no more.
@@ -87,21 +91,35 @@ struct Entry {
     config: Arc<RelayConfig>,
     /// Why it could not be used the last time.
     failure: Option<String>,
+    /// The log has it that it cannot be used.
+    is_logged: bool,
     /// When it was suspected and asked.
     asked: Option<Instant>,
     /// Until when it is left alone.
     rests: Option<Instant>,
     /// How long it rests the next time.
-    rest: Duration,
+    rest: Backoff,
 }
 
 impl Entry {
     /// Notes why it cannot be used.
     fn fails(&mut self, why: String) {
-        if self.failure.as_ref() != Some(&why) {
+        // One that is away fails in other words each time.
+        if !std::mem::replace(&mut self.is_logged, true) {
             tracing::warn!(relay = self.relay.url, "cannot be used: {}", why.escape_debug());
+        } else {
+            tracing::debug!(relay = self.relay.url, "still cannot be used: {}", why.escape_debug());
         }
         self.failure = Some(why);
+    }
+
+    /// Notes that it is in use.
+    fn works(&mut self) {
+        self.failure = None;
+        if std::mem::replace(&mut self.is_logged, false) {
+            tracing::info!(relay = self.relay.url, "can be used again");
+        }
+        self.rest.reset();
     }
 
     /// Begins to rest, longer than the last time; `false` when it rests already.
@@ -109,8 +127,7 @@ impl Entry {
         if self.rests.is_some() {
             return false;
         }
-        self.rests = Some(now + self.rest);
-        self.rest = (self.rest * 2).min(LONGEST_REST);
+        self.rests = Some(now + self.rest.pause());
         true
     }
 }
@@ -129,11 +146,16 @@ impl Relays {
     /// [`Failure`] of kind `bad-config` for a URL that cannot be used.
     pub(crate) fn new(network: &Network, trust: Arc<Trust>, pass: Option<Pass>) -> Result<Self, Failure> {
         let set = Mutex::new(entries(network, pass.as_ref())?);
-        Ok(Self { trust, pass, set, suspects: Mutex::default(), changed: Notify::new() })
+        Ok(Self { trust, pass, proxy: proxy::of(network), set, suspects: Mutex::default(), changed: Notify::new() })
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<RelayUrl, Entry>> {
         self.set.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns the proxy that an endpoint is bound with.
+    pub(crate) fn proxy(&self) -> Option<&'static Proxy> {
+        self.proxy
     }
 
     /// What an endpoint is bound with; `network` is the config that these relays were made of.
@@ -226,7 +248,7 @@ impl Relays {
         for status in home {
             let Some(entry) = set.get_mut(status.url()) else { continue };
             if status.is_connected() {
-                (entry.failure, entry.rest) = (None, FIRST_REST);
+                entry.works();
             } else if let Some(why) = why(status) {
                 entry.fails(why);
                 failed.push(status.url().clone());
@@ -267,7 +289,7 @@ impl Relays {
             };
             suspects.iter().filter_map(wanted).collect()
         };
-        for (url, answer) in answers(endpoint, asked).await {
+        for (url, answer) in self.ask_all(endpoint, asked).await {
             if let Err(why) = answer {
                 let found = self.lock().get_mut(&url).map(|entry| entry.fails(why)).is_some();
                 if found {
@@ -287,8 +309,33 @@ impl Relays {
         } else {
             home.iter().filter(away).map(|status| status.url().clone()).collect()
         };
-        let answers = answers(endpoint, asked).await;
+        let answers = self.ask_all(endpoint, asked).await;
+        if home.is_empty() {
+            // iroh tells nothing of relays of which none could be its home.
+            self.note(&answers);
+        }
         (!answers.is_empty()).then(|| answers.iter().any(|(_, answer)| answer.is_ok()))
+    }
+
+    /// Notes which relays can be used, as they answered themselves.
+    fn note(&self, answers: &[(RelayUrl, Result<(), String>)]) {
+        let mut set = self.lock();
+        for (url, answer) in answers {
+            match (set.get_mut(url), answer) {
+                (Some(entry), Ok(())) => entry.failure = entry.failure.take().filter(|why| why.starts_with(REFUSES)),
+                (Some(entry), Err(why)) => entry.fails(why.clone()),
+                (None, _) => {}
+            }
+        }
+    }
+
+    /// What each of these says when it is asked.
+    async fn ask_all(&self, endpoint: &Endpoint, urls: Vec<RelayUrl>) -> Vec<(RelayUrl, Result<(), String>)> {
+        let ask = |url: RelayUrl| async {
+            let answer = answer::answers(&url, self.proxy, endpoint.tls_config()).await;
+            (url, answer)
+        };
+        join_all(urls.into_iter().map(ask)).await
     }
 
     /// Takes those back that have rested and answer; the others rest on.
@@ -296,7 +343,7 @@ impl Relays {
         let rested = |entry: &Entry| entry.rests.is_some_and(|until| until <= Instant::now());
         let asked: Vec<_> = self.lock().iter().filter(|(_, e)| rested(e)).map(|(url, _)| url.clone()).collect();
         let mut back = Vec::new();
-        for (url, answer) in answers(endpoint, asked).await {
+        for (url, answer) in self.ask_all(endpoint, asked).await {
             // It may have been replaced meanwhile.
             if let Some(entry) = self.lock().get_mut(&url).filter(|entry| rested(entry)) {
                 match answer {
@@ -382,15 +429,6 @@ fn why(status: &RelayStatus) -> Option<String> {
     Some(text.chars().take(MAX_REASON).collect())
 }
 
-/// What each of these says when it is asked.
-async fn answers(endpoint: &Endpoint, urls: Vec<RelayUrl>) -> Vec<(RelayUrl, Result<(), String>)> {
-    let ask = |url: RelayUrl| async {
-        let answer = answer::answers(&url, endpoint.tls_config()).await;
-        (url, answer)
-    };
-    join_all(urls.into_iter().map(ask)).await
-}
-
 fn entries(network: &Network, pass: Option<&Pass>) -> Result<BTreeMap<RelayUrl, Entry>, Failure> {
     let entry = |relay: &Relay| {
         let url: RelayUrl = relay.url.parse().map_err(|e| {
@@ -401,7 +439,18 @@ fn entries(network: &Network, pass: Option<&Pass>) -> Result<BTreeMap<RelayUrl, 
             config = config.with_auth_token(ticket);
         }
         let (relay, config) = (relay.clone(), Arc::new(config));
-        Ok((url, Entry { relay, config, failure: None, asked: None, rests: None, rest: FIRST_REST }))
+        Ok((
+            url,
+            Entry {
+                relay,
+                config,
+                failure: None,
+                is_logged: false,
+                asked: None,
+                rests: None,
+                rest: Backoff::new(FIRST_REST, LONGEST_REST),
+            },
+        ))
     };
     network.relays.iter().flatten().map(entry).collect()
 }

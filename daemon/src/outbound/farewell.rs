@@ -15,6 +15,7 @@ use malai_protocol::peer::{Close, Gone, RESET_PROTOCOL};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
+use crate::backoff::Backoff;
 use crate::clusters::Clusters;
 use crate::membership::{Membership, dial};
 use crate::net::pool::PeerConn;
@@ -28,6 +29,8 @@ const KEPT: Duration = Duration::from_secs(600);
 const ATTEMPT: Duration = Duration::from_secs(3);
 /// Between two attempts.
 const PAUSE: Duration = Duration::from_secs(1);
+/// Bounds that pause.
+const FAREWELL_RETRY_MAX_INTERVAL: Duration = Duration::from_secs(15);
 /// How long the answer may take.
 const ANSWER: Duration = Duration::from_secs(3);
 /// So many are said at once.
@@ -131,6 +134,7 @@ pub(super) fn keep(clusters: &Arc<Clusters>, cluster: ClusterId, machine: Machin
 }
 
 async fn tell(clusters: Arc<Clusters>, to: To) {
+    let mut backoff = Backoff::new(PAUSE, FAREWELL_RETRY_MAX_INTERVAL);
     loop {
         let next = clusters.farewells().next(to);
         if next.is_empty() {
@@ -142,7 +146,9 @@ async fn tell(clusters: Arc<Clusters>, to: To) {
         };
         if let Err(why) = said {
             tracing::debug!(machine = %to.machine.short(), "not told yet that callers are gone: {why:#}");
-            sleep(PAUSE).await;
+            sleep(backoff.pause()).await;
+        } else {
+            backoff.reset();
         }
     }
 }
@@ -160,7 +166,12 @@ async fn say_all(clusters: &Clusters, membership: &Arc<Membership>, to: To, all:
             Ok(Some(why)) => {
                 tracing::info!(session = %due.gone.id.short(), "the target does not hear of callers: {why}")
             }
-            Err(error) if conn.conn.close_reason().as_ref().and_then(closed_with) == Some(Close::NotAMember) => {
+            Err(error)
+                if matches!(
+                    conn.conn.close_reason().as_ref().and_then(closed_with),
+                    Some(Close::NotAMember | Close::Removed)
+                ) =>
+            {
                 tracing::info!(session = %due.gone.id.short(), "the target does not know this machine: {error:#}");
             }
             Err(error) => return Err(error),

@@ -21,6 +21,7 @@ use tokio_util::task::TaskTracker;
 use super::clusters::{Cluster, Clusters};
 use crate::net::handshakes::{Admission, Handshake, Handshakes};
 use crate::net::pace::Visits;
+use crate::net::tally::Tally;
 use crate::net::{Frames, Unsupported, bare_hello, close, endpoint, machine_id, send, spoken};
 use crate::store::secret::Secret;
 
@@ -87,6 +88,7 @@ pub(crate) struct Ear {
     handshakes: Handshakes,
     places: Semaphore,
     managers: Vec<AtomicUsize>,
+    unheard: Tally<MachineId>,
 }
 
 impl Ear {
@@ -94,8 +96,8 @@ impl Ear {
     pub(crate) fn new(clusters: &Arc<Clusters>) -> Arc<Self> {
         let managers = clusters.all().iter().map(|_| AtomicUsize::new(0)).collect();
         let clusters = Arc::clone(clusters);
-        let handshakes = Handshakes::new(|| Visits::public(PACE, BURST));
-        Arc::new(Self { clusters, handshakes, places: Semaphore::new(HEARD), managers })
+        let (handshakes, places) = (Handshakes::new(|| Visits::public(PACE, BURST)), Semaphore::new(HEARD));
+        Arc::new(Self { clusters, handshakes, places, managers, unheard: Tally::default() })
     }
 
     /// Hears until `cancel`, and closes the endpoint.
@@ -144,7 +146,9 @@ impl Ear {
         match heard {
             Ok(()) => close(&conn, Close::Done, "heard"),
             Err(error) => {
-                tracing::info!(peer = %peer.short(), "not heard: {error:#}");
+                if let Some(left_out) = self.unheard.refused(peer) {
+                    tracing::info!(peer = %peer.short(), left_out, "not heard: {error:#}");
+                }
                 match error.downcast_ref::<Unsupported>() {
                     Some(unsupported) => close(&conn, Close::Unsupported, &unsupported.to_string()),
                     None => close(&conn, Close::NotAMember, NOT_HEARD),

@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::gate::Gate;
+use crate::backoff::Failing;
 use crate::net::pace::{Origin, Visits};
 use crate::net::places::Places;
 
@@ -94,7 +95,7 @@ impl Doors {
         let most = most_files();
         let mut looks = tokio::time::interval(LOOK);
         let look = || most.is_some_and(|most| open_files() + SPARE_FILES >= most);
-        let (mut is_full, mut taken) = (false, 0);
+        let (mut is_full, mut taken, mut failing) = (false, 0, Failing::default());
         loop {
             let accepted = tokio::select! {
                 () = cancel.cancelled() => break,
@@ -106,6 +107,7 @@ impl Doors {
             };
             match accepted {
                 Ok((stream, from)) if !is_full => {
+                    failing.over();
                     self.take(stream, from, &cancel);
                     taken += 1;
                     if taken >= SPARE_FILES / 4 {
@@ -117,8 +119,8 @@ impl Doors {
                 }
                 Err(error) => {
                     // Out of descriptors, most likely: those that are served will return some.
-                    tracing::warn!("a connection could not be accepted: {error}");
-                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    let pause = failing.pause(format!("a connection could not be accepted: {error}"));
+                    tokio::time::sleep(pause).await;
                 }
             }
         }

@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use super::clusters::Clusters;
 use super::gate::Gate;
 use super::serve::Doors;
+use crate::backoff::Failing;
 use crate::local::may_connect;
 use crate::store::owners::Trusted;
 
@@ -114,14 +115,17 @@ impl Source {
 
     /// Tells whoever may know, one after the other, until `cancel`.
     pub(crate) async fn run(self, listener: UnixListener, cancel: CancellationToken) {
+        let mut failing = Failing::default();
         loop {
             let stream = tokio::select! {
                 () = cancel.cancelled() => return,
                 accepted = listener.accept() => match accepted {
-                    Ok((stream, _)) => stream,
+                    Ok((stream, _)) => {
+                        failing.over();
+                        stream
+                    }
                     Err(error) => {
-                        tracing::warn!("nobody can ask for the state: {error}");
-                        tokio::time::sleep(PATIENCE).await;
+                        tokio::time::sleep(failing.pause(format!("nobody can ask for the state: {error}"))).await;
                         continue;
                     }
                 },

@@ -67,3 +67,23 @@ async fn clocks_that_no_time_could_show_break_nothing() -> Result<()> {
     scene.web01.stop().await?;
     Ok(())
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_right_that_this_version_does_not_know_stops_no_command_and_is_named_by_status_and_doctor() -> Result<()> {
+    let scene = Scene::new().await?;
+    scene.publish(&format!("{}allow_tunnel = {{ to = [\"*\"] }}\n", scene.text())).await?;
+    scene.serves().await?;
+    let key = "`machine.web01.allow_tunnel`";
+    let alarm = scene.web01.cluster().await?.alarm.unwrap_or_default();
+    ensure!(alarm.contains(key) && alarm.contains("newer malai"), "{alarm}");
+    let found = findings(&scene.web01).await?;
+    let finding = found.iter().find(|finding| finding.what.contains(key)).with_context(|| format!("{found:#?}"))?;
+    ensure!(finding.level == Level::Note && finding.mend.is_some(), "{finding:?}");
+    // A restriction beside it is obeyed in the only way there is.
+    scene.publish(&format!("{}allow_tunnel = 1\nonly_at = \"9-17\"\n", scene.text())).await?;
+    let ran = scene.run(&["true"]).await?;
+    let refused = ran.end.expect_err("it ran").context("no reason")?;
+    ensure!(refused.message.contains("`machine.web01.only_at`"), "{refused}");
+    scene.web01.stop().await?;
+    Ok(())
+}

@@ -13,6 +13,8 @@ use super::peers;
 pub(crate) const INIT: &str = "malai-lab-init";
 /// The helper that serves a relay and a DNS server.
 pub(crate) const NET: &str = "malai-lab-net";
+/// The helper that is an HTTP proxy.
+pub(crate) const PROXY: &str = "malai-lab-proxy";
 /// The command of the fault table.
 pub(crate) const DRIVER: &str = "malai-lab-driver";
 /// The program that the lab is for.
@@ -85,7 +87,7 @@ impl Disk {
     fn mount_programs(&self) -> Result<()> {
         let directory = self.path.join("bin");
         let mut programs = vec![(INIT, program(INIT)?)];
-        for name in [NET, DRIVER] {
+        for name in [NET, PROXY, DRIVER] {
             if let Ok(path) = program(name) {
                 programs.push((name, path));
             }

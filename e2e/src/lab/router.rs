@@ -1,6 +1,6 @@
 //! Routers between a private segment and another, with the kinds of address translation that exist in the wild.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
@@ -24,6 +24,8 @@ pub enum Nat {
     Symmetric,
     /// A firewall that lets out TCP, and no UDP at all.
     UdpBlocked,
+    /// A firewall that lets out TCP to this one address and port, and nothing else: a proxy's.
+    Only(SocketAddrV4),
 }
 
 /// A router to be.
@@ -140,12 +142,16 @@ fn rules(nat: Nat, inner: Prefix, outside: Ipv4Addr) -> String {
     let translation = match nat {
         Nat::FullCone => cone(inner, outside, ""),
         Nat::Carrier => cone(inner, outside, "\"lan\", "),
-        Nat::PortRestricted | Nat::UdpBlocked => outgoing("masquerade"),
+        Nat::PortRestricted | Nat::UdpBlocked | Nat::Only(_) => outgoing("masquerade"),
         Nat::Symmetric => outgoing("masquerade random,fully-random"),
     };
     let mut blocked = "";
     if nat == Nat::UdpBlocked {
         blocked = "meta l4proto udp drop";
+    }
+    let mut to = String::new();
+    if let Nat::Only(only) = nat {
+        to = format!("ip daddr {} tcp dport {}", only.ip(), only.port());
     }
     // Unsolicited packets must be dropped on the outside, or each leaves a connection-tracking entry that takes the
     // port, and hole punching fails for good.
@@ -158,7 +164,7 @@ fn rules(nat: Nat, inner: Prefix, outside: Ipv4Addr) -> String {
     {blocked}
     ct state established,related accept
     ct status dnat accept
-    iifname "lan" oifname "wan" accept
+    iifname "lan" oifname "wan" {to} accept
   }}
   chain own {{ type filter hook input priority 0; policy accept;
     iifname "wan" ct state new drop

@@ -6,7 +6,8 @@ use anyhow::{Context as _, Result};
 
 use super::world::{Site, World};
 use super::{Row, Trip, trip};
-use crate::lab::{Family, Nat, Router, Segment, Wire};
+use crate::cluster::malai;
+use crate::lab::{Family, Nat, Proxy, Router, Segment, Wire};
 
 /// From a machine to the middle of the internet.
 const DELAY_MS: u64 = 10;
@@ -16,6 +17,7 @@ pub(super) fn rows() -> Vec<Row> {
         Row::new("customers_of_two_carriers_behind_two_translations_each_meet_directly", two_carriers),
         Row::new("two_customers_of_one_carrier_meet_directly", one_carrier),
         Row::new("two_machines_in_one_lan_behind_one_router_meet_inside_it", one_lan),
+        Row::new("a_machine_that_only_an_http_proxy_leads_out_of_is_met_at_the_relay", behind_a_proxy),
         Row::new("machines_that_have_ipv6_only_meet_directly", ipv6_only),
         Row::new("a_machine_with_ipv4_only_and_one_with_both_meet_directly", ipv4_and_dual),
     ]
@@ -80,6 +82,31 @@ fn one_lan() -> Result<Vec<Trip>> {
     let _router = std::mem::take(&mut laptop.routers);
     let trips = both_ways(&world, &laptop, &web01, &[])?;
     world.ensure_private(&[&laptop.host, &web01.host])?;
+    Ok(trips)
+}
+
+/// A machine in a network whose router lets nothing out but connections to a proxy, which its environment names.
+fn behind_a_proxy() -> Result<Vec<Trip>> {
+    let world = World::new("proxy")?;
+    let wire = Wire::delay_ms(DELAY_MS);
+    let gate = world.lab.host("gate").on(&world.internet).via(&wire).boot()?;
+    let proxy = Proxy::start(&gate)?;
+    let lan = world.lab.segment("web01")?;
+    let router = world.lab.router("web01").between(&lan, &world.internet).nat(Nat::Only(proxy.at())).via(&wire);
+    let router = router.start()?;
+    let host = world.lab.host("web01").on(&lan).boot()?;
+    let token = world.company.invite(&["--name", "web01"])?;
+    let url = proxy.url(Proxy::PASSWORD);
+    host.run(malai(["machine", "join", &token]).env("HTTPS_PROXY", &url))?.success()?;
+    host.run(malai(["daemon"]).env("HTTPS_PROXY", &url))?.success()?;
+    world.company.linked(&host)?;
+    let web01 = Site { host, routers: vec![router], lan };
+    let laptop = world.site("laptop", Some(Nat::PortRestricted), DELAY_MS)?;
+    let mut trips = Vec::new();
+    for (from, to) in [(&laptop, &web01), (&web01, &laptop)] {
+        let trip = trip::relayed(&world.company, &from.host, &to.host, &world.services.relay);
+        trips.push(trip.with_context(|| world.logs(&[&laptop.host, &web01.host]))?);
+    }
     Ok(trips)
 }
 

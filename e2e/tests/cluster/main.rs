@@ -26,9 +26,11 @@ mod lifecycle;
 mod network;
 mod offline;
 mod ping;
+mod proxy;
 mod publish;
 mod relay;
 mod relays;
+mod removed;
 mod signals;
 mod spread;
 mod status;
@@ -62,6 +64,8 @@ fn main() -> ExitCode {
         relay::trials(),
         relays::trials(),
         ping::trials(),
+        proxy::trials(),
+        removed::trials(),
         status::trials(),
         offline::trials(),
         doctor::trials(),

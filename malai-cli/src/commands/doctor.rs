@@ -1,11 +1,15 @@
 //! `malai doctor`.
 
+use malai_daemon::PROXY_VARIABLES;
 use malai_protocol::failure::Failure;
 use malai_protocol::local::{Finding, Level, Request, Response};
 use serde::Serialize;
 
 use super::Context;
 use crate::client::{self, Otherwise};
+
+/// Names the area of findings about the proxy.
+const PROXY: &str = "proxy";
 
 /// The exit code when something is broken.
 const BROKEN: u8 = 1;
@@ -32,7 +36,9 @@ impl Doctor {
         let Response::Doctor(checkup) = client::request(&cx.home, Request::Doctor, Otherwise::Disk, cx.out)? else {
             return Err(client::unexpected());
         };
-        let findings = &checkup.findings[..];
+        let mut findings = checkup.findings;
+        findings.extend(unseen_proxy(&findings, |name| std::env::var_os(name).is_some_and(|value| !value.is_empty())));
+        let findings = &findings[..];
         let broken = findings.iter().filter(|finding| finding.level == Level::Broken).count();
         if cx.out.json {
             cx.out.document(&Document { broken, findings })?;
@@ -41,6 +47,16 @@ impl Doctor {
         }
         Ok(if broken == 0 { 0 } else { BROKEN })
     }
+}
+
+/// Tells of a proxy that this shell names and that the daemon knows nothing of.
+fn unseen_proxy(findings: &[Finding], is_set: impl Fn(&str) -> bool) -> Option<Finding> {
+    let is_tried = findings.iter().any(|finding| finding.cluster.is_some());
+    let is_known = findings.iter().any(|finding| finding.area == PROXY);
+    let named = PROXY_VARIABLES.iter().find(|name| is_set(name)).filter(|_| is_tried && !is_known)?;
+    let text = format!("{named} names one here, and the daemon was started without: it does not use any");
+    let mend = "malai daemon restart in this environment; for systemd: Environment= in its unit (docs/malai.service)";
+    Some(Finding::note(PROXY, text).mend(mend))
 }
 
 fn lines(finding: &Finding) -> Vec<String> {
@@ -58,6 +74,18 @@ fn lines(finding: &Finding) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_proxy_of_the_shell_that_the_daemon_does_not_have_is_a_note() {
+        let found = [Finding::ok("link", "to laptop").of("company")];
+        let note = unseen_proxy(&found, |name| name == "HTTPS_PROXY").expect("a note");
+        assert!(note.level == Level::Note && note.what.contains("HTTPS_PROXY") && note.mend.is_some(), "{note:?}");
+        assert!(unseen_proxy(&found, |_| false).is_none());
+        assert!(unseen_proxy(&found, |name| name == "HTTP_PROXY").is_none(), "it is for no relay");
+        let known = [found[0].clone(), Finding::ok("proxy", "it connects").of("company")];
+        assert!(unseen_proxy(&known, |_| true).is_none());
+        assert!(unseen_proxy(&[Finding::broken("daemon", "none runs", "malai daemon")], |_| true).is_none());
+    }
 
     #[test]
     fn a_finding_has_its_level_its_area_and_what_mends_it() {

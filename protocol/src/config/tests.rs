@@ -294,7 +294,11 @@ fn a_member_leaves_out_an_unknown_right_at_every_level_and_of_every_type_and_the
             assert!(problems[0].message.starts_with("unknown key `allow_tunnel` in ["), "{text}: {problems:?}");
             let config = Config::read(&text).unwrap_or_else(|problems| panic!("{text}: {problems:?}"));
             let without = Config::read(&with(lines)).expect("in order");
-            assert_eq!(Config { ignored: BTreeMap::new(), ..config.clone() }, without, "it changes something else: {text}");
+            assert_eq!(
+                Config { ignored: BTreeMap::new(), ..config.clone() },
+                without,
+                "it changes something else: {text}"
+            );
             for (machine, wanted) in [("web01", web01), ("laptop", laptop)] {
                 assert_eq!(config.blocked(&name(machine)), None, "{machine}: {text}");
                 let told = config.ungranted(&name(machine));

@@ -47,6 +47,7 @@ impl Scene {
             executor: ExecutorSlot::new(home.clone(), None, sender, mpsc::unbounded_channel().0, Arc::clone(&tables)),
             open: CancellationToken::new(),
             reload: mpsc::unbounded_channel().0,
+            rebuilds: Default::default(),
             home,
         };
         let key = ClusterKey::generate().expect("a key");

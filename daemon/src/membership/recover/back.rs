@@ -9,25 +9,46 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
 use super::super::Membership;
+use crate::backoff::Backoff;
 
 /// Between two questions to a relay that is away, while a session needs it or it went only a moment ago.
 const SOON: Duration = super::LOOK;
 /// How long ago a moment is.
 const MOMENT: Duration = Duration::from_secs(120);
-/// Between two questions later, and to a relay that answers and still does not take the link.
-const LATE: Duration = Duration::from_secs(5);
+/// Sets the first pause between two questions later, and to a relay that answers and still does not take the link.
+const LATE_MIN_INTERVAL: Duration = Duration::from_secs(5);
+/// Bounds that pause. iroh's own attempts go on meanwhile.
+const LATE_MAX_INTERVAL: Duration = Duration::from_secs(60);
+/// For so long a session that needs the network has the relay asked as often as it went only a moment ago.
+const URGENT_TIME: Duration = Duration::from_secs(600);
 
 /// What is known of the home relay while there is no link to it, or no home.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Back {
     /// Since when it is looked at.
     since: Option<Instant>,
-    /// When it was asked last.
-    asked_at: Option<Instant>,
+    /// Since when a session needs the network.
+    wanted_since: Option<Instant>,
+    /// When it is to be asked again; absent = now.
+    ask_at: Option<Instant>,
+    backoff: Backoff,
     /// It was asked, and did not answer.
     was_away: bool,
     /// The question that is under way; at most one.
     asked: JoinSet<Option<bool>>,
+}
+
+impl Default for Back {
+    fn default() -> Self {
+        Self {
+            since: None,
+            wanted_since: None,
+            ask_at: None,
+            backoff: Backoff::new(LATE_MIN_INTERVAL, LATE_MAX_INTERVAL),
+            was_away: false,
+            asked: JoinSet::new(),
+        }
+    }
 }
 
 impl Back {
@@ -45,9 +66,16 @@ impl Back {
         }
         let now = Instant::now();
         let since = *self.since.get_or_insert(now);
-        let pause = if is_wanted || (self.was_away && since + MOMENT > now) { SOON } else { LATE };
-        if self.asked.is_empty() && self.asked_at.is_none_or(|at| at + pause <= now) {
-            self.asked_at = Some(now);
+        let was_wanted = self.wanted_since.is_some();
+        self.wanted_since = is_wanted.then(|| self.wanted_since.unwrap_or(now));
+        let is_urgent = self.wanted_since.is_some_and(|wanted| wanted + URGENT_TIME > now)
+            || (self.was_away && since + MOMENT > now);
+        if is_wanted && !was_wanted {
+            self.ask_at = None;
+            self.backoff.reset();
+        }
+        if self.asked.is_empty() && self.ask_at.is_none_or(|at| at <= now) {
+            self.ask_at = Some(now + if is_urgent { SOON } else { self.backoff.pause() });
             let membership = Arc::clone(membership);
             self.asked.spawn(async move { membership.relays.answers(&membership.endpoint).await });
         }

@@ -137,10 +137,10 @@ async fn garbage_and_a_closed_port_are_no_answer_and_none_is_waited_for() {
         stream.write_all(&[0xff; 70_000]).await.unwrap();
         stream
     });
-    let why = answer::answers(&url, endpoint.tls_config()).await.unwrap_err();
+    let why = answer::answers(&url, None, endpoint.tls_config()).await.unwrap_err();
     assert!(why.starts_with("no answer: ") && !why.contains("within"), "{why}");
     garbage.abort();
-    let why = answer::answers(&SECOND.parse().unwrap(), endpoint.tls_config()).await.unwrap_err();
+    let why = answer::answers(&SECOND.parse().unwrap(), None, endpoint.tls_config()).await.unwrap_err();
     assert!(why.contains("refused"), "{why}");
     endpoint.close().await;
 }
