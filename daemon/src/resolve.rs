@@ -30,7 +30,7 @@ fn in_cluster(clusters: &Clusters, alias: &str, machine: &str) -> Result<(Arc<Me
         Some(Cluster::Waiting(waiting)) => return Err(not_yet(alias, &waiting.what())),
         Some(Cluster::Broken(failure)) => {
             let text = format!("cluster {alias} does not work here: {}", failure.message);
-            return Err(Failure { kind: failure.kind, message: text, hint: failure.hint });
+            return Err(Failure { message: text, ..failure.clone() });
         }
         None => return Err(no_cluster(clusters, alias)),
     };

@@ -104,6 +104,32 @@ fn wants_next(option: &[u8], command: Option<&Command>) -> bool {
     first.is_some_and(|at| at + 1 == letters.len())
 }
 
+/// How many words this option of a command takes, itself included: 0 when it is none.
+pub(crate) fn width(option: &OsStr, command: Option<&Command>) -> usize {
+    let (bytes, Some(command)) = (option.as_bytes(), command) else { return 0 };
+    let is_known = match bytes.strip_prefix(b"--") {
+        Some(long) => {
+            let name = long.split(|byte| *byte == b'=').next().unwrap_or_default();
+            command.get_arguments().any(|a| a.get_long().is_some_and(|l| l.as_bytes() == name))
+        }
+        None => bytes.strip_prefix(b"-").is_some_and(|letters| are_options(letters, command)),
+    };
+    if is_known { 1 + usize::from(wants_next(bytes, Some(command))) } else { 0 }
+}
+
+/// Whether short options stand together here, the last one perhaps with its value.
+fn are_options(letters: &[u8], command: &Command) -> bool {
+    let find = |letter: u8| command.get_arguments().find(|a| a.get_short() == Some(char::from(letter)));
+    for letter in letters {
+        match find(*letter) {
+            None => return false,
+            Some(found) if found.get_action().takes_values() => return true,
+            Some(_) => {}
+        }
+    }
+    !letters.is_empty()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -7,7 +7,7 @@ use std::io::{self, BufRead, BufReader, ErrorKind, Write};
 use std::os::fd::RawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::process::{ChildStdout, Command, Stdio};
-use std::sync::mpsc::{Receiver, sync_channel};
+use std::sync::mpsc::{Receiver, TryRecvError, sync_channel};
 
 use malai_protocol::failure::{Failure, Kind};
 use malai_protocol::home::Home;
@@ -76,6 +76,17 @@ pub(crate) enum Report {
     Failed(Failure),
 }
 
+/// What is new of a process that starts.
+#[derive(Debug)]
+pub(crate) enum News {
+    /// Nothing: it is on its way.
+    Nothing,
+    /// It says something.
+    Report(Report),
+    /// It says nothing more: it has let go, or it has ended.
+    Closed,
+}
+
 /// A process that was started and may not be ready yet.
 #[derive(Debug)]
 pub(crate) struct Child {
@@ -109,9 +120,13 @@ impl Child {
         Ok(Self { reports })
     }
 
-    /// The next report, if there is one by now.
-    pub(crate) fn report(&mut self) -> Option<Report> {
-        self.reports.try_recv().ok()
+    /// How far it is: what it reported next, if it did by now.
+    pub(crate) fn news(&mut self) -> News {
+        match self.reports.try_recv() {
+            Ok(report) => News::Report(report),
+            Err(TryRecvError::Empty) => News::Nothing,
+            Err(TryRecvError::Disconnected) => News::Closed,
+        }
     }
 
     /// The next report; `None` when the process has closed its end.

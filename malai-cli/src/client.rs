@@ -19,8 +19,12 @@ use crate::output::Output;
 
 /// How long a daemon may take to greet; it does nothing before.
 const GREETING: Duration = Duration::from_secs(10);
-/// How long an agent may take until its socket answers.
-const AGENT_START: Duration = Duration::from_secs(5);
+/// The longest that an agent is waited for which is on its way: on a busy machine nobody knows how long that takes.
+const AGENT_START_LIMIT: Duration = Duration::from_secs(60);
+/// A start that takes longer is told.
+const AGENT_START_TOLD_AFTER: Duration = Duration::from_secs(3);
+/// After so long another agent is started, where one found that somebody else has the home and does not answer.
+const AGENT_START_AGAIN_AFTER: Duration = Duration::from_millis(500);
 /// Between two looks for a socket that is about to appear.
 const LOOK: Duration = Duration::from_millis(5);
 
@@ -60,7 +64,7 @@ pub(crate) fn block_on<T>(future: impl Future<Output = Result<T, Failure>>) -> R
 pub(crate) fn request(home: &Home, request: Request, otherwise: Otherwise, out: Output) -> Result<Response, Failure> {
     block_on(async {
         let stream = match (dial(home).await?, otherwise) {
-            (None, Otherwise::Agent) => Some(start_agent(home, AGENT_START).await?),
+            (None, Otherwise::Agent) => Some(start_agent(home, out).await?),
             (stream, _) => stream,
         };
         let greeted = match stream {
@@ -96,11 +100,11 @@ pub(crate) const RESTART: &str = "the daemon may be of another version; restart 
 /// Connects to the socket, starting an agent when nobody listens.
 ///
 /// # Errors
-/// When the socket is not ours to trust, or no agent comes up `within`.
-pub(crate) async fn dial_or_start(home: &Home, within: Duration) -> Result<UnixStream, Failure> {
+/// When the socket is not ours to trust, or no agent comes up.
+pub(crate) async fn dial_or_start(home: &Home, out: Output) -> Result<UnixStream, Failure> {
     match dial(home).await? {
         Some(stream) => Ok(stream),
-        None => start_agent(home, within.min(AGENT_START)).await,
+        None => start_agent(home, out).await,
     }
 }
 
@@ -141,30 +145,73 @@ fn check_owner(home: &Home, stream: &UnixStream) -> Result<(), Failure> {
     }
 }
 
-/// Starts an agent and waits until its socket, or that of a faster one, answers.
-async fn start_agent(home: &Home, within: Duration) -> Result<UnixStream, Failure> {
-    let deadline = Instant::now() + within;
-    let mut agent = background::Child::start(home, &["agent"])?;
+/// Starts an agent and waits until its socket, or that of a faster one, answers: for as long as it is on its way, which
+/// is told when it takes long.
+async fn start_agent(home: &Home, out: Output) -> Result<UnixStream, Failure> {
+    let begun = Instant::now();
+    let mut start = AgentStart::begin(home)?;
+    let mut told = false;
     loop {
         if let Some(stream) = dial(home).await? {
             return Ok(stream);
         }
-        match agent.report() {
-            // Another process was faster, holds the lock, and is about to bind its socket.
-            Some(background::Report::Failed(failure)) if failure.kind == Kind::Conflict => {}
-            Some(background::Report::Failed(failure)) => return Err(failure),
-            _ => {}
+        if start.has_ended()? {
+            // It may have answered and left between the two looks, as one does that a daemon replaces.
+            sleep(AGENT_START_AGAIN_AFTER).await;
+            if let Some(stream) = dial(home).await? {
+                return Ok(stream);
+            }
+            start = AgentStart::begin(home)?;
         }
-        if Instant::now() >= deadline {
-            return Err(Failure::new(
-                Kind::Internal,
-                format!("no daemon runs here, and the agent's socket did not answer within {} s", within.as_secs()),
-            )
-            .hint("start one yourself and see what it says: malai daemon --foreground"));
+        let waited = begun.elapsed();
+        if waited >= AGENT_START_LIMIT {
+            return Err(agent_is_late());
+        }
+        if waited >= AGENT_START_TOLD_AFTER && !std::mem::replace(&mut told, true) {
+            out.note("no daemon runs here, and the agent that calls in its place is still starting; waiting for it…");
         }
         sleep(LOOK).await;
     }
 }
+
+/// An agent that is on its way.
+struct AgentStart {
+    child: background::Child,
+    /// It was ready, or found that somebody else has the home: whoever that is comes or goes.
+    was_sound: bool,
+}
+
+impl AgentStart {
+    fn begin(home: &Home) -> Result<Self, Failure> {
+        Ok(Self { child: background::Child::start(home, &["agent"])?, was_sound: false })
+    }
+
+    /// Whether it has ended, and another one may do better.
+    fn has_ended(&mut self) -> Result<bool, Failure> {
+        match self.child.news() {
+            background::News::Report(background::Report::Failed(failure)) if failure.kind != Kind::Conflict => {
+                return Err(failure);
+            }
+            background::News::Report(background::Report::Warning(_)) | background::News::Nothing => return Ok(false),
+            background::News::Report(_) => {
+                self.was_sound = true;
+                return Ok(false);
+            }
+            background::News::Closed if self.was_sound => return Ok(true),
+            background::News::Closed => {}
+        }
+        Err(Failure::new(Kind::Internal, "no daemon runs here, and the agent ended before it was ready").hint(SEE_WHY))
+    }
+}
+
+fn agent_is_late() -> Failure {
+    let limit = AGENT_START_LIMIT.as_secs();
+    let message = format!("no daemon runs here, and the agent's socket did not answer within {limit} s");
+    Failure::new(Kind::Internal, message).hint(SEE_WHY)
+}
+
+/// What to type when no agent starts.
+const SEE_WHY: &str = "start a daemon yourself and see what it says: malai daemon --foreground";
 
 /// Greets, asks, tells progress, and returns the last answer.
 ///
@@ -210,8 +257,8 @@ pub(crate) async fn answer(mut frames: Frames, request: Request, out: Output) ->
 ///
 /// # Errors
 /// When nobody is there to be asked.
-pub(crate) async fn begin(home: &Home, request: &Request) -> Result<Frames, Failure> {
-    let (mut frames, _) = greet(dial_or_start(home, AGENT_START).await?).await?;
+pub(crate) async fn begin(home: &Home, request: &Request, out: Output) -> Result<Frames, Failure> {
+    let (mut frames, _) = greet(dial_or_start(home, out).await?).await?;
     send(&mut frames, request).await?;
     Ok(frames)
 }

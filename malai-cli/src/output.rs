@@ -56,6 +56,13 @@ impl Output {
         }
     }
 
+    /// Says what was probably meant, after the last words, as they are said.
+    pub(crate) fn last_hint(self, text: &str) {
+        if stdio::is_writable(&io::stderr(), PollTimeout::from(LAST_WORDS_MS)) {
+            self.hint(text);
+        }
+    }
+
     /// Says something at the end of a run that gives up, as [`Output::last_words`] does.
     pub(crate) fn last_note(self, text: &str) {
         if stdio::is_writable(&io::stderr(), PollTimeout::from(LAST_WORDS_MS)) {

@@ -1,8 +1,9 @@
 //! Standard streams as descriptors: unbuffered, and right too where somebody else has set them non-blocking.
 
-use std::fs::File;
-use std::io::{self, ErrorKind, Read, Write};
+use std::fs::{File, Metadata};
+use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
@@ -19,6 +20,49 @@ impl Descriptor {
         Ok(Self(File::from(stream.as_fd().try_clone_to_owned()?)))
     }
 
+    /// Says whether reading takes something away from others who have the same stream.
+    pub(crate) fn nature(&self) -> Nature {
+        // Of what cannot be asked the least is supposed.
+        let Ok(meta) = self.0.metadata() else { return Nature::Stream };
+        if is_null(&meta) {
+            return Nature::Null;
+        }
+        if !meta.is_file() && !meta.file_type().is_block_device() {
+            return Nature::Stream;
+        }
+        (&self.0).stream_position().map_or(Nature::Stream, Nature::File)
+    }
+
+    /// Reads at a place of a file, and leaves its position, which all holders share, where it is.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub(crate) fn look(&self, buffer: &mut [u8], at: u64) -> io::Result<usize> {
+        loop {
+            match self.0.read_at(buffer, at) {
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                done => return done,
+            }
+        }
+    }
+
+    /// Moves the position of a file on, as reading so many bytes would have.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub(crate) fn pass(&self, bytes: u64) -> io::Result<()> {
+        let bytes = i64::try_from(bytes).map_err(io::Error::other)?;
+        (&self.0).seek(SeekFrom::Current(bytes)).map(drop)
+    }
+
+    /// Returns another descriptor of the same stream.
+    ///
+    /// # Errors
+    /// When no descriptor is left.
+    pub(crate) fn again(&self) -> io::Result<Self> {
+        self.0.try_clone().map(Self)
+    }
+
     /// Does `once` until it no longer says that it would block; `O_NONBLOCK` is shared with whoever else has the file.
     fn wait<T>(&mut self, flags: PollFlags, mut once: impl FnMut(&mut File) -> io::Result<T>) -> io::Result<T> {
         loop {
@@ -29,6 +73,21 @@ impl Descriptor {
             };
         }
     }
+}
+
+/// What reading does to those who share a stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Nature {
+    /// What is read is gone: a pipe, a terminal, a socket.
+    Stream,
+    /// It has a position, which is here now, and can be looked at without moving it.
+    File(u64),
+    /// It is the null device, of which nobody gets anything.
+    Null,
+}
+
+fn is_null(meta: &Metadata) -> bool {
+    meta.file_type().is_char_device() && std::fs::metadata("/dev/null").is_ok_and(|null| null.rdev() == meta.rdev())
 }
 
 impl Read for Descriptor {

@@ -39,7 +39,8 @@ pub fn machine_init(changes: &Changes, ask: &MachineInit) -> Result<MachineMade,
         pinned: Vec::new(),
         ticket: None,
     };
-    let key = prepare(changes, &ask.alias, &joining)?;
+    let elsewhere = format!("take another name: malai machine init {} NAME …", ask.cluster);
+    let key = prepare(changes, &ask.alias, &joining, &elsewhere)?;
     let name = Name::from_hostname(&hostname()).map_or_else(|| NAMELESS.to_owned(), |name| name.to_string());
     let toml = format!("[machine.{name}]\nid52 = \"{}\"\n", key.id());
     Ok(MachineMade { alias: ask.alias.clone(), machine_id: key.id(), name, toml })
@@ -62,7 +63,7 @@ pub fn join_begin(changes: &Changes, invite: &Invite, alias: Option<&str>) -> Re
         // One that this version cannot read is none that its relays would know.
         ticket: invite.ticket.as_deref().and_then(|text| Ticket::from_text(text).ok()),
     };
-    prepare(changes, alias, &joining)?;
+    prepare(changes, alias, &joining, "join under another name: malai machine join --alias NAME TOKEN")?;
     clusters::load(changes.home(), alias)
 }
 
@@ -117,11 +118,13 @@ pub fn machine_leave(changes: &Changes, alias: &str, force: bool) -> Result<(), 
 }
 
 /// The machine key for a cluster that is to be joined: made once, and kept until the cluster is left.
-fn prepare(changes: &Changes, alias: &str, joining: &Joining) -> Result<MachineKey, Failure> {
+///
+/// `elsewhere` says how to join under another alias.
+fn prepare(changes: &Changes, alias: &str, joining: &Joining, elsewhere: &str) -> Result<MachineKey, Failure> {
     clusters::check_alias(alias)?;
     if clusters::exists(changes.home(), alias) {
         let there = clusters::load(changes.home(), alias)?;
-        refuse_other(&there, &joining.cluster)?;
+        refuse_other(&there, &joining.cluster, elsewhere)?;
         clusters::save_joining(&there.dir, joining)?;
         return Ok(there.machine_key);
     }
@@ -133,10 +136,11 @@ fn prepare(changes: &Changes, alias: &str, joining: &Joining) -> Result<MachineK
     Ok(key)
 }
 
-fn refuse_other(there: &Cluster, wanted: &ClusterId) -> Result<(), Failure> {
+fn refuse_other(there: &Cluster, wanted: &ClusterId, elsewhere: &str) -> Result<(), Failure> {
     let alias = &there.alias;
     if there.id != *wanted {
-        return Err(clusters::taken(alias));
+        let hint = format!("{elsewhere}; or forget the one that is here: malai machine leave {alias}");
+        return Err(clusters::taken(alias).hint(hint));
     }
     if there.role() == Role::Manager {
         return Err(Failure::new(

@@ -257,7 +257,7 @@ fn refuse_directory(spec: &ExecSpec, grant: &Grant) -> Result<(), Failure> {
 /// The refusal of what cannot be written down.
 pub(super) fn unaudited(failure: Failure) -> Failure {
     let text = format!("refused, since the target's audit cannot be written: {}", failure.message);
-    Failure { kind: Kind::Internal, message: text, hint: failure.hint }
+    Failure { kind: Kind::Internal, message: text, ..failure }
 }
 
 /// Decides by the snapshot that is held; a refusal under an older one than the caller's waits for the newer. Whatever a

@@ -105,7 +105,7 @@ async fn kill(
     match Visit::of(membership, caller, session, act) {
         Some(visit) => visit.while_allowed(doing, answer).await.map_err(|refused| {
             let text = format!("the result of `malai kill` is not known: {}", refused.message);
-            Failure { kind: FailureKind::Unknown, message: text, hint: refused.hint }
+            Failure { kind: FailureKind::Unknown, message: text, ..refused }
         })?,
         None => answer.await,
     }

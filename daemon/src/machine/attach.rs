@@ -240,5 +240,5 @@ pub(super) fn unknown() -> Failure {
 /// A failure after which it cannot be told whether the command ran.
 pub(super) fn uncertain(failure: Failure) -> Failure {
     let text = format!("whether the command ran is not known: {}", failure.message);
-    Failure { kind: Kind::Unknown, message: text, hint: failure.hint }
+    Failure { kind: Kind::Unknown, message: text, ..failure }
 }

@@ -107,7 +107,7 @@ impl Refusals {
 /// The answer to an attempt that is refused without a line of its own.
 pub(crate) fn too_many(refused: Failure) -> Failure {
     let text = format!("too many attempts of this machine were refused in a short time; this one since {refused}");
-    Failure { kind: Kind::Busy, message: text, hint: refused.hint }
+    Failure { kind: Kind::Busy, message: text, ..refused }
 }
 
 /// Writes down, at that time or when the cluster is given up, how many refusals of this caller were left out.

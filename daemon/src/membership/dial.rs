@@ -302,7 +302,8 @@ fn unreachable(membership: &Membership, id: MachineId, why: &str) -> Failure {
     let (alias, tried) = (&membership.alias, tried.join(", "));
     let message = format!("{name}.{alias} cannot be reached: {why}; tried {tried}{failed}; {seen}{relays}");
     let failure = Failure::new(Kind::Unreachable, message)
-        .hint(format!("on {name}: `malai daemon status`, then `malai daemon`; here: `malai status`"));
+        .hint(format!("on {name}: `malai daemon status`, then `malai daemon`; here: `malai status`"))
+        .seen(seen);
     removed::explain(membership, failure)
 }
 

@@ -190,13 +190,13 @@ fn who_may_only_watch_watches_and_who_may_control_takes_over_until_the_grant_is_
     watching.wait_for_line("web01", SOON)?;
     let following = laptop.spawn(malai(["attach", &name]))?;
     following.wait_for_line("web01", SOON)?;
-    told(watching.output_within(SOON)?, 253, &["followed from elsewhere"])?;
+    told(watching.output_within(SOON)?, 253, &["followed from elsewhere", "of machine laptop.company;"])?;
     told(ops.run(malai(["attach", &name]))?, 255, &["follows this session already", "allow_control"])?;
 
     company.publish("machine.web01", "allow_control = [\"ops\"]")?;
     let taking = ops.spawn(malai(["attach", &name]))?;
     taking.wait_for_line("web01", SOON)?;
-    told(following.output_within(SOON)?, 253, &["followed from elsewhere"])?;
+    told(following.output_within(SOON)?, 253, &["followed from elsewhere", "of machine ops.company;"])?;
     run(ops, &["kill", "--signal", "HUP", &name], 0)?;
     taking.wait_for_line("hup", SOON)?;
     company.publish("machine.web01", "allow_control = []")?;

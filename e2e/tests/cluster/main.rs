@@ -20,6 +20,7 @@ mod dns;
 mod doctor;
 mod exit_codes;
 mod field;
+mod input;
 mod journey;
 mod knocks;
 mod lifecycle;
@@ -51,6 +52,7 @@ fn main() -> ExitCode {
         field::trials(),
         words::trials(),
         streams::trials(),
+        input::trials(),
         signals::trials(),
         vanishing::trials(),
         access::trials(),

@@ -1,9 +1,11 @@
 //! Signals at the CLI reach the command's process group.
 
+use std::time::Duration;
+
 use anyhow::{Result, ensure};
 use libtest_mimic::Trial;
 use malai_e2e::cluster::{SOON, running};
-use malai_e2e::lab::{Child, Output, wait_until};
+use malai_e2e::lab::{Child, Cmd, Output, wait_until};
 use malai_e2e::trials;
 use nix::sys::signal::Signal;
 
@@ -13,6 +15,7 @@ pub(crate) fn trials() -> Vec<Trial> {
     trials![
         interrupt_terminate_and_hang_up_reach_the_whole_process_group,
         a_command_that_ignores_an_interrupt_is_ended_by_a_second,
+        the_interrupt_of_timeout_reaches_the_command_once_and_its_own_end_is_told,
         a_command_that_ignores_terminate_is_ended_after_a_while,
     ]
 }
@@ -61,8 +64,21 @@ fn a_command_that_ignores_an_interrupt_is_ended_by_a_second() -> Result<()> {
     let session = deaf(&office, "INT")?;
     session.signal(Signal::SIGINT)?;
     session.wait_for_line("deaf to INT", SOON)?;
+    // Of two that come at once the second would be the first one again.
+    std::thread::sleep(Duration::from_millis(150));
     session.signal(Signal::SIGINT)?;
     gone(&office, session)?;
+    Ok(())
+}
+
+/// GNU `timeout` sends its signal to malai, and then to the group that malai is in.
+fn the_interrupt_of_timeout_reaches_the_command_once_and_its_own_end_is_told() -> Result<()> {
+    let office = Office::open(["web01"])?;
+    let counts = "n=0; trap 'n=$((n+1))' INT; hostname; while [ $n = 0 ]; do sleep 0.05; done; \
+        i=0; while [ $i -lt 20 ]; do sleep 0.05; i=$((i+1)); done; echo interrupted $n times; exit 42";
+    let words = ["timeout", "--preserve-status", "-s", "INT", "1", "malai", "web01.company", "--", "sh", "-c", counts];
+    let output = office.laptop().run(Cmd::new(words))?.exited(42)?;
+    assert_eq!(output.text(), "web01\ninterrupted 1 times");
     Ok(())
 }
 

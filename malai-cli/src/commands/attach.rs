@@ -45,11 +45,11 @@ impl Attach {
             Err(failure) => return Ok(refuse(cx.out, &self.place.session, &failure)),
         };
         let outcome = client::block_on(async {
-            let (name, owner) = self.place.find(&cx.home, &typed).await?;
+            let (name, owner) = self.place.find(cx, &typed).await?;
             let subject = Subject::Session { owner, id: name.id, from_end: self.from_end };
             let (connect_timeout, lost_after) = (self.place.connect_timeout, Some(self.lost_after));
             let parts = Parts {
-                connect: process::connect(&cx.home),
+                connect: process::connect(cx),
                 request: Request {
                     target: name.target.clone(),
                     subject,

@@ -14,9 +14,12 @@ use serde_bytes::ByteBuf;
 use tokio::time::Instant;
 
 use super::explain::explain;
+use super::meant::Typed;
 use super::{Context, process};
 use crate::output::Output;
-use crate::session::{ANSWER_MARGIN, End, Line, Manner, Name, Parts, Patience, Request, Signals, Subject, follow};
+use crate::session::{
+    ANSWER_MARGIN, Begin, End, Line, Manner, Name, Parts, Patience, Request, Signals, Subject, follow,
+};
 use crate::{client, duration};
 
 /// How long to wait until a machine answers.
@@ -51,9 +54,14 @@ pub(crate) struct Exec {
     /// Have the user's shell there run STRING
     #[arg(short = 'c', value_name = "STRING", allow_hyphen_values = true)]
     shell: Option<OsString>,
-    /// Send no standard input: the command has /dev/null
+    /// Send no standard input: the command has /dev/null, and a loop around malai keeps the lines that it reads
     #[arg(short = 'n')]
     no_stdin: bool,
+    /// Read a pipe or terminal at once, and not only when the command has started
+    ///
+    /// The first byte comes a round trip sooner. When nothing starts, what was read is lost to the next reader.
+    #[arg(long, conflicts_with = "no_stdin")]
+    eager_stdin: bool,
     /// Wait until background processes have closed the command's output, too
     #[arg(long)]
     wait_output: bool,
@@ -89,20 +97,41 @@ impl Exec {
     /// Runs it and returns its exit code.
     ///
     /// # Errors
-    /// Why there is none.
+    /// Never: what goes wrong is told here, and then what was probably meant.
     pub(super) fn run(self, cx: &Context, literal: bool, words: Vec<OsString>) -> Result<u8, Failure> {
+        let (typed, mut failed) = (words.clone(), None);
+        let code = match self.follow(cx, literal, words, &mut failed) {
+            Ok(code) => code,
+            Err(failure) => cx.out.failure(failed.insert(failure)),
+        };
+        let typed = Typed::new(&cx.head, &self.target, literal, &typed, self.shell.as_deref());
+        let is_cluster = |alias: &str| cx.home.cluster(alias).root().is_dir();
+        let meant = typed.zip(failed).and_then(|(typed, failure)| typed.meant(&failure, is_cluster));
+        meant.iter().for_each(|meant| cx.out.last_hint(meant));
+        Ok(code)
+    }
+
+    /// Runs it and returns its exit code; a failure that was told is in `failed`.
+    fn follow(
+        &self,
+        cx: &Context,
+        literal: bool,
+        words: Vec<OsString>,
+        failed: &mut Option<Failure>,
+    ) -> Result<u8, Failure> {
         let started = Instant::now();
         let (target, spec) = match self.plan(literal, words) {
             Ok(planned) => planned,
             Err(failure) if self.detach => return Err(failure),
-            Err(failure) => return Ok(refuse(cx.out, &self.target, &failure)),
+            Err(failure) => return Ok(refuse(cx.out, &self.target, failed.insert(failure))),
         };
         let name = Name { target: target.clone(), id: spec.id };
         let outcome = client::block_on(async {
-            let source = if spec.stdin { Some(process::source()?) } else { None };
+            let begin = if self.eager_stdin { Begin::AtOnce } else { Begin::Started };
+            let source = if spec.stdin { Some(process::source(begin)?) } else { None };
             let subject = Subject::Command(Box::new(spec));
             let parts = Parts {
-                connect: process::connect(&cx.home),
+                connect: process::connect(cx),
                 request: Request { target, subject, follower: FollowerId::from_bytes(process::random()?) },
                 signals: Signals::listen().map_err(|e| process::local(&e))?,
                 source,
@@ -125,10 +154,10 @@ impl Exec {
         }
         let target = name.target.to_string();
         match outcome {
-            Err(failure) => Ok(refuse(cx.out, &target, &failure)),
+            Err(failure) => Ok(refuse(cx.out, &target, failed.insert(failure))),
             Ok(Err(failure)) => {
                 cx.out.last_words(&failure);
-                Ok(failure.kind.exit_code())
+                Ok(failed.insert(failure).kind.exit_code())
             }
             Ok(Ok(End::Ended(record))) => {
                 explain(cx.out, &target, &record, self.timeout, self.verbose);

@@ -94,8 +94,8 @@ impl Kill {
     pub(super) fn run(self, cx: &Context) -> Result<u8, Failure> {
         let typed = self.place.typed()?;
         let (name, killed) = client::block_on(async {
-            let (name, owner) = self.place.find(&cx.home, &typed).await?;
-            let mut connect = process::connect(&cx.home);
+            let (name, owner) = self.place.find(cx, &typed).await?;
+            let mut connect = process::connect(cx);
             let killed = session::kill(&mut connect, &name, owner, self.signal, self.place.connect_timeout).await?;
             Ok((name, killed))
         })?;

@@ -14,6 +14,7 @@ mod executor;
 mod explain;
 mod kill;
 mod machine;
+mod meant;
 mod metrics;
 mod ping;
 mod place;
@@ -93,6 +94,8 @@ pub(crate) struct Context {
     pub(crate) home: Home,
     /// How it prints.
     pub(crate) out: Output,
+    /// What was typed up to the target of a command: options, and the target.
+    pub(crate) head: Vec<OsString>,
 }
 
 /// Does what the command line says, tells what went wrong, and returns the exit code.
@@ -100,6 +103,7 @@ pub(crate) fn run(args: Vec<OsString>) -> u8 {
     let mut root = Cli::command();
     let cut = args::cut(args, &root);
     let wants_json = Output { json: cut.head.iter().any(|word| word == "--json") };
+    let head = cut.head.get(2..).unwrap_or_default().to_vec();
     let parsed = root.try_get_matches_from_mut(cut.head).and_then(|matches| Cli::from_arg_matches(&matches));
     let cli = match parsed {
         Ok(cli) => cli,
@@ -107,9 +111,9 @@ pub(crate) fn run(args: Vec<OsString>) -> u8 {
     };
     let out = Output { json: cli.json };
     let code = home::find().and_then(|home| {
-        // Before anything of it is read: whoever may change it says what malai does for this user.
+        // Before anything of it is read: who may change it says what malai does for this user.
         Trusted::own().check(&home)?;
-        dispatch(cli.command, &Context { home, out }, cut.literal, cut.words)
+        dispatch(cli.command, &Context { home, out, head }, cut.literal, cut.words)
     });
     code.unwrap_or_else(|failure| out.failure(&failure))
 }

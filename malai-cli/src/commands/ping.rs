@@ -94,7 +94,7 @@ impl Ping {
         let (name, request) = (target.to_string(), self.request(target));
         let mut frames = tokio::select! {
             _ = signals.next() => return Ok(()),
-            begun = client::begin(&cx.home, &request) => begun?,
+            begun = client::begin(&cx.home, &request, cx.out) => begun?,
         };
         loop {
             let response = tokio::select! {

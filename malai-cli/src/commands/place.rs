@@ -3,10 +3,9 @@
 use std::time::Duration;
 
 use malai_protocol::failure::Failure;
-use malai_protocol::home::Home;
 use malai_protocol::id::MachineId;
 
-use super::process;
+use super::{Context, process};
 use crate::duration;
 use crate::session::{self, Name, Typed};
 
@@ -35,8 +34,8 @@ impl Place {
     ///
     /// # Errors
     /// When it cannot be asked, or has none or several that begin so.
-    pub(super) async fn find(&self, home: &Home, typed: &Typed) -> Result<(Name, Option<MachineId>), Failure> {
-        let listed = session::list(&mut process::connect(home), &typed.target, self.connect_timeout).await?;
+    pub(super) async fn find(&self, cx: &Context, typed: &Typed) -> Result<(Name, Option<MachineId>), Failure> {
+        let listed = session::list(&mut process::connect(cx), &typed.target, self.connect_timeout).await?;
         typed.find(&listed)
     }
 }

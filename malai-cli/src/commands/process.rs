@@ -3,18 +3,20 @@
 use std::time::Duration;
 
 use malai_protocol::failure::{Failure, Kind};
-use malai_protocol::home::Home;
 use tokio::net::UnixStream;
 use tokio::time::Instant;
 
+use super::Context;
 use crate::client;
-use crate::session::{ANSWER_MARGIN, Connect, Dial, Patience, Sink, Source};
+use crate::session::{ANSWER_MARGIN, Begin, Connect, Dial, Patience, Sink, Source};
 use crate::stdio::Descriptor;
 
 /// How long HUP or TERM may take to end the command before the caller counts as gone.
 const ENDING: Duration = Duration::from_secs(5);
 /// Two INT within this time mean that the caller is gone.
 const SECOND_INT: Duration = Duration::from_secs(2);
+/// Two signals of one kind within this time are one.
+const SAME_SIGNAL: Duration = Duration::from_millis(100);
 /// Between two tries to follow a command again, or to ask about it.
 pub(super) const RETRY: Duration = Duration::from_secs(1);
 /// A loss is told when it lasts longer.
@@ -32,6 +34,7 @@ pub(super) fn patience(started: Instant, connect_timeout: Duration, lost_after: 
         lost_after,
         ending: ENDING,
         second_int: SECOND_INT,
+        same_signal: SAME_SIGNAL,
         gone: None,
         wait_until: None,
     }
@@ -48,13 +51,13 @@ pub(super) fn random() -> Result<[u8; 16], Failure> {
 }
 
 /// Connections to the daemon, or to an agent.
-pub(super) fn connect(home: &Home) -> Connect<UnixStream> {
-    let home = home.clone();
-    Box::new(move |Dial { within, agent }| {
+pub(super) fn connect(cx: &Context) -> Connect<UnixStream> {
+    let (home, out) = (cx.home.clone(), cx.out);
+    Box::new(move |Dial { agent, .. }| {
         let home = home.clone();
         Box::pin(async move {
             if agent {
-                return client::dial_or_start(&home, within).await;
+                return client::dial_or_start(&home, out).await;
             }
             client::dial(&home).await?.ok_or_else(|| Failure::new(Kind::Internal, "no daemon runs here"))
         })
@@ -70,8 +73,8 @@ pub(super) fn local(e: &std::io::Error) -> Failure {
 ///
 /// # Errors
 /// When it cannot be read on a thread.
-pub(super) fn source() -> Result<Source, Failure> {
-    Descriptor::of(&std::io::stdin()).and_then(Source::start).map_err(|e| local(&e))
+pub(super) fn source(begin: Begin) -> Result<Source, Failure> {
+    Descriptor::of(&std::io::stdin()).and_then(|stdin| Source::of(stdin, begin)).map_err(|e| local(&e))
 }
 
 /// Standard output and error.

@@ -120,7 +120,7 @@ fn everywhere(status: &Status) -> Result<(Vec<Target>, Vec<Asked>), Failure> {
 }
 
 async fn ask(cx: &Context, target: Target, within: Duration) -> Asked {
-    let listed = session::list(&mut process::connect(&cx.home), &target, within).await;
+    let listed = session::list(&mut process::connect(cx), &target, within).await;
     let named = |one: Summary| (Name { target: target.clone(), id: one.id }, one);
     let answer = listed.map(|all| all.into_iter().map(named).collect());
     Asked { target: target.to_string(), answer }

@@ -51,8 +51,8 @@ impl Wait {
             lost_after: self.lost_after,
         };
         let (name, record) = client::block_on(async {
-            let (name, owner) = self.place.find(&cx.home, &typed).await?;
-            let mut connect = process::connect(&cx.home);
+            let (name, owner) = self.place.find(cx, &typed).await?;
+            let mut connect = process::connect(cx);
             let record = session::wait(&mut connect, &name, owner, pace, |text| cx.out.note(text)).await?;
             Ok((name, record))
         })?;

@@ -62,7 +62,8 @@ where
             }
             (FrameKind::Started, Stage::Attached) => return self.started(&self.decode(frame)?),
             (FrameKind::Superseded, Stage::Waiting | Stage::Attached | Stage::Running) => {
-                return Err(self.superseded(self.decode(frame)?));
+                let by = *self.superseded.insert(self.decode(frame)?);
+                return Err(self.followed_elsewhere(by, &by.by.to_string()));
             }
             // One who looks on has sent none.
             (FrameKind::StdinAck, Stage::Attached | Stage::Running) if self.part == Part::Watcher => {}
@@ -109,6 +110,7 @@ where
         let grace = Duration::from_millis(started.grace_ms.unwrap_or(DEFAULT_GRACE_MS));
         self.life = Some(Life { incarnation: started.incarnation, grace });
         self.told = true;
+        self.input.started();
         self.reached(Stage::Running);
         if self.manner.verbose {
             let Started { hostname, user, pid, .. } = started;
@@ -181,13 +183,13 @@ where
         frame.decode().map_err(|e| self.broken(&e.to_string()))
     }
 
-    /// Somebody took the session over on purpose: taking it back would never end.
-    fn superseded(&self, by: Superseded) -> Failure {
-        let (target, Superseded { by, follower }) = (&self.target, by);
+    /// Somebody took the session over on purpose: taking it back would never end. `machine` is what that one is called.
+    pub(super) fn followed_elsewhere(&self, by: Superseded, machine: &str) -> Failure {
         let message = format!(
-            "the command on {target} goes on and is followed from elsewhere now, by process {} of machine {by}; how it \
+            "the command on {} goes on and is followed from elsewhere now, by process {} of machine {machine}; how it \
              ends is told there",
-            follower.short()
+            self.target,
+            by.follower.short()
         );
         Failure::new(Kind::Unknown, message)
     }

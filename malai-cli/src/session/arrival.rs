@@ -83,9 +83,8 @@ where
         }
         let again = if self.arrival.told { now + self.patience.retry } else { now };
         if !std::mem::replace(&mut self.arrival.told, true) {
-            // The last part of the daemon's words says when it was last seen.
-            let seen = failure.message.rsplit("; ").next().unwrap_or_default().to_owned();
-            let text = format!("{} is not there ({seen}); waiting for it to come…", self.target);
+            let seen = failure.seen.as_ref().map_or_else(String::new, |seen| format!(" ({seen})"));
+            let text = format!("{} is not there{seen}; waiting for it to come…", self.target);
             let line = Line::Waiting { target: &self.target }.line()?;
             self.note(&text, &line);
         }

@@ -53,10 +53,20 @@ pub(super) async fn ask<S: AsyncRead + AsyncWrite + Unpin, T: Serialize>(
     dial: Dial,
     (kind, question): (FrameKind, &T),
 ) -> Result<Answers<S>, Failure> {
+    ask_on(connect(dial).await?, target, dial.within, (kind, question)).await
+}
+
+/// Asks on this connection.
+async fn ask_on<S: AsyncRead + AsyncWrite + Unpin, T: Serialize>(
+    stream: S,
+    target: &Target,
+    within: Duration,
+    (kind, question): (FrameKind, &T),
+) -> Result<Answers<S>, Failure> {
     let to = SessionTarget {
         machine: target.machine.clone(),
         cluster: target.cluster.clone(),
-        connect_timeout_ms: duration::millis(dial.within),
+        connect_timeout_ms: duration::millis(within),
         gone_timeout_ms: None,
         wait: false,
         attachment: None,
@@ -64,7 +74,7 @@ pub(super) async fn ask<S: AsyncRead + AsyncWrite + Unpin, T: Serialize>(
     let form = |e| Failure::new(Kind::Internal, format!("the question has no form in frames: {e}"));
     let request = Frame::control(FrameKind::Request, &Request::Session(to)).map_err(form)?;
     let question = Frame::control(kind, question).map_err(form)?;
-    let (mut frames, _) = client::greet(connect(dial).await?).await?;
+    let (mut frames, _) = client::greet(stream).await?;
     let send = async {
         frames.feed(request).await?;
         frames.send(question).await
@@ -123,15 +133,17 @@ pub(crate) async fn list<S: AsyncRead + AsyncWrite + Unpin>(
         Failure::new(Kind::Unreachable, format!("{target} did not answer within {}", duration::words(within)))
             .hint("give it longer: --connect-timeout 30s")
     };
-    timeout(within.saturating_add(ANSWER_MARGIN), list_at_leisure(connect, target, within)).await.map_err(late)?
+    // An agent that is still to start takes nothing of the machine's time.
+    let stream = connect(Dial { within, agent: true }).await?;
+    timeout(within.saturating_add(ANSWER_MARGIN), list_at_leisure(stream, target, within)).await.map_err(late)?
 }
 
 async fn list_at_leisure<S: AsyncRead + AsyncWrite + Unpin>(
-    connect: &mut Connect<S>,
+    stream: S,
     target: &Target,
     within: Duration,
 ) -> Result<Vec<Summary>, Failure> {
-    let mut answers = ask(connect, target, Dial { within, agent: true }, (FrameKind::List, &List {})).await?;
+    let mut answers = ask_on(stream, target, within, (FrameKind::List, &List {})).await?;
     let mut sessions = Vec::new();
     loop {
         let listed: Listed = match answers.next().await? {

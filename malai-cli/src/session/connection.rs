@@ -23,7 +23,7 @@ pub(crate) type Connect<S> = Box<dyn FnMut(Dial) -> Dialling<S> + Send>;
 /// How a connection is to be made.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Dial {
-    /// How long it may take.
+    /// How long it may take, the start of an agent aside.
     pub(crate) within: Duration,
     /// Start an agent when nobody listens. Not at once after a loss: a daemon that is replaced is back in a moment.
     pub(crate) agent: bool,

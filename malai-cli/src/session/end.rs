@@ -4,20 +4,26 @@ use std::io;
 use std::time::Duration;
 
 use bytes::BytesMut;
-use futures_util::{Stream, StreamExt};
+use futures_util::{SinkExt, Stream, StreamExt};
+use malai_protocol::codec::{Frame, Kind as FrameKind};
 use malai_protocol::failure::{Failure, Kind};
-use malai_protocol::session::{ExitRecord, Output};
+use malai_protocol::id::MachineId;
+use malai_protocol::local::{ClusterStatus, Request as LocalRequest, Response};
+use malai_protocol::session::{ExitRecord, Output, Superseded};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::{Instant, timeout};
 
-use super::connection::{Connect, Dial, FAREWELL, Link};
+use super::connection::{Connect, Dial, Dialling, FAREWELL, Link};
 use super::events::Event as Line;
 use super::follow::{End, Session, until};
 use super::request::Part;
 use super::sink::Event as Written;
+use crate::client;
 
 /// How long what was received is still written when the caller gives up.
 const GIVING_UP: Duration = Duration::from_millis(200);
+/// How long the daemon here may take to say what a machine is called; without its name the key is told.
+const NAMING: Duration = Duration::from_secs(2);
 
 impl<S, G> Session<S, G>
 where
@@ -27,7 +33,10 @@ where
     /// Says farewell, writes out what is left, and gives the final word.
     pub(super) async fn finish(mut self, outcome: Result<End, Failure>) -> Result<End, Failure> {
         let ended = outcome.is_ok();
-        let outcome = outcome.and_then(|end| self.check(end));
+        let outcome = match self.superseded {
+            Some(by) => self.name_who_follows(by).await.map_or(outcome, Err),
+            None => outcome.and_then(|end| self.check(end)),
+        };
         if self.manner.json {
             let target = &self.target;
             let line = match &outcome {
@@ -42,7 +51,7 @@ where
         }
         self.sink.close();
         let word = if self.gave_up { self.parting_word() } else { None };
-        let Self { mut connect, link, mut signals, mut sink, gave_up, target, mut cut, .. } = self;
+        let Self { mut connect, link, mut signals, mut heard, mut sink, gave_up, target, mut cut, .. } = self;
         // Only an exit record ends a session in good order, and one who leaves it to go on; otherwise it is over with the
         // socket, at once.
         match link {
@@ -60,9 +69,11 @@ where
                     Some(Written::Written { .. }) => {}
                     None => break,
                 },
-                Some(_) = signals.next() => {
-                    cut.get_or_insert("interrupted before all output was written".into());
-                    break;
+                Some(number) = signals.next() => {
+                    if heard.is_new(number) {
+                        cut.get_or_insert("interrupted before all output was written".into());
+                        break;
+                    }
                 }
                 () = until(give_up_at) => break,
             }
@@ -71,6 +82,13 @@ where
             End::Ended(record) => whole(&target, record, cut.as_deref()).map(End::Ended),
             left => Ok(left),
         }
+    }
+
+    /// The failure that has the name of the machine whence the session is followed now, where the daemon here knows it.
+    async fn name_who_follows(&mut self, by: Superseded) -> Option<Failure> {
+        let dialling = (self.connect)(Dial { within: NAMING, agent: false });
+        let name = timeout(NAMING, name_of(dialling, self.request.target.cluster.as_deref(), by.by)).await;
+        name.ok().flatten().map(|name| self.followed_elsewhere(by, &name))
     }
 
     /// What the daemon has to be given so that it tells the target that the caller is gone: while the attachment is
@@ -103,6 +121,23 @@ where
         let lost = (told != arrived).then(|| format!("its output ends at byte {arrived} here, and has {told}"));
         whole(&self.target, record, lost.as_deref())
     }
+}
+
+/// What the daemon here calls a machine, of this cluster or of the only one that has it.
+async fn name_of<S: AsyncRead + AsyncWrite>(
+    dialling: Dialling<S>,
+    cluster: Option<&str>,
+    machine: MachineId,
+) -> Option<String> {
+    let (mut frames, _) = client::greet(Box::pin(dialling.await.ok()?)).await.ok()?;
+    frames.send(Frame::control(FrameKind::Request, &LocalRequest::Status).ok()?).await.ok()?;
+    let Response::Status(status) = frames.next().await?.ok()?.decode().ok()? else { return None };
+    let clusters = status.clusters.iter().filter(|one| cluster.is_none_or(|alias| alias == one.alias));
+    let named = |one: &ClusterStatus| {
+        let known = one.machines.iter().find(|known| known.id == machine)?;
+        Some(format!("{}.{}", known.name, one.alias))
+    };
+    clusters.filter_map(named).next()
 }
 
 /// Asks for an attachment and closes without `Goodbye`. Where nobody listens there is nobody to tell: the command then

@@ -8,7 +8,7 @@ use futures_util::{Stream, StreamExt};
 use malai_protocol::codec::{Frame, Kind as FrameKind, MAX_DATA};
 use malai_protocol::failure::{Failure, Kind};
 use malai_protocol::id::Incarnation;
-use malai_protocol::session::{Ack, ExitRecord, Output, Signal, Started, StopOutput};
+use malai_protocol::session::{Ack, ExitRecord, Output, Signal, Started, StopOutput, Superseded};
 use serde::Serialize;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, sleep_until};
@@ -19,7 +19,7 @@ use super::end::note_broken;
 use super::input::Input;
 use super::loss::{Loss, Sending};
 use super::request::{Part, Request};
-use super::signals::{HUP, INT, TERM};
+use super::signals::{HUP, Heard, INT, TERM};
 use super::sink::{Event as Written, Sink};
 use super::source::Source;
 
@@ -47,6 +47,8 @@ pub(crate) struct Patience {
     pub(crate) ending: Duration,
     /// Between two INT that mean it.
     pub(crate) second_int: Duration,
+    /// Between two signals of one kind that are the same: `timeout` and a terminal that closes send each of them twice.
+    pub(crate) same_signal: Duration,
     /// How long at most a machine is dialled that is known to have gone; absent = as long as any.
     pub(crate) gone: Option<Duration>,
     /// Until when a machine is waited for that is not there; absent = not at all.
@@ -117,6 +119,7 @@ where
         told: false,
         loss: None,
         retried: None,
+        first_dial: None,
         signals: parts.signals,
         pending: VecDeque::new(),
         signalled: 0,
@@ -130,9 +133,11 @@ where
         acked: 0,
         stopped: [false; 2],
         last_int: None,
+        heard: Heard::new(parts.patience.same_signal),
         give_up_at: None,
         gave_up: false,
         cut: None,
+        superseded: None,
     };
     let outcome = session.run().await;
     session.finish(outcome).await
@@ -167,6 +172,8 @@ pub(super) struct Session<S, G> {
     pub(super) loss: Option<Loss>,
     /// When an attachment was last tried again.
     pub(super) retried: Option<Instant>,
+    /// Since when the daemon is dialled that nothing was asked of yet.
+    pub(super) first_dial: Option<Instant>,
     pub(super) signals: G,
     /// The last signals for the command: those that were told are told again after a loss.
     pub(super) pending: VecDeque<Signal>,
@@ -187,10 +194,14 @@ pub(super) struct Session<S, G> {
     /// Output streams whose reader is gone.
     pub(super) stopped: [bool; 2],
     pub(super) last_int: Option<Instant>,
+    /// Which signals came lately.
+    pub(super) heard: Heard,
     pub(super) give_up_at: Option<Instant>,
     pub(super) gave_up: bool,
     /// What was lost of the session, in words.
     pub(super) cut: Option<String>,
+    /// Another attachment follows the session now.
+    pub(super) superseded: Option<Superseded>,
 }
 
 enum Event<S> {
@@ -248,7 +259,10 @@ where
     fn linked(&mut self, moment: Moment<S>) -> Result<Option<End>, Failure> {
         match moment {
             Moment::Due => self.dial(),
-            Moment::Dialled(Ok(stream)) => self.ask(stream)?,
+            Moment::Dialled(Ok(stream)) => {
+                self.dialled();
+                self.ask(stream)?;
+            }
             Moment::Dialled(Err(failure)) => self.not_dialled(failure)?,
             Moment::HungUp => {}
             Moment::Sent(sent) => self.link.connection().into_iter().for_each(|link| link.sent(&sent)),
@@ -307,6 +321,9 @@ where
     /// them to, and when it does not heed them the caller leaves: the daemon sees the socket close without `Goodbye` and
     /// has the command's tree ended. One who looks on just leaves.
     fn signal(&mut self, number: u8) -> Result<Option<End>, Failure> {
+        if !self.heard.is_new(number) {
+            return Ok(None);
+        }
         if self.part == Part::Watcher {
             return Ok(Some(self.leave(number)));
         }

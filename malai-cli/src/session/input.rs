@@ -12,7 +12,7 @@ use super::source::Source;
 /// Standard input on its way. All offsets count from the start of the session.
 #[derive(Debug)]
 pub(super) struct Input {
-    /// Absent once it has ended, or when none is sent.
+    /// Absent when none is sent, or nothing more is to be read or noted of it.
     source: Option<Source>,
     /// What the target has not confirmed: at most [`STDIN_CREDIT`] bytes.
     kept: BytesMut,
@@ -26,6 +26,8 @@ pub(super) struct Input {
     credit: u64,
     /// It was read to its end.
     ended: bool,
+    /// The command has started.
+    started: bool,
     /// The present connection was told so.
     told: bool,
     /// Nobody takes more.
@@ -36,7 +38,7 @@ impl Input {
     pub(super) fn new(source: Option<Source>) -> Self {
         let closed = source.is_none();
         let (kept, credit) = (BytesMut::new(), STDIN_CREDIT);
-        Self { source, kept, confirmed: 0, next: 0, sent: 0, credit, ended: false, told: false, closed }
+        Self { source, kept, confirmed: 0, next: 0, sent: 0, credit, ended: false, started: false, told: false, closed }
     }
 
     /// Where what was read ends.
@@ -47,7 +49,7 @@ impl Input {
     /// Has more read, as far as it may be sent at once: nothing is taken that the command could not have.
     pub(super) fn ask(&mut self) {
         let most = self.credit.min(self.confirmed.saturating_add(STDIN_CREDIT)).saturating_sub(self.end());
-        if let Some(source) = self.source.as_mut().filter(|_| most > 0) {
+        if let Some(source) = self.source.as_mut().filter(|_| most > 0 && !self.ended) {
             source.ask(most);
         }
     }
@@ -74,8 +76,22 @@ impl Input {
             Err(e) => Err(e),
         };
         self.ended = true;
-        self.source = None;
+        self.let_go();
         end
+    }
+
+    /// The command has started, and takes from standard input from here on.
+    pub(super) fn started(&mut self) {
+        self.started = true;
+        self.source.iter_mut().for_each(Source::started);
+        self.let_go();
+    }
+
+    /// Of what has ended the position is still to be moved when the command starts.
+    fn let_go(&mut self) {
+        if self.ended && self.started {
+            self.source = None;
+        }
     }
 
     /// The next frame for the present connection.
@@ -166,6 +182,7 @@ impl Input {
 
 #[cfg(test)]
 mod tests {
+    use super::super::source::Begin;
     use super::*;
     use malai_protocol::id::Incarnation;
 
@@ -195,7 +212,7 @@ mod tests {
     }
 
     fn input(text: &'static [u8]) -> Input {
-        let mut input = Input::new(Some(Source::start(io::empty()).expect("a thread")));
+        let mut input = Input::new(Some(Source::start(io::empty(), Begin::AtOnce).expect("a thread")));
         input.take(Ok(Bytes::from_static(text))).expect("read");
         input
     }

@@ -62,6 +62,9 @@ where
             }
             None => true,
         };
+        if self.is_unasked() {
+            self.first_dial.get_or_insert(now);
+        }
         let within = match self.life {
             None => self.patience.answer_by.saturating_duration_since(now),
             Some(_) => self.patience.reconnect,
@@ -93,6 +96,19 @@ where
         };
         self.link = Link::Up(Connection::new(stream, asked, first));
         Ok(())
+    }
+
+    /// Whether nothing was asked yet, so that a daemon, or an agent that is still to start, is all that is waited for.
+    fn is_unasked(&self) -> bool {
+        self.number == 0 && self.life.is_none()
+    }
+
+    /// The daemon is there. How long its start took is nothing of the time that the machine has.
+    pub(super) fn dialled(&mut self) {
+        let Some(since) = self.first_dial.take() else { return };
+        let took = since.elapsed();
+        self.patience.connect_by += took;
+        self.patience.answer_by += took;
     }
 
     /// The first time, that is the end; later it is a try that failed.
@@ -178,7 +194,8 @@ where
 
     /// When waiting ends.
     pub(super) fn deadline(&self) -> Option<Instant> {
-        let answer_by = self.life.is_none().then_some(self.patience.answer_by);
+        let is_due = self.life.is_none() && self.first_dial.is_none();
+        let answer_by = is_due.then_some(self.patience.answer_by);
         self.give_up_at.into_iter().chain(answer_by).chain(self.lost_by()).min()
     }
 
@@ -195,9 +212,7 @@ where
     /// A deadline has passed: which one, in words.
     pub(super) fn late(&mut self) -> Failure {
         let now = Instant::now();
-        let Some(life) = self.life else {
-            return if self.number == 0 { self.not_asked() } else { self.unanswered(None) };
-        };
+        let Some(life) = self.life else { return self.unanswered(None) };
         if self.give_up_at.is_some_and(|at| at <= now) {
             return self.left("the command did not heed the signal");
         }
@@ -226,11 +241,6 @@ where
         why.map_or_else(String::new, |failure| format!(" ({})", failure.message))
     }
 
-    fn not_asked(&self) -> Failure {
-        let message = format!("the daemon here was not there in time; nothing was sent to {}", self.target);
-        Failure::new(Kind::Internal, message).hint("see: malai daemon status")
-    }
-
     /// Nobody can say whether the command was started.
     fn unanswered(&mut self, refusal: Option<&Failure>) -> Failure {
         let why = refusal.map_or_else(|| self.last_words(), |failure| format!(" ({})", failure.message));
@@ -253,7 +263,7 @@ where
             "connection to {} lost, and the command cannot be followed again; whether it ended is not known: {}",
             self.target, refusal.message
         );
-        Failure { kind: Kind::Unknown, message, hint: refusal.hint }
+        Failure { kind: Kind::Unknown, message, ..refusal }
     }
 
     /// Another executor cannot have the command.

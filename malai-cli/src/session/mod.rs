@@ -36,5 +36,5 @@ pub(crate) use name::{Name, Typed};
 pub(crate) use request::{Request, Subject};
 pub(crate) use signals::Signals;
 pub(crate) use sink::Sink;
-pub(crate) use source::Source;
+pub(crate) use source::{Begin, Source};
 pub(crate) use wait::{Pace, wait};

@@ -3,9 +3,11 @@
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use futures_util::Stream;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::time::Instant;
 
 /// The forwarded signals, by the numbers that they have on Linux and on macOS alike.
 pub(crate) const HUP: u8 = 1;
@@ -39,6 +41,38 @@ impl Stream for Signals {
             }
         }
         Poll::Pending
+    }
+}
+
+/// Which signals came lately, so that one that is sent twice counts once: `timeout` sends its own to its child and then to
+/// the group that both are in, and a terminal that closes has the kernel and the shell send HUP.
+#[derive(Debug)]
+pub(super) struct Heard {
+    same_within: Duration,
+    /// When each kind last counted: there are four.
+    last: Vec<(u8, Instant)>,
+}
+
+impl Heard {
+    /// Takes signals of one kind that follow each other within this time for one.
+    pub(super) fn new(same_within: Duration) -> Self {
+        Self { same_within, last: Vec::new() }
+    }
+
+    /// Whether this one counts. One that does not moves nothing, so that a key that is held down counts again and again.
+    pub(super) fn is_new(&mut self, number: u8) -> bool {
+        let now = Instant::now();
+        match self.last.iter_mut().find(|(known, _)| *known == number) {
+            Some((_, last)) if now.duration_since(*last) < self.same_within => false,
+            Some((_, last)) => {
+                *last = now;
+                true
+            }
+            None => {
+                self.last.push((number, now));
+                true
+            }
+        }
     }
 }
 

@@ -1,6 +1,10 @@
 //! Standard input, read on a thread of its own: files, pipes and terminals all block in their own way, and none of
 //! that may keep the CLI from a signal or from its end.
 //!
+//! Others have the same stream: the shell that started this process, and what it runs next. So nothing is taken from it
+//! before the command has started. A pipe and a terminal are not read until then. A file is read ahead, beside its
+//! position, which moves only when the command has started: whatever ends this process before, it has lost nothing.
+//!
 //! The thread reads only when it is asked to, and at most as much as may be sent, so that nothing is taken from the
 //! stream that the command could not have.
 
@@ -10,49 +14,144 @@ use bytes::Bytes;
 use malai_protocol::codec::MAX_DATA;
 use tokio::sync::mpsc;
 
+use crate::stdio::{Descriptor, Nature};
+
+/// When a stream is read that loses what is read of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Begin {
+    /// When the command has started.
+    Started,
+    /// At once: it may be lost when nothing starts.
+    AtOnce,
+}
+
+/// Something to be read.
+#[derive(Debug, Clone, Copy)]
+struct Ask {
+    /// At most so many bytes.
+    most: usize,
+    /// At this place of the file; absent = what comes next.
+    at: Option<u64>,
+}
+
 /// Standard input.
 #[derive(Debug)]
 pub(crate) struct Source {
-    asks: std::sync::mpsc::Sender<usize>,
+    asks: std::sync::mpsc::Sender<Ask>,
     chunks: mpsc::Receiver<io::Result<Bytes>>,
-    asked: bool,
+    /// What the thread reads now.
+    asked: Option<Ask>,
+    begin: Begin,
+    /// The command has started.
+    started: bool,
+    /// Of a file: what is read of it beside its position.
+    ahead: Option<Ahead>,
+}
+
+/// A file that was read beyond its position.
+#[derive(Debug)]
+struct Ahead {
+    file: Descriptor,
+    /// Where its position was.
+    from: u64,
+    /// So many bytes.
+    bytes: u64,
 }
 
 impl Source {
-    /// Reads from `from` on a thread that ends with the process, or when this is dropped and its read returns.
+    /// Reads standard input as it is: a file ahead, the null device at once, and what else there is as `begin` says.
     ///
     /// # Errors
     /// When no thread can be started.
-    pub(crate) fn start(mut from: impl Read + Send + 'static) -> io::Result<Self> {
-        let (asks, asked) = std::sync::mpsc::channel::<usize>();
+    pub(crate) fn of(stdin: Descriptor, begin: Begin) -> io::Result<Self> {
+        let nature = stdin.nature();
+        let mut file = stdin.again()?;
+        let read = move |buffer: &mut [u8], at: Option<u64>| match at {
+            Some(at) => file.look(buffer, at),
+            None => file.read(buffer),
+        };
+        let begin = if nature == Nature::Stream { begin } else { Begin::AtOnce };
+        let source = Self::on_a_thread(read, begin)?;
+        let ahead = match nature {
+            Nature::File(from) => Some(Ahead { file: stdin, from, bytes: 0 }),
+            Nature::Stream | Nature::Null => None,
+        };
+        Ok(Self { ahead, ..source })
+    }
+
+    /// Reads a stream, which has no position, on a thread that ends with the process, or when this is dropped and its
+    /// read returns.
+    ///
+    /// # Errors
+    /// When no thread can be started.
+    #[cfg(test)]
+    pub(crate) fn start(mut from: impl Read + Send + 'static, begin: Begin) -> io::Result<Self> {
+        Self::on_a_thread(move |buffer, _| from.read(buffer), begin)
+    }
+
+    fn on_a_thread(
+        mut read: impl FnMut(&mut [u8], Option<u64>) -> io::Result<usize> + Send + 'static,
+        begin: Begin,
+    ) -> io::Result<Self> {
+        let (asks, asked) = std::sync::mpsc::channel::<Ask>();
         let (sender, chunks) = mpsc::channel(1);
         std::thread::Builder::new().name("stdin".into()).spawn(move || {
             let mut buffer = vec![0; MAX_DATA];
-            for most in asked {
-                let chunk = from.read(&mut buffer[..most.min(MAX_DATA)]).map(|n| Bytes::copy_from_slice(&buffer[..n]));
+            for Ask { most, at } in asked {
+                let chunk = read(&mut buffer[..most.min(MAX_DATA)], at).map(|n| Bytes::copy_from_slice(&buffer[..n]));
                 if sender.blocking_send(chunk).is_err() {
                     break;
                 }
             }
         })?;
-        Ok(Self { asks, chunks, asked: false })
+        Ok(Self { asks, chunks, asked: None, begin, started: false, ahead: None })
     }
 
-    /// Asks for a chunk of at most `most` bytes, unless one is due already.
+    /// Asks for a chunk of at most `most` bytes, unless one is due already, or nothing may be read yet.
     pub(crate) fn ask(&mut self, most: u64) {
-        if !self.asked {
-            // A thread that is gone shows in `next`.
-            self.asked = self.asks.send(usize::try_from(most).unwrap_or(usize::MAX)).is_ok();
+        let may_read = self.started || self.begin == Begin::AtOnce;
+        if !may_read || self.asked.is_some() {
+            return;
         }
+        let most = usize::try_from(most).unwrap_or(usize::MAX);
+        let at = self.ahead.as_ref().filter(|_| !self.started).map(|ahead| ahead.from.saturating_add(ahead.bytes));
+        let ask = Ask { most, at };
+        // A thread that is gone shows in `next`.
+        self.asked = self.asks.send(ask).is_ok().then_some(ask);
     }
 
     /// The chunk that was asked for; an empty one is the end. Cancel-safe.
     pub(crate) async fn next(&mut self) -> io::Result<Bytes> {
-        if !self.asked {
-            return std::future::pending().await;
-        }
+        let Some(ask) = self.asked else { return std::future::pending().await };
         let chunk = self.chunks.recv().await.unwrap_or_else(|| Err(io::Error::other("the reading thread is gone")));
-        self.asked = false;
+        self.asked = None;
+        if let (Some(_), Ok(bytes)) = (ask.at, &chunk) {
+            self.was_read_ahead(bytes.len() as u64);
+        }
         chunk
+    }
+
+    /// The command has started, so that what was read for it is taken, and the rest may be read.
+    pub(crate) fn started(&mut self) {
+        if std::mem::replace(&mut self.started, true) {
+            return;
+        }
+        let bytes = self.ahead.as_ref().map_or(0, |ahead| ahead.bytes);
+        self.was_taken(bytes);
+    }
+
+    fn was_read_ahead(&mut self, bytes: u64) {
+        if self.started {
+            self.was_taken(bytes);
+        } else if let Some(ahead) = &mut self.ahead {
+            ahead.bytes = ahead.bytes.saturating_add(bytes);
+        }
+    }
+
+    fn was_taken(&self, bytes: u64) {
+        let Some(ahead) = self.ahead.as_ref().filter(|_| bytes > 0) else { return };
+        // Its position was there a moment ago. Should it not move, whoever reads next gets what the command had, and
+        // nobody loses anything.
+        drop(ahead.file.pass(bytes));
     }
 }

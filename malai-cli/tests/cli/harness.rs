@@ -14,7 +14,9 @@ use bytes::BytesMut;
 use malai_protocol::codec::{Frame, FrameCodec, Kind};
 use malai_protocol::id::Incarnation;
 use malai_protocol::local::{Hello, Request, Response, VERSION};
-use malai_protocol::session::{Attach, Attached, EndedBy, ExitRecord, STDIN_CREDIT, Started, Status};
+use malai_protocol::session::{Attach, Attached, EndedBy, ExitRecord, STDIN_CREDIT, Started, Status, StdinAck};
+use nix::sys::signal::{Signal as Number, kill};
+use nix::unistd::Pid;
 use tokio_util::codec::Decoder;
 
 /// How long a test waits for anything.
@@ -108,6 +110,19 @@ pub(crate) fn wait(mut child: Child) -> Ended {
     };
     let code = status.code().unwrap_or(-1);
     Ended { code, stdout: stdout.join().unwrap(), stderr: stderr.join().unwrap() }
+}
+
+/// Sends a signal to a process that was started.
+pub(crate) fn send_signal(child: &Child, number: Number) {
+    kill(Pid::from_raw(i32::try_from(child.id()).unwrap()), number).unwrap();
+}
+
+/// A signal that was ignored where the tests were started (`nohup`) would be ignored by the CLI, too, and rightly so.
+#[allow(unsafe_code, reason = "the system's call for it is unsafe for handlers, and this sets none")]
+pub(crate) fn heed(signal: Number) {
+    // SAFETY: the default disposition runs no code of this process.
+    unsafe { nix::sys::signal::signal(signal, nix::sys::signal::SigHandler::SigDfl) }
+        .expect("a signal that can be set");
 }
 
 fn drain(stream: Option<impl Read>) -> String {
@@ -228,7 +243,18 @@ impl Peer {
     /// Tells that the command runs.
     pub(crate) fn start(&mut self) {
         self.greet();
+        self.started();
+    }
+
+    /// The same to a CLI that was greeted.
+    pub(crate) fn started(&mut self) {
         self.send(Kind::Started, &started());
+    }
+
+    /// Takes input up to there.
+    pub(crate) fn take_input(&mut self, offset: usize) {
+        let offset = offset as u64;
+        self.send(Kind::StdinAck, &StdinAck { offset, credit: offset + STDIN_CREDIT });
     }
 
     /// What is asked for by one that comes back.

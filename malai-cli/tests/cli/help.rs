@@ -87,7 +87,14 @@ fn help_of_exec_shows_its_options() {
               Have the user's shell there run STRING
 
       -n
-              Send no standard input: the command has /dev/null
+              Send no standard input: the command has /dev/null, and a loop around malai keeps the lines
+              that it reads
+
+          --eager-stdin
+              Read a pipe or terminal at once, and not only when the command has started
+              
+              The first byte comes a round trip sooner. When nothing starts, what was read is lost to
+              the next reader.
 
           --wait-output
               Wait until background processes have closed the command's output, too

@@ -4,6 +4,8 @@ mod commands;
 mod daemon;
 mod harness;
 mod help;
+mod input;
+mod meant;
 mod offline;
 mod owners;
 mod relay;

@@ -2,20 +2,15 @@
 
 use std::io::{Read, Write};
 use std::process::Stdio;
+use std::time::Duration;
 
 use malai_protocol::codec::{Frame, Kind};
 use malai_protocol::failure::{self, Failure};
 use malai_protocol::local::Request;
 use malai_protocol::session::{EndedBy, ExecSpec, ExitRecord, Output, Signal, Status, StopOutput};
-use nix::sys::signal::{Signal as Number, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal as Number;
 
-use crate::harness::{Daemon, Home, Stopped, record, wait};
-
-#[allow(clippy::unwrap_used, reason = "a test's scaffolding ends the test when it breaks")]
-fn send_signal(child: &std::process::Child, number: Number) {
-    kill(Pid::from_raw(i32::try_from(child.id()).unwrap()), number).unwrap();
-}
+use crate::harness::{Daemon, Home, Stopped, heed, record, send_signal, wait};
 
 #[test]
 fn the_request_carries_what_was_typed_byte_by_byte() {
@@ -198,14 +193,6 @@ fn signals_go_to_the_command_and_the_cli_waits_for_its_end() {
     }
 }
 
-/// A signal that was ignored where the tests were started (`nohup`) would be ignored by the CLI, too, and rightly so.
-#[allow(unsafe_code, reason = "the system's call for it is unsafe for handlers, and this sets none")]
-fn heed(signal: Number) {
-    // SAFETY: the default disposition runs no code of this process.
-    unsafe { nix::sys::signal::signal(signal, nix::sys::signal::SigHandler::SigDfl) }
-        .expect("a signal that can be set");
-}
-
 #[test]
 fn a_second_interrupt_leaves_without_a_goodbye_though_the_reader_pauses() {
     let home = Home::new();
@@ -223,6 +210,8 @@ fn a_second_interrupt_leaves_without_a_goodbye_though_the_reader_pauses() {
     }
     send_signal(&child, Number::SIGINT);
     peer.await_kind(Kind::Signal);
+    // Between two that come at once nobody presses the keys again.
+    std::thread::sleep(Duration::from_millis(150));
     send_signal(&child, Number::SIGINT);
     let kinds = peer.rest();
     assert!(!kinds.contains(&Kind::Goodbye), "{kinds:?}");

@@ -2,11 +2,11 @@
 
 use malai_protocol::codec::Kind;
 use malai_protocol::failure::{self, Failure};
-use malai_protocol::id::{ClusterId, MachineId, SessionId};
+use malai_protocol::id::{ClusterId, FollowerId, MachineId, SessionId};
 use malai_protocol::local::{
     ClusterState, ClusterStatus, DaemonStatus, MachineStatus, Request, Response, Role, SessionTarget, Status,
 };
-use malai_protocol::session::{Attach, EndedBy, ExecSpec, ExitRecord, Status as Ending};
+use malai_protocol::session::{Attach, EndedBy, ExecSpec, ExitRecord, Status as Ending, Superseded};
 use malai_protocol::sessions::{self, Listed, State, Summary};
 use nix::sys::signal::{Signal as Number, kill};
 use nix::unistd::Pid;
@@ -477,4 +477,44 @@ fn a_kill_that_is_not_answered_is_unknown() {
     malai: error: connection to web01.company lost before it answered; whether web01.company/00112233445566778899aabbccddeeff was ended is not known
     malai: hint: see: malai sessions web01.company
     ");
+}
+
+/// Follows a session that another process takes over, with a daemon that answers so when it is asked who that is.
+fn displaced(args: &[&str], known: Option<Status>) -> Ended {
+    let home = Home::new();
+    let daemon = Daemon::bind(&home);
+    let child = home.malai(args).spawn().expect("starts");
+    list(&daemon, vec![summary(State::Running)]);
+    let mut peer = daemon.accept();
+    peer.attach();
+    peer.attached(0, 0);
+    peer.send(Kind::Superseded, &Superseded { by: key(1), follower: FollowerId::from_bytes([0xab; 16]) });
+    match known {
+        Some(status) => assert_eq!(daemon.answer(&[Response::Status(status)]), Request::Status),
+        None => drop(daemon),
+    }
+    wait(child)
+}
+
+#[test]
+fn an_attach_that_is_displaced_names_the_machine_that_displaced_it() {
+    let name = format!("web01.company/{ID}");
+    let ended = displaced(&["attach", &name], Some(status(&["laptop", "web02"], ClusterState::Ready)));
+    assert_eq!(ended.code, 253);
+    let words = "the command on web01.company goes on and is followed from elsewhere now, by process abababab of machine \
+        web02.company; how it ends is told there";
+    assert_eq!(ended.stderr, format!("malai: error: {words}\n"));
+    let ended = displaced(&["attach", "--json", &name], Some(status(&["web02"], ClusterState::Ready)));
+    let last: serde_json::Value = serde_json::from_str(ended.stdout.lines().last().expect("a line")).expect("json");
+    assert_eq!((last["code"].as_u64(), last["error"]["message"].as_str()), (Some(253), Some(words)));
+}
+
+#[test]
+fn an_attach_that_is_displaced_by_a_machine_without_a_name_here_tells_its_key() {
+    let name = format!("web01.company/{ID}");
+    for known in [None, Some(status(&["laptop"], ClusterState::Ready))] {
+        let ended = displaced(&["attach", &name], known);
+        assert_eq!(ended.code, 253);
+        assert!(ended.stderr.contains(&format!("by process abababab of machine {};", KEYS[1])), "{ended}");
+    }
 }

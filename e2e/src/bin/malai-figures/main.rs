@@ -4,9 +4,10 @@
 //!
 //! # Layout
 //! [`report`] the document; [`place`] the hosts; [`ssh`] what malai is compared with; [`process`] what the kernel says
-//! of a process; [`warm`], [`memory`], [`throughput`], [`idle`], [`sessions`] the measurements.
+//! of a process; [`warm`], [`input`], [`memory`], [`throughput`], [`idle`], [`sessions`] the measurements.
 
 mod idle;
+mod input;
 mod memory;
 mod place;
 mod process;
@@ -28,9 +29,10 @@ use report::Report;
 type Measure = fn(&mut Report) -> Result<()>;
 
 /// All of them, by the word that selects one on the command line.
-const MEASURES: [(&str, Measure); 5] = [
+const MEASURES: [(&str, Measure); 6] = [
     ("idle", idle::measure),
     ("warm", warm::measure),
+    ("input", input::measure),
     ("throughput", throughput::measure),
     ("memory", memory::measure),
     ("sessions", sessions::measure),

@@ -9,11 +9,11 @@ use crate::place::{Place, median, millis, timed};
 use crate::report::Report;
 use crate::ssh::Ssh;
 
-const TIMES: usize = 20;
+pub(crate) const TIMES: usize = 20;
 /// Before what is measured.
-const WARM_UP: usize = 3;
+pub(crate) const WARM_UP: usize = 3;
 /// Each way.
-const DELAY_MS: u64 = 50;
+pub(crate) const DELAY_MS: u64 = 50;
 /// Round trips that a command may take.
 const BAR: f64 = 1.3;
 const MALAI: [&str; 4] = ["malai", "web01.company", "--", "true"];
@@ -64,7 +64,8 @@ fn compare(report: &mut Report, place: &Place, wire: &str) -> Result<()> {
     Ok(())
 }
 
-fn typical(place: &Place, words: &[&str]) -> Result<Duration> {
+/// The median of some runs on laptop, after some that do not count.
+pub(crate) fn typical(place: &Place, words: &[&str]) -> Result<Duration> {
     timed(place.laptop(), words, WARM_UP)?;
     median(timed(place.laptop(), words, TIMES)?)
 }

@@ -10,7 +10,7 @@ use tokio::time::timeout;
 
 use super::lab::{Dials, Reader, SOON, Wish, parts};
 use super::target::{Cut, Target, WHOLE};
-use crate::session::{End, follow};
+use crate::session::{Begin, End, follow};
 
 fn script() -> Vec<(Kind, Bytes)> {
     let pieces: [(Kind, &[u8]); 5] = [
@@ -25,12 +25,17 @@ fn script() -> Vec<(Kind, Bytes)> {
 
 /// Runs a session over connections that are cut so, and then over one that is not; checks that everything arrived, once.
 fn run(script: Vec<(Kind, Bytes)>, stdin: &[u8], cuts: &[Cut]) -> Target {
+    run_with(Begin::AtOnce, script, stdin, cuts)
+}
+
+/// The same with an input that is read at once, or when the command has started.
+fn run_with(begin: Begin, script: Vec<(Kind, Bytes)>, stdin: &[u8], cuts: &[Cut]) -> Target {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let (stdout, stderr) = (Reader::default(), Reader::default());
     let mut target = Target::new(script);
     let outcome = runtime.block_on(async {
         let Dials { connect, mut others, .. } = Dials::new();
-        let wish = Wish { stdin: Some(Box::new(Cursor::new(stdin.to_vec()))), ..Wish::default() };
+        let wish = Wish { stdin: Some(Box::new(Cursor::new(stdin.to_vec()))), begin, ..Wish::default() };
         let session = tokio::spawn(follow(parts(wish, connect, stream::pending(), (&stdout, &stderr))));
         let mut cuts = cuts.iter();
         let serving = async {
@@ -60,6 +65,18 @@ fn a_cut_after_any_byte_in_either_direction_loses_nothing_and_doubles_nothing() 
     }
     for down in 0..most.down {
         run(script(), stdin, &[Cut { down, ..WHOLE }]);
+    }
+}
+
+#[test]
+fn an_input_that_is_read_when_the_command_has_started_survives_cuts_too() {
+    let stdin = b"0123456789 typed";
+    let most = run_with(Begin::Started, script(), stdin, &[]).most;
+    for up in 0..most.up {
+        run_with(Begin::Started, script(), stdin, &[Cut { up, ..WHOLE }]);
+    }
+    for down in 0..most.down {
+        run_with(Begin::Started, script(), stdin, &[Cut { down, ..WHOLE }]);
     }
 }
 

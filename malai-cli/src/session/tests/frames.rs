@@ -8,9 +8,9 @@ use malai_protocol::codec::{Frame, Kind};
 use malai_protocol::failure::{self, Failure};
 use malai_protocol::session::{Ack, Output, STDIN_CREDIT, Signal, StdinAck, StopOutput};
 
-use super::lab::{Lab, Wish, record, started};
+use super::lab::{Lab, NEVER, Wish, record, started};
 use crate::client;
-use crate::session::signals::{INT, TERM};
+use crate::session::signals::{HUP, INT, QUIT, TERM};
 
 /// What the session sends first.
 const FLIGHT: [Kind; 3] = [Kind::LocalHello, Kind::Request, Kind::Exec];
@@ -180,6 +180,35 @@ async fn a_second_interrupt_soon_after_the_first_means_that_the_caller_is_gone()
         lab.signals.send(INT).unwrap();
         assert_eq!(lab.next().await.kind, Kind::Signal);
     }
+}
+
+#[tokio::test]
+async fn a_signal_that_is_sent_twice_at_once_is_one() {
+    for number in [INT, TERM, HUP, QUIT] {
+        let mut lab = Lab::started(Wish { same_signal: NEVER, ..Wish::default() }).await;
+        lab.signal(&[number, number]).await;
+        assert_eq!(lab.expect::<Signal>(Kind::Signal).await, Signal { number, order: 1 });
+        // Another kind is another signal, and shows that nothing came between.
+        let other = if number == INT { QUIT } else { INT };
+        lab.signal(&[other]).await;
+        assert_eq!(lab.expect::<Signal>(Kind::Signal).await, Signal { number: other, order: 2 });
+        lab.exit(&record(128 + number, 0, 0)).await;
+        assert_eq!(lab.outcome().await.expect("a record").exit_code(), 128 + number);
+    }
+}
+
+#[tokio::test]
+async fn the_second_sending_of_a_signal_does_not_spoil_the_end_that_the_first_one_made() {
+    let mut lab = Lab::started(Wish { same_signal: NEVER, ..Wish::default() }).await;
+    lab.stdout.set(|state| state.paused = true);
+    lab.output(Kind::Stdout, b"abc").await;
+    lab.signal(&[INT]).await;
+    assert_eq!(lab.expect::<Signal>(Kind::Signal).await, Signal { number: INT, order: 1 });
+    lab.exit(&record(130, 3, 0)).await;
+    assert_eq!(lab.rest().await, [Kind::Goodbye]);
+    lab.signal(&[INT]).await;
+    lab.stdout.set(|state| state.paused = false);
+    assert_eq!(lab.outcome().await.expect("a record").exit_code(), 130);
 }
 
 #[tokio::test]

@@ -20,7 +20,7 @@ use tokio::time::{Instant, timeout};
 use tokio_util::codec::Framed;
 
 use crate::client;
-use crate::session::{Connect, Dial, End, Manner, Parts, Patience, Request, Sink, Source, Subject, follow};
+use crate::session::{Begin, Connect, Dial, End, Manner, Parts, Patience, Request, Sink, Source, Subject, follow};
 
 pub(super) const SOON: Duration = Duration::from_secs(10);
 pub(super) const NEVER: Duration = Duration::from_secs(3600);
@@ -69,6 +69,8 @@ impl Write for Reader {
 /// What a test changes.
 pub(super) struct Wish {
     pub(super) stdin: Option<Box<dyn Read + Send>>,
+    /// When it is read.
+    pub(super) begin: Begin,
     pub(super) json: bool,
     pub(super) verbose: bool,
     pub(super) kill_on_lost: bool,
@@ -81,6 +83,8 @@ pub(super) struct Wish {
     pub(super) lost: Duration,
     pub(super) ending: Duration,
     pub(super) second_int: Duration,
+    /// Within which two signals of one kind are one.
+    pub(super) same_signal: Duration,
     /// How long a machine is waited for that is not there.
     pub(super) wait: Option<Duration>,
 }
@@ -89,6 +93,7 @@ impl Default for Wish {
     fn default() -> Self {
         Self {
             stdin: None,
+            begin: Begin::Started,
             json: false,
             verbose: false,
             kill_on_lost: false,
@@ -100,6 +105,7 @@ impl Default for Wish {
             lost: NEVER,
             ending: NEVER,
             second_int: NEVER,
+            same_signal: Duration::ZERO,
             wait: None,
         }
     }
@@ -176,7 +182,7 @@ pub(super) fn parts<S, G: Stream<Item = u8>>(
         connect,
         request: request(&wish),
         signals,
-        source: wish.stdin.map(|stdin| Source::start(stdin).unwrap()),
+        source: wish.stdin.map(|stdin| Source::start(stdin, wish.begin).unwrap()),
         sink: Sink::start(stdout.clone(), stderr.clone()).unwrap(),
         manner: Manner { json: wish.json, verbose: wish.verbose },
         patience: Patience {
@@ -188,6 +194,7 @@ pub(super) fn parts<S, G: Stream<Item = u8>>(
             lost_after: (wish.lost < NEVER).then_some(wish.lost),
             ending: wish.ending,
             second_int: wish.second_int,
+            same_signal: wish.same_signal,
             gone: None,
             wait_until: wish.wait.map(|wait| now + wait),
         },

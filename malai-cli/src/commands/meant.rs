@@ -1,0 +1,351 @@
+//! What was probably meant by a command line that did not do it: a hint after the error, and nothing else. What a command
+//! line means is decided by [`crate::args`] alone, and no guess ever changes it.
+
+use std::ffi::{OsStr, OsString};
+
+use clap::{Command, CommandFactory};
+use malai_protocol::failure::{Failure, Kind};
+use malai_protocol::target::Target;
+
+use super::Cli;
+use crate::{args, duration, escape};
+
+/// Words that stand before a machine elsewhere, and here stand for nothing.
+const RUNNERS: &[&str] =
+    &["run", "ssh", "shell", "sh", "command", "cmd", "do", "call", "remote", "on", "execute", "start"];
+
+/// Words that a shell obeys by itself, so that no program has to have their name.
+const SHELL_WORDS: &[&str] = &[
+    ".", ":", "[[", "alias", "bg", "break", "case", "cd", "continue", "declare", "eval", "exec", "exit", "export",
+    "fg", "for", "function", "history", "if", "jobs", "let", "local", "popd", "pushd", "read", "readonly", "return",
+    "set", "shift", "shopt", "source", "times", "trap", "type", "typeset", "ulimit", "umask", "unalias", "unset",
+    "until", "wait", "while", "{", "(", "!",
+];
+
+/// What a shell would not leave as it is.
+const SHELL_CHARACTERS: &[char] =
+    &['$', '~', '*', '?', '|', '&', ';', '<', '>', '(', ')', '`', '"', '\'', '[', '{', '!'];
+
+/// The most characters of a command line that is proposed; a longer one helps nobody.
+const MAX_LINE: usize = 400;
+/// The most characters of a word that is quoted in a sentence.
+const MAX_WORD: usize = 40;
+/// Of more machines the first, the second and the last are named.
+const MAX_MACHINES: usize = 4;
+
+/// A command line of `malai exec`, or what is short for it.
+#[derive(Debug)]
+pub(super) struct Typed<'a> {
+    /// The options before the target.
+    pub(super) options: Vec<&'a str>,
+    /// The target.
+    pub(super) target: &'a str,
+    /// `--` stood right after the target.
+    pub(super) literal: bool,
+    /// The words after the target.
+    pub(super) words: Vec<&'a str>,
+    /// What `-c` has.
+    pub(super) shell: Option<&'a str>,
+}
+
+impl<'a> Typed<'a> {
+    /// What was typed; `None` when some of it is no text, of which nothing is guessed.
+    pub(super) fn new(
+        head: &'a [OsString],
+        target: &'a str,
+        literal: bool,
+        words: &'a [OsString],
+        shell: Option<&'a OsStr>,
+    ) -> Option<Self> {
+        let text = |words: &'a [OsString]| words.iter().map(|word| word.to_str()).collect::<Option<Vec<&str>>>();
+        let mut options = text(head)?;
+        // The target is the last word before the cut, and a `--` before it is not to be seen twice.
+        options.pop();
+        options.retain(|word| *word != "--");
+        let shell = match shell {
+            Some(shell) => Some(shell.to_str()?),
+            None => None,
+        };
+        Some(Self { options, target, literal, words: text(words)?, shell })
+    }
+
+    /// What was probably meant, as a sentence with the command to type. `is_cluster` tells a cluster's alias from other
+    /// words.
+    pub(super) fn meant(&self, failure: &Failure, is_cluster: impl Fn(&str) -> bool) -> Option<String> {
+        let hint = match failure.kind {
+            Kind::NotFound => self.not_found(&is_cluster),
+            Kind::Usage | Kind::UnknownTarget | Kind::NotConfigured | Kind::Unsupported => {
+                self.not_a_target(&is_cluster)
+            }
+            _ => None,
+        };
+        hint.filter(|hint| hint.chars().count() <= MAX_LINE)
+    }
+
+    /// The target has no program of this name.
+    fn not_found(&self, is_cluster: &impl Fn(&str) -> bool) -> Option<String> {
+        let (first, rest) = self.words.split_first().filter(|_| self.shell.is_none())?;
+        if matches!(*first, "--help" | "-h") {
+            return Some("help about malai itself: malai exec --help".to_owned());
+        }
+        let own = own_options(&self.words);
+        if own > 0 {
+            let (own, words) = self.words.split_at(own);
+            let line = self.line(own, self.target, self.literal, words);
+            return Some(format!("malai's own options go before the target: {line}"));
+        }
+        if let Some(hint) = self.several_machines(is_cluster) {
+            return Some(hint);
+        }
+        let is_one_word = first.contains(char::is_whitespace);
+        if is_assignment(first) && !(is_one_word && rest.is_empty()) {
+            return Some(format!("no shell reads these words; a variable is set by --env: {}", self.with_env()));
+        }
+        if is_one_word {
+            return Some(self.one_word(first, rest));
+        }
+        if *first == "cd" && rest.len() == 1 {
+            let line = self.line(&["--cwd", rest[0]], self.target, true, &["COMMAND"]);
+            return Some(format!("`cd` is part of a shell, and no program; a directory is given by --cwd: {line}"));
+        }
+        if SHELL_WORDS.contains(first) {
+            return Some(format!(
+                "`{first}` is part of a shell, and no program: {}",
+                self.by_shell(self.target, &self.words)
+            ));
+        }
+        let is_for_a_shell = first.contains(SHELL_CHARACTERS);
+        is_for_a_shell.then(|| format!("no shell reads these words: {}", self.by_shell(self.target, &self.words)))
+    }
+
+    /// Machines that were typed one after the other, as `web{01..20}.lab` is by a shell.
+    fn several_machines(&self, is_cluster: &impl Fn(&str) -> bool) -> Option<String> {
+        let target: Target = self.target.parse().ok()?;
+        let more = self.words.iter().take_while(|word| is_machine_beside(&target, word, is_cluster)).count();
+        let (more, words) = self.words.split_at(more);
+        let first = *more.first()?;
+        let machines: Vec<&str> = std::iter::once(self.target).chain(more.iter().copied()).collect();
+        let named = match machines.as_slice() {
+            [one, two, .., last] if machines.len() > MAX_MACHINES => [*one, *two, "…", *last].join(" "),
+            all => all.join(" "),
+        };
+        let words = words.strip_prefix(&["--"]).unwrap_or(words);
+        let words = if words.is_empty() { &["COMMAND"][..] } else { words };
+        let options = if self.options.contains(&"-n") { &[][..] } else { &["-n"][..] };
+        let line = self.line(options, "$m", true, words).replacen("'$m'", "\"$m\"", 1);
+        Some(format!(
+            "a command runs on one machine, and `{first}` was taken for the command: for m in {named}; do {line}; done"
+        ))
+    }
+
+    /// A command line in one word.
+    fn one_word(&self, first: &str, rest: &[&str]) -> String {
+        let pieces: Vec<&str> = first.split_whitespace().collect();
+        let begins = pieces.first().copied().unwrap_or_default();
+        let is_for_a_shell = first.contains(SHELL_CHARACTERS) || is_assignment(begins) || SHELL_WORDS.contains(&begins);
+        let shown = shown(first);
+        if is_for_a_shell || begins.is_empty() {
+            let words: Vec<&str> = std::iter::once(first.trim()).chain(rest.iter().copied()).collect();
+            let line = self.by_shell(self.target, &words);
+            return format!("`{shown}` is one word, which no shell reads: {line}");
+        }
+        let line = self.line(&[], self.target, self.literal, &[&pieces, rest].concat());
+        format!("`{shown}` is one word, and so the name of a program: {line}")
+    }
+
+    /// The line in which the leading variables are options.
+    fn with_env(&self) -> String {
+        let variables = self.words.iter().take_while(|word| is_assignment(word)).count();
+        let (variables, words) = self.words.split_at(variables);
+        let options: Vec<&str> = variables.iter().flat_map(|variable| ["--env", variable]).collect();
+        let words = if words.is_empty() { &["COMMAND"][..] } else { words };
+        self.line(&options, self.target, true, words)
+    }
+
+    /// What was taken for the target is none.
+    fn not_a_target(&self, is_cluster: &impl Fn(&str) -> bool) -> Option<String> {
+        if self.options.contains(&"--wait") && duration::parse(self.target).is_ok() {
+            return Some(format!("the time of --wait is a part of its word: {}", self.with_wait()));
+        }
+        if let Some(machine) = self.shell {
+            return self.swapped(machine, is_cluster);
+        }
+        if self.literal || self.target.contains(['.', '@']) {
+            return None;
+        }
+        if RUNNERS.contains(&self.target) {
+            return self.after_a_runner(is_cluster);
+        }
+        self.misspelt().or_else(|| self.after_a_runner(is_cluster))
+    }
+
+    /// A command of malai whose name is not spelt so.
+    fn misspelt(&self) -> Option<String> {
+        let is_plain = self.options.iter().all(|option| *option == "--json");
+        let command = nearest_command(self.target).filter(|_| is_plain)?;
+        Some(format!(
+            "did you mean: {}",
+            line(&[&["malai", command.as_str()], &self.words[..], &self.options].concat())
+        ))
+    }
+
+    fn with_wait(&self) -> String {
+        let wait = format!("--wait={}", self.target);
+        let options = self.options.iter().map(|option| if *option == "--wait" { wait.as_str() } else { option });
+        let words = if self.words.is_empty() { &["TARGET", "--", "COMMAND"][..] } else { &self.words };
+        line(&std::iter::once("malai").chain(options).chain(words.iter().copied()).collect::<Vec<_>>())
+    }
+
+    /// `-c web01.lab 'echo hi'`, as of a shell, which takes the string last.
+    fn swapped(&self, machine: &str, is_cluster: &impl Fn(&str) -> bool) -> Option<String> {
+        let cluster = machine.parse::<Target>().ok()?.cluster?;
+        if self.target.parse::<Target>().is_ok() && !is_cluster(&cluster) {
+            return None;
+        }
+        let words: Vec<&str> = std::iter::once(self.target).chain(self.words.iter().copied()).collect();
+        let line = Self { options: without_shell(&self.options, machine), ..self.copy() }.by_shell(machine, &words);
+        Some(format!("the string comes right after -c, and the target last: {line}"))
+    }
+
+    /// `run web01.lab`.
+    fn after_a_runner(&self, is_cluster: &impl Fn(&str) -> bool) -> Option<String> {
+        let is_runner = RUNNERS.contains(&self.target);
+        let (options, words) = self.words.split_at(own_options(&self.words));
+        let Some((machine, words)) = words.split_first() else {
+            let line = self.line(options, "TARGET", true, &["COMMAND"]);
+            return is_runner.then(|| format!("`{}` is no command, and none is needed: {line}", self.target));
+        };
+        let cluster = machine.parse::<Target>().ok()?.cluster;
+        if !is_runner && !cluster.is_some_and(|cluster| is_cluster(&cluster)) {
+            return None;
+        }
+        let words = words.strip_prefix(&["--"]).unwrap_or(words);
+        let words = if words.is_empty() && !options.contains(&"-c") { &["COMMAND"][..] } else { words };
+        let line = self.line(options, machine, !words.is_empty(), words);
+        Some(format!("`{}` is no command, and none is needed: {line}", self.target))
+    }
+
+    fn copy(&self) -> Self {
+        Self { options: self.options.clone(), words: self.words.clone(), ..*self }
+    }
+
+    /// The line with these options besides, and this target.
+    fn line(&self, options: &[&str], target: &str, literal: bool, words: &[&str]) -> String {
+        let dashes = if literal { &["--"][..] } else { &[] };
+        line(&[&["malai"], &self.options[..], options, &[target], dashes, words].concat())
+    }
+
+    /// The line that has the shell there read these words.
+    fn by_shell(&self, target: &str, words: &[&str]) -> String {
+        let string = match words {
+            [one] => (*one).to_owned(),
+            words => words.iter().map(|word| for_a_shell(word)).collect::<Vec<_>>().join(" "),
+        };
+        self.line(&["-c", &string], target, false, &[])
+    }
+}
+
+fn line(words: &[&str]) -> String {
+    escape::words(words)
+}
+
+/// A word of a line that a shell reads: what looks as if it were meant for the shell stays as it is.
+fn for_a_shell(word: &str) -> String {
+    let is_plain = !word.is_empty() && !word.contains(char::is_whitespace);
+    if is_plain { word.to_owned() } else { escape::words(&[word]) }
+}
+
+fn shown(word: &str) -> String {
+    let mut shown: String = word.chars().take(MAX_WORD).collect();
+    if word.chars().nth(MAX_WORD).is_some() {
+        shown.push('…');
+    }
+    shown
+}
+
+/// `NAME=VALUE`.
+fn is_assignment(word: &str) -> bool {
+    let Some((name, _)) = word.split_once('=') else { return false };
+    !name.is_empty()
+        && !name.starts_with(|c: char| c.is_ascii_digit())
+        && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
+}
+
+/// How many of these words, from the first on, are options of malai with their values.
+fn own_options(words: &[&str]) -> usize {
+    let root = Cli::command();
+    let exec = root.find_subcommand("exec");
+    let mut at = 0;
+    while let Some(word) = words.get(at) {
+        match option_width(word, &root, exec) {
+            0 => break,
+            width => at += width,
+        }
+    }
+    at.min(words.len())
+}
+
+fn option_width(word: &str, root: &Command, exec: Option<&Command>) -> usize {
+    // It is defined for all commands together.
+    if word == "--json" {
+        return 1;
+    }
+    [exec, Some(root)].into_iter().map(|command| args::width(OsStr::new(word), command)).max().unwrap_or(0)
+}
+
+/// Options without `-c` and what it has.
+fn without_shell<'a>(options: &[&'a str], string: &str) -> Vec<&'a str> {
+    let at =
+        options.windows(2).position(|pair| pair[1] == string && pair[0].starts_with('-') && pair[0].ends_with('c'));
+    let Some(at) = at else {
+        return options.iter().copied().filter(|option| option.strip_prefix("-c") != Some(string)).collect();
+    };
+    let rest = options[at].strip_suffix('c').filter(|rest| *rest != "-");
+    options[..at].iter().copied().chain(rest).chain(options[at + 2..].iter().copied()).collect()
+}
+
+/// Whether this word is a machine too, beside the target: of the same cluster, or of the same name but for the number.
+fn is_machine_beside(target: &Target, word: &str, is_cluster: &impl Fn(&str) -> bool) -> bool {
+    let Ok(other) = word.parse::<Target>() else { return false };
+    let stem = |machine: &str| machine.trim_end_matches(|c: char| c.is_ascii_digit()).to_owned();
+    match (&target.cluster, &other.cluster) {
+        (Some(cluster), Some(other)) => cluster == other,
+        (None, Some(other)) => is_cluster(other),
+        (None, None) => {
+            let (one, two) = (stem(&target.machine), stem(&other.machine));
+            one == two && one != target.machine && two != other.machine
+        }
+        (Some(_), None) => false,
+    }
+}
+
+/// malai's command whose name was probably meant by this word.
+fn nearest_command(word: &str) -> Option<String> {
+    let word = word.to_ascii_lowercase();
+    let most = if word.len() < 5 { 1 } else { 2 };
+    let root = Cli::command();
+    let names = root.get_subcommands().filter(|command| !command.is_hide_set()).map(Command::get_name);
+    let near = names.filter(|name| name.len().abs_diff(word.len()) <= most).map(|name| (distance(&word, name), name));
+    near.filter(|(distance, _)| *distance <= most).min().map(|(_, name)| name.to_owned())
+}
+
+/// How many letters must be changed, put in, left out, or exchanged with their neighbours (optimal string alignment).
+fn distance(from: &str, to: &str) -> usize {
+    let (from, to): (Vec<char>, Vec<char>) = (from.chars().collect(), to.chars().collect());
+    let mut before: Vec<usize> = Vec::new();
+    let mut above: Vec<usize> = (0..=to.len()).collect();
+    for (i, x) in from.iter().enumerate() {
+        let mut row = vec![i + 1];
+        for (j, y) in to.iter().enumerate() {
+            let cell = |row: &[usize], at: usize| row.get(at).copied().unwrap_or(usize::MAX);
+            let replaced = cell(&above, j).saturating_add(usize::from(x != y));
+            let mut best = replaced.min(cell(&above, j + 1).saturating_add(1)).min(cell(&row, j).saturating_add(1));
+            if i > 0 && j > 0 && from.get(i - 1) == Some(y) && to.get(j - 1) == Some(x) {
+                best = best.min(cell(&before, j - 1).saturating_add(1));
+            }
+            row.push(best);
+        }
+        before = std::mem::replace(&mut above, row);
+    }
+    above.last().copied().unwrap_or(0)
+}
