@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use iroh::TransportAddr;
 use iroh::endpoint::{RecvStream, SendStream};
+use iroh::{TransportAddr, Watcher};
 use malai_protocol::codec::{Frame, Kind, MAX_HELLO};
 use malai_protocol::peer::{Announce, Close, Hello, MAX_ADDRESSES};
 use malai_protocol::snapshot::{SignedHeader, SnapshotError};
@@ -79,6 +79,8 @@ pub(crate) async fn introduced(
 pub(crate) struct Told {
     snapshots: watch::Receiver<Arc<Held>>,
     generation: u64,
+    /// Where this machine can be reached.
+    addresses: Vec<String>,
     /// That another machine holds the peer's key, and where it was met.
     twin: Option<String>,
 }
@@ -88,7 +90,13 @@ impl Told {
     pub(crate) fn now(membership: &Membership) -> Self {
         let mut snapshots = membership.watch();
         let generation = snapshots.borrow_and_update().generation();
-        Self { snapshots, generation, twin: None }
+        Self { snapshots, generation, addresses: membership.hello().addresses, twin: None }
+    }
+
+    /// Returns what is to be told of this snapshot, and of this machine.
+    fn announce(&self, held: &Held) -> Announce {
+        let header = held.snapshot.signed_header().clone();
+        Announce { header, addresses: self.addresses.clone(), twin: self.twin.clone() }
     }
 }
 
@@ -173,6 +181,7 @@ async fn follow(
     let pace = tokio::time::sleep(Duration::ZERO);
     tokio::pin!(pace);
     let mut twins_seen = membership.pool.watch_twins();
+    let mut own_addresses = membership.endpoint.watch_addr();
     loop {
         if let Some(announce) = twins::news(membership, conn, &mut told.twin) {
             send(&mut send_half, Frame::control(Kind::Announce, &announce)?).await?;
@@ -186,9 +195,18 @@ async fn follow(
                 // A machine that it does not have is closed, and told so by the code.
                 if held.generation() != told.generation && held.config.machine_by_id(&conn.peer).is_some() {
                     told.generation = held.generation();
-                    let header = held.snapshot.signed_header().clone();
-                    let announce = Announce { header, addresses: membership.hello().addresses, twin: told.twin.clone() };
-                    send(&mut send_half, Frame::control(Kind::Announce, &announce)?).await?;
+                    told.addresses = membership.hello().addresses;
+                    send(&mut send_half, Frame::control(Kind::Announce, &told.announce(&held))?).await?;
+                }
+            }
+            // Who is told at once finds this machine when its own address changes next.
+            changed = own_addresses.updated() => {
+                changed?;
+                let (addresses, held) = (membership.hello().addresses, membership.held());
+                let is_news = !addresses.is_empty() && addresses != told.addresses;
+                if is_news && held.generation() == told.generation {
+                    told.addresses = addresses;
+                    send(&mut send_half, Frame::control(Kind::Announce, &told.announce(&held))?).await?;
                 }
             }
             seen = twins_seen.changed() => seen?,

@@ -38,6 +38,9 @@ const MOVED_ROUND_TRIPS: u32 = 3;
 const TAKEN: Duration = Duration::from_secs(4);
 /// A connection whose relay has not come to the rescue within so long after it stalled is let go.
 const LET_GO: Duration = Duration::from_millis(250);
+/// One that has no relay to come to its rescue is let go so long after it stalled: the peer may be at another address by now,
+/// which is looked for, and tried, only when the dead path is forgotten.
+const LET_GO_DIRECT: Duration = Duration::from_secs(1);
 /// So long after the last sign of life the callers are told, another connection or not.
 const TELL: Duration = Duration::from_secs(6);
 /// How long streams may take to leave a stalled connection once there is another. Those that callers here opened leave at
@@ -190,7 +193,7 @@ async fn moved(membership: &Arc<Membership>, conn: &Arc<PeerConn>, heard: &mut H
 }
 
 /// Looks for another way until there is one, or the connection is there again. After `let_go` it is closed where that may
-/// open a way by a relay.
+/// open a way by a relay, and after [`LET_GO_DIRECT`] where only that has other addresses looked for.
 async fn stalled(
     membership: &Arc<Membership>,
     conn: &Arc<PeerConn>,
@@ -211,23 +214,30 @@ async fn stalled(
             tokio::time::sleep(BEAT).await;
         }
     };
-    // As long as there is a connection, iroh sends to the path that it chose, new connections' handshakes too: where
-    // that path is dead and a relay is there, only a closed connection makes it try all ways.
+    // As long as there is a connection, iroh sends to the path that it chose, new connections' handshakes too, and asks
+    // nobody where the peer is: where that path is dead, only a closed connection makes it try all ways.
     let let_go = async {
         tokio::time::sleep(let_go).await;
-        let has_other = conn.relay_in_use().is_some_and(|relay| {
-            membership.relays.suspect(&relay);
-            membership.relays.has_other_than(&relay)
+        let relay = conn.relay_in_use();
+        let has_other = relay.as_ref().is_some_and(|relay| {
+            membership.relays.suspect(relay);
+            membership.relays.has_other_than(relay)
         });
-        if !conn.has_relay_to_spare() && !has_other {
+        if conn.has_relay_to_spare() || has_other {
+            return "a relay may reach the peer";
+        }
+        // Only an agent itself can come back, and by a relay nobody is at another address.
+        if conn.is_caller_only() || relay.is_some() {
             std::future::pending::<()>().await;
         }
+        tokio::time::sleep(LET_GO_DIRECT.saturating_sub(let_go)).await;
+        "the peer may be at another address"
     };
     let found = tokio::select! {
         () = again => None,
-        () = let_go => {
-            tracing::info!(peer = %conn.peer.short(), "its path is dead and a relay is there: it is let go");
-            return close(&conn.conn, Close::Replaced, "its path is dead, and a relay may reach the peer");
+        why = let_go => {
+            tracing::info!(peer = %conn.peer.short(), "its path is dead, and {why}: it is let go");
+            return membership.pool.forget_paths(conn, &format!("its path is dead, and {why}"));
         }
         () = other => Some(true),
         () = tokio::time::sleep_until(tell) => Some(false),

@@ -316,6 +316,16 @@ impl Pool {
         (Arc::strong_count(pulls) <= PULLS).then(|| Arc::clone(pulls))
     }
 
+    /// Closes this connection, whose path is dead, and those beside it that use the same path: as long as one is left, iroh
+    /// sends all that goes to this machine there.
+    pub(crate) fn forget_paths(&self, conn: &Arc<PeerConn>, why: &str) {
+        let beside = self.lock().get(&conn.peer).map_or_else(Vec::new, |peer| peer.conns.clone());
+        let (path, _) = conn.path();
+        for other in beside.iter().filter(|other| Arc::ptr_eq(other, conn) || other.path().0 == path) {
+            close(&other.conn, Close::Replaced, why);
+        }
+    }
+
     /// Every connection, for the shutdown.
     pub(crate) fn all(&self) -> Vec<Arc<PeerConn>> {
         self.lock().values().flat_map(|peer| peer.conns.iter().cloned()).collect()

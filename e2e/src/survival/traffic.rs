@@ -120,7 +120,15 @@ impl Traffic {
     /// # Errors
     /// When the session ends, or nothing flows for a long time.
     pub fn repaired(&mut self) -> Result<()> {
-        let repaired = Instant::now();
+        self.repaired_since(&[Instant::now()])
+    }
+
+    /// The same, for several such faults that began at these moments: between the first of them and the end no silence may
+    /// be long.
+    ///
+    /// # Errors
+    /// When the session ends, or nothing flows for a long time.
+    pub fn repaired_since(&mut self, begun: &[Instant]) -> Result<()> {
         let (fed, length) = (self.feeder.written.load(Ordering::Acquire), self.child.output_length());
         let all_words = || format!("malai says: {:?}", self.words());
         let flowing = self.child.wait_for_output_beyond(length, GIVEN_UP).with_context(all_words)?;
@@ -129,7 +137,7 @@ impl Traffic {
         })
         .with_context(all_words)?;
         self.go_on_until(flowing + WATCHED).context("after the repair")?;
-        self.windows.push((repaired, Instant::now()));
+        self.windows.extend(begun.iter().map(|begun| (*begun, Instant::now())));
         Ok(())
     }
 
