@@ -14,6 +14,7 @@ use malai_protocol::snapshot::{Order, Snapshot, order};
 use tokio_util::task::TaskTracker;
 
 use crate::clock::now_ms;
+use crate::duty;
 use crate::join::desk::Desk;
 use crate::join::knock::Waiting;
 use crate::machine::live::LiveTable;
@@ -145,7 +146,7 @@ impl Clusters {
             self.newest.lock().unwrap_or_else(PoisonError::into_inner).insert(alias.to_owned(), last);
         }
         endpoint::released(&sockets).await;
-        let cluster = match self.serve(alias).await {
+        let cluster = match duty::caught(self.serve(alias)).await.unwrap_or_else(|| Err(fault())) {
             Ok(cluster) => cluster,
             Err(_) if store::clusters::is_gone(&self.shared.home, alias) => {
                 tracing::info!(cluster = alias, "not loaded again: it was left");
@@ -289,8 +290,8 @@ impl Clusters {
             pass: stored.joining.as_ref().filter(|joining| joining.ticket_is_good(now_ms())).and_then(Joining::pass),
             finding: Finding::default(),
         };
-        let bound = endpoint::bind(&options).await?;
         let foreign = if is_manager { self.foreign(alias).await? } else { None };
+        let bound = endpoint::bind(&options).await?;
         let parts = Parts {
             alias: alias.to_owned(),
             dir: stored.dir.clone(),
@@ -305,7 +306,14 @@ impl Clusters {
         let membership = Membership::new(parts, Arc::clone(&self.shared));
         recall(&membership.pool, &stored.dir);
         let desk = match is_manager && !agent {
-            true => Some(self.open_desk(&membership, &network, ports.join).await?),
+            true => match self.open_desk(&membership, &network, ports.join).await {
+                Ok(desk) => Some(desk),
+                Err(failure) => {
+                    // Nothing runs on it yet, and the next attempt wants its port.
+                    membership.release().await;
+                    return Err(failure);
+                }
+            },
             false => None,
         };
         if !agent && let Err(failure) = keep_ports(&membership, desk.as_deref(), ports) {
@@ -313,14 +321,14 @@ impl Clusters {
             tracing::warn!(cluster = alias, "the ports were not kept: {failure}");
         }
         membership.start();
-        membership.tasks.spawn(keep_addresses(Arc::clone(&membership)));
+        membership.keep("addresses", keep_addresses);
         if let Some(desk) = &desk {
             desk.start();
         }
         if !agent {
             // A relay that holds no snapshot yet lets the cluster key through, and no machine.
             let endpoint = desk.as_ref().map_or(&membership.endpoint, |desk| &desk.endpoint).clone();
-            membership.tasks.spawn(tell::run(Arc::clone(&membership), endpoint));
+            membership.keep("relays", move |membership| tell::run(membership, endpoint.clone()));
         }
         Ok(Cluster::Ready(Served { membership, desk }))
     }
@@ -446,6 +454,12 @@ impl Clusters {
             }
         }
     }
+}
+
+/// What a cluster is that could not be taken in for a fault of malai.
+fn fault() -> Failure {
+    Failure::new(Kind::Internal, "a fault in malai kept it from being taken in; the log tells which")
+        .hint("malai daemon restart; and please report the fault")
 }
 
 /// The sockets of a cluster that is served.

@@ -9,6 +9,7 @@ use std::time::Duration;
 use malai_protocol::failure::{Failure, Kind};
 use malai_protocol::home::Home;
 use malai_protocol::id::Incarnation;
+use malai_protocol::plan::Ended;
 use nix::unistd::{Uid, User};
 use tokio::net::UnixListener;
 use tokio::sync::mpsc;
@@ -18,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use crate::audit::{self, Audit};
 use crate::backoff::Said;
 use crate::clusters::{self, Clusters};
+use crate::duty;
 use crate::ended::{Ends, Owed};
 use crate::local;
 use crate::machine::live::Tables;
@@ -56,11 +58,24 @@ pub struct Options {
 /// A daemon that is bound: it holds the lock, and its sockets are there.
 #[derive(Debug)]
 pub struct Daemon {
+    listener: UnixListener,
+    parts: Parts,
+}
+
+/// A daemon that ran, and has to be shut down.
+#[derive(Debug)]
+#[must_use = "its endpoints are closed in good order by `shutdown`"]
+pub struct Stopped(Parts);
+
+/// All of it but the socket of the CLIs.
+#[derive(Debug)]
+struct Parts {
     context: Arc<Context>,
     shared: Arc<Shared>,
     clusters: Arc<Clusters>,
-    listener: Option<UnixListener>,
     events: mpsc::Receiver<Event>,
+    /// An end that was told while an executor is started, whose sessions have to be taken over first.
+    told: Option<Ended>,
     owed: mpsc::UnboundedReceiver<Owed>,
     ends: Ends,
     /// Whether there could be an executor again, as the log has it.
@@ -116,55 +131,88 @@ impl Daemon {
         shared.open.cancel();
         let stop = CancellationToken::new();
         let context = Context::new(Arc::clone(&clusters), stop.clone());
-        let listener = Some(local::bind(&shared.home.socket())?);
+        let listener = local::bind(&shared.home.socket())?;
         let executor_said = Arc::default();
-        Ok(Self { context, shared, clusters, listener, events, owed, ends, executor_said, reloads, idle, stop, lock })
+        let parts = Parts {
+            context,
+            shared,
+            clusters,
+            events,
+            told: None,
+            owed,
+            ends,
+            executor_said,
+            reloads,
+            idle,
+            stop,
+            lock,
+        };
+        Ok(Self { listener, parts })
     }
 
     /// What must be said at the start: clusters that do not work or that wait.
     pub fn warnings(&self) -> Vec<String> {
-        self.clusters.warnings()
+        self.parts.clusters.warnings()
     }
 
     /// Cancelled, it ends [`Daemon::run`]: what SIGTERM does.
     pub fn stop_token(&self) -> CancellationToken {
-        self.stop.clone()
+        self.parts.stop.clone()
     }
 
-    /// Serves until it is told to stop.
+    /// Serves until it is told to stop, and returns how that went with what has to be shut down.
+    pub async fn run(self) -> (Stopped, Result<(), Failure>) {
+        let Self { listener, mut parts } = self;
+        let outcome = parts.run(listener).await;
+        (Stopped(parts), outcome)
+    }
+
+    /// Shuts down what never ran.
+    pub async fn shutdown(self) {
+        self.parts.shutdown().await;
+    }
+}
+
+impl Stopped {
+    /// Stops, in this order: no new request is taken and the sockets of CLIs are closed (the end of [`Daemon::run`]);
+    /// the ends that were reported are written; connections close, so that attachments are lost; endpoints close; the ends
+    /// of requests that were given up over this are written; the socket is removed; the lock is released.
     ///
-    /// # Errors
-    /// [`Failure`] when it was run before.
-    pub async fn run(&mut self) -> Result<(), Failure> {
-        let again = || Failure::new(Kind::Internal, "a daemon runs once");
-        let listener = self.listener.take().ok_or_else(again)?;
-        let serving = local::serve(listener, Arc::clone(&self.context), self.stop.clone());
-        tokio::pin!(serving);
-        let paying = audit::keep_paying(Arc::clone(&self.clusters));
-        tokio::pin!(paying);
+    /// The executor and its sessions are left to the next daemon, unless it runs inside this process. The next
+    /// daemon writes the ends from then on.
+    pub async fn shutdown(self) {
+        self.0.shutdown().await;
+    }
+}
+
+impl Parts {
+    /// Serves CLIs in a task of its own: however long something takes here, they are accepted.
+    async fn run(&mut self, listener: UnixListener) -> Result<(), Failure> {
+        let mut serving = tokio::spawn(local::serve(listener, Arc::clone(&self.context), self.stop.clone()));
+        let clusters = Arc::clone(&self.clusters);
+        self.keep("audit", move |_| audit::keep_paying(Arc::clone(&clusters)));
+        self.keep("executor of another program", replace_outdated);
         let mut remember = tokio::time::interval(REMEMBER);
         let mut restart = tokio::time::interval(EXECUTOR_RESTART_INTERVAL);
         let settled = tokio::time::sleep(SETTLED);
         tokio::pin!(settled);
         let mut trimmed = false;
-        let (mut outdated, mut look) = (true, Instant::now());
+        let shared = Arc::clone(&self.shared);
         loop {
             let retry_at = self.ends.retry_at();
             tokio::select! {
-                () = &mut serving => return Ok(()),
-                () = &mut paying => {}
-                Some(event) = self.events.recv() => self.event(event).await,
+                served = &mut serving => return served.map_err(unserved),
+                Some(event) = self.events.recv(), if self.told.is_none() => self.event(event),
+                () = shared.executor.settled(), if self.told.is_some() => self.write_told().await,
                 Some(end) = self.owed.recv() => self.ends.write(&self.clusters, end).await,
-                () = tokio::time::sleep_until(retry_at.unwrap_or(look)), if retry_at.is_some() => {
+                () = tokio::time::sleep_until(retry_at.unwrap_or_else(Instant::now)), if retry_at.is_some() => {
                     self.ends.retry(&self.clusters).await;
                 }
-                _ = restart.tick() => self.restart_executor(),
+                _ = restart.tick() => if self.has_sessions() {
+                    self.start_executor();
+                },
                 Some(alias) = self.reloads.recv() => self.clusters.reload(alias),
                 _ = remember.tick() => self.remember(),
-                () = tokio::time::sleep_until(look), if outdated => {
-                    outdated = self.shared.executor.refresh().await;
-                    look = Instant::now() + LOOK;
-                }
                 () = &mut settled, if !trimmed => {
                     trimmed = true;
                     crate::trim::code();
@@ -177,42 +225,54 @@ impl Daemon {
         }
     }
 
-    async fn event(&mut self, event: Event) {
+    /// Does this beside everything else, until the daemon stops.
+    fn keep<F: Future<Output = ()> + Send + 'static>(
+        &self,
+        name: &'static str,
+        work: impl Fn(Arc<Shared>) -> F + Send + 'static,
+    ) {
+        let (shared, stop) = (Arc::clone(&self.shared), self.stop.clone());
+        let duty = duty::keep(name, stop.clone(), move || work(Arc::clone(&shared)));
+        tokio::spawn(stop.run_until_cancelled_owned(duty));
+    }
+
+    fn event(&mut self, event: Event) {
         match event {
-            Event::Ended(end) => self.ends.write(&self.clusters, Owed::Told(Box::new(end))).await,
+            Event::Ended(end) => self.told = Some(end),
             Event::Lost => {
                 tracing::error!("the executor was lost");
-                self.shared.executor.lost().await;
                 // The next one tells from the journal what became of the sessions.
-                if !self.stop.is_cancelled()
-                    && let Err(failure) = self.shared.executor.get().await
-                {
-                    tracing::error!("no new executor: {failure}; the next session tries again");
-                }
+                self.start_executor();
             }
         }
     }
 
-    /// Sees in the background to it that there is an executor where one is needed to tell of sessions.
-    fn restart_executor(&self) {
-        let has_sessions = self.shared.executor.tables().all().iter().any(|table| table.len() > 0);
-        if !has_sessions {
-            return;
+    async fn write_told(&mut self) {
+        if let Some(end) = self.told.take() {
+            self.ends.write(&self.clusters, Owed::Told(Box::new(end))).await;
         }
+    }
+
+    fn has_sessions(&self) -> bool {
+        self.shared.executor.tables().all().iter().any(|table| table.len() > 0)
+    }
+
+    /// Sees in the background to it that there is an executor: starting one may take ten seconds.
+    fn start_executor(&self) {
         let (shared, said) = (Arc::clone(&self.shared), Arc::clone(&self.executor_said));
-        tokio::spawn(async move {
-            if let Err(failure) = shared.executor.get().await {
-                if said.lock().unwrap_or_else(PoisonError::into_inner).is_news(false) {
-                    tracing::error!("no new executor, and it is tried again: {failure}");
-                }
-            } else {
-                said.lock().unwrap_or_else(PoisonError::into_inner).is_news(true);
+        tokio::spawn(self.stop.clone().run_until_cancelled_owned(async move {
+            shared.executor.lost().await;
+            let started = shared.executor.get().await;
+            let is_news = said.lock().unwrap_or_else(PoisonError::into_inner).is_news(started.is_ok());
+            if let (Err(failure), true) = (started, is_news) {
+                tracing::error!("no new executor, and it is tried again: {failure}");
             }
-        });
+        }));
     }
 
     /// Writes the ends that were reported so far.
     async fn write_ends(&mut self) {
+        self.write_told().await;
         while let Ok(event) = self.events.try_recv() {
             if let Event::Ended(end) = event {
                 self.ends.write(&self.clusters, Owed::Told(Box::new(end))).await;
@@ -230,15 +290,9 @@ impl Daemon {
         }
     }
 
-    /// Stops, in this order: no new request is taken and the sockets of CLIs are closed (the end of [`Daemon::run`]);
-    /// the ends that were reported are written; connections close, so that attachments are lost; endpoints close; the ends
-    /// of requests that were given up over this are written; the socket is removed; the lock is released.
-    ///
-    /// The executor and its sessions are left to the next daemon, unless it runs inside this process. The next
-    /// daemon writes the ends from then on.
-    pub async fn shutdown(mut self) {
+    async fn shutdown(mut self) {
         self.stop.cancel();
-        if let Some(executor) = self.shared.executor.running().await.filter(|executor| executor.pid().is_none()) {
+        if let Some(executor) = self.shared.executor.current().filter(|executor| executor.pid().is_none()) {
             self.end_sessions(&executor).await;
         }
         self.write_ends().await;
@@ -303,6 +357,19 @@ impl Daemon {
             }
         }
     }
+}
+
+/// Replaces an executor of another program as soon as nothing needs it any more.
+async fn replace_outdated(shared: Arc<Shared>) {
+    while shared.executor.refresh().await {
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// What ends a daemon that cannot be asked anything any more.
+fn unserved(error: tokio::task::JoinError) -> Failure {
+    Failure::new(Kind::Internal, format!("the daemon ends, since it cannot serve the command line any more: {error}"))
+        .hint("start it again: malai daemon; what failed is in its log")
 }
 
 fn incarnation() -> Result<Incarnation, Failure> {

@@ -17,7 +17,9 @@ use malai_protocol::plan::Tree;
 use tokio::task::JoinSet;
 
 use crate::clusters::{Cluster, Clusters};
+use crate::duty;
 use crate::membership::Membership;
+use crate::metrics;
 use crate::requests::blocking;
 use crate::shared::Shared;
 
@@ -59,7 +61,13 @@ async fn daemon(shared: &Shared) -> Vec<Finding> {
         return vec![Finding::note("daemon", text).mend("malai daemon")];
     }
     let mut found = vec![Finding::ok("daemon", format!("malai {}, pid {}", crate::VERSION, std::process::id()))];
-    let Some(executor) = shared.executor.running().await else {
+    if let panics @ 1.. = duty::panics() + metrics::executor_panics(shared).await {
+        let text = format!(
+            "{panics} tasks of daemon and executor failed by faults in malai, and began again where they have to"
+        );
+        found.push(Finding::note("faults", text).mend("grep 'a fault in malai' in the daemon's log, and report it"));
+    }
+    let Some(executor) = shared.executor.current() else {
         found.push(Finding::broken("executor", "it does not run, and no command starts here", "malai daemon restart"));
         return found;
     };

@@ -10,6 +10,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use malai_protocol::audit::{Entry, Event};
 use malai_protocol::failure::{Failure, Kind};
 use malai_protocol::id::ClusterId;
@@ -98,7 +99,7 @@ impl Ends {
                 let table = clusters.shared().executor.tables().find(ended.cluster);
                 if !table.is_some_and(|table| table.claim(&ended.session)) {
                     if !self.waiting.iter().any(|(_, waiting)| *waiting == session) {
-                        confirm(clusters, session).await;
+                        confirm(clusters, session);
                     }
                     return;
                 }
@@ -110,7 +111,7 @@ impl Ends {
             self.waiting.push_back((line, session));
             self.postpone(clusters, &failure);
         } else {
-            confirm(clusters, session).await;
+            confirm(clusters, session);
         }
         if let Some((cluster, name)) = session
             && let Some(table) = clusters.shared().executor.tables().find(cluster)
@@ -138,7 +139,7 @@ impl Ends {
                 self.waiting.push_front((line, session));
                 return self.postpone(clusters, &failure);
             }
-            confirm(clusters, session).await;
+            confirm(clusters, session);
         }
         if self.retry_at.take().is_some() {
             self.backoff.reset();
@@ -161,12 +162,17 @@ impl Ends {
 }
 
 /// Lets the executor forget an end that is in the audit.
-async fn confirm(clusters: &Clusters, session: Session) {
+fn confirm(clusters: &Clusters, session: Session) {
     let Some((_, name)) = session else { return };
-    if let Some(executor) = clusters.shared().executor.running().await
-        && let Err(failure) = executor.audited(name).await
-    {
-        tracing::debug!(session = %name.id.short(), "the executor was not told: {failure}");
+    let Some(executor) = clusters.shared().executor.current() else { return };
+    let mut telling = Box::pin(async move {
+        if let Err(failure) = executor.audited(name).await {
+            tracing::debug!(session = %name.id.short(), "the executor was not told: {failure}");
+        }
+    });
+    // One that takes no orders now is told when it does: nothing here waits for that.
+    if (&mut telling).now_or_never().is_none() {
+        tokio::spawn(telling);
     }
 }
 

@@ -68,6 +68,7 @@ use malai_protocol::id::Incarnation;
 use malai_protocol::plan::Program;
 use malai_protocol::session::EndedBy;
 
+use crate::duty;
 use crate::program;
 use crate::secrecy;
 use crate::store::owners::Trusted;
@@ -183,10 +184,10 @@ pub async fn run(options: Options, incoming: Incoming) -> anyhow::Result<()> {
     .await
     .context("preparing the executor")??;
     tracing::info!(incarnation = %shared.incarnation, tree = ?shared.trees.kind(), "executor ready");
-    shared.spawn(replay::expire(shared.clone()));
-    shared.spawn(replay::write_ends(shared.clone()));
-    shared.spawn(table::keep_journal(Arc::clone(&shared.table)));
-    let reaper = tokio::spawn(shared.reaper.clone().run(shared.stop.clone()));
+    shared.keep("expiry", replay::expire);
+    shared.keep("ends", replay::write_ends);
+    shared.keep("journal", |shared| table::keep_journal(Arc::clone(&shared.table)));
+    let reaper = tokio::spawn(collect_statuses(shared.reaper.clone(), shared.stop.clone()));
     let socket = options.home.executor_socket();
     let served = match incoming {
         Incoming::Socket => {
@@ -209,6 +210,17 @@ pub async fn run(options: Options, incoming: Incoming) -> anyhow::Result<()> {
     finish(&shared).await;
     reaper.await.context("collecting statuses")?.context("collecting statuses")?;
     served
+}
+
+/// Collects statuses until `stop`.
+async fn collect_statuses(reaper: Reaper, stop: CancellationToken) -> std::io::Result<()> {
+    let outcome = Mutex::new(Ok(()));
+    duty::keep("statuses", stop.clone(), || async {
+        let ended = reaper.clone().run(stop.clone()).await;
+        *outcome.lock().unwrap_or_else(PoisonError::into_inner) = ended;
+    })
+    .await;
+    outcome.into_inner().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Opens the journal, and clears away what an executor that died left. Blocks.
@@ -349,6 +361,16 @@ impl Shared {
                 tracing::debug!("stopped with the executor");
             }
         });
+    }
+
+    /// Does this until the executor ends.
+    fn keep<F: Future<Output = ()> + Send + 'static>(
+        self: &Arc<Self>,
+        name: &'static str,
+        work: impl Fn(Arc<Self>) -> F + Send + 'static,
+    ) {
+        let shared = Arc::clone(self);
+        self.spawn(duty::keep(name, self.stop.clone(), move || work(Arc::clone(&shared))));
     }
 
     /// Ends all sessions and takes no new one: then the executor ends.

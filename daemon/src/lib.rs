@@ -4,7 +4,7 @@
 //! [`Daemon`] wires everything: bind, run, shutdown. `membership` is one joined cluster; `net` the network below it;
 //! `machine` the target's side of a session and `outbound` the caller's; `local` the CLI's socket, `requests` what is
 //! asked there; `join` how newcomers become machines; [`manager`] signs, [`store`] keeps, [`mod@audit`] records.
-//! [`supervisor`] starts the [`executor`], which owns the commands.
+//! [`supervisor`] starts the [`executor`], which owns the commands; [`duty`] begins a task again that panicked.
 //!
 //! # Non-goals
 //! There is no second way to execution: everything goes through `machine`, and through `access::decide` there.
@@ -18,6 +18,7 @@ mod connect;
 mod copy;
 mod daemon;
 mod doctor;
+pub mod duty;
 mod ended;
 pub mod executor;
 mod join;

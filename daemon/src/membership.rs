@@ -38,6 +38,7 @@ use alarms::{AlarmCause, Alarms};
 
 use crate::backoff::Said;
 use crate::clock::now_ms;
+use crate::duty;
 use crate::machine::live::LiveTable;
 use crate::machine::refusals::Refusals;
 use crate::metrics::Counters;
@@ -343,13 +344,23 @@ impl Membership {
             tracing::warn!(cluster = %self.alias, "{why}");
         }
         if !self.shared.agent {
-            self.tasks.spawn(accept::run(Arc::clone(self)));
-            self.tasks.spawn(link::run(Arc::clone(self)));
+            self.keep("accept", accept::run);
+            self.keep("link", link::run);
         }
-        self.tasks.spawn(sync::review(Arc::clone(self)));
-        self.tasks.spawn(keep::membership(Arc::clone(self)));
+        self.keep("review", sync::review);
+        self.keep("snapshot", keep::membership);
         self.tasks.spawn(network::run(Arc::clone(self)));
-        self.tasks.spawn(recover::run(Arc::clone(self)));
+        self.keep("recover", recover::run);
+    }
+
+    /// Does this for as long as the cluster is served.
+    pub(crate) fn keep<F: Future<Output = ()> + Send + 'static>(
+        self: &Arc<Self>,
+        name: &'static str,
+        work: impl Fn(Arc<Self>) -> F + Send + 'static,
+    ) {
+        let membership = Arc::clone(self);
+        self.tasks.spawn(duty::keep(name, self.cancel.clone(), move || work(Arc::clone(&membership))));
     }
 
     /// Closes every connection, so that attachments are lost at once.

@@ -5,11 +5,13 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use malai_protocol::id::ClusterId;
+use malai_protocol::id::{ClusterId, Incarnation};
 use malai_protocol::local::{ClusterMetrics, Metrics};
 
 use crate::clusters::Clusters;
+use crate::duty;
 use crate::membership::Membership;
+use crate::shared::Shared;
 
 /// A number that only grows.
 #[derive(Debug, Default)]
@@ -87,22 +89,48 @@ impl Counters {
     }
 }
 
-/// The counters of all clusters of this daemon.
+/// The counters of all clusters of this daemon, and of its executors.
 #[derive(Debug, Default)]
-pub(crate) struct Registry(Mutex<BTreeMap<ClusterId, Arc<Counters>>>);
+pub(crate) struct Registry {
+    clusters: Mutex<BTreeMap<ClusterId, Arc<Counters>>>,
+    /// What the executor that was asked last said.
+    executor: Mutex<Option<(Incarnation, u64)>>,
+    executor_panics: Total,
+}
 
 impl Registry {
     /// A cluster's.
     pub(crate) fn of(&self, cluster: ClusterId) -> Arc<Counters> {
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = self.clusters.lock().unwrap_or_else(PoisonError::into_inner);
         Arc::clone(all.entry(cluster).or_default())
+    }
+
+    /// Takes in how many panics an executor says that it had; returns those of all executors that were asked.
+    fn executor_panics(&self, told: Option<(Incarnation, u64)>) -> u64 {
+        if let Some((executor, panics)) = told {
+            let mut last = self.executor.lock().unwrap_or_else(PoisonError::into_inner);
+            let before = last.filter(|(of, _)| *of == executor).map_or(0, |(_, panics)| panics);
+            self.executor_panics.add(panics.saturating_sub(before));
+            *last = Some((executor, panics));
+        }
+        self.executor_panics.so_far()
     }
 }
 
 /// All that is counted, as it stands.
-pub(crate) fn metrics(clusters: &Clusters) -> Metrics {
+pub(crate) async fn metrics(clusters: &Clusters) -> Metrics {
+    let executor_panics = executor_panics(clusters.shared()).await;
     let clusters = clusters.ready().iter().map(|membership| cluster(membership)).collect();
-    Metrics { version: crate::VERSION.to_owned(), clusters }
+    Metrics { version: crate::VERSION.to_owned(), panics: duty::panics(), executor_panics, clusters }
+}
+
+/// How many panics the executors of this daemon had, as far as they said so.
+pub(crate) async fn executor_panics(shared: &Shared) -> u64 {
+    let told = match shared.executor.current() {
+        Some(executor) => executor.panics().await.map(|panics| (executor.incarnation(), panics)),
+        None => None,
+    };
+    shared.metrics.executor_panics(told)
 }
 
 fn cluster(membership: &Membership) -> ClusterMetrics {
@@ -137,6 +165,13 @@ mod tests {
     fn a_total_never_goes_back_when_connections_are_counted_nowhere_for_a_moment() {
         let counters = Counters::default();
         assert_eq!([7, 3, 9].map(|now| counters.told_sent.at_least(now)), [7, 7, 9]);
+    }
+
+    #[test]
+    fn the_panics_of_executors_add_up_over_their_lives() {
+        let (registry, life) = (Registry::default(), |number| Incarnation::from_bytes([number; 16]));
+        let told = [None, Some((life(1), 2)), Some((life(1), 3)), None, Some((life(2), 1)), Some((life(2), 1))];
+        assert_eq!(told.map(|told| registry.executor_panics(told)), [0, 2, 3, 3, 4, 4]);
     }
 
     #[test]

@@ -84,10 +84,10 @@ pub(crate) async fn session(
         () = closed(&mut reader, &mut head) => None,
     };
     let left = match opened {
-        Some(Ok((conn, _counted, send_half, recv))) => {
+        Some(Ok((conn, mut entered, send_half, recv))) => {
             let _calling = matches!(first.kind, Kind::Exec | Kind::Attach).then(|| counters.calling());
             let attached = Attached { reader, head, writer, send_half, recv, counters };
-            attached.follow(first, target, &conn, &not_a_member).await.unwrap_or_else(Left::Lost)
+            attached.follow(first, target, &conn, &mut entered, &not_a_member).await.unwrap_or_else(Left::Lost)
         }
         Some(Err(failure)) => match refuse(&mut writer, &failure).await {
             Ok(()) if came_before(target) => Left::Lost(failure.into()),
@@ -305,6 +305,7 @@ impl Attached {
         first: Frame,
         target: &SessionTarget,
         conn: &PeerConn,
+        entered: &mut SessionGuard,
         not_a_member: &Refusal,
     ) -> anyhow::Result<Left> {
         let begins = first.kind == Kind::Exec && target.attachment.is_none_or(|attachment| attachment.number == 1);
@@ -319,10 +320,10 @@ impl Attached {
         if let Err(error) = tell_sent(target.attachment, sent, &mut self.writer).await {
             tracing::debug!("the CLI was not told that its request is sent: {error:#}");
         }
-        self.copy(conn, not_a_member).await
+        self.copy(entered, not_a_member).await
     }
 
-    async fn copy(self, conn: &PeerConn, not_a_member: &Refusal) -> anyhow::Result<Left> {
+    async fn copy(self, entered: &mut SessionGuard, not_a_member: &Refusal) -> anyhow::Result<Left> {
         let Self { reader, head, writer, mut send_half, mut recv, .. } = self;
         let up_end = {
             let up = pump(Direction::ToTarget, head, reader, &mut send_half);
@@ -330,7 +331,7 @@ impl Attached {
             tokio::pin!(up, down);
             tokio::select! {
                 // The CLI attaches again, over another connection.
-                () = conn.given_up() => anyhow::bail!("the connection is stalled"),
+                () = entered.given_up() => anyhow::bail!("the connection is stalled"),
                 (end, writer) = &mut down => {
                     // A CLI that takes nothing is gone; and one may be gone when its stream is lost. Whether it left in
                     // good order, its own frames tell.

@@ -23,6 +23,8 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::unix::fs::OpenOptionsExt;
 use std::sync::Arc;
 
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use iroh::Endpoint;
 use iroh_relay::server::{QuicConfig, Server, ServerConfig};
 use malai_protocol::failure::{Failure, Kind};
@@ -38,6 +40,7 @@ use serve::Doors;
 use settings::Settings;
 use status::Source;
 
+use crate::duty;
 use crate::local;
 use crate::store::keys::RelayKey;
 use crate::store::owners::Trusted;
@@ -149,15 +152,26 @@ impl Relay {
             return Err(Failure::new(Kind::Internal, "a relay runs once"));
         };
         let stop = || self.stop.clone();
-        self.tasks.spawn(Arc::clone(&source.clusters).keep(stop()));
-        self.tasks.spawn(source.run(unix, stop()));
-        self.tasks.spawn(Arc::clone(&self.ear).run(endpoint, stop()));
-        self.tasks.spawn(Arc::clone(&self.gate).watch(self.doors.service().clients().clone(), stop()));
-        let doors = Arc::clone(&self.doors);
-        let stopped = stop();
-        self.tasks.spawn(async move { doors.run(tcp, stopped).await });
+        let clusters = Arc::clone(&source.clusters);
+        self.keep("snapshots", move |stop| Arc::clone(&clusters).keep(stop));
+        let (gate, clients) = (Arc::clone(&self.gate), self.doors.service().clients().clone());
+        self.keep("review", move |stop| Arc::clone(&gate).watch(clients.clone(), stop));
+        let (doors, stopped) = (Arc::clone(&self.doors), stop());
+        // These have the sockets, without which there is no relay.
+        let parts = [
+            ("what tells its state", self.tasks.spawn(source.run(unix, stop()))),
+            ("what hears of configs", self.tasks.spawn(Arc::clone(&self.ear).run(endpoint, stop()))),
+            ("what takes connections", self.tasks.spawn(async move { doors.run(tcp, stopped).await })),
+        ];
+        let mut parts: FuturesUnordered<_> =
+            parts.into_iter().map(|(name, task)| async move { (name, task.await) }).collect();
         tokio::select! {
             () = self.stop.cancelled() => Ok(()),
+            Some((name, ended)) = parts.next() => {
+                let why = ended.map_or_else(|error| error.to_string(), |()| "it ended".to_owned());
+                Err(Failure::new(Kind::Internal, format!("{name} does not run any more: {why}"))
+                    .hint("start the relay again: malai relay run"))
+            }
             ended = self.discovery.join() => {
                 let why = match ended {
                     Ok(Ok(())) => "it ended".to_owned(),
@@ -167,6 +181,16 @@ impl Relay {
                 Err(Failure::new(Kind::Internal, format!("address discovery does not run any more: {why}")))
             }
         }
+    }
+
+    /// Does this until the relay stops.
+    fn keep<F: Future<Output = ()> + Send + 'static>(
+        &self,
+        name: &'static str,
+        work: impl Fn(CancellationToken) -> F + Send + 'static,
+    ) {
+        let stop = self.stop.clone();
+        self.tasks.spawn(duty::keep(name, stop.clone(), move || work(stop.clone())));
     }
 
     /// Stops, in this order: no new connection is taken, clients are disconnected, endpoints close, the socket is

@@ -130,11 +130,11 @@ async fn carry_out(
         Request::Session(_) => Err(Failure::new(Kind::Internal, "a session is not answered by a response")),
         Request::Status => Ok(Response::Status(status::status(clusters, false).await)),
         Request::Probe => Ok(Response::Status(status::status(clusters, true).await)),
-        Request::Metrics => Ok(Response::Metrics(metrics::metrics(clusters))),
+        Request::Metrics => Ok(Response::Metrics(metrics::metrics(clusters).await)),
         Request::Doctor => Ok(Response::Doctor(doctor::checkup(clusters).await)),
         Request::Ping(ask) => ping::ping(clusters, &ask, &more).await.map(|()| Response::Done),
         Request::Connect(ask) => connect::connect(clusters, &ask).await.map(Response::Connected),
-        Request::DaemonStatus => Ok(Response::Daemon(status::daemon(clusters).await)),
+        Request::DaemonStatus => Ok(Response::Daemon(status::daemon(clusters))),
         Request::Stop => stop(context).await,
         Request::Leave => {
             context.stop.cancel();

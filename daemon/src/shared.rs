@@ -79,8 +79,10 @@ pub(crate) struct ExecutorSlot {
     /// The executor ended, and there will be no other.
     stopped: AtomicBool,
     tables: Arc<Tables>,
+    /// Locked while one is started or replaced, which may take ten seconds.
     running: Mutex<Option<Executor>>,
-    incarnation: SyncMutex<Option<Incarnation>>,
+    /// The same, for those who do not wait for that: absent meanwhile.
+    current: SyncMutex<Option<Executor>>,
 }
 
 impl ExecutorSlot {
@@ -93,9 +95,9 @@ impl ExecutorSlot {
         tables: Arc<Tables>,
     ) -> Self {
         let installed = program.as_ref().and_then(|(program, _)| program::at(program));
-        let (running, incarnation) = (Mutex::default(), SyncMutex::default());
+        let (running, current) = (Mutex::default(), SyncMutex::default());
         let (met, stopped) = (AtomicBool::new(false), AtomicBool::new(false));
-        Self { home, program, installed, events, owed, met, stopped, tables, running, incarnation }
+        Self { home, program, installed, events, owed, met, stopped, tables, running, current }
     }
 
     /// Has an end written down.
@@ -138,7 +140,7 @@ impl ExecutorSlot {
         let options = StartOptions { home: self.home.clone(), mode, events: self.events.clone() };
         let executor = Executor::start(options).await?;
         self.adopt(&executor).await;
-        self.note(Some(executor.incarnation()));
+        self.note(Some(executor.clone()));
         *running = Some(executor.clone());
         Ok(executor)
     }
@@ -254,18 +256,23 @@ impl ExecutorSlot {
         drop(self.running.lock().await);
     }
 
-    /// The executor, if one runs.
+    /// The executor, if one runs. Waits while one is started or replaced.
     pub(crate) async fn running(&self) -> Option<Executor> {
         self.running.lock().await.clone()
     }
 
-    /// The life of the executor, if one runs.
-    pub(crate) fn incarnation(&self) -> Option<Incarnation> {
-        *self.incarnation.lock().unwrap_or_else(PoisonError::into_inner)
+    /// The executor, if one runs now: nothing is waited for.
+    pub(crate) fn current(&self) -> Option<Executor> {
+        self.current.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn note(&self, incarnation: Option<Incarnation>) {
-        *self.incarnation.lock().unwrap_or_else(PoisonError::into_inner) = incarnation;
+    /// The life of the executor, if one runs.
+    pub(crate) fn incarnation(&self) -> Option<Incarnation> {
+        self.current().map(|executor| executor.incarnation())
+    }
+
+    fn note(&self, executor: Option<Executor>) {
+        *self.current.lock().unwrap_or_else(PoisonError::into_inner) = executor;
     }
 
     /// It died: the next [`ExecutorSlot::get`] starts another.

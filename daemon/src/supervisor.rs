@@ -328,10 +328,13 @@ impl Executor {
 
     async fn end_all(&self, reason: &str) -> Result<(), Failure> {
         let inner = &self.inner;
-        if let Err(failure) = self.order(Kind::Shutdown, &Shutdown { reason: reason.to_owned() }).await {
-            tracing::debug!(%failure, "the executor went before it was told to");
-        }
-        if timeout(SHUTDOWN, inner.gone.cancelled()).await.is_err() {
+        let ending = async {
+            if let Err(failure) = self.order(Kind::Shutdown, &Shutdown { reason: reason.to_owned() }).await {
+                tracing::debug!(%failure, "the executor went before it was told to");
+            }
+            inner.gone.cancelled().await;
+        };
+        if timeout(SHUTDOWN, ending).await.is_err() {
             return Err(self.stays());
         }
         let task = inner.task.lock().unwrap_or_else(PoisonError::into_inner).take();

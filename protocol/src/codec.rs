@@ -153,6 +153,8 @@ kinds! {
     Inventory = 0x89, MAX_SNAPSHOT;
     /// Whether the executor leaves: [`crate::plan::Retired`].
     Retired = 0x8a, MAX_CONTROL;
+    /// How many faults the executor had: [`crate::plan::Faults`].
+    Faults = 0x8b, MAX_CONTROL;
 }
 
 /// One frame: its kind and its payload, not interpreted.

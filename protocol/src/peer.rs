@@ -81,7 +81,7 @@ pub struct Hello {
     pub clock_ms: Option<u64>,
 }
 
-/// The sender's snapshot or addresses changed.
+/// The sender holds another snapshot; or, from the cluster manager, another machine holds the receiver's key.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Announce {
     /// The header of the snapshot that the sender now holds.

@@ -52,6 +52,8 @@ pub enum Hello {
     List,
     /// Leave, if there is nothing to come back for. Answered by `Retired`.
     Retire,
+    /// How many faults were there? Answered by `Faults`.
+    Faults,
     /// Waits until a session is over: answered by `Exit`, `Refused`, or `Missing`.
     Wait {
         /// Which.
@@ -228,6 +230,13 @@ pub struct Live {
     pub cluster: ClusterId,
     /// What was decided.
     pub request: Decided,
+}
+
+/// What went wrong in the executor itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Faults {
+    /// Tasks and threads of this life of the executor that panicked.
+    pub panics: u64,
 }
 
 /// Sessions that the executor has, and detached ones that are over and whose output it keeps.

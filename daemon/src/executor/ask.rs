@@ -11,9 +11,11 @@ use tokio_util::codec::FramedRead;
 use malai_protocol::audit::printable;
 use malai_protocol::codec::{CodecError, Frame, FrameCodec, Kind};
 use malai_protocol::failure::{self, Failure};
-use malai_protocol::plan::{Inventory, Known, Live, Outcome, Retired, SessionName};
+use malai_protocol::plan::{Faults, Inventory, Known, Live, Outcome, Retired, SessionName};
 use malai_protocol::session::EndedBy;
 use malai_protocol::sessions::{MAX_COMMAND, State, Summary};
+
+use crate::duty;
 
 use super::table::{Cause, Command, Record};
 use super::tree::GRACE;
@@ -29,6 +31,8 @@ pub(crate) enum Question {
     List,
     /// To leave, if there is nothing to come back for.
     Retire,
+    /// How many faults were there?
+    Faults,
     /// How did this one end? Answered when it has.
     Wait(SessionName),
     /// To signal it.
@@ -62,6 +66,7 @@ pub(crate) async fn answer(shared: &Arc<Shared>, question: Question, asking: Ask
                 let leaves = shared.table.close_if_idle();
                 vec![Frame::control(Kind::Retired, &Retired { leaves })]
             }
+            Question::Faults => vec![Frame::control(Kind::Faults, &Faults { panics: duty::panics() })],
             Question::Wait(name) => vec![over(shared, name).await],
             Question::Signal(name, number) => vec![signal(shared, name, number)],
             Question::End(name, reason) => {

@@ -75,6 +75,8 @@ pub(crate) struct Journal {
     lead: Lead,
     /// Its length when it was last written anew.
     kept: u64,
+    /// What was appended since another file is being written; absent = none is.
+    since: Option<Vec<u8>>,
     _lock: Flock<File>,
 }
 
@@ -97,7 +99,7 @@ impl Journal {
             ended => ended.map(|()| false)?,
         };
         let (length, lead) = (file.metadata()?.len(), Lead::open(&file, JOURNAL_LEAD_BYTES)?);
-        Ok((Self { path, file, cut, length, lead, kept: 0, _lock: lock }, left))
+        Ok((Self { path, file, cut, length, lead, kept: 0, since: None, _lock: lock }, left))
     }
 
     /// Appends one line. On a full disk it goes into the lead, whose last part is for other lines than starts.
@@ -116,12 +118,15 @@ impl Journal {
             lines::end_last(&mut self.file)?;
             (self.cut, self.length) = (false, self.file.metadata()?.len());
         }
-        let written = self.file.write_all(&bytes);
-        match &written {
-            Ok(()) => self.length += bytes.len() as u64,
-            Err(_) => self.take_back(),
+        if let Err(error) = self.file.write_all(&bytes) {
+            self.take_back();
+            return Err(error);
         }
-        written
+        self.length += bytes.len() as u64;
+        if let Some(since) = &mut self.since {
+            since.extend_from_slice(&bytes);
+        }
+        Ok(())
     }
 
     /// Takes half a line back, which would spoil the next one. If this fails too, it is ended before the next one.
@@ -152,6 +157,8 @@ impl Journal {
     /// # Errors
     /// When the new file cannot be written; the old one is then still in use.
     pub(crate) fn rewrite<'a>(&mut self, lines: impl Iterator<Item = Line> + 'a) -> io::Result<()> {
+        // It has all that there is: what is written beside it is not wanted any more.
+        self.since = None;
         let new = self.path.with_extension("new");
         let rewritten = self.rewrite_by(&new, lines);
         if rewritten.is_err() {
@@ -166,29 +173,84 @@ impl Journal {
     }
 
     fn rewrite_by(&mut self, new: &Path, lines: impl Iterator<Item = Line>) -> io::Result<()> {
-        // What an executor left here that died over it has no lines that count.
-        let fresh = private(OpenOptions::new().create(true).write(true).truncate(true), new)?;
-        drop(fresh);
-        let file = private(OpenOptions::new().read(true).append(true), new)?;
-        let mut out = io::BufWriter::new(file);
-        let mut length = 0;
-        for line in lines {
-            let mut bytes = serde_json::to_vec(&line)?;
-            bytes.push(b'\n');
-            out.write_all(&bytes)?;
-            length += bytes.len() as u64;
-        }
-        let file = out.into_inner().map_err(io::IntoInnerError::into_error)?;
+        self.go_on_in(write_lines(new, lines)?, new)?;
+        self.kept = self.length;
+        Ok(())
+    }
+
+    /// Has a written file take the place of the one in use.
+    fn go_on_in(&mut self, written: Written, path: &Path) -> io::Result<()> {
+        let Written { file, length } = written;
         let lead = Lead::open(&file, JOURNAL_LEAD_BYTES)?;
         if lead.last_room(length).is_some_and(|room| room < self.lead.left(self.length)) {
             // The file that is in use has more room for a full disk.
             return Err(io::ErrorKind::StorageFull.into());
         }
-        fs::rename(new, &self.path)?;
+        fs::rename(path, &self.path)?;
         (self.file, self.cut, self.lead) = (file, false, lead);
-        (self.length, self.kept) = (length, length);
+        self.length = length;
         Ok(())
     }
+
+    /// From now on notes what is appended, for a file that is written beside this one. Returns where that is written to.
+    pub(crate) fn begin_beside(&mut self) -> PathBuf {
+        self.since = Some(Vec::new());
+        self.path.with_extension("beside")
+    }
+
+    /// Has the file that was written beside this one take its place, with what was appended meanwhile.
+    ///
+    /// # Errors
+    /// When it was not written, or what came since cannot be; the old one is then still in use.
+    pub(crate) fn take_beside(&mut self, written: io::Result<Written>) -> io::Result<()> {
+        let path = self.path.with_extension("beside");
+        let taken = match self.since.take() {
+            Some(since) => self.take_by(&path, &since, written),
+            // It was written anew meanwhile.
+            None => Err(io::Error::from(io::ErrorKind::Interrupted)),
+        };
+        if taken.is_err()
+            && let Err(error) = fs::remove_file(&path)
+        {
+            tracing::debug!(%error, "half a journal stays behind");
+        }
+        taken
+    }
+
+    fn take_by(&mut self, path: &Path, since: &[u8], written: io::Result<Written>) -> io::Result<()> {
+        let Written { mut file, length } = written?;
+        file.write_all(since)?;
+        self.go_on_in(Written { file, length: length + since.len() as u64 }, path)?;
+        self.kept = length;
+        Ok(())
+    }
+}
+
+/// A file of lines that was written.
+#[derive(Debug)]
+pub(crate) struct Written {
+    file: File,
+    length: u64,
+}
+
+/// Writes a file of these lines. Blocks.
+///
+/// # Errors
+/// When it cannot be written whole.
+pub(crate) fn write_lines(path: &Path, lines: impl Iterator<Item = Line>) -> io::Result<Written> {
+    // What an executor left here that died over it has no lines that count.
+    drop(private(OpenOptions::new().create(true).write(true).truncate(true), path)?);
+    let file = private(OpenOptions::new().read(true).append(true), path)?;
+    let mut out = io::BufWriter::new(file);
+    let mut length = 0;
+    for line in lines {
+        let mut bytes = serde_json::to_vec(&line)?;
+        bytes.push(b'\n');
+        out.write_all(&bytes)?;
+        length += bytes.len() as u64;
+    }
+    let file = out.into_inner().map_err(io::IntoInnerError::into_error)?;
+    Ok(Written { file, length })
 }
 
 #[cfg(test)]

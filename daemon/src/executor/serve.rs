@@ -110,6 +110,7 @@ fn serve(shared: &Arc<Shared>, connection: Connection, waiting: &Arc<Semaphore>)
                 resume(task, Box::new(arrival), resend).await;
             }
             Ok(Hello::Retire) => ask::answer(&task, Question::Retire, Asking { reader, writer, permit }).await,
+            Ok(Hello::Faults) => ask::answer(&task, Question::Faults, Asking { reader, writer, permit }).await,
             Ok(Hello::List) => ask::answer(&task, Question::List, Asking { reader, writer, permit }).await,
             Ok(Hello::Wait { session }) => {
                 ask::answer(&task, Question::Wait(session), Asking { reader, writer, permit }).await;
@@ -206,6 +207,8 @@ pub(crate) async fn stop_on_signals(stop: CancellationToken) -> io::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hangup = signal(SignalKind::hangup())?;
+    // Nothing may keep a process from being stopped.
+    let _stops = stop.clone().drop_guard();
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}

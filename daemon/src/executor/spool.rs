@@ -3,7 +3,7 @@
 //!
 //! `sessions/spool` has a directory for each session, with `about.json`, what it is; `started.json`, once it runs; segments of its output, files that
 //! are named by the offset of their first byte; and, once it is over, `end.json`. Nothing is synced: as the journal, it is
-//! for the death of a process, not for a power cut. All of this blocks.
+//! for the death of a process, not for a power cut. All of this blocks, but for [`Spools::find`] and [`Spools::kept`].
 //!
 //! # Layout
 //! `ledger` how much is kept, and of whom; `writer` and `reader` of one session; `segments` where its output is, which
@@ -188,20 +188,15 @@ impl Spools {
     /// [`Kind::Busy`] when as much is kept as may be; [`Kind::Conflict`] when there is one of this name;
     /// [`Kind::Internal`] when the disk refuses.
     pub(crate) fn create(self: &Arc<Self>, about: &Live) -> Result<Spool, Failure> {
-        self.expire();
         let session = about.session;
         let path = self.directory.join(directory_name(&session));
         let json = serde_json::to_vec(about).map_err(|error| refused(&path, &error.into()))?;
         let fixed = json.len() as u64;
         let reserved = fixed.saturating_add(self.limits.bytes(FLOOR));
-        {
-            let mut state = self.state();
-            if state.ends.contains_key(&session) || state.taken.contains(&session) {
-                let message = format!("output of a session {} of this caller is kept already", session.id);
-                return Err(Failure::new(Kind::Conflict, message).hint("choose another id"));
-            }
-            state.ledger.begin(session.caller, reserved)?;
-            state.taken.insert(session);
+        if self.take(session, reserved).is_err() {
+            // What is expired may take a while to be removed: only when it is in the way.
+            self.expire();
+            self.take(session, reserved)?;
         }
         let made = DirBuilder::new().mode(0o700).create(&path).and_then(|()| write_whole(&path, ABOUT, &json));
         match made {
@@ -213,18 +208,39 @@ impl Spools {
         }
     }
 
-    /// One that is over and kept.
+    /// Takes a name and room for it.
+    fn take(&self, session: SessionName, reserved: u64) -> Result<(), Failure> {
+        let mut state = self.state();
+        if state.ends.contains_key(&session) || state.taken.contains(&session) {
+            let message = format!("output of a session {} of this caller is kept already", session.id);
+            return Err(Failure::new(Kind::Conflict, message).hint("choose another id"));
+        }
+        state.ledger.begin(session.caller, reserved)?;
+        state.taken.insert(session);
+        Ok(())
+    }
+
+    /// One that is over and kept. What is expired is not found, whether or not it is removed already.
     pub(crate) fn find(&self, session: &SessionName) -> Option<Arc<Kept>> {
-        self.expire();
         let state = self.state();
         let at_ms = *state.ends.get(session)?;
+        if self.is_expired(at_ms, now_ms()) {
+            return None;
+        }
         state.kept.get(&(at_ms, *session)).cloned()
     }
 
     /// All that are over and kept, those that ended first first.
     pub(crate) fn kept(&self) -> Vec<Arc<Kept>> {
-        self.expire();
-        self.state().kept.values().cloned().collect()
+        let now = now_ms();
+        let state = self.state();
+        let kept = state.kept.iter().filter(|((at_ms, _), _)| !self.is_expired(*at_ms, now));
+        kept.map(|(_, kept)| kept.clone()).collect()
+    }
+
+    fn is_expired(&self, ended_ms: u64, now_ms: u64) -> bool {
+        let retention = u64::try_from(self.limits.retention.as_millis()).unwrap_or(u64::MAX);
+        ended_ms.saturating_add(retention) <= now_ms
     }
 
     /// Returns when there is an end that is not written.
@@ -254,13 +270,12 @@ impl Spools {
 
     /// Removes those that were kept for long enough.
     pub(crate) fn expire(&self) {
-        let retention = u64::try_from(self.limits.retention.as_millis()).unwrap_or(u64::MAX);
         let now = now_ms();
         let mut expired = Vec::new();
         {
             let mut state = self.state();
             while let Some(oldest) = state.kept.first_entry() {
-                if oldest.key().0.saturating_add(retention) > now {
+                if !self.is_expired(oldest.key().0, now) {
                     break;
                 }
                 let kept = oldest.remove();

@@ -23,7 +23,7 @@ use malai_protocol::session::{DEFAULT_GRACE_MS, EndedBy};
 
 use crate::backoff::Backoff;
 
-use super::journal::{Journal, Left, Line, REMEMBER, now_ms};
+use super::journal::{self, Journal, Left, Line, REMEMBER, now_ms};
 use super::life::Life;
 use super::link::Attachment;
 use crate::store::lead::is_full;
@@ -294,6 +294,30 @@ impl Table {
         inner.catch_up().is_ok() && inner.journal.refill()
     }
 
+    /// Writes the journal anew when it holds much that is not needed: beside it, on a thread that may block, while lines
+    /// go on being appended. False when that failed.
+    async fn compact(&self) -> bool {
+        let Some((path, lines)) = self.begin_compaction() else { return true };
+        let written = tokio::task::spawn_blocking(move || journal::write_lines(&path, lines.into_iter())).await;
+        let compacted = self.end_compaction(written.map_err(io::Error::other).flatten());
+        if let Err(error) = &compacted {
+            tracing::warn!(%error, "the journal of sessions cannot be written anew");
+        }
+        compacted.is_ok()
+    }
+
+    fn begin_compaction(&self) -> Option<(PathBuf, Vec<Line>)> {
+        let mut inner = self.lock();
+        inner.journal.is_bloated().then(|| (inner.journal.begin_beside(), inner.lines()))
+    }
+
+    fn end_compaction(&self, written: io::Result<journal::Written>) -> io::Result<()> {
+        let mut inner = self.lock();
+        // A line that could not be appended is in neither file.
+        let written = if inner.behind { Err(io::Error::other("lines are missing")) } else { written };
+        inner.journal.take_beside(written)
+    }
+
     /// Where an attachment to this session goes.
     pub(crate) fn attach(&self, session: SessionName) -> Attach {
         let mut inner = self.lock();
@@ -429,12 +453,12 @@ fn busy(message: &str) -> Failure {
     Failure::new(Kind::Busy, message).hint("try again in a while")
 }
 
-/// Writes what the journal lacks as soon as the disk takes it.
+/// Writes what the journal lacks as soon as the disk takes it, and writes it anew when it holds much that is not needed.
 pub(super) async fn keep_journal(table: Arc<Table>) {
     let mut changes = table.changes();
     let mut backoff = Backoff::new(JOURNAL_RETRY_MIN_INTERVAL, JOURNAL_RETRY_MAX_INTERVAL);
     loop {
-        if table.catch_up() {
+        if table.catch_up() && table.compact().await {
             backoff.reset();
             if changes.changed().await.is_err() {
                 return;
@@ -506,10 +530,6 @@ impl Inner {
         if let Err(error) = written {
             tracing::error!(%error, "the journal of sessions cannot be written");
             self.behind = true;
-        } else if self.journal.is_bloated()
-            && let Err(error) = self.rewrite()
-        {
-            tracing::warn!(%error, "the journal of sessions cannot be written anew");
         }
     }
 
@@ -523,11 +543,17 @@ impl Inner {
     }
 
     fn rewrite(&mut self) -> io::Result<()> {
+        let lines = self.lines();
+        self.journal.rewrite(lines.into_iter())
+    }
+
+    /// Returns all that the journal must hold.
+    fn lines(&self) -> Vec<Line> {
         let bases = self.bases.iter().map(|base| Line::Base(base.clone()));
         let live = self.live.values().map(|entry| Line::Started(entry.live.clone()));
         let ended = self.ended.values().map(|ended| Line::Ended(ended.clone()));
         let audited = self.audited.iter().map(|(session, at_ms)| Line::Audited { session: *session, at_ms: *at_ms });
-        self.journal.rewrite(bases.chain(live).chain(ended).chain(audited))
+        bases.chain(live).chain(ended).chain(audited).collect()
     }
 }
 

@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::clock::now_ms;
+use crate::duty;
 use crate::manager::Manager;
 use crate::manager::pending::Pending;
 use crate::manager::shown::{Look, Shown};
@@ -88,11 +89,15 @@ impl Desk {
 
     /// Opens it.
     pub(crate) fn start(self: &Arc<Self>) {
-        self.tasks.spawn(Arc::clone(self).run());
         let desk = Arc::clone(self);
-        // Where another endpoint is needed, the membership sees to it.
+        self.tasks.spawn(duty::keep("join desk", self.cancel.clone(), move || Arc::clone(&desk).run()));
+        let desk = Arc::clone(self);
         self.tasks.spawn(async move {
-            network::follow(&desk.membership, &desk.endpoint, &desk.relays, &desk.cancel).await;
+            let followed = network::follow(&desk.membership, &desk.endpoint, &desk.relays, &desk.cancel);
+            // Where the config needs another endpoint, the membership sees to it.
+            if duty::caught(followed).await.is_none() {
+                network::rebind_after_fault(&desk.membership).await;
+            }
         });
     }
 

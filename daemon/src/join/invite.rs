@@ -8,13 +8,13 @@ use malai_protocol::invite::Invite;
 use malai_protocol::local::Joined;
 use tokio_util::sync::CancellationToken;
 
-use super::ask::{Answer, Ask, ask};
+use super::ask::{Answer, Ask, Enrolled, ask};
 use super::knock::network;
 use crate::admin;
 use crate::backoff::{Backoff, Said};
 use crate::clock::now_ms;
 use crate::clusters::{Cluster, Clusters};
-use crate::net::endpoint;
+use crate::net::endpoint::{self, Bound};
 use crate::requests::blocking;
 use crate::store;
 use crate::store::clusters::Joining;
@@ -51,10 +51,7 @@ pub(crate) async fn join(
     let alias = begun.alias.clone();
     // While it joins, nothing else here may use the machine key.
     clusters.unload(&alias).await;
-    let result = tokio::select! {
-        result = redeem(clusters, begun, &invite, progress) => result,
-        () = left.cancelled() => Err(Failure::new(Kind::Internal, "nobody waits for the answer any more")),
-    };
+    let result = redeem(clusters, begun, &invite, &left, progress).await;
     clusters.load(&alias).await;
     result?;
     match clusters.get(&alias) {
@@ -77,6 +74,7 @@ async fn redeem(
     clusters: &Arc<Clusters>,
     begun: store::clusters::Cluster,
     invite: &Invite,
+    left: &CancellationToken,
     progress: impl Fn(String),
 ) -> Result<(), Failure> {
     let home = clusters.shared().home.clone();
@@ -84,15 +82,28 @@ async fn redeem(
     let mut options = endpoint::Options::caller(begun.machine_key.secret().clone(), &network);
     options.pass = begun.joining.as_ref().and_then(Joining::pass);
     let bound = endpoint::bind(&options).await?;
+    let asking = show(&bound, invite, progress);
+    // Left or not, the endpoint is closed, and what was stored is stored whole.
+    let result = match left.run_until_cancelled(asking).await {
+        Some(Ok(enrolled)) => enrolled.store(&home, &begun.alias).await,
+        Some(Err(failure)) => Err(failure),
+        None => Err(Failure::new(Kind::Internal, "nobody waits for the answer any more")),
+    };
+    endpoint::close(&bound.endpoint, Duration::ZERO).await;
+    result
+}
+
+/// Shows the invite until the manager answers.
+async fn show(bound: &Bound, invite: &Invite, progress: impl Fn(String)) -> Result<Box<Enrolled>, Failure> {
     let shown = Ask::Redeem(invite.secret);
     let mut backoff = Backoff::new(INVITE_RETRY_MIN_INTERVAL, INVITE_RETRY_MAX_INTERVAL);
     let mut said = Said::default();
-    let result = loop {
-        match ask(&bound, &invite.cluster, &invite.addresses, &shown, &progress).await {
-            Answer::Enrolled(enrolled) => break enrolled.store(&home, &begun.alias).await,
-            Answer::Refused(failure) => break Err(failure),
+    loop {
+        match ask(bound, &invite.cluster, &invite.addresses, &shown, &progress).await {
+            Answer::Enrolled(enrolled) => return Ok(enrolled),
+            Answer::Refused(failure) => return Err(failure),
             Answer::Again(why) if now_ms() > invite.expires_ms => {
-                break Err(Failure::new(Kind::Unreachable, format!("the invite expired while waiting: {why}"))
+                return Err(Failure::new(Kind::Unreachable, format!("the invite expired while waiting: {why}"))
                     .hint(format!("on the cluster manager: `malai cluster invite {}`", invite.name)));
             }
             Answer::Again(why) => {
@@ -102,7 +113,5 @@ async fn redeem(
             }
         }
         tokio::time::sleep(backoff.pause()).await;
-    };
-    bound.endpoint.close().await;
-    result
+    }
 }

@@ -12,6 +12,7 @@ use tokio_util::task::TaskTracker;
 
 use super::ask::{Answer, Ask, ask};
 use crate::backoff::Backoff;
+use crate::duty;
 use crate::net::endpoint::{self, Bound};
 use crate::shared::Shared;
 use crate::store;
@@ -93,12 +94,13 @@ impl Waiting {
     }
 
     async fn run(self: Arc<Self>, bound: Bound) {
-        let enrolled = tokio::select! {
-            () = self.cancel.cancelled() => false,
-            enrolled = self.knock(&bound) => enrolled,
-        };
+        let enrolled = AtomicBool::new(false);
+        let knocking = duty::keep("knock", self.cancel.clone(), || async {
+            enrolled.store(self.knock(&bound).await, Ordering::Relaxed);
+        });
+        self.cancel.run_until_cancelled(knocking).await;
         endpoint::close(&bound.endpoint, Duration::ZERO).await;
-        if enrolled {
+        if enrolled.load(Ordering::Relaxed) {
             self.shared.reload(&self.alias);
         }
     }
@@ -118,8 +120,13 @@ impl Waiting {
                     Ok(()) => return true,
                     Err(failure) => self.say(format!("the config arrived but cannot be stored: {failure}")),
                 },
+                // It has too much to do now, or a fault of its own.
+                Answer::Refused(failure) if matches!(failure.kind, Kind::Busy | Kind::Internal) => {
+                    self.say(format!("knocking again and again: the cluster manager refused: {failure}"));
+                }
                 Answer::Refused(failure) => {
-                    self.say(format!("the cluster manager refused the knock: {failure}"));
+                    self.say(format!("the cluster manager refused this machine, which knocks no more: {failure}"));
+                    return false;
                 }
                 // What it waits for, an approval, is said already.
                 Answer::Again(why) if is_noted.load(Ordering::Relaxed) => {

@@ -11,6 +11,7 @@ use malai_protocol::config::Network;
 use tokio_util::sync::CancellationToken;
 
 use super::Membership;
+use crate::duty;
 use crate::net::proxy;
 use crate::net::relays::Relays;
 
@@ -18,12 +19,16 @@ use crate::net::relays::Relays;
 const REBIND: Duration = Duration::from_secs(2);
 /// The same for the manager: `rescan` waits 5 s for the machines.
 const REBIND_MANAGER: Duration = Duration::from_secs(6);
+/// The pause before endpoints are bound again over a fault of malai.
+const FAULT_REBIND_INTERVAL: Duration = Duration::from_secs(30);
 
 /// Follows it at the machine key's endpoint until the membership ends.
 pub(crate) async fn run(membership: Arc<Membership>) {
-    let again = follow(&membership, &membership.endpoint, &membership.relays, &membership.cancel).await;
-    if !again {
-        return;
+    let followed = follow(&membership, &membership.endpoint, &membership.relays, &membership.cancel);
+    match duty::caught(followed).await {
+        Some(true) => {}
+        Some(false) => return,
+        None => return rebind_after_fault(&membership).await,
     }
     // First the snapshot has time to reach the others over the connections that there are.
     tokio::select! {
@@ -31,6 +36,14 @@ pub(crate) async fn run(membership: Arc<Membership>) {
         () = tokio::time::sleep(if membership.is_manager { REBIND_MANAGER } else { REBIND }) => {
             membership.shared.reload(&membership.alias);
         }
+    }
+}
+
+/// Has the cluster taken in anew after a fault of malai in [`follow`], since nobody knows which relays the endpoint has.
+pub(crate) async fn rebind_after_fault(membership: &Membership) {
+    // A fault that comes back at once must not rebuild endpoints without end.
+    if membership.cancel.run_until_cancelled(tokio::time::sleep(FAULT_REBIND_INTERVAL)).await.is_some() {
+        membership.shared.reload(&membership.alias);
     }
 }
 

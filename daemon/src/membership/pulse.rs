@@ -20,6 +20,7 @@ use malai_protocol::peer::Close;
 use tokio::time::{Instant, MissedTickBehavior};
 
 use super::{Membership, dial};
+use crate::duty;
 use crate::net::pool::{PeerConn, SessionGuard};
 use crate::net::{close, ping};
 
@@ -52,13 +53,17 @@ pub(crate) fn enter(membership: &Arc<Membership>, conn: &Arc<PeerConn>, most: u3
     let guard = conn.enter(most)?;
     if conn.begin_pulse() {
         let (membership, conn) = (Arc::clone(membership), Arc::clone(conn));
-        membership.tasks.clone().spawn(async move {
-            tokio::select! {
-                () = membership.cancel.cancelled() => {}
-                _ = conn.conn.closed() => {}
-                () = beat(&membership, &conn) => {}
+        let (tasks, cancel) = (membership.tasks.clone(), membership.cancel.clone());
+        tasks.spawn(duty::keep("heartbeat", cancel, move || {
+            let (membership, conn) = (Arc::clone(&membership), Arc::clone(&conn));
+            async move {
+                tokio::select! {
+                    () = membership.cancel.cancelled() => {}
+                    _ = conn.conn.closed() => {}
+                    () = beat(&membership, &conn) => {}
+                }
             }
-        });
+        }));
     }
     Some(guard)
 }

@@ -14,6 +14,7 @@ use tokio_util::task::TaskTracker;
 use super::greet::Greeted;
 use super::sync::BODY;
 use super::{Membership, directory, greet, pulse};
+use crate::duty;
 use crate::machine;
 use crate::net::budget::Exceeded;
 use crate::net::endpoint::MAX_SESSIONS;
@@ -79,12 +80,16 @@ fn begin(
 
 async fn run(membership: &Arc<Membership>, conn: &Arc<PeerConn>, control: impl Future<Output = (Close, String)>) {
     let streams = TaskTracker::new();
-    let why = tokio::select! {
-        () = membership.cancel.cancelled() => (Close::Shutdown, "the daemon shuts down".to_owned()),
-        why = control => why,
-        why = accept(membership, conn, &streams) => why,
-        why = retire(membership, conn) => why,
+    let served = async {
+        tokio::select! {
+            () = membership.cancel.cancelled() => (Close::Shutdown, "the daemon shuts down".to_owned()),
+            why = control => why,
+            why = accept(membership, conn, &streams) => why,
+            why = retire(membership, conn) => why,
+        }
     };
+    // Whatever happens, the pool must not keep a connection that nobody serves.
+    let why = duty::caught(served).await.unwrap_or_else(|| (Close::Done, "a fault in malai ended it".to_owned()));
     tracing::debug!(peer = %conn.peer.short(), cluster = %membership.alias, "connection ends: {}", why.1);
     close(&conn.conn, why.0, &why.1);
     greet::parted(membership, conn);

@@ -14,6 +14,7 @@ use tokio::sync::watch;
 use super::alarms::AlarmCause;
 use super::{Held, Membership};
 use crate::backoff::Backoff;
+use crate::duty;
 use crate::manager::Manager;
 use crate::net::pool::PeerConn;
 use crate::net::{FrameError, Frames, close, is_protocol_error, send};
@@ -39,7 +40,11 @@ pub(crate) fn offered(membership: &Arc<Membership>, conn: &Arc<PeerConn>, header
             if conn.offer(header) {
                 let (membership, conn) = (Arc::clone(membership), Arc::clone(conn));
                 let (tasks, cancel) = (membership.tasks.clone(), membership.cancel.clone());
-                tasks.spawn(cancel.run_until_cancelled_owned(async move { fetch_offered(&membership, &conn).await }));
+                let fetching = duty::keep("fetch", cancel.clone(), move || {
+                    let (membership, conn) = (Arc::clone(&membership), Arc::clone(&conn));
+                    async move { fetch_offered(&membership, &conn).await }
+                });
+                tasks.spawn(cancel.run_until_cancelled_owned(fetching));
             }
         }
         Order::Newer | Order::Fork => {}
@@ -180,19 +185,23 @@ async fn foreign(membership: &Arc<Membership>, snapshot: Snapshot) {
     }
     let (tasks, cancel) = (membership.tasks.clone(), membership.cancel.clone());
     let membership = Arc::clone(membership);
-    tasks.spawn(cancel.run_until_cancelled_owned(async move {
-        let mut backoff = Backoff::new(FOREIGN_SNAPSHOT_RETRY_MIN_INTERVAL, FOREIGN_SNAPSHOT_RETRY_MAX_INTERVAL);
-        loop {
-            tokio::time::sleep(backoff.pause()).await;
-            let Some(snapshot) = unnoted(&membership).clone() else { return };
-            let header = *snapshot.header();
-            let noted = note_foreign(&membership, snapshot).await.is_ok();
-            // A later one may have come meanwhile.
-            if noted && unnoted(&membership).take_if(|latest| *latest.header() == header).is_some() {
-                return;
-            }
+    let noting = duty::keep("foreign snapshot", cancel.clone(), move || note_unnoted(Arc::clone(&membership)));
+    tasks.spawn(cancel.run_until_cancelled_owned(noting));
+}
+
+/// Tries to store what [`foreign`] could not, until it is stored.
+async fn note_unnoted(membership: Arc<Membership>) {
+    let mut backoff = Backoff::new(FOREIGN_SNAPSHOT_RETRY_MIN_INTERVAL, FOREIGN_SNAPSHOT_RETRY_MAX_INTERVAL);
+    loop {
+        tokio::time::sleep(backoff.pause()).await;
+        let Some(snapshot) = unnoted(&membership).clone() else { return };
+        let header = *snapshot.header();
+        let noted = note_foreign(&membership, snapshot).await.is_ok();
+        // A later one may have come meanwhile.
+        if noted && unnoted(&membership).take_if(|latest| *latest.header() == header).is_some() {
+            return;
         }
-    }));
+    }
 }
 
 fn unnoted(membership: &Membership) -> MutexGuard<'_, Option<Snapshot>> {

@@ -16,11 +16,12 @@ use malai_protocol::config::{MAX_RELAYS, Network};
 use malai_protocol::id::MachineId;
 use malai_protocol::peer::{ALPN, Announce, Close, Hello, Pull, RESET_PROTOCOL};
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::Membership;
 use super::sync::BODY;
 use crate::backoff::{Backoff, Said};
+use crate::duty;
 use crate::net::{FIRST_FRAME, Frames, abandon, bare_hello, close, endpoint_id, send, spoken};
 use crate::relay::settings::Place;
 use crate::store::keys::random;
@@ -46,22 +47,20 @@ type Relay = (String, MachineId);
 /// Tells the relays of the config, whichever they are, until the membership ends.
 pub(crate) async fn run(membership: Arc<Membership>, endpoint: Endpoint) {
     let mut snapshots = membership.watch();
-    let mut told: BTreeMap<Relay, CancellationToken> = BTreeMap::new();
+    let mut told: BTreeMap<Relay, DropGuard> = BTreeMap::new();
     loop {
         let wanted = relays(&snapshots.borrow_and_update().config.network);
-        told.retain(|relay, task| {
-            let stays = wanted.contains(relay);
-            if !stays {
-                task.cancel();
-            }
-            stays
-        });
+        // What is taken out is told no more.
+        told.retain(|relay, _| wanted.contains(relay));
         for relay in wanted {
             told.entry(relay.clone()).or_insert_with(|| {
                 let task = membership.cancel.child_token();
-                let work = keep(Arc::clone(&membership), endpoint.clone(), relay);
-                membership.tasks.spawn(task.clone().run_until_cancelled_owned(work));
-                task
+                let (membership, endpoint) = (Arc::clone(&membership), endpoint.clone());
+                let tasks = membership.tasks.clone();
+                let work = move || keep(Arc::clone(&membership), endpoint.clone(), relay.clone());
+                let duty = duty::keep("relay", task.clone(), work);
+                tasks.spawn(task.clone().run_until_cancelled_owned(duty));
+                task.drop_guard()
             });
         }
         tokio::select! {

@@ -371,4 +371,22 @@ mod tests {
         assert!(pool.live(peer).is_none());
         assert!(PeerConn::new(both.dialled.clone(), me, true).callable());
     }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_session_that_entered_before_its_connection_is_given_up_hears_of_it_whenever_it_asks() {
+        let both = Connected::new().await;
+        let peer = machine_id(&both.dialled.remote_id()).unwrap();
+        let conn = PeerConn::new(both.dialled.clone(), peer, true);
+        let mut before = conn.enter(8).unwrap();
+        conn.give_up();
+        let mut after = conn.enter(8).unwrap();
+        let soon = |entered| tokio::time::timeout(Duration::from_secs(20), entered);
+        soon(before.given_up()).await.unwrap();
+        assert!(
+            futures_util::FutureExt::now_or_never(after.given_up()).is_none(),
+            "it came when the connection was back"
+        );
+        conn.give_up();
+        soon(after.given_up()).await.unwrap();
+    }
 }

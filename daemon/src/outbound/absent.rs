@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::farewell;
 use crate::clusters::Clusters;
+use crate::duty;
 
 /// How many are watched at once; of one more nothing is known until it comes back.
 const MOST: usize = 4096;
@@ -80,9 +81,37 @@ impl Absent {
     }
 }
 
-/// The process at the other end of this socket.
-pub(super) fn process(socket: &OwnedWriteHalf) -> Option<i32> {
-    socket.as_ref().peer_cred().ok()?.pid().filter(|pid| *pid > 0)
+/// A process, by a name that no later one has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Process {
+    id: i32,
+    /// When it started, as the system counts; absent where that cannot be read.
+    started: Option<u64>,
+}
+
+impl Process {
+    /// The process that has this id now.
+    fn with(id: i32) -> Self {
+        Self { id, started: started(id) }
+    }
+
+    /// Whether its id is another process's by now.
+    fn is_over(&self) -> bool {
+        self.started.is_some() && started(self.id) != self.started
+    }
+}
+
+/// The process at the other end of this socket, which is there: it has just sent something.
+pub(super) fn process(socket: &OwnedWriteHalf) -> Option<Process> {
+    socket.as_ref().peer_cred().ok()?.pid().filter(|pid| *pid > 0).map(Process::with)
+}
+
+/// When the process with this id started, in clock ticks since the system did: proc_pid_stat(5), field 22.
+fn started(id: i32) -> Option<u64> {
+    let stat = std::fs::read(format!("/proc/{id}/stat")).ok()?;
+    let name_end = stat.iter().rposition(|byte| *byte == b')')?;
+    let rest = std::str::from_utf8(stat.get(name_end..)?).ok()?;
+    rest.split(' ').nth(20)?.parse().ok()
 }
 
 /// Has the target told, should the process end before it comes back.
@@ -91,18 +120,21 @@ pub(super) fn watch(
     cluster: ClusterId,
     machine: MachineId,
     gone: Gone,
-    process: Option<i32>,
+    process: Option<Process>,
 ) {
     let Some(process) = process else { return };
     let Some(back) = clusters.absent().lost(&gone) else { return };
     let clusters = Arc::clone(clusters);
     let stop = clusters.farewells().stopped();
     clusters.clone().spawn(async move {
-        let ended = tokio::select! {
-            () = stop.cancelled() => false,
-            () = back.cancelled() => false,
-            ended = timeout(WATCHED, ended(process)) => ended.is_ok(),
+        let watched = async {
+            tokio::select! {
+                () = stop.cancelled() => false,
+                () = back.cancelled() => false,
+                ended = timeout(WATCHED, ended(process)) => ended.is_ok(),
+            }
         };
+        let ended = duty::caught(watched).await.unwrap_or(false);
         clusters.absent().over(&gone);
         if ended {
             farewell::keep(&clusters, cluster, machine, gone);
@@ -112,8 +144,10 @@ pub(super) fn watch(
 
 /// Returns when this process has ended.
 #[cfg(target_os = "linux")]
-async fn ended(process: i32) {
-    match exit::handle(process) {
+async fn ended(process: Process) {
+    match exit::handle(process.id) {
+        // The handle is of whichever process has the id: it was looked up late.
+        Ok(_) if process.is_over() => {}
         Ok(handle) => exit::wait(handle).await,
         Err(nix::errno::Errno::ESRCH) => {}
         Err(error) => {
@@ -124,7 +158,7 @@ async fn ended(process: i32) {
 }
 
 #[cfg(not(target_os = "linux"))]
-async fn ended(_process: i32) {
+async fn ended(_process: Process) {
     std::future::pending().await
 }
 
@@ -196,10 +230,21 @@ mod tests {
     #[tokio::test]
     async fn a_process_is_watched_until_it_ends() {
         let mut child = tokio::process::Command::new("sleep").arg("600").kill_on_drop(true).spawn().unwrap();
-        let process = i32::try_from(child.id().unwrap()).unwrap();
+        let process = Process::with(i32::try_from(child.id().unwrap()).unwrap());
+        assert!(process.started.is_some() && !process.is_over());
         let mut ended = Box::pin(ended(process));
         assert!(timeout(Duration::from_millis(100), &mut ended).await.is_err(), "it runs");
         child.kill().await.unwrap();
         timeout(Duration::from_secs(20), ended).await.unwrap();
+        assert!(process.is_over());
+    }
+
+    #[cfg(target_os = "linux")]
+    #[tokio::test]
+    async fn a_process_whose_id_another_one_has_by_now_has_ended() {
+        let child = tokio::process::Command::new("sleep").arg("600").kill_on_drop(true).spawn().unwrap();
+        let this = Process::with(i32::try_from(child.id().unwrap()).unwrap());
+        let earlier = Process { started: this.started.map(|ticks| ticks - 1), ..this };
+        timeout(Duration::from_secs(20), ended(earlier)).await.unwrap();
     }
 }

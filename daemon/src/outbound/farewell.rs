@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::backoff::Backoff;
 use crate::clusters::Clusters;
+use crate::duty;
 use crate::membership::{Membership, dial};
 use crate::net::pool::PeerConn;
 use crate::net::{FrameError, Frames, closed_with, code, send};
@@ -126,7 +127,8 @@ pub(super) fn keep(clusters: &Arc<Clusters>, cluster: ClusterId, machine: Machin
     tracing::info!(session = %gone.id.short(), machine = %machine.short(), "the target does not know yet that the caller is gone");
     if clusters.farewells().note(Due { to, gone, until: Instant::now() + KEPT }) {
         let stop = clusters.farewells().stop.clone();
-        let tell = tell(Arc::clone(clusters), to);
+        let telling = Arc::clone(clusters);
+        let tell = duty::keep("farewell", stop.clone(), move || tell(Arc::clone(&telling), to));
         clusters.spawn(async move {
             stop.run_until_cancelled_owned(tell).await;
         });

@@ -1,6 +1,7 @@
 //! Questions to the executor, each on a connection of its own.
 
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use futures_util::{SinkExt, StreamExt};
 use tokio::time::timeout;
@@ -8,11 +9,13 @@ use tokio_util::codec::Framed;
 
 use malai_protocol::codec::{Frame, FrameCodec, Kind};
 use malai_protocol::failure::{self, Failure};
-use malai_protocol::plan::{Hello, Inventory, Known, QUESTIONS_MIN_VERSION, Retired, WATCHING_MIN_VERSION};
+use malai_protocol::plan::{Faults, Hello, Inventory, Known, QUESTIONS_MIN_VERSION, Retired, WATCHING_MIN_VERSION};
 
 use super::{ANSWER, Executor, GONE, broken, lost};
 use crate::executor::Connection;
 
+/// Bounds how long a count of faults is waited for.
+const FAULTS_TIMEOUT: Duration = Duration::from_secs(1);
 /// `Inventory` in so many frames at most: far more than the executor's own bounds allow.
 const MAX_PARTS: usize = 64;
 
@@ -47,6 +50,17 @@ impl Executor {
         };
         let late = |_| Failure::new(failure::Kind::Internal, "the executor does not tell its sessions in time");
         timeout(ANSWER, all).await.map_err(late)?
+    }
+
+    /// How many faults this life of the executor had. Absent where it does not say so in time, or is this very process.
+    pub(crate) async fn panics(&self) -> Option<u64> {
+        self.pid()?;
+        let asked = async { self.ask(&Hello::Faults).await?.expect(Kind::Faults, "its faults").map_err(broken) };
+        match timeout(FAULTS_TIMEOUT, asked).await {
+            Ok(Ok(Faults { panics })) => Some(panics),
+            // One of an earlier malai does not know the question.
+            Ok(Err(_)) | Err(_) => None,
+        }
     }
 
     /// Has it leave, if it has nothing to come back for; true when it is gone. Its going is no [`super::Event::Lost`].

@@ -12,10 +12,19 @@ use tokio_util::sync::DropGuard;
 use malai_protocol::codec::{CodecError, Frame, FrameCodec, Kind};
 
 use super::Event;
+use crate::duty;
 use crate::executor::Connection;
 
 /// Writes orders, until there can be no more or the executor is gone.
 pub(super) async fn write(mut writer: WriteHalf<Connection>, mut orders: mpsc::Receiver<Frame>) {
+    if duty::caught(write_all(&mut writer, &mut orders)).await.is_none()
+        && let Err(error) = writer.shutdown().await
+    {
+        tracing::debug!(%error, "the control connection cannot be closed");
+    }
+}
+
+async fn write_all(writer: &mut WriteHalf<Connection>, orders: &mut mpsc::Receiver<Frame>) {
     while let Some(frame) = orders.recv().await {
         if let Err(error) = writer.write_all(&frame.to_bytes()).await {
             // The reading side sees the end too, and tells of it.
@@ -33,7 +42,8 @@ pub(super) async fn read(
     [closing, untold]: [Arc<AtomicBool>; 2],
     gone: DropGuard,
 ) {
-    if let Err(error) = pass(&mut reader, &events).await {
+    // A fault of malai ends the connection as a broken one does, and another is made.
+    if let Some(Err(error)) = duty::caught(pass(&mut reader, &events)).await {
         tracing::warn!(%error, "control connection of the executor broken");
     }
     // First, so that whoever hears of the loss finds that nothing can be ordered any more.

@@ -12,6 +12,7 @@ mod gone;
 mod handshakes;
 mod hearsay;
 mod keys;
+mod knock;
 mod member;
 mod pace;
 mod pulls;

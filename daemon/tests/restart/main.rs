@@ -6,6 +6,7 @@ mod support;
 
 mod ends;
 mod failing;
+mod starting;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -42,6 +43,12 @@ fn main() -> ExitCode {
         let ended = failing::main(word, Path::new(home));
         return if ended.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
     }
+    if let [_, word, home] = &args[..]
+        && word == starting::WAITS
+    {
+        let ended = starting::main(Path::new(home));
+        return if ended.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+    }
     macro_rules! trials {
         ($($name:ident)*) => { vec![$(Trial::test(stringify!($name), || block_on($name()))),*] };
     }
@@ -58,7 +65,11 @@ fn main() -> ExitCode {
         an_executor_of_another_program_is_replaced_when_its_last_command_has_ended
     };
     use ends::*;
+    use starting::*;
     trials.extend(trials! {
+        clis_are_served_and_a_daemon_stops_while_its_executor_does_not_come
+        the_next_executor_is_met_when_it_comes_late
+        a_stop_is_answered_when_the_executor_takes_no_orders_any_more
         leaving_a_cluster_ends_its_sessions_first_and_each_end_is_in_the_audit
         a_cluster_that_is_left_without_a_daemon_leaves_no_session_and_no_start_without_its_end
         sessions_of_a_cluster_that_is_broken_or_waits_have_their_ends_in_the_audit
@@ -310,8 +321,15 @@ async fn a_daemon_that_is_stopped_ends_its_sessions_and_its_executor() -> Result
     Ok(())
 }
 
+/// The executor's process; waits while one is started.
 async fn executor_of(scene: &Scene) -> Result<u32> {
-    scene.web01.status().await?.daemon.executor_pid.context("an executor")
+    let found = std::cell::Cell::new(None);
+    until("there is an executor", || async {
+        found.set(scene.web01.status().await?.daemon.executor_pid);
+        Ok(found.get().is_some())
+    })
+    .await?;
+    found.get().context("an executor")
 }
 
 async fn an_executor_of_another_program_is_replaced_when_its_last_command_has_ended() -> Result<()> {

@@ -100,11 +100,11 @@ impl Machine {
     async fn start_as(dir: tempfile::TempDir, program: Program, agent: bool) -> Result<Self> {
         let home = home_in(&dir);
         let executor = program.map(|program| program(&home));
-        let mut daemon = Daemon::bind(Options { home: home.clone(), agent, executor }).await?;
+        let daemon = Daemon::bind(Options { home: home.clone(), agent, executor }).await?;
         let stop = daemon.stop_token();
         let task = tokio::spawn(async move {
-            let result = daemon.run().await;
-            daemon.shutdown().await;
+            let (stopped, result) = daemon.run().await;
+            stopped.shutdown().await;
             result
         });
         Ok(Self { home, address: OnceCell::new(), stop, task, program, _dir: dir })

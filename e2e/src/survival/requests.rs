@@ -4,13 +4,13 @@
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 
 use super::lines::draw;
-use super::stage::Stage;
+use super::stage::{Stage, pid};
 use super::traffic::{CODE, GIVEN_UP};
 use super::{Evidence, Problems, Row, Scale};
-use crate::cluster::{daemon_status, malai, start};
+use crate::cluster::{malai, start};
 use crate::lab::{Child, Host, wait_for};
 
 /// Requests that are under way when one fault happens.
@@ -118,11 +118,6 @@ fn cut(stage: &Stage, round: u64, fault: Fault, unanswered: &mut u64) -> Result<
         (_, None) => {}
     }
     Ok(requests)
-}
-
-fn pid(host: &Host, pointer: &str) -> Result<String> {
-    let status = daemon_status(host)?;
-    Ok(status.pointer(pointer).with_context(|| format!("no {pointer} in {status}"))?.to_string())
 }
 
 /// How often a request ran.

@@ -187,10 +187,20 @@ impl Stage {
 /// # Errors
 /// When there is none.
 pub fn kill(host: &Host, pointer: &str) -> Result<()> {
-    let status = daemon_status(host)?;
-    let pid = status.pointer(pointer).with_context(|| format!("no {pointer} in {status}"))?;
-    host.run(["kill", "-KILL", &pid.to_string()])?.success()?;
+    let pid = pid(host, pointer)?;
+    host.run(["kill", "-KILL", &pid])?.success()?;
     Ok(())
+}
+
+/// The process that the daemon's status names, once it is there: an executor may be about to come.
+///
+/// # Errors
+/// When it does not come.
+pub fn pid(host: &Host, pointer: &str) -> Result<String> {
+    wait_for(SOON, &format!("there is a {pointer}"), || {
+        let status = daemon_status(host)?;
+        Ok(status.pointer(pointer).filter(|pid| pid.is_u64()).map(ToString::to_string))
+    })
 }
 
 /// Boots a host that lost its power, and starts its daemon.

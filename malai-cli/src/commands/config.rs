@@ -1,5 +1,6 @@
 //! `malai config`.
 
+use malai_daemon::store::clusters;
 use malai_protocol::failure::{Failure, Kind};
 use malai_protocol::local::{Config as Answer, Request, Rescan, Response};
 
@@ -80,13 +81,7 @@ fn ask(cx: &Context, cluster: Option<String>) -> Result<Answer, Failure> {
 
 /// The alias of the only cluster of this home.
 fn only_cluster(cx: &Context) -> Result<String, Failure> {
-    let dir = cx.home.clusters();
-    let read = |e: std::io::Error| Failure::new(Kind::BadConfig, format!("{} cannot be read: {e}", dir.display()));
-    let entries = match std::fs::read_dir(&dir) {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Vec::new(),
-        entries => entries.map_err(read)?.collect::<Result<Vec<_>, _>>().map_err(read)?,
-    };
-    let mut names: Vec<String> = entries.iter().filter_map(|entry| entry.file_name().into_string().ok()).collect();
+    let mut names: Vec<String> = clusters::list(&cx.home)?.into_iter().map(|found| found.alias).collect();
     names.sort_unstable();
     match names.as_slice() {
         [name] => Ok(name.clone()),

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::time::Duration;
 
+use malai_daemon::duty::watch_panics;
 use malai_daemon::store::lock::Changes;
 use malai_daemon::{Daemon as Service, Options};
 use malai_protocol::failure::{Failure, Kind};
@@ -100,6 +101,7 @@ fn start(cx: &Context) -> Result<u8, Failure> {
 
 fn serve_in_foreground(cx: &Context) -> Result<u8, Failure> {
     background::log(std::io::stderr);
+    watch_panics();
     let out = cx.out;
     serve(&cx.home, false, |report| {
         match report {
@@ -122,6 +124,7 @@ pub(super) fn serve_in_background(home: &Home, agent: bool) -> Result<u8, Failur
         if !agent {
             background::log(std::io::stderr);
         }
+        watch_panics();
         serve(home, agent, |report| {
             background::tell(report)?;
             if matches!(report, Report::Ready { .. }) {
@@ -157,7 +160,7 @@ async fn run(options: Options, mut tell: impl FnMut(&Report) -> std::io::Result<
         |e: std::io::Error| Failure::new(Kind::Internal, format!("the daemon cannot tell that it is ready: {e}"));
     // From here on a signal stops the daemon in good order, also while it still binds.
     let signals = Stops::listen().map_err(cannot)?;
-    let mut daemon = Service::bind(options).await?;
+    let daemon = Service::bind(options).await?;
     let watch = tokio::spawn(signals.cancel(daemon.stop_token()));
     for warning in daemon.warnings() {
         tell(&Report::Warning(warning)).map_err(cannot)?;
@@ -165,14 +168,15 @@ async fn run(options: Options, mut tell: impl FnMut(&Report) -> std::io::Result<
     let ready = tell(&Report::Ready { pid: std::process::id() })
         .and_then(|()| sd_notify::notify(&[NotifyState::Ready]))
         .map_err(cannot);
-    let served = match ready {
-        Ok(()) => daemon.run().await,
-        Err(failure) => Err(failure),
-    };
+    if let Err(failure) = ready {
+        drop(timeout(SHUTDOWN, daemon.shutdown()).await);
+        return Err(failure);
+    }
+    let (stopped, served) = daemon.run().await;
     if let Err(e) = sd_notify::notify(&[NotifyState::Stopping]) {
         tracing::warn!(error = %e, "the service manager cannot be told");
     }
-    let shut = timeout(SHUTDOWN, daemon.shutdown()).await;
+    let shut = timeout(SHUTDOWN, stopped.shutdown()).await;
     watch.abort();
     served?;
     shut.map(|()| 0).map_err(|_| {
@@ -200,11 +204,13 @@ impl Stops {
 
     /// Waits for one of them, and cancels.
     pub(super) async fn cancel(mut self, token: CancellationToken) {
+        // Nothing may keep a process from being stopped.
+        let token = token.drop_guard();
         tokio::select! {
             _ = self.term.recv() => {}
             _ = self.int.recv() => {}
         }
-        token.cancel();
+        drop(token);
     }
 }
 

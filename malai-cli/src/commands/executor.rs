@@ -35,6 +35,7 @@ impl Executor {
         if let Ok(log) = background::open_log(&home) {
             background::log(std::sync::Mutex::new(log));
         }
+        malai_daemon::duty::watch_panics();
         malai_daemon::executor::main(home)
             .map(|()| 0)
             .map_err(|e| Failure::new(Kind::Internal, format!("the executor failed: {e:#}")))

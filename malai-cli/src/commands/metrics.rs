@@ -122,7 +122,11 @@ fn exposition(counted: &Counted) -> String {
     let _ = write!(
         text,
         "# HELP malai_build_info The version of the daemon.\n# TYPE malai_build_info gauge\n\
-         malai_build_info{{version=\"{version}\"}} 1\n"
+         malai_build_info{{version=\"{version}\"}} 1\n\
+         # HELP malai_panics_total Faults of malai itself; the daemon's log tells what and where.\n\
+         # TYPE malai_panics_total counter\n\
+         malai_panics_total{{process=\"daemon\"}} {}\nmalai_panics_total{{process=\"executor\"}} {}\n",
+        counted.panics, counted.executor_panics
     );
     for Family { name, kind, help, numbers } in FAMILIES {
         let _ = write!(text, "# HELP {name} {help}\n# TYPE {name} {kind}\n");
@@ -170,12 +174,21 @@ mod tests {
     #[test]
     fn the_text_is_as_prometheus_reads_it() {
         let managed = ClusterMetrics { alias: "home".into(), ..ClusterMetrics::default() };
-        let text = exposition(&Counted { version: "0.1.0".into(), clusters: vec![company(), managed] });
+        let text = exposition(&Counted {
+            version: "0.1.0".into(),
+            panics: 3,
+            executor_panics: 1,
+            clusters: vec![company(), managed],
+        });
         let company: Vec<_> = text.lines().filter(|line| !line.contains("home")).collect();
         insta::assert_snapshot!(company.join("\n"), @r#"
         # HELP malai_build_info The version of the daemon.
         # TYPE malai_build_info gauge
         malai_build_info{version="0.1.0"} 1
+        # HELP malai_panics_total Faults of malai itself; the daemon's log tells what and where.
+        # TYPE malai_panics_total counter
+        malai_panics_total{process="daemon"} 3
+        malai_panics_total{process="executor"} 1
         # HELP malai_connections Connections to other machines that are there now.
         # TYPE malai_connections gauge
         malai_connections{cluster="company"} 2

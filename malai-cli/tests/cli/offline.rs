@@ -54,6 +54,16 @@ fn an_invite_made_without_a_daemon_is_a_token_alone_on_standard_output() {
 }
 
 #[test]
+fn what_lies_beside_the_only_cluster_does_not_make_it_one_of_several() {
+    let home = made();
+    for left in [".company.1a2b.tmp", ".DS_Store"] {
+        std::fs::create_dir(home.path().join("clusters").join(left)).expect("made");
+    }
+    let shown = home.run(&["config", "show"]);
+    assert_eq!(shown.code, 0, "{shown}");
+}
+
+#[test]
 fn an_agent_is_not_asked_to_change_a_cluster() {
     let home = made();
     let agent = Daemon::bind(&home);

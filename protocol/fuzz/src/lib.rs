@@ -76,6 +76,7 @@ pub fn control(data: &[u8]) -> bool {
         Kind::Listed => same::<sessions::Listed>(&frame),
         Kind::Inventory => same::<plan::Inventory>(&frame),
         Kind::Retired => same::<plan::Retired>(&frame),
+        Kind::Faults => same::<plan::Faults>(&frame),
         Kind::Signal => same::<session::Signal>(&frame),
         Kind::Ack => same::<session::Ack>(&frame),
         Kind::StopOutput => same::<session::StopOutput>(&frame),

@@ -7,6 +7,12 @@ use serde::{Deserialize, Serialize};
 pub struct Metrics {
     /// The daemon's malai version.
     pub version: String,
+    /// Faults of malai itself: tasks and threads of the daemon that panicked.
+    #[serde(default)]
+    pub panics: u64,
+    /// The same of its executor.
+    #[serde(default)]
+    pub executor_panics: u64,
     /// All clusters of this home that have a config.
     pub clusters: Vec<ClusterMetrics>,
 }

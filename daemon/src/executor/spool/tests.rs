@@ -186,10 +186,13 @@ fn output_goes_when_its_time_is_over_whether_the_executor_lives_or_not() {
         spool.finish(end(now_ms() - age)).expect("is written");
     }
     let names = |spools: &Spools| spools.kept().iter().map(|kept| kept.about.session).collect::<Vec<_>>();
-    let kept = spools.state().kept.values().next().cloned().expect("the first is there until somebody asks");
+    let kept = spools.state().kept.values().next().cloned().expect("the first is there until it is removed");
     let mut reader = kept.reader();
     assert_eq!(names(&spools), [session(3), session(2)], "oldest first");
-    assert!(spools.find(&session(1)).is_none() && !place.path(&session(1)).exists());
+    assert!(spools.find(&session(1)).is_none());
+    assert!(place.path(&session(1)).exists(), "whoever only looks does not wait for a removal");
+    spools.expire();
+    assert!(!place.path(&session(1)).exists());
     assert_eq!(
         (reader.range(), read(&mut reader, 0)),
         (6..6, vec![(6, Vec::new())]),

@@ -149,6 +149,94 @@ async fn an_end_that_the_journal_did_not_take_is_written_when_it_does() {
     assert_eq!(ended.into_iter().map(|ended| ended.outcome).collect::<Vec<_>>(), [outcome]);
 }
 
+/// Takes requests of a megabyte to their audited ends until the journal holds more than it may of what nobody needs.
+fn bloat(table: &Arc<Table>) {
+    for number in 1..=4 {
+        let mut large = live(number);
+        large.request.words = vec![vec![b'x'; 400_000].into()];
+        let admitted = table.admit(&plan_of(large)).expect("it is new");
+        let (outcome, record) = record();
+        drop(admitted.registration.finish(outcome, record));
+        table.audited(session(number));
+    }
+    assert!(table.lock().journal.is_bloated());
+}
+
+fn length(home: &Home) -> u64 {
+    std::fs::metadata(home.sessions().join("journal")).expect("is there").len()
+}
+
+#[tokio::test]
+async fn a_journal_is_written_anew_beside_everything_else_and_has_what_came_meanwhile() {
+    let (_dir, home) = home();
+    let table = open(&home, 1);
+    bloat(&table);
+    let before = length(&home);
+    assert!(before > 4 * 1024 * 1024, "it is written anew where sessions wait for it: {before} bytes");
+    let (path, lines) = table.begin_compaction().expect("it is time");
+    // While it is written, one begins, and an earlier end is audited.
+    let admitted = table.admit(&plan_of(live(5))).expect("it is new");
+    let written = journal::write_lines(&path, lines.into_iter());
+    let lasting = table.admit(&plan_of(live(6))).expect("it is new");
+    let (outcome, record) = record();
+    drop(admitted.registration.finish(outcome.clone(), record));
+    table.end_compaction(written).expect("takes its place");
+    assert!(length(&home) < 16 * 1024, "{} of {before} bytes are left", length(&home));
+    table.audited(session(5));
+    drop((lasting, table));
+    let table = open(&home, 2);
+    let (_, ended) = table.sessions();
+    assert_eq!(ended.iter().map(|ended| ended.session).collect::<Vec<_>>(), [session(6)]);
+    for known in 1..=6 {
+        assert!(table.admit(&plan_of(live(known))).is_err(), "{known} runs again");
+    }
+}
+
+#[tokio::test]
+async fn a_journal_that_was_rewritten_or_lacks_a_line_does_not_give_way_to_what_was_written_beside_it() {
+    for rewritten in [true, false] {
+        let (_dir, home) = home();
+        let table = open(&home, 1);
+        bloat(&table);
+        let (path, lines) = table.begin_compaction().expect("it is time");
+        let written = journal::write_lines(&path, lines.into_iter());
+        if rewritten {
+            drop(table.admit(&plan_of(live(5))).expect("it is new"));
+            table.lock().rewrite().expect("there is room");
+        } else {
+            let admitted = table.admit(&plan_of(live(5))).expect("it is new");
+            full_once(&home);
+            table.lock().journal.fill();
+            let (outcome, record) = record();
+            drop(admitted.registration.finish(outcome, record));
+        }
+        assert!(table.end_compaction(written).is_err());
+        assert!(!path.exists());
+        // The disk is full once more.
+        assert_eq!(table.catch_up(), rewritten);
+        assert!(table.catch_up());
+        drop(table);
+        assert_eq!(open(&home, 2).counts(), (0, 1), "{rewritten}: its end is not known");
+    }
+}
+
+#[tokio::test]
+async fn a_journal_that_holds_much_that_nobody_needs_is_written_anew() {
+    let (_dir, home) = home();
+    let table = open(&home, 1);
+    let keeping = tokio::spawn(keep_journal(table.clone()));
+    bloat(&table);
+    tokio::time::timeout(Duration::from_secs(60), async {
+        while table.lock().journal.is_bloated() {
+            sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await
+    .expect("it is written anew");
+    assert!(length(&home) < 16 * 1024);
+    keeping.abort();
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_record_is_there_for_an_hour_and_its_id_does_not_run_again() {
     let (_dir, home) = home();

@@ -9,7 +9,7 @@ use iroh::endpoint::{Connection, PathId};
 use iroh::{RelayUrl, TransportAddr};
 use malai_protocol::id::{Incarnation, MachineId};
 use malai_protocol::snapshot::Header;
-use tokio::sync::Notify;
+use tokio::sync::watch;
 
 use crate::clock::now_ms;
 use crate::net::hearsay::canonical;
@@ -36,7 +36,8 @@ pub(crate) struct PeerConn {
     sessions: AtomicU32,
     pulsing: AtomicBool,
     stalled: AtomicBool,
-    given_up: Notify,
+    /// Changes when the callers whose sessions run over it are to attach anew.
+    given_up: watch::Sender<()>,
     offers: Mutex<Offers>,
     trail: OnceLock<Trail>,
 }
@@ -65,7 +66,7 @@ impl PeerConn {
             sessions: AtomicU32::new(0),
             pulsing: AtomicBool::new(false),
             stalled: AtomicBool::new(false),
-            given_up: Notify::new(),
+            given_up: watch::Sender::new(()),
             offers: Mutex::default(),
             trail: OnceLock::new(),
         })
@@ -204,18 +205,13 @@ impl PeerConn {
 
     /// The callers whose sessions run over it are to attach anew.
     pub(crate) fn give_up(&self) {
-        self.given_up.notify_waiters();
-    }
-
-    /// Waits until callers have to attach anew.
-    pub(crate) async fn given_up(&self) {
-        self.given_up.notified().await;
+        self.given_up.send_replace(());
     }
 
     /// Counts a session on this connection for as long as the guard lives. `None` when there are `most` already.
     pub(crate) fn enter(self: &Arc<Self>, most: u32) -> Option<SessionGuard> {
         let before = self.sessions.fetch_add(1, Ordering::SeqCst);
-        let guard = SessionGuard(Arc::clone(self));
+        let guard = SessionGuard { conn: Arc::clone(self), given_up: self.given_up.subscribe() };
         (before < most).then_some(guard)
     }
 
@@ -250,10 +246,24 @@ impl PeerConn {
 /// One session on a connection; leaving is its drop.
 #[derive(Debug)]
 #[must_use = "dropping the guard ends the count"]
-pub(crate) struct SessionGuard(Arc<PeerConn>);
+pub(crate) struct SessionGuard {
+    conn: Arc<PeerConn>,
+    /// Since it entered.
+    given_up: watch::Receiver<()>,
+}
+
+impl SessionGuard {
+    /// Waits until its caller has to attach anew: the connection was given up at any time since the session entered.
+    pub(crate) async fn given_up(&mut self) {
+        if self.given_up.changed().await.is_err() {
+            // The sender lives as long as the connection, which is here.
+            std::future::pending().await
+        }
+    }
+}
 
 impl Drop for SessionGuard {
     fn drop(&mut self) {
-        self.0.sessions.fetch_sub(1, Ordering::SeqCst);
+        self.conn.sessions.fetch_sub(1, Ordering::SeqCst);
     }
 }

@@ -26,6 +26,7 @@ impl Run {
     pub(super) fn run(self, cx: &Context) -> Result<u8, Failure> {
         background::log_relay(std::io::stderr);
         malai_daemon::secrecy::begin();
+        malai_daemon::duty::watch_panics();
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .enable_all()
             .build()

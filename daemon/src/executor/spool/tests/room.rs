@@ -59,6 +59,28 @@ fn sessions_that_print_for_ever_leave_room_for_new_ones_of_the_same_caller_and_o
 }
 
 #[test]
+fn what_is_expired_is_removed_for_a_new_session_only_when_it_is_in_the_way() {
+    let mut place = Place::new();
+    place.limits.budget = 9 * 4096;
+    place.limits.retention = Duration::from_secs(60);
+    let spools = place.open();
+    let mut old = spools.create(&live(1)).expect("room");
+    print(&mut old, 1);
+    old.finish(End { at_ms: now_ms() - 61_000, ..end(0) }).expect("is written");
+    let _second = spools.create(&live(2)).expect("room");
+    let _third = spools.create(&live(3)).expect("room");
+    assert!(place.path(&session(1)).exists(), "there was room without its removal");
+    let _fourth = spools.create(&live(4)).expect("the room of the first");
+    assert!(!place.path(&session(1)).exists());
+    // Its name is free again, too.
+    let (mut place, number) = (Place::new(), 5);
+    place.limits.retention = Duration::from_secs(60);
+    let spools = place.open();
+    spools.create(&live(number)).expect("room").finish(end(now_ms() - 61_000)).expect("is written");
+    spools.create(&live(number)).expect("the name of one that is expired");
+}
+
+#[test]
 fn when_all_room_is_reserved_the_next_is_refused_with_figures_and_what_to_do() {
     let mut place = Place::new();
     // Each session has its description besides its segments.
