@@ -4,6 +4,7 @@
 //! relays and discovery services, each within a few seconds, all at once. Nothing is contacted but what the cluster's
 //! config names, and never with the machine's key, except the cluster's own machines.
 
+mod accounts;
 mod files;
 mod network;
 mod peers;
@@ -100,6 +101,7 @@ async fn of_cluster(alias: &str, cluster: Cluster) -> Vec<Finding> {
 }
 
 async fn ready(membership: &Arc<Membership>) -> Vec<Finding> {
-    let (peers, network) = tokio::join!(peers::look(membership), network::look(membership));
-    peers.into_iter().chain(network).collect()
+    let looks = (accounts::look(membership), peers::look(membership), network::look(membership));
+    let (accounts, peers, network) = tokio::join!(looks.0, looks.1, looks.2);
+    accounts.into_iter().chain(peers).chain(network).collect()
 }

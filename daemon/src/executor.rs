@@ -7,7 +7,7 @@
 //! this process knows; `session` one session; `followers` who may follow it; `link` its attachment and `outbox` what
 //! that is to be sent; `log` output that is not acknowledged; `spool` that of detached sessions, on the disk, and
 //! `replay` what is read of it after their end; `ask` questions about sessions; `command`, `user` and `env` what runs,
-//! as whom, with what around it; `spawn` fork and exec; `reap` statuses; `tree` all processes of a session.
+//! as whom, with what around it; `lookups` bounds what asks for users; `spawn` fork and exec; `reap` statuses; `tree` all processes of a session.
 //!
 //! # When an attachment is lost
 //! The command goes on. Its output is read until the log is full, and kept; its caller has the session's grace time to
@@ -34,6 +34,7 @@ mod journal;
 mod life;
 mod link;
 mod log;
+mod lookups;
 mod outbox;
 mod presence;
 mod reap;
@@ -46,7 +47,7 @@ mod table;
 #[cfg(test)]
 mod testing;
 mod tree;
-mod user;
+pub(crate) mod user;
 mod users;
 
 use std::collections::VecDeque;
@@ -77,6 +78,7 @@ use journal::Journal;
 use life::Life;
 use link::{Attachment, Link};
 use log::Budget;
+use lookups::Lookups;
 use presence::Presence;
 use replay::Replays;
 use session::Output;
@@ -153,6 +155,7 @@ struct Shared {
     trees: Trees,
     reaper: Reaper,
     users: Users,
+    lookups: Lookups,
     table: Arc<Table>,
     presence: Presence,
     budget: Arc<Budget>,
@@ -255,6 +258,7 @@ fn prepare(options: &Options, alone: bool) -> anyhow::Result<Arc<Shared>> {
         trees,
         reaper: Reaper::new(alone),
         users: Users::default(),
+        lookups: Lookups::default(),
         table,
         presence: Presence::new(),
         budget: Budget::new(),

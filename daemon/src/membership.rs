@@ -23,6 +23,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use iroh::{Endpoint, TransportAddr};
+use malai_protocol::access::check_account;
 use malai_protocol::config::{Config, Machine, Name, Problem};
 use malai_protocol::failure::Failure;
 use malai_protocol::home::ClusterDir;
@@ -215,6 +216,14 @@ impl Membership {
     /// Whether this key is a member by the snapshot that is held.
     pub(crate) fn is_member(&self, id: &MachineId) -> bool {
         self.held().config.machine_by_id(id).is_some()
+    }
+
+    /// Whether commands can run here at all as the config says, under this daemon's account.
+    ///
+    /// # Errors
+    /// The refusal that each of them gets.
+    pub(crate) fn check_account(&self) -> Result<(), Failure> {
+        check_account(&self.held().config, &self.shared.me(&self.me))
     }
 
     /// This machine's name in the config, when it is still in it.

@@ -177,11 +177,22 @@ impl Cluster {
         format!("{}.{}", host.hostname(), self.alias)
     }
 
-    /// Makes an invite with these options and returns the token.
+    /// Makes an invite with these options and returns the token. Daemons of the lab are root's: where no user is named,
+    /// commands run as root.
     ///
     /// # Errors
     /// When malai refuses.
     pub fn invite(&self, options: &[&str]) -> Result<String> {
+        let names_it = options.iter().any(|option| ["--username", "--relay"].contains(option));
+        let root: &[&str] = if names_it { &[] } else { &["--username", "root"] };
+        self.invite_exactly(&[options, root].concat())
+    }
+
+    /// The same, and nothing is added to the options.
+    ///
+    /// # Errors
+    /// When malai refuses.
+    pub fn invite_exactly(&self, options: &[&str]) -> Result<String> {
         let invite = malai(["cluster", "invite", &self.alias].iter().chain(options));
         let token = self.manager.run(invite)?.success()?.text();
         ensure!(!token.is_empty() && !token.contains(char::is_whitespace), "not a token alone: {token:?}");

@@ -164,6 +164,33 @@ pub fn explain_elsewhere(config: &Config, target: &MachineId, caller: &MachineId
     judge(config, target, None, caller, request).into_verdict()
 }
 
+/// Tells whether commands can run on this machine at all as its `username` says, whoever may run them.
+///
+/// # Errors
+/// The refusal that each of them gets.
+pub fn check_account(config: &Config, me: &Me<'_>) -> Result<(), Failure> {
+    let Some((name, machine)) = config.machine_by_id(me.id) else { return Ok(()) };
+    let account = Some(Account { user: me.daemon_user, root: me.root });
+    let case = Case { config, name, machine, who: name, account };
+    case.run_as(None, None, &mut Vec::new()).map(drop)
+}
+
+/// Returns the users that the config names for commands on this machine, each with the section that names it.
+pub fn users_named(config: &Config, id: &MachineId) -> Vec<(String, String)> {
+    let Some((name, machine)) = config.machine_by_id(id) else { return Vec::new() };
+    let own = match (&machine.username, &config.defaults.username) {
+        (Some(user), _) => Some((user.clone(), format!("machine.{name}"))),
+        (None, Some(user)) => Some((user.clone(), "defaults".to_owned())),
+        (None, None) => None,
+    };
+    let users = machine.users.iter().map(|user| (user.clone(), format!("machine.{name}")));
+    let commands = machine
+        .commands
+        .iter()
+        .filter_map(|(command, entry)| Some((entry.username.clone()?, format!("machine.{name}.command.{command}"))));
+    own.into_iter().chain(users).chain(commands).collect()
+}
+
 /// The daemon's own account.
 #[derive(Debug, Clone, Copy)]
 struct Account<'a> {

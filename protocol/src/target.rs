@@ -6,8 +6,8 @@ use std::str::FromStr;
 use crate::config::{Name, NameError, is_user, shown};
 use crate::failure::{Failure, Kind};
 
-/// The longest target that is looked at, in bytes: a user, a machine and a cluster have at most 98.
-const MAX_TARGET: usize = 256;
+/// The longest target that is looked at, in bytes: a user, a machine and a cluster have at most 321.
+const MAX_TARGET: usize = 384;
 
 /// A parsed target. The names are well formed; whether they exist is another question.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -29,12 +29,14 @@ impl FromStr for Target {
         if text.len() > MAX_TARGET {
             return Err(usage(format!("`{}` is too long for a target", shown(text))));
         }
-        let (user, place) = match text.split_once('@') {
+        // The user may be of a domain; the machine never has an `@`.
+        let (user, place) = match text.rsplit_once('@') {
             Some(("", group)) => return Err(later(&format!("`@{}` is a group: groups as targets", shown(group)))),
             Some((user, place)) => (Some(user), place),
             None => (None, text),
         };
-        if place.starts_with('@') || place.contains(['[', ']', '{', '}', '*', '?', ',', '!', '&']) {
+        if user.is_some_and(|user| user.ends_with('@')) || place.contains(['[', ']', '{', '}', '*', '?', ',', '!', '&'])
+        {
             return Err(later(&format!("`{}` means several machines: sets of machines as targets", shown(place))));
         }
         if let Some(user) = user.filter(|user| !is_user(user)) {
@@ -111,6 +113,8 @@ mod tests {
         assert_eq!(parsed("web01.company"), Ok((None, "web01".into(), some("company"))));
         assert_eq!(parsed("www-data@web01.company"), Ok((some("www-data"), "web01".into(), some("company"))));
         assert_eq!(parsed("j.doe@web01"), Ok((some("j.doe"), "web01".into(), None)));
+        assert_eq!(parsed("a@corp.example@web01.c"), Ok((some("a@corp.example"), "web01".into(), some("c"))));
+        assert_eq!(parsed("CORP\\a@web01"), Ok((some("CORP\\a"), "web01".into(), None)));
     }
 
     #[test]
@@ -124,9 +128,21 @@ mod tests {
 
     #[test]
     fn what_is_no_target_is_a_usage_error_with_a_hint() {
-        for text in
-            ["", ".", "web01.", ".company", "a b", "web_01", "-x", "a@b@c", "1000@web01", "web01.a.b", "192.0.2.1"]
-        {
+        for text in [
+            "",
+            ".",
+            "web01.",
+            ".company",
+            "a b",
+            "web_01",
+            "-x",
+            "a@b@",
+            "a@",
+            "1000@web01",
+            "+0@web01",
+            "web01.a.b",
+            "192.0.2.1",
+        ] {
             let failure = parsed(text).expect_err(text);
             assert_eq!(failure.kind, Kind::Usage, "{text}");
             assert!(failure.hint.is_some(), "{text}");

@@ -12,7 +12,7 @@ use crate::secrecy;
 
 use super::env::{Env, string};
 use super::shown;
-use super::spawn::{Prepared, Stage, Trouble};
+use super::spawn::{Directory, Prepared, Pwd, Stage, Trouble};
 use super::tree::tag;
 use super::user::{self, User};
 
@@ -41,10 +41,12 @@ pub(crate) fn prepare(
     let user = user::find(plan.user.as_deref())?;
     let env = Env::new(&user, &plan.env, mark);
     let (programs, argv) = words(plan, &user, &env)?;
+    let home = user.home.as_os_str().as_bytes();
     let directories = match &plan.cwd {
-        Some(cwd) => vec![string(cwd.to_vec(), "the working directory")?],
+        Some(cwd) if cwd.starts_with(b"/") => vec![directory(cwd.to_vec(), "the working directory")?],
+        Some(cwd) => vec![directory([home, b"/", cwd].concat(), "the working directory")?],
         // As with ssh, a user without a home directory is not kept out.
-        None => vec![string(user.home.as_os_str().as_bytes().to_vec(), "the home directory")?, c"/".to_owned()],
+        None => vec![directory(home.to_vec(), "the home directory")?, directory(b"/".to_vec(), "the root")?],
     };
     let pipes = || -> io::Result<_> {
         let (stdin, to_stdin) = if plan.stdin {
@@ -73,6 +75,15 @@ pub(crate) fn prepare(
         tag,
     };
     Ok(Command { prepared, user: user.name, stdin: to_stdin, stdout: stdout.0.into(), stderr: stderr.0.into() })
+}
+
+/// A working directory, and `PWD` for it: its name as it was given, unless shells would not believe that.
+fn directory(path: Vec<u8>, what: &str) -> Result<Directory, Failure> {
+    let is_plain =
+        path.starts_with(b"/") && !path.split(|byte| *byte == b'/').any(|part| part == b"." || part == b"..");
+    let path = string(path, what)?;
+    let pwd = if is_plain { Pwd::Named(string([b"PWD=", path.as_bytes()].concat(), what)?) } else { Pwd::Asked };
+    Ok(Directory { path, pwd })
 }
 
 type Words = Vec<std::ffi::CString>;
@@ -108,7 +119,8 @@ pub(crate) fn failure(plan: &Plan, user: &str, trouble: Trouble) -> Failure {
         (Stage::Identity, _) => Failure::new(Kind::NoUser, format!("cannot become the user {user}: {why}")),
         (Stage::Directory, _) => {
             let cwd = plan.cwd.as_ref().map(|cwd| shown(cwd)).unwrap_or_default();
-            Failure::new(Kind::NoDirectory, format!("cannot enter the directory {cwd} as {user}: {why}"))
+            let below = if cwd.starts_with('/') { "" } else { " in the home" };
+            Failure::new(Kind::NoDirectory, format!("cannot enter the directory {cwd}{below} as {user}: {why}"))
                 .hint("give a directory that exists there with `--cwd DIR`, or leave it out for the user's home")
         }
         (Stage::Exec, libc::ENOENT) if program.contains('/') || plan.shell => {

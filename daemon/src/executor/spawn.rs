@@ -38,7 +38,7 @@ pub(crate) struct Prepared {
     /// `NAME=value`, the whole environment.
     pub(crate) env: Vec<CString>,
     /// Working directories to try, in order.
-    pub(crate) directories: Vec<CString>,
+    pub(crate) directories: Vec<Directory>,
     /// Whom to become; absent = stay.
     pub(crate) identity: Option<Identity>,
     /// The open directory of the cgroup to be in.
@@ -51,6 +51,26 @@ pub(crate) struct Prepared {
     pub(crate) core: Option<u64>,
     /// The limit of file locks by which the child and all its descendants are known, where there is no cgroup.
     pub(crate) tag: Option<u64>,
+}
+
+/// A working directory.
+#[derive(Debug)]
+pub(crate) struct Directory {
+    /// Where it is.
+    pub(crate) path: CString,
+    /// What the child's `PWD` says of it.
+    pub(crate) pwd: Pwd,
+}
+
+/// The variable `PWD` of a child.
+#[derive(Debug)]
+pub(crate) enum Pwd {
+    /// What the environment has.
+    AsInherited,
+    /// This, as `PWD=…`.
+    Named(CString),
+    /// What the system calls the directory.
+    Asked,
 }
 
 /// A child that runs, or is about to.
@@ -89,6 +109,8 @@ pub(crate) struct Trouble {
     pub(crate) errno: i32,
 }
 
+/// Before the value of the variable that names the working directory.
+const NAME: &[u8] = b"PWD=";
 /// Length of a [`Trouble`] in the pipe.
 const TROUBLE_LEN: usize = 5;
 
@@ -106,7 +128,10 @@ impl Trouble {
 struct Raw<'a> {
     prepared: &'a Prepared,
     argv: Vec<*const libc::c_char>,
-    env: Vec<*const libc::c_char>,
+    /// For each of the directories.
+    envs: Vec<Vec<*const libc::c_char>>,
+    /// `PWD=`, and room for what [`Pwd::Asked`] puts behind it.
+    pwd: *mut libc::c_char,
     groups: Vec<libc::gid_t>,
     stdio: [RawFd; 3],
     report: RawFd,
@@ -116,14 +141,29 @@ fn pointers(strings: &[CString]) -> Vec<*const libc::c_char> {
     strings.iter().map(|s| s.as_ptr()).chain(std::iter::once(std::ptr::null())).collect()
 }
 
+/// The environment of a child that enters this directory.
+fn environment(env: &[CString], directory: &Directory, pwd: *mut libc::c_char) -> Vec<*const libc::c_char> {
+    let mut env = pointers(env);
+    let variable = match &directory.pwd {
+        Pwd::AsInherited => return env,
+        Pwd::Named(variable) => variable.as_ptr(),
+        Pwd::Asked => pwd.cast_const(),
+    };
+    env.insert(0, variable);
+    env
+}
+
 /// Starts the child. The caller must see to it that the child's status is collected.
 #[allow(unsafe_code, reason = "fork; the child calls only what signal-safety(7) allows")]
 pub(crate) fn fork_exec(prepared: &Prepared) -> io::Result<Forked> {
     let (read, write) = io::pipe()?;
     let (read, write) = (OwnedFd::from(read), OwnedFd::from(write));
+    let mut pwd_buffer = [NAME, &[0; libc::PATH_MAX as usize]].concat();
+    let pwd = pwd_buffer.as_mut_ptr().cast();
     let raw = Raw {
         argv: pointers(&prepared.argv),
-        env: pointers(&prepared.env),
+        envs: prepared.directories.iter().map(|directory| environment(&prepared.env, directory, pwd)).collect(),
+        pwd,
         groups: prepared.identity.iter().flat_map(|i| &i.groups).map(|g| g.as_raw()).collect(),
         stdio: [prepared.stdio[0].as_raw_fd(), prepared.stdio[1].as_raw_fd(), prepared.stdio[2].as_raw_fd()],
         report: write.as_raw_fd(),
@@ -194,19 +234,30 @@ unsafe fn child(raw: &Raw<'_>, inside: bool) -> ! {
         {
             give_up(raw.report, Stage::Identity, errno());
         }
-        let mut entered = false;
-        for directory in &raw.prepared.directories {
-            entered = entered || libc::chdir(directory.as_ptr()) == 0;
-        }
-        if !entered {
-            give_up(raw.report, Stage::Directory, errno());
-        }
+        let Some(env) = enter(raw) else { give_up(raw.report, Stage::Directory, errno()) };
         let mut none: libc::sigset_t = std::mem::zeroed();
         libc::sigemptyset(&mut none);
         libc::sigprocmask(libc::SIG_SETMASK, &none, std::ptr::null_mut());
-        let (stage, errno) = execute(raw);
+        let (stage, errno) = execute(raw, env);
         give_up(raw.report, stage, errno)
     }
+}
+
+/// Enters the first directory that can be entered, and returns the environment for it.
+#[allow(unsafe_code, reason = "runs between fork and exec")]
+unsafe fn enter<'r>(raw: &'r Raw<'_>) -> Option<&'r [*const libc::c_char]> {
+    for (directory, env) in raw.prepared.directories.iter().zip(&raw.envs) {
+        // SAFETY: a path that ends with NUL.
+        if unsafe { libc::chdir(directory.path.as_ptr()) } != 0 {
+            continue;
+        }
+        if let Pwd::Asked = directory.pwd {
+            // SAFETY: behind the name there is room for so many bytes. Where it fails the variable is empty.
+            let _known = unsafe { libc::getcwd(raw.pwd.add(NAME.len()), libc::PATH_MAX as usize) };
+        }
+        return Some(env);
+    }
+    None
 }
 
 /// Every signal back to its default: also SIGPIPE, which Rust programs ignore.
@@ -268,11 +319,11 @@ unsafe fn become_user(identity: &Identity, groups: &[libc::gid_t]) -> bool {
 
 /// Tries all candidates. Returns only when none can be run: the first error that is more than "not there".
 #[allow(unsafe_code, reason = "runs between fork and exec")]
-unsafe fn execute(raw: &Raw<'_>) -> (Stage, i32) {
+unsafe fn execute(raw: &Raw<'_>, env: &[*const libc::c_char]) -> (Stage, i32) {
     let mut found = None;
     for program in &raw.prepared.programs {
         // SAFETY: both arrays end with a null pointer and point into `prepared`.
-        unsafe { libc::execve(program.as_ptr(), raw.argv.as_ptr(), raw.env.as_ptr()) };
+        unsafe { libc::execve(program.as_ptr(), raw.argv.as_ptr(), env.as_ptr()) };
         let error = errno();
         let trouble = match error {
             libc::ENOTDIR => None,

@@ -1,5 +1,7 @@
 //! Whom a command runs as: looked up in the system's user database.
 
+mod account;
+
 use std::path::PathBuf;
 
 use nix::unistd::{Gid, Uid, geteuid};
@@ -41,15 +43,27 @@ pub(crate) fn find(wanted: Option<&str>) -> Result<User, Failure> {
         return match wanted {
             None => Ok(nameless(own)),
             Some(name) => {
-                let name = shown(name.as_bytes());
-                Err(Failure::new(Kind::NoUser, format!("there is no user {name} on this machine"))
-                    .hint(format!("create it there (`useradd --create-home {name}`), or name another user")))
+                let failure =
+                    Failure::new(Kind::NoUser, format!("there is no user {} on this machine", shown(name.as_bytes())));
+                Err(failure.hint(hint_for_missing(name)))
             }
         };
     };
     let identity = if entry.uid == own { None } else { Some(identity(&entry, own)?) };
+    if identity.is_some() {
+        account::check(&entry.name)?;
+    }
     let shell = if entry.shell.as_os_str().is_empty() { PathBuf::from("/bin/sh") } else { entry.shell };
     Ok(User { name: entry.name, home: entry.dir, shell, root: entry.uid.is_root(), identity })
+}
+
+/// What to do about a user that the database does not know.
+fn hint_for_missing(name: &str) -> String {
+    // One of a domain is not made here.
+    if name.contains(['@', '\\', '$']) {
+        return format!("ask that machine's user database: `getent passwd '{name}'`; or name another user");
+    }
+    format!("create it there (`useradd --create-home {name}`), or name another user")
 }
 
 /// A user id without an entry, as in small containers.

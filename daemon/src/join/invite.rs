@@ -63,6 +63,7 @@ pub(crate) async fn join(
                 machine: membership.my_name().unwrap_or_default(),
                 machine_id: membership.me,
                 generation: membership.held().generation(),
+                account: membership.check_account().err(),
             })
         }
         Some(Cluster::Broken(failure)) => Err(failure),

@@ -24,7 +24,7 @@ use malai_protocol::home::Home;
 use malai_protocol::plan::{Hello, Sessions, VERSION};
 use malai_protocol::session::Status;
 
-use crate::executor::spawn::{Prepared, Trouble};
+use crate::executor::spawn::{Directory, Prepared, Pwd, Trouble};
 use crate::executor::{self, Connection, Incoming, MARKER, Options, Reaper};
 use crate::secrecy;
 use crate::store::owners::Trusted;
@@ -251,7 +251,7 @@ fn prepare(program: &Path, args: &[OsString]) -> io::Result<Prepared> {
         programs: vec![program],
         argv,
         env,
-        directories: vec![c"/".to_owned()],
+        directories: vec![Directory { path: c"/".to_owned(), pwd: Pwd::AsInherited }],
         identity: None,
         cgroup: None,
         stdio: [null()?, null()?, null()?],

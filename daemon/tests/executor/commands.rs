@@ -55,8 +55,71 @@ async fn the_environment_is_the_users_own_with_the_plans_additions() {
     let text = lab.run(env).await.text();
     let mut names: Vec<_> = text.lines().map(|line| line.split_once('=').expect("a variable").0).collect();
     names.sort_unstable();
-    assert_eq!(names, ["HOME", "LANG", "LOGNAME", "MALAI_SESSION", "PATH", "SHELL", "USER"]);
+    assert_eq!(names, ["HOME", "LANG", "LOGNAME", "MALAI_SESSION", "PATH", "PWD", "SHELL", "USER"]);
     assert!(text.contains(&format!("MALAI_SESSION={}.{}\n", session.id, session.caller)));
+    lab.close().await;
+}
+
+/// The variables in the table of docs/config.md that has the whole environment of a command.
+fn documented() -> Vec<&'static str> {
+    let text = include_str!("../../../docs/config.md");
+    let (_, table) = text.split_once("The whole environment of a command").expect("the table");
+    let rows = table.lines().skip_while(|line| !line.starts_with("| `")).take_while(|line| line.starts_with("| `"));
+    let mut names: Vec<_> = rows
+        .flat_map(|row| row.split('|').nth(1).expect("a cell").split(',').map(|name| name.trim().trim_matches('`')))
+        .collect();
+    names.sort_unstable();
+    names
+}
+
+#[tokio::test]
+async fn the_documentation_lists_the_whole_environment_of_a_command() {
+    let mut lab = Lab::new().await;
+    for user in [None, Some("nobody")].into_iter().take(1 + usize::from(nix::unistd::geteuid().is_root())) {
+        let mut env = plan(&["env"]);
+        env.user = user.map(str::to_owned);
+        let text = lab.run(env).await.text();
+        let mut names: Vec<_> = text.lines().map(|line| line.split_once('=').expect("a variable").0).collect();
+        names.sort_unstable();
+        assert_eq!(names, documented(), "{user:?}");
+    }
+    lab.close().await;
+}
+
+#[tokio::test]
+async fn the_working_directory_is_where_it_was_asked_for_and_pwd_names_it_so() {
+    let mut lab = Lab::new().await;
+    let home = nix::unistd::User::from_uid(nix::unistd::geteuid()).expect("a database").expect("this user").dir;
+    let home = home.to_str().expect("text").to_owned();
+    let below = tempfile::tempdir_in(&home).expect("a directory in the home");
+    let name = below.path().file_name().and_then(|name| name.to_str()).expect("a name").to_owned();
+    std::os::unix::fs::symlink(lab.dir.path(), below.path().join("link")).expect("linked");
+    let place = lab.dir.path().canonicalize().expect("a directory").display().to_string();
+    let cases = [
+        (None, home.clone(), home.clone()),
+        (Some("/usr/lib".to_owned()), "/usr/lib".to_owned(), "/usr/lib".to_owned()),
+        // From the home on, as ssh's users expect.
+        (Some(name.clone()), format!("{home}/{name}"), format!("{home}/{name}")),
+        (Some(".".to_owned()), home.clone(), home.clone()),
+        // A link stays what it is called; what has dots in it gets its true name.
+        (Some(format!("{name}/link")), format!("{home}/{name}/link"), place.clone()),
+        (Some(format!("{name}/link/.")), place.clone(), place.clone()),
+        (Some("/usr/../usr/lib".to_owned()), "/usr/lib".to_owned(), "/usr/lib".to_owned()),
+    ];
+    for (cwd, pwd, physical) in cases {
+        let bytes = cwd.clone().map(|cwd| cwd.into_bytes().into());
+        // No shell, which would set it itself.
+        let (mut env, mut place) = (plan(&["env"]), plan(&["readlink", "/proc/self/cwd"]));
+        (env.cwd, place.cwd) = (bytes.clone(), bytes);
+        let text = lab.run(env).await.text();
+        assert_eq!(text.lines().find_map(|line| line.strip_prefix("PWD=")), Some(pwd.as_str()), "{cwd:?}");
+        assert_eq!(lab.run(place).await.text(), format!("{physical}\n"), "{cwd:?}");
+    }
+    let mut nowhere = plan(&["true"]);
+    nowhere.cwd = Some(b"no/such/place".to_vec().into());
+    let done = lab.run(nowhere).await;
+    let failure = done.failure();
+    assert!(failure.message.starts_with("cannot enter the directory no/such/place in the home as "), "{failure}");
     lab.close().await;
 }
 

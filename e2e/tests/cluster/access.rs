@@ -111,7 +111,6 @@ fn groups_of_groups_and_defaults_allow_whom_they_mean() -> Result<()> {
 fn a_daemon_that_is_root_runs_nothing_until_root_is_named() -> Result<()> {
     let office = Office::open(["web01"])?;
     let (company, [web01]) = (&office.company, &office.machines);
-    ensure!(company.config()?.contains("username = \"root\""), "an invite made by root does not name root");
     company.unset("machine.web01", "username")?;
     company.rescan()?;
     let refused = company.run(office.laptop(), web01, &["hostname"])?;

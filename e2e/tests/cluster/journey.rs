@@ -59,7 +59,7 @@ fn a_machine_joins_a_manager_whose_address_nobody_told_it() -> Result<()> {
     let company = Cluster::on_disk("company", lab.host("laptop").on(&lan).boot()?, &["--private"])?;
     let web01 = lab.host("web01").on(&lan).boot()?;
     // The manager's daemon has never run, so that its token has no address.
-    let invite = malai(["cluster", "invite", "company", "--name", "web01"]);
+    let invite = malai(["cluster", "invite", "company", "--name", "web01", "--username", "root"]);
     let token = told(company.manager().run(invite)?, 0, &["no daemon runs here", "malai daemon"])?.text();
     let joining = web01.spawn(malai(["machine", "join", &token]))?;
     joining.wait_for_error_line("waiting for the cluster manager of company", SOON)?;

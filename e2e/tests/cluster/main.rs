@@ -11,6 +11,7 @@ use malai_e2e::lab::{Child, Host, Lab, Output, Segment};
 use nix::sys::signal::Signal;
 
 mod access;
+mod accounts;
 mod agent;
 mod audit;
 mod connect;
@@ -75,6 +76,7 @@ fn main() -> ExitCode {
         dns::trials(),
         connect::trials(),
         weather::trials(),
+        accounts::trials(),
     ] {
         trials.extend(module);
     }

@@ -142,6 +142,7 @@ impl Row {
         words.extend(self.directory.map(|directory| format!("--chdir={directory}").into()));
         let shell_path = format!("/bin/{shell}");
         let own = [("HOME", &*home), ("USER", user), ("LOGNAME", user), ("SHELL", &*shell_path), ("PATH", path)];
+        words.push(format!("PWD={}", self.directory.unwrap_or(&home)).into());
         words.extend(own.map(|(name, value)| format!("{name}={value}").into()));
         words.push("MALAI_SESSION=here".into());
         words.extend(self.environment.iter().map(|addition| (*addition).into()));

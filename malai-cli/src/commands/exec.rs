@@ -39,7 +39,7 @@ const EVER: &str = "36500d";
     override_usage = "malai [exec] [OPTIONS] <TARGET> [--] <ARGV>...\n       malai [exec] [OPTIONS] -c <STRING> <TARGET>"
 )]
 pub(crate) struct Exec {
-    /// Working directory there; default: the user's home
+    /// Working directory there, from the user's home on; default: the user's home
     #[arg(long, value_name = "DIR", allow_hyphen_values = true)]
     cwd: Option<OsString>,
     /// Add to the environment; without a value, what it is here. May be repeated

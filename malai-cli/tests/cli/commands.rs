@@ -98,6 +98,7 @@ fn the_token_is_alone_on_standard_output() {
     --- stderr
     malai: invite 1a2b3c4d, expires 2026-01-01T00:00:00Z
     malai: newcomers reach this machine at 192.0.2.1:4002
+    malai: no --username: commands there run as `username` of [defaults] says, else as the account of the newcomer's daemon; a daemon that is root then refuses them
     malai: hint: on the newcomer: malai machine join TOKEN; malai daemon
     ");
 }

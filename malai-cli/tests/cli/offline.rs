@@ -54,6 +54,30 @@ fn an_invite_made_without_a_daemon_is_a_token_alone_on_standard_output() {
 }
 
 #[test]
+fn an_invite_that_names_no_user_has_none_whoever_makes_it() {
+    let home = made();
+    assert_eq!(home.run(&["cluster", "invite", "company", "--name", "web01"]).code, 0);
+    let listed = home.run(&["cluster", "invites", "company", "--json"]);
+    assert_eq!(listed.code, 0, "{listed}");
+    let listed: serde_json::Value = serde_json::from_str(&listed.stdout).expect("JSON");
+    assert_eq!(listed.pointer("/0/name").and_then(serde_json::Value::as_str), Some("web01"), "{listed}");
+    assert!(listed.pointer("/0/username").is_none_or(serde_json::Value::is_null), "{listed}");
+}
+
+#[test]
+fn a_cluster_that_root_makes_runs_commands_as_root_on_its_machine_and_says_so() {
+    let home = Home::new();
+    let ended = home.run(&["cluster", "init", "company", "--name", "laptop", "--private"]);
+    let is_root = nix::unistd::geteuid().is_root();
+    assert_eq!(
+        ended.stderr.contains("commands on this machine run as root: `username` under [machine.laptop]"),
+        is_root
+    );
+    let config = std::fs::read_to_string(home.path().join("clusters/company/cluster.toml")).expect("reads");
+    assert_eq!(config.contains("username = \"root\""), is_root, "{config}");
+}
+
+#[test]
 fn what_lies_beside_the_only_cluster_does_not_make_it_one_of_several() {
     let home = made();
     for left in [".company.1a2b.tmp", ".DS_Store"] {

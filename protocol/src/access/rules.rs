@@ -2,9 +2,9 @@
 
 use serde_bytes::ByteBuf;
 
-use super::{Act, Case, Exec, Grant};
+use super::{Account, Act, Case, Exec, Grant};
 use crate::config::environment::{self, Standing};
-use crate::config::{Allow, Command, Name, Via, is_user, shown};
+use crate::config::{Allow, Command, Name, Via, is_user, quoted_user, shown};
 use crate::failure::{Failure, Kind};
 use crate::id::MachineId;
 
@@ -130,7 +130,7 @@ impl Case<'_> {
     }
 
     /// The user to run as; None = the daemon's own.
-    fn run_as(
+    pub(super) fn run_as(
         &self,
         asked: Option<&str>,
         command: Option<(&Name, &Command)>,
@@ -149,9 +149,7 @@ impl Case<'_> {
             (None, _) => None,
             (Some(user), Some(account)) if account.user == user => None,
             (Some(user), Some(account)) if !account.root => {
-                let message = format!("the daemon on `{}` is not root, and cannot run commands as `{user}`", self.name);
-                let hint = format!("let malai's daemon there be started by root, or by `{user}`");
-                return Err(Failure::new(Kind::Denied, message).hint(hint));
+                return Err(self.cannot_become(user, account, asked.is_some() && configured != Some(user), command));
             }
             (Some(user), _) => Some(user.to_owned()),
         };
@@ -165,6 +163,32 @@ impl Case<'_> {
             ),
         });
         Ok(run_as)
+    }
+
+    /// The refusal of a daemon that is not root, and with it what really mends it: as another user it never runs anything.
+    fn cannot_become(
+        &self,
+        user: &str,
+        account: Account<'_>,
+        is_chosen: bool,
+        command: Option<(&Name, &Command)>,
+    ) -> Failure {
+        let (name, own) = (self.name, account.user);
+        let why =
+            format!("the daemon on `{name}` runs as `{own}`, which is not root, and cannot run commands as `{user}`");
+        let by_root = format!("have root start malai's daemon on `{name}`");
+        if is_chosen {
+            return Failure::new(Kind::Denied, why).hint(format!("leave the user out; or {by_root}"));
+        }
+        if !is_user(own) {
+            return Failure::new(Kind::Denied, why).hint(by_root);
+        }
+        let section = match command {
+            Some((name, command)) if command.username.is_some() => self.command_section(name),
+            _ => self.section(),
+        };
+        let denied = self.denied(why, &section, &format!("username = {}", quoted_user(own)));
+        Failure { hint: denied.hint.map(|line| format!("{by_root}; or {line}")), ..denied }
     }
 
     fn configured_user<'a>(&'a self, command: Option<(&Name, &'a Command)>) -> Option<&'a str> {
@@ -197,10 +221,10 @@ impl Case<'_> {
             return Err(Failure::new(Kind::Denied, message).hint("leave the user out"));
         }
         let users = self.machine.users.iter().map(String::as_str).chain([user]);
-        let quoted: Vec<String> = users.map(|user| format!("\"{user}\"")).collect();
+        let quoted: Vec<String> = users.map(quoted_user).collect();
         let line = match quoted.len() {
             0..=MAX_SHOWN => format!("users = [{}]", quoted.join(", ")),
-            _ => format!("add \"{user}\" to users"),
+            _ => format!("add {} to users", quoted_user(user)),
         };
         Err(self.denied(message, &self.section(), &line))
     }

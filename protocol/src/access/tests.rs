@@ -410,6 +410,54 @@ fn the_refusal_of_a_root_daemon_shows_the_exact_line() {
 }
 
 #[test]
+fn the_line_that_a_daemon_without_root_shows_allows_the_request_wherever_the_other_user_is_named() {
+    let me = Me { id: &machine_id(TARGET), daemon_user: "CORP\\web", root: false };
+    let machine = without(Need::Username) + "[defaults]\nusername = \"deploy\"\n";
+    let named = Sent::words(&["restart"]);
+    let table = [(text(), Sent::words(&["id"])), (machine, Sent::words(&["id"])), (text(), named)];
+    for (text, sent) in table {
+        let request = sent.request();
+        let caller = machine_id(CALLER);
+        let Decision::Refused(failure) = decide(&read(&text), &me, &caller, &request) else { panic!("{text}") };
+        assert!(
+            failure.message.starts_with("the daemon on `web01` runs as `CORP\\web`, which is not root"),
+            "{failure}"
+        );
+        let hint = failure.hint.expect("a hint");
+        assert!(hint.starts_with("have root start malai's daemon on `web01`; or in cluster.toml"), "{hint}");
+        let edited = as_hinted(&text, &hint);
+        Config::check(&edited).unwrap_or_else(|problems| panic!("{problems:?}\n{edited}"));
+        let decision = decide(&read(&edited), &me, &caller, &request);
+        assert!(matches!(&decision, Decision::Allowed(grant) if grant.run_as.is_none()), "{decision:?}\n{edited}");
+    }
+    // A user that the caller chose is left out.
+    let sent = Sent { user: Some("postgres"), ..Sent::words(&["id"]) };
+    let plain = Me { daemon_user: "deploy", ..me };
+    let Decision::Refused(failure) = decide(&read(&text()), &plain, &machine_id(CALLER), &sent.request()) else {
+        panic!("it cannot");
+    };
+    assert_eq!(failure.hint.as_deref(), Some("leave the user out; or have root start malai's daemon on `web01`"));
+}
+
+#[test]
+fn an_account_is_checked_as_a_command_would_be() {
+    let id = machine_id(TARGET);
+    let me = |daemon_user, root| Me { id: &id, daemon_user, root };
+    let (with, without) = (read(&text()), read(&without(Need::Username)));
+    assert_eq!(check_account(&with, &me("root", true)), Ok(()));
+    assert_eq!(check_account(&with, &me("deploy", false)), Ok(()));
+    assert_eq!(check_account(&without, &me("alice", false)), Ok(()), "it decides itself");
+    assert!(check_account(&with, &me("alice", false)).is_err_and(|why| why.message.contains("`alice`")));
+    assert!(check_account(&without, &me("root", true)).is_err_and(|why| why.message.contains("no `username`")));
+    let named = users_named(&with, &id);
+    let of = |user: &str, section: &str| (user.to_owned(), section.to_owned());
+    let wanted =
+        [of("deploy", "machine.web01"), of("postgres", "machine.web01"), of("root", "machine.web01.command.restart")];
+    assert_eq!(named, wanted);
+    assert_eq!(users_named(&without, &machine_id(CALLER)), []);
+}
+
+#[test]
 fn an_explanation_tells_the_way_through_the_groups() {
     let (me, caller) = (machine_id(TARGET), machine_id(CALLER));
     let verdict = explain(&read(&text()), &root(&me), &caller, &Sent::words(&["id"]).request());

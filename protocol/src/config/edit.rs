@@ -6,7 +6,7 @@ use toml_edit::{Array, DocumentMut, InlineTable, Item, Table, TableLike, Value};
 
 pub use remove::remove_machine;
 
-use super::names::{is_user, shown};
+use super::names::{USER_FORM, is_user, quoted_user, shown};
 use super::{Config, Machine, Name, Problem};
 use crate::failure::{Failure, Kind};
 use crate::id::{ClusterId, MachineId};
@@ -146,7 +146,7 @@ fn username_line(username: Option<&str>) -> Result<String, Failure> {
     let Some(user) = username else { return Ok(String::new()) };
     user_usable(user)?;
     let meaning = if user == "root" { ROOT } else { "" };
-    Ok(format!("username = \"{user}\"{meaning}\n"))
+    Ok(format!("username = {}{meaning}\n", quoted_user(user)))
 }
 
 fn addable(config: &Config, new: &NewMachine) -> Result<(), Failure> {
@@ -185,7 +185,7 @@ fn user_usable(user: &str) -> Result<(), Failure> {
         Ok(())
     } else {
         Err(Failure::new(Kind::Usage, format!("`{}` is not the name of a user", shown(user)))
-            .hint("give --username the name of a user on the machine, such as deploy"))
+            .hint(format!("--username {USER_FORM}")))
     }
 }
 

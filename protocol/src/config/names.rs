@@ -109,15 +109,30 @@ impl AsRef<str> for Name {
     }
 }
 
-/// Whether this may be the name of a user: ASCII letters, digits, `_`, `.` and `-`, at most 32, not beginning with a
-/// hyphen, and not a number, which would leave open whether a name or a uid is meant.
+/// The most bytes of a user's name: what Linux takes, without the final NUL.
+pub const MAX_USER_LEN: usize = 255;
+
+/// Whether this may be the name of a user: ASCII letters, digits, `_`, `.` and `-`; `@` and `\` between them, as directory
+/// services write names with their domain; and `$` at the end, as machine accounts have it. It does not begin with `-` or
+/// `.`, and is not a number, which would leave open whether a name or a uid is meant.
 pub fn is_user(text: &str) -> bool {
-    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-');
-    !text.is_empty()
-        && text.len() <= 32
-        && text.chars().all(allowed)
-        && !text.starts_with(['-', '.'])
-        && !text.chars().all(|c| c.is_ascii_digit())
+    let name = text.strip_suffix('$').unwrap_or(text);
+    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-' | '@' | '\\');
+    !name.is_empty()
+        && text.len() <= MAX_USER_LEN
+        && name.chars().all(allowed)
+        && !name.starts_with(['-', '.', '@', '\\'])
+        && !name.ends_with(['@', '\\'])
+        && !name.chars().all(|c| c.is_ascii_digit())
+}
+
+/// What a name must be that [`is_user`] refuses.
+pub(crate) const USER_FORM: &str = "must be the name of a user on the machine, such as \"deploy\": ASCII letters, digits, `_`, \
+     `.` and `-`, with `@` or `\\` before or after a domain, and no number";
+
+/// The name of a user as a TOML string.
+pub(crate) fn quoted_user(user: &str) -> String {
+    if user.contains('\\') { format!("'{user}'") } else { format!("\"{user}\"") }
 }
 
 /// Foreign text for a message: at most 64 characters, control characters escaped.
@@ -211,11 +226,32 @@ mod tests {
 
     #[test]
     fn users_are_named_as_unix_names_them() {
-        for good in ["root", "www-data", "_apt", "j.doe", "Admin"] {
+        let long = "a".repeat(MAX_USER_LEN);
+        for good in ["root", "www-data", "_apt", "j.doe", "Admin", "0day", "svc$", &long] {
             assert!(is_user(good), "{good}");
         }
-        for bad in ["", "-x", "1000", "a b", "a/b", "grün", "a@b", ".", &"a".repeat(33)] {
+        for bad in
+            ["", "-x", "a b", "a/b", "grün", ".", "$", "a$b", "a:b", "a\"b", "a'b", "*", "a\n", &(long.clone() + "a")]
+        {
             assert!(!is_user(bad), "{bad}");
+        }
+    }
+
+    #[test]
+    fn users_of_a_domain_are_named_as_directory_services_name_them() {
+        for good in ["alice@corp.example.com", "CORP\\alice", "CORP\\svc$", "alice@corp$"] {
+            assert!(is_user(good), "{good}");
+        }
+        for bad in ["@corp", "alice@", "\\alice", "CORP\\", "alice@$", "@", "\\"] {
+            assert!(!is_user(bad), "{bad}");
+        }
+        assert_eq!((quoted_user("a@b").as_str(), quoted_user("C\\a").as_str()), ("\"a@b\"", "'C\\a'"));
+    }
+
+    #[test]
+    fn a_number_in_whichever_form_is_no_user() {
+        for bad in ["0", "1000", "00", "+0", "-0", " 0", "0 ", " root", "root ", "root\0", "0\0", "0$", "0x0 ", "١"] {
+            assert!(!is_user(bad), "{bad:?}");
         }
     }
 }

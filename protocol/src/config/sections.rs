@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use toml::de::DeTable;
 
-use super::names::{is_user, shown};
+use super::names::{USER_FORM, is_user, shown};
 use super::problem::Problem;
 use super::walk::{Findings, Mode, Scope, Section, Walk, at_key};
 use super::{Cluster, Command, Config, Defaults, Group, Machine, Name, Network, check, environment, relays, values};
@@ -266,11 +266,7 @@ fn username<'w>(walk: &mut Walk<'w>, section: &Section<'w>) -> Option<String> {
 }
 
 fn user(text: &str) -> Result<String, &'static str> {
-    if is_user(text) {
-        Ok(text.to_owned())
-    } else {
-        Err("must be the name of a user on the machine, such as \"deploy\"")
-    }
+    if is_user(text) { Ok(text.to_owned()) } else { Err(USER_FORM) }
 }
 
 fn address(text: &str) -> Result<SocketAddr, &'static str> {

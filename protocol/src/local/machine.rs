@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::failure::Failure;
 use crate::id::{ClusterId, MachineId};
 
 /// `malai machine init`.
@@ -45,4 +46,7 @@ pub struct Joined {
     pub machine_id: MachineId,
     /// The generation received.
     pub generation: u64,
+    /// Why no command runs on this machine yet: its `username` and its daemon's account do not go together.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub account: Option<Failure>,
 }

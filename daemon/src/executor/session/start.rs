@@ -176,20 +176,19 @@ async fn launch(shared: &Arc<Shared>, plan: &Plan, registration: &mut Registrati
     let planted = shared.trees.plant(&mark).map_err(|error| internal("make the session's cgroup", &error))?;
     let (group, directory) = planted.unzip();
     let prepared = {
-        let (plan, mark, open_files) = (plan.clone(), mark.clone(), shared.open_files);
-        let prepare = move || command::prepare(&plan, &mark, directory, open_files);
-        tokio::task::spawn_blocking(prepare).await
+        let (asked, mark, open_files) = (plan.clone(), mark.clone(), shared.open_files);
+        let prepare = move || command::prepare(&asked, &mark, directory, open_files);
+        shared.lookups.ask(plan.user.as_deref(), prepare).await
     };
     let mut place = None;
     let result = match prepared {
-        Ok(Ok(command)) => {
+        Ok(command) => {
             if let Some(Identity { uid, gid, .. }) = command.prepared.identity {
                 place = Some(shared.users.enter(uid, gid).await);
             }
             fork(shared, command)
         }
-        Ok(Err(failure)) => Err(failure),
-        Err(error) => Err(Failure::new(failure::Kind::Internal, format!("the command was not prepared: {error}"))),
+        Err(failure) => Err(failure),
     };
     let (user, child, exit, forked, input, output) = match result {
         Ok(forked) => forked,

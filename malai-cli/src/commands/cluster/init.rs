@@ -19,7 +19,7 @@ pub(super) struct Init {
     /// Never contact any public service: no relays, and only mDNS to find machines
     #[arg(long)]
     private: bool,
-    /// The user that commands run as on this machine
+    /// The user that commands run as on this machine; default: the own account, which root has to name and so is named here
     #[arg(long, value_name = "USER")]
     username: Option<String>,
 }
@@ -29,7 +29,9 @@ impl Init {
     /// What went wrong.
     pub(super) fn run(self, cx: &Context) -> Result<u8, Failure> {
         let Self { cluster, name, private, username } = self;
-        let username = super::username(username);
+        // The manager's machine is this one: root asks, so its daemon is root's.
+        let is_own = username.is_none() && nix::unistd::geteuid().is_root();
+        let username = if is_own { Some("root".to_owned()) } else { username };
         let request = Request::ClusterInit(ClusterInit { cluster, name, private, username });
         let Response::Made(made) = client::request(&cx.home, request, Otherwise::Disk, cx.out)? else {
             return Err(client::unexpected());
@@ -42,6 +44,12 @@ impl Init {
         }
         cx.out.note(&format!("cluster {alias} made; this machine is {machine}.{alias}, id52 {machine_id}"));
         cx.out.note(&format!("its config: {config}"));
+        if is_own {
+            let section = format!("[machine.{machine}]");
+            cx.out.note(&format!(
+                "commands on this machine run as root: `username` under {section}, or --username, names another"
+            ));
+        }
         if join_addresses.is_empty() {
             cx.out.hint(&format!("start the daemon: malai daemon; then: malai cluster invite {alias} --name web01"));
         } else {

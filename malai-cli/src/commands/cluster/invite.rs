@@ -29,7 +29,8 @@ pub(super) struct Invite {
     /// A group that the newcomer becomes a member of. May be repeated
     #[arg(long = "group", value_name = "GROUP")]
     groups: Vec<String>,
-    /// The user that commands run as there; default when root asks: root
+    /// The user that commands run as there; default: `username` of [defaults], else the newcomer's own account, unless
+    /// that is root
     #[arg(long, value_name = "USER")]
     username: Option<String>,
     /// For the host of a relay: the token names the cluster, holds no secret, and lets nobody in
@@ -45,7 +46,7 @@ impl Invite {
         if relay {
             return for_relay(cx, &cluster);
         }
-        let username = super::username(username);
+        let is_named = username.is_some();
         // Never shorter than asked for, and never zero.
         let expires_s = duration::millis(expires).div_ceil(1000);
         let request = Request::ClusterInvite(ClusterInvite { cluster, name, uses, expires_s, groups, username });
@@ -64,6 +65,12 @@ impl Invite {
             cx.out.hint("start one: malai daemon");
         } else {
             cx.out.note(&format!("newcomers reach this machine at {}", join_addresses.join(", ")));
+        }
+        if !is_named {
+            cx.out.note(
+                "no --username: commands there run as `username` of [defaults] says, else as the account of the \
+                 newcomer's daemon; a daemon that is root then refuses them",
+            );
         }
         cx.out.hint("on the newcomer: malai machine join TOKEN; malai daemon");
         Ok(0)

@@ -65,8 +65,3 @@ fn change(cx: &Context, cluster: &str, request: Request, done: &str) -> Result<C
     publication::tell(cx.out, cluster, publication);
     Ok(changed)
 }
-
-/// The user that commands run as on a machine: the one that was named, else root where root asks.
-fn username(named: Option<String>) -> Option<String> {
-    named.or_else(|| nix::unistd::geteuid().is_root().then(|| "root".to_owned()))
-}

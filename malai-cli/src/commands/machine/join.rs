@@ -42,8 +42,12 @@ impl Join {
         if cx.out.json {
             cx.out.document(&joined)?;
         }
-        let Joined { alias, machine, machine_id, generation, .. } = &joined;
+        let Joined { alias, machine, machine_id, generation, account, .. } = &joined;
         cx.out.note(&format!("joined {alias} as {machine}.{alias}, id52 {machine_id}, generation {generation}"));
+        if let Some(why) = account {
+            cx.out.note(&format!("warning: no command will run on this machine: {}", why.message));
+            why.hint.iter().for_each(|hint| cx.out.hint(hint));
+        }
         cx.out.hint("to be reached by others, a daemon has to run here: malai daemon");
         Ok(0)
     }
