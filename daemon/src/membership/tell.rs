@@ -16,7 +16,7 @@ use malai_protocol::config::{MAX_RELAYS, Network};
 use malai_protocol::id::MachineId;
 use malai_protocol::peer::{ALPN, Announce, Close, Hello, Pull, RESET_PROTOCOL};
 use tokio::time::Instant;
-use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::sync::DropGuard;
 
 use super::Membership;
 use super::sync::BODY;

@@ -125,12 +125,13 @@ mod tests {
 
     use super::*;
     use crate::net::endpoint::{Options, bind, bound_port};
+    use crate::store::secret::Secret;
 
     const SOON: Duration = Duration::from_secs(20);
 
     async fn endpoint(key: u8) -> Endpoint {
         let network = Network { relays: Some(Vec::new()), discovery: Some(Vec::new()), ..Network::default() };
-        let options = Options { alpns: vec![ALPN.to_vec()], ..Options::caller([key; 32], &network) };
+        let options = Options { alpns: vec![ALPN.to_vec()], ..Options::caller(Secret::copied(&[key; 32]), &network) };
         bind(&options).await.expect("an endpoint").endpoint
     }
 
