@@ -14,6 +14,7 @@ pub(crate) fn trials() -> Vec<Trial> {
     trials![
         a_command_that_ends_by_itself_passes_its_status_on,
         a_program_that_cannot_run_is_126_or_127_as_in_a_shell,
+        what_is_no_program_there_is_127_and_then_a_hint_says_what_was_meant,
         a_command_killed_by_its_timeout_is_252,
         a_command_whose_daemon_is_stopped_is_253_and_says_why,
         what_cannot_be_started_is_255_and_each_reason_has_its_own_words,
@@ -51,6 +52,34 @@ fn a_program_that_cannot_run_is_126_or_127_as_in_a_shell() -> Result<()> {
     told(company.run(office.laptop(), web01, &["/root/only-here"])?, 126, &["/root/only-here"])?;
     told(company.run(office.laptop(), web01, &["/root"])?, 126, &["/root"])?;
     told(company.run(office.laptop(), web01, &["no-such-program"])?, 127, &["no-such-program", "not found"])?;
+    Ok(())
+}
+
+fn what_is_no_program_there_is_127_and_then_a_hint_says_what_was_meant() -> Result<()> {
+    let office = Office::open(["web01"])?;
+    let (laptop, [web01]) = (office.laptop(), &office.machines);
+    let cases = [
+        (&["web01.company", "-n", "echo", "hi"][..], "malai -n web01.company echo hi"),
+        (&["web01.company", "--", "ls /tmp"], "malai web01.company -- ls /tmp"),
+        (&["web01.company", "--", "export", "A=1"], "malai -c 'export A=1' web01.company"),
+        (&["web01.company", "FOO=1", "env"], "malai --env FOO=1 web01.company -- env"),
+        (
+            &["web01.company", "web02.company", "--", "uptime"],
+            "for m in web01.company web02.company; do malai -n \"$m\" -- uptime; done",
+        ),
+    ];
+    for (words, meant) in cases {
+        let output = told(laptop.run(malai(words))?, 127, &["not found"])?;
+        let errors = output.error_text();
+        ensure!(errors.lines().last().is_some_and(|line| line.ends_with(meant)), "{words:?}: {errors}");
+    }
+    // What is proposed works, and a program that has such a name is run without a word.
+    ensure!(laptop.run(malai(["-n", "web01.company", "echo", "hi"]))?.success()?.text() == "hi");
+    web01
+        .sh("printf '#!/bin/sh\nhostname\nexit 127\n' >'/usr/local/bin/ls tmp'; chmod 755 '/usr/local/bin/ls tmp'")?
+        .success()?;
+    let own = laptop.run(malai(["web01.company", "--", "/usr/local/bin/ls tmp"]))?.exited(127)?;
+    ensure!(own.text() == "web01" && own.stderr.is_empty(), "{}", own.error_text());
     Ok(())
 }
 

@@ -91,7 +91,8 @@ impl<'a> Typed<'a> {
         let own = own_options(&self.words);
         if own > 0 {
             let (own, words) = self.words.split_at(own);
-            let line = self.line(own, self.target, self.literal, words);
+            let words = if words.is_empty() && !own.contains(&"-c") { &["COMMAND"][..] } else { words };
+            let line = self.line(own, self.target, self.literal && !words.is_empty(), words);
             return Some(format!("malai's own options go before the target: {line}"));
         }
         if let Some(hint) = self.several_machines(is_cluster) {

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test's scaffolding ends the test when it breaks")]
 
 use std::io::{Read, Write};
+use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -15,6 +16,7 @@ use malai_protocol::codec::{Frame, FrameCodec, Kind};
 use malai_protocol::id::Incarnation;
 use malai_protocol::local::{Hello, Request, Response, VERSION};
 use malai_protocol::session::{Attach, Attached, EndedBy, ExitRecord, STDIN_CREDIT, Started, Status, StdinAck};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal as Number, kill};
 use nix::unistd::Pid;
 use tokio_util::codec::Decoder;
@@ -160,6 +162,9 @@ impl Daemon {
     }
 
     pub(crate) fn accept(&self) -> Peer {
+        let soon = PollTimeout::try_from(SOON).unwrap();
+        let ready = poll(&mut [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)], soon).unwrap();
+        assert!(ready > 0, "nobody came");
         let (stream, _) = self.0.accept().unwrap();
         stream.set_read_timeout(Some(SOON)).unwrap();
         stream.set_write_timeout(Some(SOON)).unwrap();

@@ -62,6 +62,8 @@ fn options_of_malai_after_the_target_are_shown_before_it() {
                 &["-v", "u@web01.lab", "--timeout", "5s", "--json", "sleep", "9"],
                 "malai's own options go before the target: malai -v --timeout 5s --json u@web01.lab sleep 9",
             ),
+            (&["web01.lab", "-n"], "malai's own options go before the target: malai -n web01.lab COMMAND"),
+            (&["web01.lab", "--", "-c", "ls"], "malai's own options go before the target: malai -c ls web01.lab"),
             (&["web01.lab", "--help"], "help about malai itself: malai exec --help"),
             (&["web01.lab", "-t", "top"], ""),
             (&["web01.lab", "--no-such-option"], ""),
@@ -168,8 +170,8 @@ fn a_misspelt_command_is_shown_as_it_is_spelt() {
         failure::Kind::NotConfigured,
         &[(&["stauts", "--", "x"], ""), (&["stauts.lab", "x"], ""), (&["-n", "stauts", "x"], ""), (&["db01", "x"], "")],
     );
-    let ended = refused(&["--json", "statsu"], failure::Kind::UnknownTarget);
-    assert!(ended.stderr.ends_with("malai: hint: did you mean: malai status --json\n"), "{ended}");
+    let ended = refused(&["--json", "statsu", "x"], failure::Kind::UnknownTarget);
+    assert!(ended.stderr.ends_with("malai: hint: did you mean: malai status x --json\n"), "{ended}");
     let ended = Home::new().run(&["stauts"]);
     insta::assert_snapshot!(ended, @r"
     exit 255

@@ -19,7 +19,7 @@ pub(crate) fn measure(report: &mut Report) -> Result<()> {
              process, which has the byte in a pipe or a file, to its exit: median of {TIMES}, after {WARM_UP} that do not \
              count, over the long wire ({} ms there and back). A pipe is read when the command has started, a round trip \
              later, so that nothing is lost when it does not start; `--eager-stdin` reads it at once, and a file is read \
-             ahead and put back. ssh goes through a ControlMaster.",
+             ahead beside its position. ssh goes through a ControlMaster.",
             2 * DELAY_MS
         ),
     );
