@@ -18,6 +18,7 @@ use std::path::{Path, PathBuf};
 
 use malai_protocol::failure::{Failure, Kind};
 use malai_protocol::home::Home;
+use nix::unistd::{AccessFlags, access};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -182,6 +183,9 @@ pub fn prepare(home: &Home) -> Result<(), Failure> {
     // Nothing is made in a place that is refused.
     Trusted::own().check(home)?;
     make_dir(home.root())?;
+    // Said here, or what is made in it first would fail with words of its own.
+    access(home.root(), AccessFlags::W_OK | AccessFlags::X_OK)
+        .map_err(|e| disk_failure("write into", home.root(), &e.into()))?;
     make_dir(&home.clusters())?;
     // Where anybody may make a directory, somebody else may have been faster.
     Trusted::own().check(home)

@@ -110,7 +110,7 @@ impl Trusted {
         Ok(Some(file))
     }
 
-    /// As [`Trusted::open_with`], for who looks at the mode: others may be able to write to the file.
+    /// Opens a file of a trusted user, which others may be able to write to: the caller looks at its mode.
     ///
     /// # Errors
     /// As [`Trusted::open`].

@@ -39,7 +39,7 @@ impl Secret {
         Self { place }
     }
 
-    /// Shows the key. Who copies it, copies it inside [`wiped`].
+    /// Shows the key. A copy is made inside [`wiped`].
     pub(crate) fn bytes(&self) -> &[u8; SECRET_BYTES] {
         &self.place
     }

@@ -214,7 +214,8 @@ fn a_relay_runs_as_a_user_of_its_own_in_the_home_that_its_unit_gives_it() -> Res
     let made = format!("install -d /var/lib/private && install -d -m 700 -o ada {private} && ln -s {private} {home}");
     host.sh(&made)?.success()?;
     let ada = |words: &[&str]| malai(words).user("ada").env("MALAI_HOME", home);
-    host.run(malai(["cluster", "init", "company", "--private", "--username", "root"]))?.success()?;
+    let init = ["cluster", "init", "company", "--name", "laptop", "--private", "--username", "root"];
+    host.run(malai(init))?.success()?;
     let token = host.run(malai(["cluster", "invite", "company", "--relay"]))?.success()?.text();
     host.run(ada(&["relay", "init", &token, "--url", "https://127.0.0.1:7443"]))?.success()?;
     let relay = host.spawn(ada(&["relay", "run"]))?;
