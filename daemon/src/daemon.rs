@@ -11,7 +11,6 @@ use malai_protocol::home::Home;
 use malai_protocol::id::Incarnation;
 use malai_protocol::plan::Ended;
 use nix::unistd::{Uid, User};
-use tokio::net::UnixListener;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -22,12 +21,14 @@ use crate::clusters::{self, Clusters};
 use crate::duty;
 use crate::ended::{Ends, Owed};
 use crate::local;
+use crate::logging::Log;
 use crate::machine::live::Tables;
 use crate::metrics::Registry;
 use crate::requests::{Context, blocking};
 use crate::shared::{ExecutorSlot, Shared};
 use crate::store::lock::{Lock, Part};
 use crate::store::settings::Settings;
+use crate::store::socket::Socket;
 use crate::supervisor::{Event, Executor};
 use crate::takeover;
 
@@ -53,12 +54,14 @@ pub struct Options {
     pub agent: bool,
     /// Program and arguments that start the executor; absent = it runs inside this process.
     pub executor: Option<(PathBuf, Vec<OsString>)>,
+    /// Where this process logs, so that it can tell what its log lacks; absent = not known.
+    pub log: Option<Log>,
 }
 
 /// A daemon that is bound: it holds the lock, and its sockets are there.
 #[derive(Debug)]
 pub struct Daemon {
-    listener: UnixListener,
+    socket: Socket,
     parts: Parts,
 }
 
@@ -83,7 +86,7 @@ struct Parts {
     reloads: mpsc::UnboundedReceiver<String>,
     idle: Option<Duration>,
     stop: CancellationToken,
-    lock: Lock,
+    lock: Arc<Lock>,
 }
 
 impl Daemon {
@@ -111,6 +114,7 @@ impl Daemon {
             root: Uid::effective().is_root(),
             audit: Audit::open(&options.home)?,
             metrics: Registry::default(),
+            log: options.log,
             executor: ExecutorSlot::new(options.home.clone(), options.executor, sender, owe, tables),
             home: options.home,
         });
@@ -131,8 +135,8 @@ impl Daemon {
         shared.open.cancel();
         let stop = CancellationToken::new();
         let context = Context::new(Arc::clone(&clusters), stop.clone());
-        let listener = local::bind(&shared.home.socket())?;
-        let executor_said = Arc::default();
+        let socket = Socket::bind(&shared.home.socket())?;
+        let (lock, executor_said) = (Arc::new(lock), Arc::default());
         let parts = Parts {
             context,
             shared,
@@ -147,7 +151,7 @@ impl Daemon {
             stop,
             lock,
         };
-        Ok(Self { listener, parts })
+        Ok(Self { socket, parts })
     }
 
     /// What must be said at the start: clusters that do not work or that wait.
@@ -162,8 +166,8 @@ impl Daemon {
 
     /// Serves until it is told to stop, and returns how that went with what has to be shut down.
     pub async fn run(self) -> (Stopped, Result<(), Failure>) {
-        let Self { listener, mut parts } = self;
-        let outcome = parts.run(listener).await;
+        let Self { socket, mut parts } = self;
+        let outcome = parts.run(socket).await;
         (Stopped(parts), outcome)
     }
 
@@ -174,9 +178,9 @@ impl Daemon {
 }
 
 impl Stopped {
-    /// Stops, in this order: no new request is taken and the sockets of CLIs are closed (the end of [`Daemon::run`]);
-    /// the ends that were reported are written; connections close, so that attachments are lost; endpoints close; the ends
-    /// of requests that were given up over this are written; the socket is removed; the lock is released.
+    /// Stops, in this order: no new request is taken, the socket is removed, and the connections of CLIs are closed (the end
+    /// of [`Daemon::run`]); the ends that were reported are written; connections close, so that attachments are lost;
+    /// endpoints close; the ends of requests that were given up over this are written; the lock is released.
     ///
     /// The executor and its sessions are left to the next daemon, unless it runs inside this process. The next
     /// daemon writes the ends from then on.
@@ -187,8 +191,9 @@ impl Stopped {
 
 impl Parts {
     /// Serves CLIs in a task of its own: however long something takes here, they are accepted.
-    async fn run(&mut self, listener: UnixListener) -> Result<(), Failure> {
-        let mut serving = tokio::spawn(local::serve(listener, Arc::clone(&self.context), self.stop.clone()));
+    async fn run(&mut self, socket: Socket) -> Result<(), Failure> {
+        let lock = Arc::clone(&self.lock);
+        let mut serving = tokio::spawn(local::serve(socket, lock, Arc::clone(&self.context), self.stop.clone()));
         let clusters = Arc::clone(&self.clusters);
         self.keep("audit", move |_| audit::keep_paying(Arc::clone(&clusters)));
         self.keep("executor of another program", replace_outdated);
@@ -305,10 +310,6 @@ impl Parts {
         let shared = Arc::clone(&self.shared);
         if let Err(failure) = blocking(move || shared.audit.pay()).await {
             tracing::error!("the audit lacks lines: {failure}");
-        }
-        let socket = self.shared.home.socket();
-        if let Err(error) = std::fs::remove_file(&socket) {
-            tracing::warn!("cannot remove {}: {error}", socket.display());
         }
         drop(self.lock);
     }

@@ -13,7 +13,7 @@ mod proxy;
 use std::sync::Arc;
 
 use malai_protocol::home::Home;
-use malai_protocol::local::{Checkup, Finding};
+use malai_protocol::local::{Checkup, Finding, LostLines};
 use malai_protocol::plan::Tree;
 use tokio::task::JoinSet;
 
@@ -23,12 +23,22 @@ use crate::membership::Membership;
 use crate::metrics;
 use crate::requests::blocking;
 use crate::shared::Shared;
+use crate::store::lock;
 
 /// What this home's files tell, where no daemon runs.
 pub(crate) fn offline(home: &Home) -> Checkup {
     let mut findings = files::look(home);
-    let text = "no daemon runs here: no other machine reaches this one, and the network was not tried";
-    findings.push(Finding::broken("daemon", text, "malai daemon"));
+    findings.push(match lock::find_holder(home) {
+        Ok(Some(holder)) if !holder.agent => {
+            let failure = holder.unreachable(home);
+            Finding::broken("daemon", failure.message, failure.hint.unwrap_or_default())
+        }
+        Ok(_) => {
+            let text = "no daemon runs here: no other machine reaches this one, and the network was not tried";
+            Finding::broken("daemon", text, "malai daemon")
+        }
+        Err(failure) => Finding::broken("daemon", failure.message, failure.hint.unwrap_or_default()),
+    });
     Checkup { findings }
 }
 
@@ -67,6 +77,11 @@ async fn daemon(shared: &Shared) -> Vec<Finding> {
             "{panics} tasks of daemon and executor failed by faults in malai, and began again where they have to"
         );
         found.push(Finding::note("faults", text).mend("grep 'a fault in malai' in the daemon's log, and report it"));
+    }
+    if let Some(LostLines { lines, why }) = shared.lost_log().await {
+        let text = format!("{lines} lines were not written since the daemon, or its executor, was started: {why}");
+        let home = shared.home.root().display();
+        found.push(Finding::note("log", text).mend(format!("df -h {home}; ls -l {}", shared.home.log().display())));
     }
     let Some(executor) = shared.executor.current() else {
         found.push(Finding::broken("executor", "it does not run, and no command starts here", "malai daemon restart"));

@@ -123,7 +123,7 @@ impl Ends {
     fn append(&self, clusters: &Clusters, line: &Entry) -> Result<(), Failure> {
         let line = Entry { at_ms: now_ms(), ..line.clone() };
         clusters.shared().audit.append(&line)?;
-        tracing::info!(session = %line.session, cluster = %line.cluster, code = line.code, "ended");
+        tracing::debug!(session = %line.session, cluster = %line.cluster, code = line.code, "ended");
         Ok(())
     }
 

@@ -70,6 +70,7 @@ use malai_protocol::plan::Program;
 use malai_protocol::session::EndedBy;
 
 use crate::duty;
+use crate::logging::Log;
 use crate::program;
 use crate::secrecy;
 use crate::store::owners::Trusted;
@@ -89,6 +90,7 @@ use users::Users;
 
 pub(crate) use env::MARKER;
 pub(crate) use reap::Reaper;
+pub(crate) use tree::process;
 
 /// How long the executor stays after its daemon went when it has nothing to come back for.
 const LINGER: Duration = Duration::from_secs(5);
@@ -141,12 +143,15 @@ pub struct Options {
     pub cgroups: bool,
     /// Cancelled, it ends all sessions as a daemon's shutdown does, and then itself.
     pub stop: CancellationToken,
+    /// Where the executor's own process logs.
+    pub log: Option<Log>,
 }
 
 /// What all tasks of one executor share.
 struct Shared {
     incarnation: Incarnation,
     hostname: String,
+    log: Option<Log>,
     /// This process is the executor's own.
     alone: bool,
     /// What it runs, where that is its own.
@@ -194,13 +199,11 @@ pub async fn run(options: Options, incoming: Incoming) -> anyhow::Result<()> {
     let socket = options.home.executor_socket();
     let served = match incoming {
         Incoming::Socket => {
-            let listener = serve::bind(&socket)?;
-            let result = tokio::select! {
-                result = serve::accept(&shared, &listener) => result,
+            let mut socket = serve::bind(&socket)?;
+            tokio::select! {
+                result = serve::accept(&shared, &mut socket) => result,
                 () = stay(&shared, &options.stop) => Ok(()),
-            };
-            std::fs::remove_file(&socket).with_context(|| format!("removing {}", socket.display()))?;
-            result
+            }
         }
         Incoming::Channel(mut connections) => {
             tokio::select! {
@@ -252,6 +255,7 @@ fn prepare(options: &Options, alone: bool) -> anyhow::Result<Arc<Shared>> {
     Ok(Arc::new(Shared {
         incarnation,
         hostname: hostname.to_string_lossy().into_owned(),
+        log: options.log.clone(),
         alone,
         program: if alone { program::own() } else { None },
         open_files: if alone { raise_open_files() } else { None },
@@ -439,11 +443,11 @@ fn shown(bytes: &[u8]) -> String {
     if bytes.len() > MAX_SHOWN { text + "…" } else { text }
 }
 
-/// The executor as a process of its own: the hidden subcommand `malai executor`.
+/// The executor as a process of its own, which logs there: the hidden subcommand `malai executor`.
 ///
 /// # Errors
 /// As [`run`].
-pub fn main(home: Home) -> anyhow::Result<()> {
+pub fn main(home: Home, log: Option<Log>) -> anyhow::Result<()> {
     // Files and the socket are for this user alone; commands get their own umask.
     secrecy::close_files();
     // What callers sent may be in a core. The rest of the memory stays open to this user, who may do what this process may:
@@ -454,8 +458,8 @@ pub fn main(home: Home) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("the runtime")?;
     runtime.block_on(async {
         let stop = CancellationToken::new();
-        let signals = tokio::spawn(serve::stop_on_signals(stop.clone()));
-        let result = run(Options { home, cgroups: true, stop: stop.clone() }, Incoming::Socket).await;
+        let signals = tokio::spawn(serve::follow_signals(stop.clone(), log.clone()));
+        let result = run(Options { home, cgroups: true, stop: stop.clone(), log }, Incoming::Socket).await;
         stop.cancel();
         signals.await.context("signals")?.context("signals")?;
         result

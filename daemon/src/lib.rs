@@ -3,8 +3,9 @@
 //! # Layout
 //! [`Daemon`] wires everything: bind, run, shutdown. `membership` is one joined cluster; `net` the network below it;
 //! `machine` the target's side of a session and `outbound` the caller's; `local` the CLI's socket, `requests` what is
-//! asked there; `join` how newcomers become machines; [`manager`] signs, [`store`] keeps, [`mod@audit`] records.
-//! [`supervisor`] starts the [`executor`], which owns the commands; [`duty`] begins a task again that panicked.
+//! asked there; `join` how newcomers become machines; [`manager`] signs, [`store`] keeps, [`mod@audit`] records,
+//! [`logging`] logs. [`supervisor`] starts the [`executor`], which owns the commands; [`duty`] begins a task again that
+//! panicked.
 //!
 //! # Non-goals
 //! There is no second way to execution: everything goes through `machine`, and through `access::decide` there.
@@ -23,6 +24,7 @@ mod ended;
 pub mod executor;
 mod join;
 mod local;
+pub mod logging;
 mod machine;
 pub mod manager;
 mod membership;

@@ -1,7 +1,5 @@
 //! The Unix socket for the CLI: who may connect, one hello, one request.
 
-use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,8 +8,8 @@ use malai_protocol::failure::{Failure, Kind as FailureKind};
 use malai_protocol::local::{Hello, Request, Response, VERSION};
 use nix::unistd::Uid;
 use tokio::io::AsyncWriteExt;
+use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -20,48 +18,28 @@ use crate::backoff::Failing;
 use crate::net::Frames;
 use crate::outbound;
 use crate::requests::{self, Context};
+use crate::store::lock::Lock;
+use crate::store::socket::Socket;
 
 /// CLI connections at once; more wait in the socket's queue.
 const MOST: usize = 2048;
 /// How long the hello and the request may take: both are in the CLI's first write.
 const REQUEST: Duration = Duration::from_secs(10);
-/// A path in `sockaddr_un` has at most so many bytes.
-pub(crate) const MAX_PATH: usize = 107;
 /// Answers before the last one that wait for a slow CLI.
 const ANSWERS: usize = 16;
 
-/// Binds the socket, 0600. The caller holds the lock, so whatever is there is a leftover.
-///
-/// # Errors
-/// [`Failure`] when the path is too long or the disk says no.
-pub(crate) fn bind(path: &Path) -> Result<UnixListener, Failure> {
-    let length = path.as_os_str().len();
-    if length > MAX_PATH {
-        let text = format!("{} has {length} bytes, and a Unix socket's path has at most {MAX_PATH}", path.display());
-        return Err(Failure::new(FailureKind::BadConfig, text).hint("set MALAI_HOME to a shorter path"));
-    }
-    let fail = |doing: &str, e: std::io::Error| {
-        Failure::new(FailureKind::Internal, format!("cannot {doing} {}: {e}", path.display()))
-    };
-    match std::fs::remove_file(path) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(fail("remove the old socket", e)),
-        _ => {}
-    }
-    // The directory is 0700, so nobody gets in between the two calls.
-    let listener = UnixListener::bind(path).map_err(|e| fail("bind", e))?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).map_err(|e| fail("protect", e))?;
-    Ok(listener)
-}
-
-/// Serves CLIs until `cancel`; then their sockets are closed.
-pub(crate) async fn serve(listener: UnixListener, context: Arc<Context>, cancel: CancellationToken) {
+/// Serves CLIs until `cancel`; then their sockets are closed. The socket is bound again when it is removed, unless the home
+/// is another daemon's by then: this one leaves.
+pub(crate) async fn serve(mut socket: Socket, lock: Arc<Lock>, context: Arc<Context>, cancel: CancellationToken) {
     let slots = Arc::new(Semaphore::new(MOST));
     let tasks = TaskTracker::new();
     let mut failing = Failing::default();
+    let leave = cancel.clone();
+    let may_bind = move || is_ours(&lock, &leave);
     loop {
         let accepted = tokio::select! {
             () = cancel.cancelled() => break,
-            accepted = accept(&listener, &slots) => accepted,
+            accepted = accept(&mut socket, &slots, &may_bind) => accepted,
         };
         let (stream, slot) = match accepted {
             Ok(accepted) => {
@@ -86,18 +64,39 @@ pub(crate) async fn serve(listener: UnixListener, context: Arc<Context>, cancel:
             drop(slot);
         });
     }
-    drop(listener);
+    drop(socket);
     tasks.close();
     tasks.wait().await;
 }
 
 async fn accept(
-    listener: &UnixListener,
+    socket: &mut Socket,
     slots: &Arc<Semaphore>,
+    may_bind: &(impl Fn() -> bool + Clone + Send + 'static),
 ) -> std::io::Result<(UnixStream, tokio::sync::OwnedSemaphorePermit)> {
     let slot = Arc::clone(slots).acquire_owned().await.map_err(std::io::Error::other)?;
-    let (stream, _) = listener.accept().await?;
+    let stream = socket.accept(may_bind.clone()).await?;
     Ok((stream, slot))
+}
+
+/// Whether the home is still this daemon's. It holds the lock, under whatever name that has by now, and takes the one that
+/// has its name when nobody else did.
+fn is_ours(lock: &Lock, leave: &CancellationToken) -> bool {
+    match lock.confirm() {
+        Ok(None) => true,
+        Ok(Some(holder)) => {
+            tracing::error!(
+                pid = holder.pid,
+                "another process has taken this home while its lock was away: this one leaves"
+            );
+            leave.cancel();
+            false
+        }
+        Err(failure) => {
+            tracing::error!("the lock cannot be looked at: {failure}");
+            false
+        }
+    }
 }
 
 /// Only the daemon's own user and root are served.

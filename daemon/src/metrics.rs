@@ -120,8 +120,10 @@ impl Registry {
 /// All that is counted, as it stands.
 pub(crate) async fn metrics(clusters: &Clusters) -> Metrics {
     let executor_panics = executor_panics(clusters.shared()).await;
+    let lost_log_lines = clusters.shared().lost_log().await.map_or(0, |lost| lost.lines);
     let clusters = clusters.ready().iter().map(|membership| cluster(membership)).collect();
-    Metrics { version: crate::VERSION.to_owned(), panics: duty::panics(), executor_panics, clusters }
+    let version = crate::VERSION.to_owned();
+    Metrics { version, panics: duty::panics(), executor_panics, lost_log_lines, clusters }
 }
 
 /// How many panics the executors of this daemon had, as far as they said so.

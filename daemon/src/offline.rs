@@ -1,6 +1,7 @@
 //! What can be done without a daemon: the disk part of a request. Nothing is published.
 
 mod leave;
+mod stop;
 
 use malai_protocol::failure::{Failure, Kind};
 use malai_protocol::home::Home;
@@ -10,7 +11,9 @@ use crate::admin::{self, Change, Scanned, unpublished};
 use crate::clock::now_ms;
 use crate::doctor;
 use crate::manager::Rescan;
-use crate::store::lock::Changes;
+use crate::store::lock::{self, Changes};
+
+pub use stop::{end_executor, stop_by_signal};
 
 /// Does the disk part of a request, on a home where no daemon runs. An agent may run there.
 pub async fn offline(home: &Home, request: Request) -> Response {
@@ -67,9 +70,10 @@ fn answer(home: &Home, request: &Request) -> Result<Response, Failure> {
         | Request::Yield
         | Request::ClusterPending { .. }
         | Request::MachineJoin { .. }
-        | Request::MachineLeave { .. } => {
-            Err(Failure::new(Kind::NotConfigured, "this needs a daemon, and none runs here").hint("malai daemon"))
-        }
+        | Request::MachineLeave { .. } => match lock::find_holder(home)? {
+            Some(holder) if !holder.agent => Err(holder.unreachable(home)),
+            _ => Err(Failure::new(Kind::NotConfigured, "this needs a daemon, and none runs here").hint("malai daemon")),
+        },
     }
 }
 

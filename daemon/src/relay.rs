@@ -22,6 +22,7 @@ use std::fs::{File, OpenOptions, TryLockError};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::unix::fs::OpenOptionsExt;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
@@ -29,7 +30,7 @@ use iroh::Endpoint;
 use iroh_relay::server::{QuicConfig, Server, ServerConfig};
 use malai_protocol::failure::{Failure, Kind};
 use malai_protocol::home::{Home, RelayDir};
-use tokio::net::{TcpListener, UnixListener};
+use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -41,12 +42,17 @@ use settings::Settings;
 use status::Source;
 
 use crate::duty;
-use crate::local;
 use crate::store::keys::RelayKey;
 use crate::store::owners::Trusted;
+use crate::store::socket::Socket;
 
 /// Where clients learn their address, by iroh's convention.
 pub const ADDRESS_DISCOVERY_PORT: u16 = iroh_relay::defaults::DEFAULT_RELAY_QUIC_PORT;
+
+/// Bounds how long a relay waits for its lock, which `malai relay status` takes for a moment.
+const LOCK_TIMEOUT: Duration = Duration::from_millis(500);
+/// Between two attempts.
+const LOCK_RETRY_INTERVAL: Duration = Duration::from_millis(10);
 
 /// What a relay is started with.
 #[derive(Debug, Clone)]
@@ -60,14 +66,13 @@ pub struct Options {
 /// A relay that is bound: it holds its lock, and its sockets are there.
 #[derive(Debug)]
 pub struct Relay {
-    dir: RelayDir,
     source: Option<Source>,
     doors: Arc<Doors>,
     gate: Arc<Gate>,
     ear: Arc<Ear>,
     endpoint: Option<Endpoint>,
     tcp: Option<TcpListener>,
-    unix: Option<UnixListener>,
+    unix: Option<Socket>,
     discovery: Server,
     address: SocketAddr,
     clusters: usize,
@@ -101,7 +106,7 @@ impl Relay {
         let (tcp, address) = listen(settings.listen).await?;
         let endpoint = hear::bind(key.secret(), address).await?;
         let discovery = discover(address, options.address_discovery, certificate.config).await?;
-        let unix = Some(local::bind(&dir.socket())?);
+        let unix = Some(Socket::bind(&dir.socket())?);
         Ok(Self {
             ear: Ear::new(&clusters),
             clusters: clusters.all().len(),
@@ -123,7 +128,6 @@ impl Relay {
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
             _lock: lock,
-            dir,
         })
     }
 
@@ -193,18 +197,14 @@ impl Relay {
         self.tasks.spawn(duty::keep(name, stop.clone(), move || work(stop.clone())));
     }
 
-    /// Stops, in this order: no new connection is taken, clients are disconnected, endpoints close, the socket is
-    /// removed, the lock is released.
+    /// Stops, in this order: no new connection is taken and the socket is removed, clients are disconnected, endpoints close,
+    /// the lock is released.
     pub async fn shutdown(self) {
         self.stop.cancel();
         self.tasks.close();
         self.tasks.wait().await;
         if let Err(error) = self.discovery.shutdown().await {
             tracing::debug!("address discovery did not end in good order: {error}");
-        }
-        let socket = self.dir.socket();
-        if let Err(error) = std::fs::remove_file(&socket) {
-            tracing::warn!("cannot remove {}: {error}", socket.display());
         }
     }
 }
@@ -214,7 +214,13 @@ fn lock(dir: &RelayDir) -> Result<File, Failure> {
     let path = dir.lock();
     let fail = |e: std::io::Error| crate::store::disk_failure("lock", &path, &e);
     let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path).map_err(fail)?;
-    match file.try_lock() {
+    let deadline = Instant::now() + LOCK_TIMEOUT;
+    let mut locked = file.try_lock();
+    while matches!(locked, Err(TryLockError::WouldBlock)) && Instant::now() < deadline {
+        std::thread::sleep(LOCK_RETRY_INTERVAL);
+        locked = file.try_lock();
+    }
+    match locked {
         Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => {
             Err(Failure::new(Kind::Conflict, format!("a relay runs already for {}", dir.root().display()))

@@ -10,12 +10,14 @@ use malai_protocol::access::Me;
 use malai_protocol::failure::Failure;
 use malai_protocol::home::Home;
 use malai_protocol::id::{Incarnation, MachineId};
+use malai_protocol::local::LostLines;
 use malai_protocol::plan::{Program, SessionName};
 use tokio::sync::{Mutex, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use crate::audit::{self, Audit};
 use crate::ended::Owed;
+use crate::logging::Log;
 use crate::machine::live::Tables;
 use crate::membership::recover::Rebuilds;
 use crate::metrics::Registry;
@@ -41,6 +43,8 @@ pub(crate) struct Shared {
     pub(crate) executor: ExecutorSlot,
     /// What is counted.
     pub(crate) metrics: Registry,
+    /// Where this process logs.
+    pub(crate) log: Option<Log>,
     /// Cancelled when sessions of an earlier daemon were taken over: before, no stream of a session is served.
     pub(crate) open: CancellationToken,
     /// Aliases of clusters that have to be taken in anew from the disk.
@@ -54,6 +58,19 @@ impl Shared {
     pub(crate) fn reload(&self, alias: &str) {
         if self.reload.send(alias.to_owned()).is_err() {
             tracing::debug!(cluster = alias, "not taken in anew: the daemon stops");
+        }
+    }
+
+    /// Returns what this process's log lacks, and the executor's, if that tells.
+    pub(crate) async fn lost_log(&self) -> Option<LostLines> {
+        let own = self.log.as_ref().and_then(Log::lost).filter(|lost| lost.lines > 0);
+        let executors = match self.executor.current() {
+            Some(executor) => executor.lost_log().await.filter(|lost| lost.lines > 0),
+            None => None,
+        };
+        match (own, executors) {
+            (Some(own), Some(other)) => Some(LostLines { lines: own.lines.saturating_add(other.lines), why: own.why }),
+            (own, other) => own.or(other),
         }
     }
 

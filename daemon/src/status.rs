@@ -69,6 +69,7 @@ pub(crate) fn daemon(clusters: &Clusters) -> DaemonStatus {
         tree: executor.as_ref().map(crate::supervisor::Executor::tree),
         executor_pid: executor.as_ref().and_then(crate::supervisor::Executor::pid),
         sessions: u32::try_from(sessions).unwrap_or(u32::MAX),
+        lost_log: shared.lost_log().await,
     }
 }
 

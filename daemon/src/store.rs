@@ -9,7 +9,7 @@
 //! [`keys`] the secret keys, and [`secret`] their place in memory; [`owners`] whose files are used; [`lead`] room beyond the
 //! end of a file; [`lines`] reading lines; [`lock`] who may change what; [`clusters`] one directory for each cluster; [`snapshot`] the
 //! signed config, and [`reserve`] its place on a full disk; [`settings`] `malai.toml`; [`peers`] and [`ports`] what is
-//! remembered between starts.
+//! remembered between starts; `socket` the sockets, which are bound again when they are removed.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -36,6 +36,7 @@ pub mod reserve;
 pub mod secret;
 pub mod settings;
 pub mod snapshot;
+pub(crate) mod socket;
 
 /// The mode of every file here: most are secret, and none is another user's business.
 const FILE_MODE: u32 = 0o600;

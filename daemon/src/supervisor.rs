@@ -5,7 +5,8 @@ mod control;
 mod launch;
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -39,6 +40,10 @@ const SHUTDOWN: Duration = Duration::from_secs(10);
 const GONE: Duration = Duration::from_secs(3);
 /// How long it may take to say whether it has a session.
 const ANSWER: Duration = Duration::from_secs(5);
+/// Bounds how long the socket of an executor is waited for when it was removed, and the executor binds it again.
+const SOCKET_BACK_TIMEOUT: Duration = Duration::from_secs(5);
+/// Between two looks for that socket.
+const SOCKET_POLL_INTERVAL: Duration = Duration::from_millis(50);
 /// Orders that wait to be written.
 const ORDERS: usize = 64;
 /// What an in-memory connection holds in each direction.
@@ -157,7 +162,7 @@ impl Executor {
             Mode::InProcess => {
                 let (connections, task) = launch::in_process(home);
                 let dial = Dial::Channel(connections);
-                (launch::open(dial.connect().await?, None).await?, dial, Some(task))
+                (launch::open(dial.connect(&CancellationToken::new()).await?, None).await?, dial, Some(task))
             }
         };
         Ok(Self::over(opened, dial, task, events, stop, guard))
@@ -284,7 +289,7 @@ impl Executor {
     /// # Errors
     /// When the executor is gone.
     pub async fn attach(&self, attachment: Attachment) -> Result<Framed<Connection, FrameCodec>, Failure> {
-        let mut framed = Framed::new(self.inner.dial.connect().await?, FrameCodec::new());
+        let mut framed = Framed::new(self.inner.dial.connect(&self.inner.gone).await?, FrameCodec::new());
         let hello = Frame::control(Kind::ExecutorHello, &Hello::Attach(attachment)).map_err(broken)?;
         framed.send(hello).await.map_err(broken)?;
         Ok(framed)
@@ -299,7 +304,7 @@ impl Executor {
         if attachment.by != attachment.session.caller {
             self.check_watching()?;
         }
-        let mut framed = Framed::new(self.inner.dial.connect().await?, FrameCodec::new());
+        let mut framed = Framed::new(self.inner.dial.connect(&self.inner.gone).await?, FrameCodec::new());
         let hello = Hello::Resume { attachment, out_offset, from_end, take_over, resend };
         framed.send(Frame::control(Kind::ExecutorHello, &hello).map_err(broken)?).await.map_err(broken)?;
         match timeout(ANSWER, framed.next()).await {
@@ -369,14 +374,28 @@ impl Executor {
 }
 
 impl Dial {
-    async fn connect(&self) -> Result<Connection, Failure> {
+    /// Connects, unless the executor is `gone`.
+    async fn connect(&self, gone: &CancellationToken) -> Result<Connection, Failure> {
         match self {
-            Self::Socket(path) => Ok(Box::new(UnixStream::connect(path).await.map_err(|_| lost())?)),
+            Self::Socket(path) => Ok(Box::new(connect(path, gone).await.map_err(|_| lost())?)),
             Self::Channel(connections) => {
                 let (near, far) = tokio::io::duplex(DUPLEX);
                 connections.send(Box::new(far)).await.map_err(|_| lost())?;
                 Ok(Box::new(near))
             }
+        }
+    }
+}
+
+/// Connects to the socket of an executor. While that is there, a socket that is not comes back: it was removed.
+async fn connect(path: &Path, gone: &CancellationToken) -> io::Result<UnixStream> {
+    let until = Instant::now() + SOCKET_BACK_TIMEOUT;
+    loop {
+        match UnixStream::connect(path).await {
+            Err(error) if launch::is_none_there(&error) && !gone.is_cancelled() && Instant::now() < until => {
+                sleep(SOCKET_POLL_INTERVAL).await;
+            }
+            connected => return connected,
         }
     }
 }

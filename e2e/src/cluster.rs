@@ -33,12 +33,21 @@ pub fn malai<S: AsRef<OsStr>>(words: impl IntoIterator<Item = S>) -> Cmd {
     Cmd::new(std::iter::once("malai".into()).chain(words))
 }
 
+/// What daemons of the lab log: connections too, which tell of what went wrong, and which are counted.
+const LOG_FILTER: &str =
+    "warn,malai=info,malai_daemon=info,malai_daemon::net::pool=debug,malai_daemon::membership=debug";
+
+/// `malai daemon` with these further words, with a log that says more than by default.
+pub fn daemon<const N: usize>(words: [&str; N]) -> Cmd {
+    malai(std::iter::once("daemon").chain(words)).env("MALAI_LOG", LOG_FILTER)
+}
+
 /// Starts the daemon in the background.
 ///
 /// # Errors
 /// When it does not get ready.
 pub fn start(host: &Host) -> Result<()> {
-    host.run(malai(["daemon"]))?.success()?;
+    host.run(daemon([]))?.success()?;
     Ok(())
 }
 

@@ -4,6 +4,7 @@ use std::io::ErrorKind;
 use std::time::Duration;
 
 use futures_util::{SinkExt, StreamExt};
+use malai_daemon::store::lock::{self, Holder};
 use malai_daemon::store::owners::Trusted;
 use malai_protocol::codec::{CodecError, Frame, FrameCodec, Kind as FrameKind};
 use malai_protocol::failure::{Failure, Kind};
@@ -27,6 +28,10 @@ const AGENT_START_TOLD_AFTER: Duration = Duration::from_secs(3);
 const AGENT_START_AGAIN_AFTER: Duration = Duration::from_millis(500);
 /// Between two looks for a socket that is about to appear.
 const LOOK: Duration = Duration::from_millis(5);
+/// How long a daemon that holds its lock is waited for at its socket, which it binds again when it was removed.
+const SOCKET_BACK_TIMEOUT: Duration = Duration::from_secs(5);
+/// Between two looks for it.
+const SOCKET_BACK_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Who does a request when no daemon runs here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,9 +68,9 @@ pub(crate) fn block_on<T>(future: impl Future<Output = Result<T, Failure>>) -> R
 /// The failure that was answered, or why there is no answer.
 pub(crate) fn request(home: &Home, request: Request, otherwise: Otherwise, out: Output) -> Result<Response, Failure> {
     block_on(async {
-        let stream = match (dial(home).await?, otherwise) {
-            (None, Otherwise::Agent) => Some(start_agent(home, out).await?),
-            (stream, _) => stream,
+        let stream = match otherwise {
+            Otherwise::Agent => Some(dial_or_start(home, out).await?),
+            Otherwise::Disk => dial_patiently(home, false).await?.ok(),
         };
         let greeted = match stream {
             Some(stream) => Some(greet(stream).await?),
@@ -124,6 +129,24 @@ pub(crate) async fn dial(home: &Home) -> Result<Option<UnixStream>, Failure> {
     }
 }
 
+/// Connects to the socket of a daemon, or of an agent too, also when that was removed and comes back. Else returns who holds
+/// the lock all the same.
+///
+/// # Errors
+/// As [`dial`], and when the lock cannot be looked at.
+pub(crate) async fn dial_patiently(home: &Home, agents: bool) -> Result<Result<UnixStream, Option<Holder>>, Failure> {
+    let deadline = Instant::now() + SOCKET_BACK_TIMEOUT;
+    loop {
+        if let Some(stream) = dial(home).await? {
+            return Ok(Ok(stream));
+        }
+        match lock::find_holder(home)? {
+            Some(holder) if (agents || !holder.agent) && Instant::now() < deadline => sleep(SOCKET_BACK_INTERVAL).await,
+            holder => return Ok(Err(holder)),
+        }
+    }
+}
+
 /// The socket gets argv, standard input and invites: it has to be ours, or root's, as the directory that it is in.
 fn check_owner(home: &Home, stream: &UnixStream) -> Result<(), Failure> {
     let trusted = Trusted::own();
@@ -165,7 +188,10 @@ async fn start_agent(home: &Home, out: Output) -> Result<UnixStream, Failure> {
         }
         let waited = begun.elapsed();
         if waited >= AGENT_START_LIMIT {
-            return Err(agent_is_late());
+            return Err(match lock::find_holder(home)?.filter(|holder| !holder.agent) {
+                Some(holder) => holder.unreachable(home),
+                None => agent_is_late(),
+            });
         }
         if waited >= AGENT_START_TOLD_AFTER && !std::mem::replace(&mut told, true) {
             out.note("no daemon runs here, and the agent that calls in its place is still starting; waiting for it…");

@@ -3,7 +3,7 @@
 //! # Layout
 //! [`args`] cuts the command line at the target; [`commands`] has one file for each command; [`client`] talks to the
 //! daemon; [`session`] follows one command on a machine, and asks about others; [`background`] starts the daemon and the
-//! agent; [`output`] is the only file that prints.
+//! agent; [`logging`] says what those log; [`output`] is the only file that prints.
 
 mod args;
 mod background;
@@ -12,6 +12,7 @@ mod commands;
 mod duration;
 mod escape;
 mod home;
+mod logging;
 mod output;
 mod session;
 mod stdio;

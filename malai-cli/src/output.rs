@@ -3,6 +3,7 @@
 //! Whatever is printed may contain another machine's words, so everything is escaped here and nowhere else.
 
 use std::io::{self, ErrorKind, IsTerminal, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use malai_protocol::failure::{Failure, Kind};
 use nix::poll::PollTimeout;
@@ -12,6 +13,16 @@ use crate::{escape, stdio};
 
 /// How long the last words wait for a standard error that nobody reads, in milliseconds.
 const LAST_WORDS_MS: u16 = 1000;
+
+/// The reader of standard output left before everything was written.
+static READER_LEFT: AtomicBool = AtomicBool::new(false);
+/// The exit code of a run whose reader left: as if SIGPIPE had ended it.
+const READER_LEFT_CODE: u8 = 128 + 13;
+
+/// Returns the exit code of a run that otherwise ends with this one: 0 only when its results were written.
+pub(crate) fn exit_code(code: u8) -> u8 {
+    if code == 0 && READER_LEFT.load(Ordering::Relaxed) { READER_LEFT_CODE } else { code }
+}
 
 /// How this run prints.
 #[derive(Debug, Clone, Copy)]
@@ -67,6 +78,14 @@ impl Output {
     pub(crate) fn last_note(self, text: &str) {
         if stdio::is_writable(&io::stderr(), PollTimeout::from(LAST_WORDS_MS)) {
             self.note(text);
+        }
+    }
+
+    /// Prints a failure as a document if `--json` was given and standard output takes something.
+    pub(crate) fn last_document(self, failure: &Failure) {
+        if self.json && stdio::is_writable(&io::stdout(), PollTimeout::from(LAST_WORDS_MS)) {
+            // It is told on standard error too.
+            drop(self.document(&serde_json::json!({ "error": failure })));
         }
     }
 
@@ -136,8 +155,11 @@ fn to_stderr(text: &str) {
 fn to_stdout(text: &str) -> Result<(), Failure> {
     let mut stdout = io::stdout().lock();
     match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
-        // A reader that left, such as `head`, has what it wanted.
-        Err(e) if e.kind() == ErrorKind::BrokenPipe => Ok(()),
+        // A reader that left, such as `head`, has what it wanted; but whoever asked for the exit code has not all of it.
+        Err(e) if e.kind() == ErrorKind::BrokenPipe => {
+            READER_LEFT.store(true, Ordering::Relaxed);
+            Ok(())
+        }
         Err(e) => Err(Failure::new(Kind::Internal, format!("standard output cannot be written: {e}"))),
         Ok(()) => Ok(()),
     }

@@ -51,9 +51,14 @@ impl Home {
         self.root.join("malai.toml")
     }
 
-    /// The log of a background daemon.
+    /// The log of what runs here in the background: daemon or agent, and the executor.
     pub fn log(&self) -> PathBuf {
         self.root.join("daemon.log")
+    }
+
+    /// The `number`th older part of the log, from 1, the newest.
+    pub fn log_part(&self, number: u32) -> PathBuf {
+        self.root.join(format!("daemon.log.{number}"))
     }
 
     /// The lock that a daemon holds for its life; its content is the holder's pid.

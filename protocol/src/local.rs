@@ -22,7 +22,8 @@ pub use machine::{Joined, MachineInit, MachineMade};
 pub use metrics::{ClusterMetrics, Metrics};
 pub use ping::{MIN_PING_INTERVAL_MS, Ping, PingAnswer, PingOutcome, THIS_MACHINE};
 pub use status::{
-    ClusterState, ClusterStatus, Connection, DaemonStatus, MachineStatus, RelayState, RelayStatus, Role, Status,
+    ClusterState, ClusterStatus, Connection, DaemonStatus, LostLines, MachineStatus, RelayState, RelayStatus, Role,
+    Status,
 };
 
 use crate::failure::Failure;

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
 use crate::id::{ClusterId, FollowerId, Incarnation, MachineId, SessionId};
+use crate::local::LostLines;
 use crate::session::{EndedBy, ExitRecord, Resend};
 use crate::sessions::Summary;
 
@@ -247,6 +248,9 @@ pub struct Inventory {
     /// Another `Inventory` follows with the rest.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub more: bool,
+    /// What the executor's log lacks; absent = nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lost_log: Option<LostLines>,
 }
 
 /// One session that the executor knows.

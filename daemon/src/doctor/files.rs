@@ -8,10 +8,10 @@ use malai_protocol::home::Home;
 use malai_protocol::local::{Finding, Level, Role};
 
 use crate::audit;
-use crate::local::MAX_PATH;
 use crate::store;
 use crate::store::owners::Trusted;
 use crate::store::settings::Settings;
+use crate::store::socket::SOCKET_PATH_MAX_BYTES;
 
 const AREA: &str = "files";
 /// With less room than this, nothing that malai has to write down is sure of its place.
@@ -95,8 +95,9 @@ fn socket_path(home: &Home) -> Option<Finding> {
         .into_iter()
         .map(|path| (path.display().to_string(), path.as_os_str().len()))
         .max_by_key(|(_, length)| *length)?;
-    (length > MAX_PATH).then(|| {
-        let text = format!("{longest} has {length} bytes, and a Unix socket's path has at most {MAX_PATH}");
+    (length > SOCKET_PATH_MAX_BYTES).then(|| {
+        let text =
+            format!("{longest} has {length} bytes, and a Unix socket's path has at most {SOCKET_PATH_MAX_BYTES}");
         Finding::broken(AREA, text, "set MALAI_HOME to a shorter path")
     })
 }

@@ -20,6 +20,7 @@ use crate::duty;
 use super::table::{Cause, Command, Record};
 use super::tree::GRACE;
 use super::{Connection, Shared, session};
+use crate::logging::Log;
 
 /// Sessions in one frame: each takes at most 2 KiB.
 const PART: usize = 1024;
@@ -111,7 +112,9 @@ fn inventory(shared: &Shared) -> Vec<Result<Frame, CodecError>> {
     }
     let last = parts.len() - 1;
     let parts = parts.into_iter().enumerate();
-    parts.map(|(i, sessions)| Frame::control(Kind::Inventory, &Inventory { sessions, more: i < last })).collect()
+    let lost_log = shared.log.as_ref().and_then(Log::lost);
+    let part = |(i, sessions)| Inventory { sessions, more: i < last, lost_log: lost_log.clone() };
+    parts.map(|part_of| Frame::control(Kind::Inventory, &part(part_of))).collect()
 }
 
 fn state(outcome: &Outcome) -> State {

@@ -105,7 +105,7 @@ pub(crate) async fn replay(shared: &Shared, kept: &Kept, arrival: Arrival) {
     if !reading.has(out_offset) {
         return refuse(Link::of(attachment), &never_sent(out_offset)).await;
     }
-    tracing::info!(id = who.session.id.short(), out_offset, "replays");
+    tracing::debug!(id = who.session.id.short(), out_offset, "replays");
     let mut link = Link::of(attachment);
     let answer = |out_offset| attached(shared, kept, out_offset);
     link.control(Kind::Attached, &answer(reading.resume((!from_end).then_some(out_offset))));
@@ -118,10 +118,10 @@ pub(crate) async fn replay(shared: &Shared, kept: &Kept, arrival: Arrival) {
             portion = reading.read() => reading.came(portion),
             event = link.next() => match event {
                 link::Event::Frame(frame) => if let Err(error) = check(&reading, &frame) {
-                    tracing::info!(%error, id = who.session.id.short(), "an attachment broke the protocol");
+                    tracing::debug!(%error, id = who.session.id.short(), "an attachment broke the protocol");
                     return;
                 },
-                link::Event::Lost(why) => return tracing::info!(why, id = who.session.id.short(), "replay lost"),
+                link::Event::Lost(why) => return tracing::debug!(why, id = who.session.id.short(), "replay lost"),
                 link::Event::Moved | link::Event::Came(_) => {}
             },
         }

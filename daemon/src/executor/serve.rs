@@ -1,15 +1,13 @@
 //! The executor's socket, and what a connection says first.
 
 use std::io;
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context;
 use futures_util::StreamExt;
 use nix::unistd::{Uid, geteuid};
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::UnixStream;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc::error::SendError;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
@@ -29,6 +27,8 @@ use super::link::{Attachment, Link, MEET};
 use super::session::never_sent;
 use super::table::{Arrival, Attach, Command, Found, Record};
 use super::{Connection, Shared, control, refuse, replay};
+use crate::logging::Log;
+use crate::store::socket::Socket;
 
 /// How long a connection may take to say what it is for.
 const HELLO: Duration = Duration::from_secs(10);
@@ -37,34 +37,24 @@ const MAX_WAITING: usize = 2048;
 /// The longest path of a socket that every supported system takes.
 const MAX_PATH: usize = 103;
 
-/// Binds the socket, mode 0600. The journal's lock is held, so what is there is stale.
-pub(crate) fn bind(path: &Path) -> anyhow::Result<UnixListener> {
+/// Binds the socket. The journal's lock is held, so what is there is stale.
+pub(crate) fn bind(path: &Path) -> anyhow::Result<Socket> {
     let length = path.as_os_str().len();
     anyhow::ensure!(
         length <= MAX_PATH,
         "the path {} has {length} bytes, and a socket's may have {MAX_PATH}: set MALAI_HOME to a shorter one",
         path.display()
     );
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            return Err(error).with_context(|| format!("cannot remove the stale socket {}", path.display()));
-        }
-        _ => {}
-    }
-    let listener = UnixListener::bind(path).with_context(|| format!("cannot bind {}", path.display()))?;
-    // The umask has seen to it already, and the home is closed to others; this is for a home that is not.
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))
-        .with_context(|| format!("cannot close {} to others", path.display()))?;
-    Ok(listener)
+    Ok(Socket::bind(path)?)
 }
 
 /// Accepts connections of the own user and root.
-pub(crate) async fn accept(shared: &Arc<Shared>, listener: &UnixListener) -> anyhow::Result<()> {
+pub(crate) async fn accept(shared: &Arc<Shared>, socket: &mut Socket) -> anyhow::Result<()> {
     let waiting = Arc::new(Semaphore::new(MAX_WAITING));
     let mut failing = Failing::default();
     loop {
-        match listener.accept().await {
-            Ok((stream, _)) if is_allowed(&stream) => {
+        match socket.accept(|| true).await {
+            Ok(stream) if is_allowed(&stream) => {
                 failing.over();
                 serve(shared, Box::new(stream), &waiting);
             }
@@ -122,7 +112,7 @@ fn serve(shared: &Arc<Shared>, connection: Connection, waiting: &Arc<Semaphore>)
                 };
                 ask::answer(&task, question, Asking { reader, writer, permit }).await;
             }
-            Err(error) => tracing::info!(%error, "connection closed"),
+            Err(error) => tracing::debug!(%error, "connection closed"),
         }
     });
 }
@@ -202,18 +192,20 @@ async fn late(arrival: Arrival, record: &Record) {
     link.deliver().await;
 }
 
-/// Ends the executor in good order when somebody signals it.
-pub(crate) async fn stop_on_signals(stop: CancellationToken) -> io::Result<()> {
+/// Ends the executor in good order by SIGTERM and SIGINT; SIGHUP has it open its log again.
+pub(crate) async fn follow_signals(stop: CancellationToken, log: Option<Log>) -> io::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hangup = signal(SignalKind::hangup())?;
     // Nothing may keep a process from being stopped.
     let _stops = stop.clone().drop_guard();
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-        _ = hangup.recv() => {}
-        () = stop.cancelled() => {}
+    loop {
+        tokio::select! {
+            Some(()) = hangup.recv() => log.iter().for_each(Log::reopen),
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+            () = stop.cancelled() => break,
+        }
     }
     stop.cancel();
     Ok(())

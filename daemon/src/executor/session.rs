@@ -302,7 +302,7 @@ impl Session {
     }
 
     fn lost(&mut self, why: &str) {
-        tracing::info!(why, "attachment lost");
+        tracing::debug!(why, "attachment lost");
         self.following.lost();
         // The going of another machine is not its caller's: the session waits as one that was not to end so.
         if self.plan.kill_on_lost && !self.following.is_anothers() {
@@ -319,7 +319,7 @@ impl Session {
             }
             return;
         }
-        tracing::info!(by = ?cause.by, reason = cause.reason, "session is ended");
+        tracing::debug!(by = ?cause.by, reason = cause.reason, "session is ended");
         self.ending = Some(Box::pin(self.tree.clone().end(cause.grace)));
         (self.timeout, self.following.until) = (None, None);
         self.cause = Some(cause);

@@ -285,7 +285,7 @@ impl Spools {
             }
         }
         for kept in expired {
-            tracing::info!(id = %kept.about.session.id.short(), peer = %kept.about.session.caller.short(), "kept output expired");
+            tracing::debug!(id = %kept.about.session.id.short(), peer = %kept.about.session.caller.short(), "kept output expired");
             kept.segments.clear();
             self.forget(&kept.about.session, kept.segments.path(), kept.size);
         }

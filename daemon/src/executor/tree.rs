@@ -11,7 +11,7 @@
 pub(crate) mod cgroup;
 mod left;
 mod marker;
-mod process;
+pub(crate) mod process;
 mod renewal;
 mod workers;
 

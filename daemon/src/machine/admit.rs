@@ -228,7 +228,7 @@ async fn decide_and_send(
                 drop(started.as_mut().and_then(|started| started.request.take()));
                 membership.counters.served.one();
                 membership.counters.called.add(u64::from(name.caller == membership.me));
-                tracing::info!(
+                tracing::debug!(
                     session = %name.id.short(), peer = %name.caller.short(), cluster = %membership.alias,
                     who = %grant.who, named = grant.named.as_deref(), "granted"
                 );

@@ -98,7 +98,7 @@ async fn kill(
     let doing = if act == Act::Kill { "ending" } else { "signalling" };
     attend(membership, caller, session, generation, act, doing).await?;
     let reason = format!("`malai kill` from {}", name(membership, &caller));
-    tracing::info!(session = %session.id.short(), peer = %caller.short(), signal, "asked to end it");
+    tracing::debug!(session = %session.id.short(), peer = %caller.short(), signal, "asked to end it");
     let event = if act == Act::Kill { Event::Kill } else { Event::Signal };
     let question = Hello::Kill { session, signal, reason };
     let answer = one(membership, caller, session, question, Some((event, signal)));

@@ -65,7 +65,7 @@ pub(super) async fn attach(
             Err(if refused { refuse(membership, caller, session, failure, "attaching to") } else { failure })
         }
         Resumed::Attached { first, stream } => {
-            tracing::info!(session = %session.id.short(), peer = %caller.short(), number, answer = ?first.kind, "attached");
+            tracing::debug!(session = %session.id.short(), peer = %caller.short(), number, answer = ?first.kind, "attached");
             Ok(Opened { executor, attachment, first: Some(first), stream, visit })
         }
         Resumed::Missing => Err(unknown()),
@@ -124,7 +124,7 @@ pub(crate) async fn gone(membership: &Arc<Membership>, peer: MachineId, gone: &G
     if is_elsewhere(membership, peer, &session, &executor).await? {
         return Ok(());
     }
-    tracing::info!(session = %session.id.short(), peer = %peer.short(), number = gone.number, "its caller is gone");
+    tracing::debug!(session = %session.id.short(), peer = %peer.short(), number = gone.number, "its caller is gone");
     executor.caller_gone(CallerGone { session, follower: Some(gone.follower), number: gone.number }).await
 }
 

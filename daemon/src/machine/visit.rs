@@ -87,7 +87,7 @@ pub(super) fn note(
     membership.refusals.wrote(caller, bytes);
     membership.shared.audit.allowances.count(caller, bytes, Instant::now());
     let (id, peer, owner) = (session.id.short(), caller.short(), session.caller.short());
-    tracing::info!(session = %id, %peer, %owner, signal, "another machine's session: {event:?}");
+    tracing::debug!(session = %id, %peer, %owner, signal, "another machine's session: {event:?}");
     Ok(())
 }
 

@@ -57,7 +57,7 @@ pub(crate) async fn answer(
         follow(membership, conn, told, (send_half, frames)).await
     };
     let (code, reason) = end(greeted.await);
-    tracing::info!(peer = %conn.peer.short(), cluster = %membership.alias, "connection ends: {reason}");
+    tracing::debug!(peer = %conn.peer.short(), cluster = %membership.alias, "connection ends: {reason}");
     crate::net::close(&conn.conn, code, &reason);
 }
 

@@ -170,7 +170,7 @@ async fn stream(membership: Arc<Membership>, conn: Arc<PeerConn>, mut send_half:
             return turn_away(&conn, frames.into_parts().0, &mut send_half, exceeded).await;
         }
         Err(error) => {
-            tracing::info!(peer = %conn.peer.short(), "stream ended before its first frame: {error}");
+            tracing::debug!(peer = %conn.peer.short(), "stream ended before its first frame: {error}");
             let (mut recv, _) = frames.into_parts();
             return abandon(&mut send_half, &mut recv, RESET_PROTOCOL);
         }
@@ -196,7 +196,7 @@ async fn stream(membership: Arc<Membership>, conn: Arc<PeerConn>, mut send_half:
         got => Err(CodecError::OutOfOrder { got, wanted: "the beginning of a stream" }.into()),
     };
     if let Err(error) = result {
-        tracing::info!(peer = %conn.peer.short(), cluster = %membership.alias, "stream ended: {error:#}");
+        tracing::debug!(peer = %conn.peer.short(), cluster = %membership.alias, "stream ended: {error:#}");
         let number = if is_protocol_error(&error) { RESET_PROTOCOL } else { RESET_LOST };
         // It fails only when the half is finished or reset already, which is as good.
         let _closed = send_half.reset(code(number));

@@ -111,7 +111,8 @@ async fn end_sessions(home: &Home, alias: &str) -> Result<(), Failure> {
     Ok(())
 }
 
-async fn write(audit: &Audit, executor: &Executor, ended: &Ended, is_written: bool) -> Result<(), Failure> {
+/// Writes an end down, unless that was done, and confirms it.
+pub(super) async fn write(audit: &Audit, executor: &Executor, ended: &Ended, is_written: bool) -> Result<(), Failure> {
     if !is_written {
         audit.append(&end_line(ended))?;
     }

@@ -124,7 +124,7 @@ impl Farewells {
 /// Tells this machine of the cluster that the caller is gone, as soon as it can be reached.
 pub(super) fn keep(clusters: &Arc<Clusters>, cluster: ClusterId, machine: MachineId, gone: Gone) {
     let to = To { cluster, machine };
-    tracing::info!(session = %gone.id.short(), machine = %machine.short(), "the target does not know yet that the caller is gone");
+    tracing::debug!(session = %gone.id.short(), machine = %machine.short(), "the target does not know yet that the caller is gone");
     if clusters.farewells().note(Due { to, gone, until: Instant::now() + KEPT }) {
         let stop = clusters.farewells().stop.clone();
         let telling = Arc::clone(clusters);
@@ -164,9 +164,9 @@ async fn say_all(clusters: &Clusters, membership: &Arc<Membership>, to: To, all:
     let mut saying = futures_util::stream::iter(all).map(one).buffer_unordered(AT_ONCE);
     while let Some((due, said)) = saying.next().await {
         match said {
-            Ok(None) => tracing::info!(session = %due.gone.id.short(), "the target knows that the caller is gone"),
+            Ok(None) => tracing::debug!(session = %due.gone.id.short(), "the target knows that the caller is gone"),
             Ok(Some(why)) => {
-                tracing::info!(session = %due.gone.id.short(), "the target does not hear of callers: {why}")
+                tracing::debug!(session = %due.gone.id.short(), "the target does not hear of callers: {why}")
             }
             Err(error)
                 if matches!(
@@ -174,7 +174,7 @@ async fn say_all(clusters: &Clusters, membership: &Arc<Membership>, to: To, all:
                     Some(Close::NotAMember | Close::Removed)
                 ) =>
             {
-                tracing::info!(session = %due.gone.id.short(), "the target does not know this machine: {error:#}");
+                tracing::debug!(session = %due.gone.id.short(), "the target does not know this machine: {error:#}");
             }
             Err(error) => return Err(error),
         }

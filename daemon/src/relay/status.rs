@@ -3,14 +3,14 @@
 use std::io::Read;
 use std::os::unix::net::UnixStream as BlockingStream;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use malai_protocol::failure::{Failure, Kind};
 use malai_protocol::home::Home;
 use malai_protocol::id::{ClusterId, MachineId};
 use serde::{Deserialize, Serialize};
 use tokio::io::AsyncWriteExt;
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::UnixStream;
 use tokio_util::sync::CancellationToken;
 
 use super::clusters::Clusters;
@@ -18,10 +18,16 @@ use super::gate::Gate;
 use super::serve::Doors;
 use crate::backoff::Failing;
 use crate::local::may_connect;
+use crate::store::lock::is_locked;
 use crate::store::owners::Trusted;
+use crate::store::socket::Socket;
 
 /// How long whoever asks may take to read.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// Bounds how long a relay that holds its lock is waited for at its socket, which it binds again when it was removed.
+const SOCKET_BACK_TIMEOUT: Duration = Duration::from_secs(5);
+/// Between two looks for the socket.
+const SOCKET_POLL_INTERVAL: Duration = Duration::from_millis(50);
 /// The largest document: 64 clusters with their alarms are far below it.
 const MAX_DOCUMENT: u64 = 1024 * 1024;
 
@@ -114,13 +120,13 @@ impl Source {
     }
 
     /// Tells whoever may know, one after the other, until `cancel`.
-    pub(crate) async fn run(self, listener: UnixListener, cancel: CancellationToken) {
+    pub(crate) async fn run(self, mut socket: Socket, cancel: CancellationToken) {
         let mut failing = Failing::default();
         loop {
             let stream = tokio::select! {
                 () = cancel.cancelled() => return,
-                accepted = listener.accept() => match accepted {
-                    Ok((stream, _)) => {
+                accepted = socket.accept(|| true) => match accepted {
+                    Ok(stream) => {
                         failing.over();
                         stream
                     }
@@ -150,21 +156,32 @@ impl Source {
     }
 }
 
-/// The state of the relay of this home; `None` when none runs. Blocks the thread, 2 s at most.
+/// The state of the relay of this home; `None` when none runs. Blocks the thread, 7 s at most.
 ///
 /// # Errors
 /// [`Kind::Internal`] when one runs and does not tell.
 pub fn status(home: &Home) -> Result<Option<Status>, Failure> {
-    let path = home.relay().socket();
+    let (path, lock) = (home.relay().socket(), home.relay().lock());
     let fail = |e: std::io::Error| {
         Failure::new(Kind::Internal, format!("the relay at {} does not tell its state: {e}", path.display()))
+            .hint(format!("fuser -v {} shows its process", lock.display()))
     };
-    let stream = match BlockingStream::connect(&path) {
-        Ok(stream) => stream,
-        Err(e) if matches!(e.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::ConnectionRefused) => {
-            return Ok(None);
+    let deadline = Instant::now() + SOCKET_BACK_TIMEOUT;
+    let stream = loop {
+        match BlockingStream::connect(&path) {
+            Ok(stream) => break stream,
+            Err(e) if matches!(e.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::ConnectionRefused) => {
+                if !is_locked(&lock).map_err(fail)? {
+                    return Ok(None);
+                }
+                // It starts or stops, or its socket was removed, which it binds again.
+                if Instant::now() >= deadline {
+                    return Err(fail(e));
+                }
+                std::thread::sleep(SOCKET_POLL_INTERVAL);
+            }
+            Err(e) => return Err(fail(e)),
         }
-        Err(e) => return Err(fail(e)),
     };
     Trusted::own().socket(&path)?;
     stream.set_read_timeout(Some(PATIENCE)).map_err(fail)?;

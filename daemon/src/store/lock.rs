@@ -10,9 +10,10 @@
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
@@ -48,7 +49,10 @@ pub enum Part {
 #[derive(Debug)]
 #[must_use = "the lock is released when this is dropped"]
 pub struct Lock {
-    file: File,
+    home: Home,
+    part: Part,
+    /// The file that is locked; another one when its name was taken away meanwhile.
+    file: Mutex<File>,
 }
 
 /// Who holds the lock.
@@ -92,33 +96,132 @@ impl Lock {
         let path = home.lock();
         let fail = |e: io::Error| disk_failure("lock", &path, &e);
         let file = open(&path).map_err(fail)?;
-        if !try_lock(&file).map_err(fail)? {
-            // Not asked under the lock: a daemon that stops may need it to finish.
-            drop(changes);
+        let is_ours = try_lock(&file).map_err(fail)?;
+        // Nobody is asked under the other lock: a daemon that stops may need it to finish.
+        drop(changes);
+        if !is_ours {
             return Ok(Attempt::Held(holder(home)));
         }
-        let word = if part == Part::Agent { AGENT } else { "" };
-        match say(&file, &format!("{}\n{word}", std::process::id())) {
-            // The lock is what counts. A machine with a full disk must not be one that nobody reaches.
-            Err(e) if matches!(e.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) => {
-                tracing::warn!(path = %path.display(), error = %e, "the lock does not say who holds it");
-            }
-            said => said.map_err(fail)?,
+        // The file of one that still serves may have been removed: the lock of another file is no right to its home.
+        if let Ok(hello) = hello(&home.socket()) {
+            release(&file);
+            return Ok(Attempt::Held(Holder { pid: Some(hello.pid), agent: hello.agent, answers: true }));
         }
+        let _changes = Changes::begin(home)?;
+        part.say(&file).map_err(fail)?;
         super::sweep(home.root());
         super::clusters::sweep(home);
-        Ok(Attempt::Taken(Self { file }))
+        Ok(Attempt::Taken(Self { home: home.clone(), part, file: Mutex::new(file) }))
+    }
+
+    /// Sees to it that the lock is the one which has its name: when the file was removed it is made again, and taken.
+    /// Returns who was faster, and `None` when the home is still the holder's. Blocks.
+    ///
+    /// # Errors
+    /// What the disk says.
+    pub(crate) fn confirm(&self) -> Result<Option<Holder>, Failure> {
+        let path = self.home.lock();
+        let fail = |e: io::Error| disk_failure("lock", &path, &e);
+        let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        // A home that was removed as a whole is not made again.
+        if is_named(&file, &path).map_err(fail)? || !self.home.root().exists() {
+            return Ok(None);
+        }
+        let _changes = Changes::begin(&self.home)?;
+        let named = open(&path).map_err(fail)?;
+        if !try_lock(&named).map_err(fail)? {
+            return Ok(Some(written_holder(&self.home)));
+        }
+        tracing::warn!(path = %path.display(), "the lock was taken away: it is taken again");
+        *file = named;
+        self.part.say(&file).map_err(fail)?;
+        Ok(None)
+    }
+}
+
+/// Whether this file has this name.
+fn is_named(file: &File, path: &Path) -> io::Result<bool> {
+    let ours = file.metadata()?;
+    match std::fs::metadata(path) {
+        Ok(named) => Ok((named.dev(), named.ino()) == (ours.dev(), ours.ino())),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(e) => Err(e),
+    }
+}
+
+impl Part {
+    /// Writes into the lock who holds it.
+    fn say(self, file: &File) -> io::Result<()> {
+        let word = if self == Self::Agent { AGENT } else { "" };
+        match say(file, &format!("{}\n{word}", std::process::id())) {
+            // The lock is what counts. A machine with a full disk must not be one that nobody reaches.
+            Err(error) if matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) => {
+                tracing::warn!(%error, "the lock does not say who holds it");
+                Ok(())
+            }
+            said => said,
+        }
     }
 }
 
 impl Drop for Lock {
     fn drop(&mut self) {
         // The file keeps its words: whoever finds the lock held a moment before this must not take an agent for a daemon.
-        release(&self.file);
+        release(&self.file.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+}
+
+/// Returns who holds the lock of this home, as far as the lock tells; `None` when nobody does. Blocks.
+///
+/// # Errors
+/// What the disk says.
+pub fn find_holder(home: &Home) -> Result<Option<Holder>, Failure> {
+    let path = home.lock();
+    if !path.exists() {
+        return Ok(None);
+    }
+    // A look takes the lock for a moment, and a daemon that starts in that moment would be refused. Where nothing can be
+    // written none starts.
+    let _changes = Changes::begin(home).ok();
+    let is_held = is_locked(&path).map_err(|e| disk_failure("look at", &path, &e))?;
+    Ok(is_held.then(|| written_holder(home)))
+}
+
+/// Whether some process holds the lock of this file. It is taken for a moment.
+///
+/// # Errors
+/// What the disk says.
+pub(crate) fn is_locked(path: &Path) -> io::Result<bool> {
+    let file = match File::open(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
+        file => file?,
+    };
+    match file.try_lock_shared() {
+        Ok(()) => Ok(false),
+        Err(TryLockError::WouldBlock) => Ok(true),
+        Err(TryLockError::Error(e)) => Err(e),
     }
 }
 
 impl Holder {
+    /// Says who it is, for a message.
+    #[must_use]
+    pub fn name(&self) -> String {
+        let what = if self.agent { "an agent" } else { "a daemon" };
+        let pid = self.pid.map_or_else(|| "whose pid is not known".to_owned(), |pid| format!("pid {pid}"));
+        format!("{what}, {pid},")
+    }
+
+    /// Says that it is here, and not reached.
+    #[must_use]
+    pub fn unreachable(&self, home: &Home) -> Failure {
+        let text = format!("{} runs here, and is not reached at {}", self.name(), home.socket().display());
+        Failure::new(Kind::Internal, text).hint(
+            "one that starts or stops is not reached for a moment, and one whose socket was removed binds it again; \
+             if it stays so: malai daemon stop",
+        )
+    }
+
     fn conflict(&self, home: &Home) -> Failure {
         let what = if self.agent { "an agent" } else { "a daemon" };
         let pid = self.pid.map_or_else(|| "pid unknown".to_owned(), |pid| format!("pid {pid}"));
@@ -127,9 +230,8 @@ impl Holder {
             Failure::new(Kind::Conflict, format!("{what} runs already for {shown}: {pid}"))
                 .hint("malai daemon status shows it; malai daemon stop ends it")
         } else {
-            let kill = self.pid.map_or_else(String::new, |pid| format!("; if it stays so: kill {pid}"));
             Failure::new(Kind::Conflict, format!("{what} for {shown} has the lock but does not answer: {pid}"))
-                .hint(format!("it may be starting or stopping, try again{kill}"))
+                .hint("it may be starting or stopping, try again; if it stays so: malai daemon stop")
         }
     }
 }
@@ -221,16 +323,30 @@ fn open(path: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(super::FILE_MODE).open(path)
 }
 
+/// Whether the system itself says that this process has the lock of this home open. Who but looks at a lock has it open for a
+/// moment and writes no pid into it.
+pub(crate) fn is_held_by(home: &Home, pid: i32) -> bool {
+    let Ok(lock) = std::fs::metadata(home.lock()) else { return false };
+    let Ok(open) = std::fs::read_dir(format!("/proc/{pid}/fd")) else { return false };
+    open.flatten()
+        .any(|fd| std::fs::metadata(fd.path()).is_ok_and(|file| (file.dev(), file.ino()) == (lock.dev(), lock.ino())))
+}
+
 fn holder(home: &Home) -> Holder {
+    match hello(&home.socket()) {
+        // The socket's word is newer than the file's, which a crash may have left.
+        Ok(hello) => Holder { pid: Some(hello.pid), agent: hello.agent, answers: true },
+        Err(_) => written_holder(home),
+    }
+}
+
+/// What the file says, without asking anybody.
+fn written_holder(home: &Home) -> Holder {
     let text = super::read_text(&home.lock(), MAX_LOCK_FILE).ok().flatten().unwrap_or_default();
     let mut lines = text.lines();
     let pid = lines.next().and_then(|line| line.parse().ok());
     let agent = lines.next() == Some(AGENT);
-    match hello(&home.socket()) {
-        // The socket's word is newer than the file's, which a crash may have left.
-        Ok(hello) => Holder { pid: Some(hello.pid), agent: hello.agent, answers: true },
-        Err(_) => Holder { pid, agent, answers: false },
-    }
+    Holder { pid, agent, answers: false }
 }
 
 /// Asks whoever listens on a socket for its hello.
@@ -266,7 +382,7 @@ fn hello(path: &Path) -> io::Result<local::Hello> {
 }
 
 /// Connects without waiting: a holder whose backlog is full does not answer either.
-fn connect_now(path: &Path) -> io::Result<UnixStream> {
+pub(super) fn connect_now(path: &Path) -> io::Result<UnixStream> {
     let fd = socket(AddressFamily::Unix, SockType::Stream, SockFlag::empty(), None)?;
     fcntl(&fd, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
     let stream = UnixStream::from(fd);
@@ -356,7 +472,7 @@ mod tests {
         let (_dir, home) = home();
         let lock = Lock::take(&home, Part::Daemon).expect("free");
         let changes = Changes::begin(&home).expect("free");
-        for file in [&lock.file, &changes.file] {
+        for file in [&*lock.file.lock().expect("whole"), &changes.file] {
             assert_eq!(fcntl(file, FcntlArg::F_GETFD), Ok(FdFlag::FD_CLOEXEC.bits()));
         }
     }
@@ -365,7 +481,7 @@ mod tests {
     fn a_lock_that_is_let_go_is_free_although_a_copy_of_it_is_open() {
         let (_dir, home) = home();
         let lock = Lock::take(&home, Part::Daemon).expect("free");
-        let _copy = lock.file.try_clone().expect("as in a child that is being spawned");
+        let _copy = lock.file.lock().expect("whole").try_clone().expect("as in a child that is being spawned");
         drop(lock);
         drop(Lock::take(&home, Part::Daemon).expect("free again"));
     }
@@ -413,5 +529,68 @@ mod tests {
         drop(first);
         heard.recv_timeout(Duration::from_secs(5)).expect("the second had its turn");
         second.join().expect("ends");
+    }
+
+    #[test]
+    fn a_lock_whose_file_is_removed_is_taken_again_unless_somebody_was_faster() {
+        let (_dir, home) = home();
+        let lock = Lock::take(&home, Part::Daemon).expect("free");
+        assert_eq!(lock.confirm().expect("looks"), None);
+        std::fs::remove_file(home.lock()).expect("removed");
+        assert_eq!(lock.confirm().expect("takes it again"), None);
+        let holder = find_holder(&home).expect("looks").expect("held");
+        assert_eq!(holder, Holder { pid: Some(std::process::id()), agent: false, answers: false });
+        Lock::take(&home, Part::Daemon).expect_err("held");
+
+        std::fs::remove_file(home.lock()).expect("removed");
+        let faster = Lock::take(&home, Part::Agent).expect("nobody answers");
+        assert!(lock.confirm().expect("looks").is_some_and(|holder| holder.agent));
+        drop(lock);
+        find_holder(&home).expect("looks").expect("the end of the one is not the end of the other");
+        drop(faster);
+        assert_eq!(find_holder(&home).expect("looks"), None);
+    }
+
+    #[test]
+    fn a_home_that_is_removed_is_not_made_again() {
+        let (_dir, home) = home();
+        let lock = Lock::take(&home, Part::Daemon).expect("free");
+        std::fs::remove_dir_all(home.root()).expect("removed");
+        assert_eq!(lock.confirm().expect("looks"), None);
+        assert_eq!(find_holder(&home).expect("looks"), None);
+        assert!(!home.root().exists());
+    }
+
+    #[test]
+    fn nobody_takes_the_home_of_one_that_answers_although_its_lock_is_away() {
+        let (_dir, home) = home();
+        super::super::prepare(&home).expect("made");
+        let listener = UnixListener::bind(home.socket()).expect("binds");
+        let answering = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().expect("connects");
+            let hello = local::Hello { version: 1, malai: "1".into(), pid: 77, agent: false };
+            let frame = Frame::control(FrameKind::LocalHello, &hello).expect("encodes");
+            stream.write_all(&frame.to_bytes()).expect("writes");
+            stream.read_to_end(&mut Vec::new()).expect("the other side leaves");
+        });
+        match Lock::try_take(&home, Part::Daemon).expect("no disk error") {
+            Attempt::Held(holder) => assert_eq!(holder, Holder { pid: Some(77), agent: false, answers: true }),
+            Attempt::Taken(_) => panic!("two have the home"),
+        }
+        answering.join().expect("ends");
+        assert_eq!(find_holder(&home).expect("looks"), None, "and it was let go");
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn the_system_says_which_process_holds_the_lock() {
+        let (_dir, home) = home();
+        let me = i32::try_from(std::process::id()).expect("a pid");
+        assert!(!is_held_by(&home, me), "there is none");
+        let lock = Lock::take(&home, Part::Daemon).expect("free");
+        assert!(is_held_by(&home, me));
+        assert!(!is_held_by(&home, 1), "a pid that a crash has left, and that another process has by now");
+        drop(lock);
+        assert!(!is_held_by(&home, me));
     }
 }

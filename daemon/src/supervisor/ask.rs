@@ -9,6 +9,7 @@ use tokio_util::codec::Framed;
 
 use malai_protocol::codec::{Frame, FrameCodec, Kind};
 use malai_protocol::failure::{self, Failure};
+use malai_protocol::local::LostLines;
 use malai_protocol::plan::{Faults, Hello, Inventory, Known, QUESTIONS_MIN_VERSION, Retired, WATCHING_MIN_VERSION};
 
 use super::{ANSWER, Executor, GONE, broken, lost};
@@ -18,6 +19,8 @@ use crate::executor::Connection;
 const FAULTS_TIMEOUT: Duration = Duration::from_secs(1);
 /// `Inventory` in so many frames at most: far more than the executor's own bounds allow.
 const MAX_PARTS: usize = 64;
+/// Bounds how long it may take to say what its log lacks: a status does not wait for it.
+const LOG_ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
 
 impl Executor {
     /// Asks for what is answered by one frame, however long that takes.
@@ -40,7 +43,7 @@ impl Executor {
             let mut all = Vec::new();
             for _ in 0..MAX_PARTS {
                 let part = next(&mut framed).await?;
-                let Inventory { sessions, more } = part.expect(Kind::Inventory, "its sessions").map_err(broken)?;
+                let Inventory { sessions, more, .. } = part.expect(Kind::Inventory, "its sessions").map_err(broken)?;
                 all.extend(sessions);
                 if !more {
                     return Ok(all);
@@ -61,6 +64,13 @@ impl Executor {
             // One of an earlier malai does not know the question.
             Ok(Err(_)) | Err(_) => None,
         }
+    }
+
+    /// Returns what its log lacks; `None` also when it does not say.
+    pub(crate) async fn lost_log(&self) -> Option<LostLines> {
+        let first = timeout(LOG_ANSWER_TIMEOUT, self.ask(&Hello::List)).await.ok()?.ok()?;
+        let Inventory { lost_log, .. } = first.expect(Kind::Inventory, "its sessions").ok()?;
+        lost_log
     }
 
     /// Has it leave, if it has nothing to come back for; true when it is gone. Its going is no [`super::Event::Lost`].
@@ -116,7 +126,7 @@ impl Executor {
 
     async fn question(&self, question: &Hello) -> Result<Framed<Connection, FrameCodec>, Failure> {
         self.check_questions()?;
-        let mut framed = Framed::new(self.inner.dial.connect().await?, FrameCodec::new());
+        let mut framed = Framed::new(self.inner.dial.connect(&self.inner.gone).await?, FrameCodec::new());
         framed.send(Frame::control(Kind::ExecutorHello, question).map_err(broken)?).await.map_err(broken)?;
         Ok(framed)
     }

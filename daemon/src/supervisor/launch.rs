@@ -51,7 +51,7 @@ pub(super) struct Opened {
 /// Starts an executor as a task.
 pub(super) fn in_process(home: Home) -> (mpsc::Sender<Connection>, JoinHandle<anyhow::Result<()>>) {
     let (sender, receiver) = mpsc::channel(16);
-    let options = Options { home, cgroups: true, stop: CancellationToken::new() };
+    let options = Options { home, cgroups: true, stop: CancellationToken::new(), log: None };
     (sender, tokio::spawn(executor::run(options, Incoming::Channel(receiver))))
 }
 
@@ -127,7 +127,7 @@ pub(super) async fn find(socket: &Path) -> Result<Option<Opened>, Failure> {
     }
 }
 
-fn is_none_there(error: &io::Error) -> bool {
+pub(super) fn is_none_there(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)
 }
 

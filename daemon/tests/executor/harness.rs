@@ -54,7 +54,7 @@ impl Lab {
     pub(crate) async fn at(dir: tempfile::TempDir, cgroups: bool) -> Self {
         let (connections, incoming) = mpsc::channel(16);
         let stop = CancellationToken::new();
-        let options = Options { home: Home::new(dir.path()), cgroups, stop: stop.clone() };
+        let options = Options { home: Home::new(dir.path()), cgroups, stop: stop.clone(), log: None };
         let task = tokio::spawn(run(options, Incoming::Channel(incoming)));
         let control = Control::open(&connections).await;
         Self { dir, connections, stop, task, control }

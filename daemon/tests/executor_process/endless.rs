@@ -37,7 +37,7 @@ fn executor(home: &str) {
     #[cfg(target_os = "linux")]
     nix::sys::prctl::set_child_subreaper(true).expect("a subreaper");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-    let options = Options { home: Home::new(home), cgroups: false, stop: CancellationToken::new() };
+    let options = Options { home: Home::new(home), cgroups: false, stop: CancellationToken::new(), log: None };
     runtime.block_on(run(options, Incoming::Socket)).expect("it runs");
 }
 

@@ -37,7 +37,7 @@ fn main() -> ExitCode {
     if let [_, executor, home] = &args[..]
         && executor == "executor"
     {
-        let ended = malai_daemon::executor::main(Home::new(PathBuf::from(home)));
+        let ended = malai_daemon::executor::main(Home::new(PathBuf::from(home)), None);
         return if ended.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
     }
     if let [_, greet, socket] = &args[..]

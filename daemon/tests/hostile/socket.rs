@@ -264,3 +264,27 @@ fn try_socket(path: &std::path::Path) -> Result<()> {
     eprintln!("{}", if answer.is_empty() { "closed at once" } else { "answered" });
     Ok(())
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_daemon_whose_home_another_process_has_taken_leaves_it_to_that() -> Result<()> {
+    let laptop = laptop().await?;
+    let theirs = laptop.home.root().join("theirs");
+    let lock = std::fs::File::create(&theirs)?;
+    lock.lock()?;
+    std::fs::rename(&theirs, laptop.home.lock())?;
+    laptop.left().await?;
+    ensure!(!laptop.home.socket().exists(), "its socket is still there");
+    ensure!(std::fs::read(laptop.home.lock())?.is_empty(), "it wrote into the other one's lock");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_removed_again_and_again_is_bound_again_and_again() -> Result<()> {
+    let laptop = laptop().await?;
+    for _ in 0..20 {
+        std::fs::remove_file(laptop.home.socket())?;
+        std::fs::remove_file(laptop.home.lock())?;
+        until("both are back", || async { Ok(laptop.home.socket().exists() && laptop.home.lock().exists()) }).await?;
+    }
+    serves(&laptop).await
+}

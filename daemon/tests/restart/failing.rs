@@ -51,7 +51,7 @@ pub(crate) fn main(word: &str, home: &Path) -> Result<()> {
     let home = Home::new(home.to_owned());
     let way = if word == DIES { Way::Dies } else { Way::Drops };
     if mark(&home).exists() {
-        return malai_daemon::executor::main(home);
+        return malai_daemon::executor::main(home, None);
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
@@ -70,7 +70,7 @@ async fn serve(stream: UnixStream, home: &Home, way: Way) -> Result<()> {
         Hello::Control { .. } => control(framed, home, way).await,
         Hello::Resume { .. } => Ok(framed.send(Frame::empty(Kind::Missing)).await?),
         Hello::List => {
-            let none = Inventory { sessions: Vec::new(), more: false };
+            let none = Inventory { sessions: Vec::new(), more: false, lost_log: None };
             Ok(framed.send(Frame::control(Kind::Inventory, &none)?).await?)
         }
         Hello::Retire => {

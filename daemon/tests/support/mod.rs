@@ -100,7 +100,7 @@ impl Machine {
     async fn start_as(dir: tempfile::TempDir, program: Program, agent: bool) -> Result<Self> {
         let home = home_in(&dir);
         let executor = program.map(|program| program(&home));
-        let daemon = Daemon::bind(Options { home: home.clone(), agent, executor }).await?;
+        let daemon = Daemon::bind(Options { home: home.clone(), agent, executor, log: None }).await?;
         let stop = daemon.stop_token();
         let task = tokio::spawn(async move {
             let (stopped, result) = daemon.run().await;

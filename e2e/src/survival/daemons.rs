@@ -7,7 +7,7 @@ use anyhow::{Result, ensure};
 use super::stage::{Stage, kill};
 use super::traffic::{Traffic, ran_once};
 use super::{Evidence, Row, Scale, tree};
-use crate::cluster::{daemon_status, malai, running, start};
+use crate::cluster::{daemon, daemon_status, malai, running, start};
 use crate::lab::Host;
 
 /// How long the caller waits for a target whose daemon never comes back.
@@ -83,7 +83,7 @@ fn upgraded(caller: bool, restart: bool) -> Result<Evidence> {
     let host = if caller { &stage.laptop } else { &stage.web01 };
     let before = processes(host)?;
     if restart {
-        host.run(malai(["daemon", "restart"]))?.success()?;
+        host.run(daemon(["restart"]))?.success()?;
     } else {
         host.run(malai(["daemon", "stop", "--keep-sessions"]))?.success()?;
         start(host)?;

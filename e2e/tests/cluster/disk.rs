@@ -2,7 +2,7 @@
 
 use anyhow::{Context as _, Result, ensure};
 use libtest_mimic::Trial;
-use malai_e2e::cluster::{Cluster, SOON, json, malai, running, start, stop, text};
+use malai_e2e::cluster::{Cluster, SOON, daemon_status, json, malai, running, start, stop, text};
 use malai_e2e::lab::{Host, Lab, wait_until};
 use malai_e2e::trials;
 use serde_json::Value;
@@ -150,10 +150,15 @@ fn a_daemon_whose_log_has_no_room_answers_all_the_same() -> Result<()> {
     let (_lab, company, web01) = small()?;
     company.allow(&web01, &[])?;
     fill(&web01)?;
-    // Each is a line in the log, and soon its last block is full too.
+    // The log's last block is filled as well.
+    web01.sh(&format!("cat /dev/zero >> {HOME}/daemon.log 2>/dev/null; true"))?.success()?;
+    let lost = || Ok::<_, anyhow::Error>(daemon_status(&web01)?["lost_log"]["lines"].as_u64().unwrap_or(0));
+    let before = lost()?;
     for _ in 0..50 {
         told(company.run(company.manager(), &web01, &["hostname"])?, 254, &["`laptop` is not in `allow_from`"])?;
     }
+    wait_until(SOON, "what the log lacks is known", || lost().is_ok_and(|lost| lost > before))?;
+    ensure!(finding(&web01, "lines were not written")?.is_some_and(|found| found["area"] == "log"));
     Ok(())
 }
 

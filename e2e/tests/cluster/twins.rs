@@ -42,8 +42,8 @@ fn one_key_on_two_hosts_is_told_on_the_manager_and_on_both_and_no_command_is_sen
             shown(host).is_ok_and(|texts| texts.iter().all(names))
         };
         wait_until(SOON, &format!("status and doctor of {} name the address", host.hostname()), is_told)?;
-        let log = host.read("/root/malai-home/daemon.log")?;
-        ensure!(log.contains("the key of"), "{}: {log}", host.hostname());
+        let is_logged = || host.read("/root/malai-home/daemon.log").is_ok_and(|log| log.contains("the key of"));
+        wait_until(SOON, &format!("the log of {} says so", host.hostname()), is_logged)?;
     }
     let refused = company.run(laptop, web01, &["hostname"])?;
     told(refused, 255, &["two machines hold the key of web01", "malai cluster remove company web01"])?;

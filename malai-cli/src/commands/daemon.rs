@@ -1,24 +1,25 @@
 //! `malai daemon`.
 
-use std::fs::File;
 use std::time::Duration;
 
 use malai_daemon::duty::watch_panics;
-use malai_daemon::store::lock::Changes;
-use malai_daemon::{Daemon as Service, Options};
+use malai_daemon::logging::Log;
+use malai_daemon::store::lock::{self, Changes, Holder};
+use malai_daemon::{Daemon as Service, Options, offline};
 use malai_protocol::failure::{Failure, Kind};
 use malai_protocol::home::Home;
-use malai_protocol::local::{DaemonStatus, Request, Response};
+use malai_protocol::local::{DaemonStatus, LostLines, Request, Response};
 use malai_protocol::plan::Tree;
 use sd_notify::NotifyState;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::{Context, executor::Executor};
 use crate::background::{self, Child, Report};
 use crate::client;
-use crate::output::Output;
+use crate::logging;
+use crate::output::{self, Output};
 
 /// How long a shutdown may take before the process ends without it.
 const SHUTDOWN: Duration = Duration::from_secs(5);
@@ -26,12 +27,18 @@ const SHUTDOWN: Duration = Duration::from_secs(5);
 const STOPPING: Duration = Duration::from_secs(15);
 /// How long a look may wait for a greeting.
 const GREETING: Duration = Duration::from_secs(1);
+/// How long a log that is still to be written holds up the end of a process.
+pub(super) const LOG_FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 /// Between two looks at the lock.
 const LOOK: Duration = Duration::from_millis(20);
 
 /// Run the daemon of all clusters of this home
 ///
 /// Checks everything, goes to the background, and says when it is ready; its log is daemon.log in $MALAI_HOME.
+///
+/// MALAI_LOG in the environment says what is logged: a level (off, error, warn, info, debug, trace), or parts of the program
+/// with theirs, such as warn,malai_daemon=debug. SIGHUP has the log opened again; SIGTERM ends the daemon and leaves its
+/// sessions to the next one.
 #[derive(Debug, clap::Args)]
 #[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct Daemon {
@@ -100,17 +107,43 @@ fn start(cx: &Context) -> Result<u8, Failure> {
 }
 
 fn serve_in_foreground(cx: &Context) -> Result<u8, Failure> {
-    background::log(std::io::stderr);
+    let log = Log::to_stderr();
+    let says = Said { log: &log, out: cx.out };
+    // What is wrong with the filter is in that log.
+    logging::start(&log);
     watch_panics();
-    let out = cx.out;
-    serve(&cx.home, false, |report| {
+    let outcome = serve(&cx.home, false, &log, |report| {
         match report {
-            Report::Warning(words) => out.note(&format!("warning: {words}")),
-            Report::Ready { pid } => out.note(&format!("daemon ready, pid {pid}")),
+            Report::Warning(words) => says.note(&format!("warning: {words}")),
+            Report::Ready { pid } => says.note(&format!("daemon ready, pid {pid}")),
             Report::Failed(_) => {}
         }
         Ok(())
-    })
+    });
+    Ok(says.end(outcome))
+}
+
+/// What a daemon or relay in the foreground says to a person. It goes the way of the log, and so waits for no reader.
+pub(super) struct Said<'a> {
+    pub(super) log: &'a Log,
+    pub(super) out: Output,
+}
+
+impl Said<'_> {
+    /// Says something.
+    pub(super) fn note(&self, text: &str) {
+        self.log.say(output::note(text).as_bytes());
+    }
+
+    /// Has everything written for which there is a reader, tells a failure, and returns the exit code.
+    pub(super) fn end(&self, outcome: Result<u8, Failure>) -> u8 {
+        self.log.flush(LOG_FLUSH_TIMEOUT);
+        outcome.unwrap_or_else(|failure| {
+            self.out.last_words(&failure);
+            self.out.last_document(&failure);
+            failure.kind.exit_code()
+        })
+    }
 }
 
 /// In a process of [`Child::start`]: serves, and tells the parent how far it came.
@@ -118,50 +151,62 @@ fn serve_in_foreground(cx: &Context) -> Result<u8, Failure> {
 /// # Errors
 /// Why it could not run; the parent was told, if it was still waiting.
 pub(super) fn serve_in_background(home: &Home, agent: bool) -> Result<u8, Failure> {
-    let prepared = if agent { Ok(()) } else { background::log_to(home) };
+    let log = Log::to_file(home);
+    let wrong = logging::start(&log);
+    watch_panics();
+    tell_of_log(home, &log, wrong)?;
     let mut is_ready = false;
-    let outcome = prepared.and_then(|()| {
-        if !agent {
-            background::log(std::io::stderr);
+    let outcome = serve(home, agent, &log, |report| {
+        background::tell(report)?;
+        if matches!(report, Report::Ready { .. }) {
+            background::let_go()?;
+            is_ready = true;
         }
-        watch_panics();
-        serve(home, agent, |report| {
-            background::tell(report)?;
-            if matches!(report, Report::Ready { .. }) {
-                background::let_go()?;
-                is_ready = true;
-            }
-            Ok(())
-        })
+        Ok(())
     });
-    if let (Err(failure), false) = (&outcome, is_ready) {
-        // A parent that cannot be told sees the end of the pipe, and says so.
-        drop(background::tell(&Report::Failed(failure.clone())));
+    if let Err(failure) = &outcome {
+        if is_ready {
+            tracing::error!("it ends: {failure}");
+        } else {
+            // A parent that cannot be told sees the end of the pipe, and says so.
+            drop(background::tell(&Report::Failed(failure.clone())));
+        }
     }
+    log.flush(LOG_FLUSH_TIMEOUT);
     outcome
 }
 
+/// Tells the parent what is wrong with the log. A daemon runs all the same.
+fn tell_of_log(home: &Home, log: &Log, wrong: Option<String>) -> Result<(), Failure> {
+    let lost = log.lost().map(|lost| format!("the log {} cannot be written: {}", home.log().display(), lost.why));
+    wrong.into_iter().chain(lost).try_for_each(|words| {
+        background::tell(&Report::Warning(words))
+            .map_err(|e| Failure::new(Kind::Internal, format!("the daemon cannot tell how it starts: {e}")))
+    })
+}
+
 /// Binds, runs until it is stopped, and shuts down.
-fn serve(home: &Home, agent: bool, tell: impl FnMut(&Report) -> std::io::Result<()>) -> Result<u8, Failure> {
+fn serve(home: &Home, agent: bool, log: &Log, tell: impl FnMut(&Report) -> std::io::Result<()>) -> Result<u8, Failure> {
     malai_daemon::secrecy::begin();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .map_err(|e| Failure::new(Kind::Internal, format!("the event loop cannot start: {e}")))?;
-    let options = Options { home: home.clone(), agent, executor: Some(Executor::program(home)?) };
-    let outcome = runtime.block_on(run(options, tell));
+    let executor = Some(Executor::program(home)?);
+    let options = Options { home: home.clone(), agent, executor, log: Some(log.clone()) };
+    let outcome = runtime.block_on(run(options, log, tell));
     // The process ends next, and with it what still waits for peers that do not answer.
     std::mem::forget(runtime);
     outcome
 }
 
-async fn run(options: Options, mut tell: impl FnMut(&Report) -> std::io::Result<()>) -> Result<u8, Failure> {
+async fn run(options: Options, log: &Log, mut tell: impl FnMut(&Report) -> std::io::Result<()>) -> Result<u8, Failure> {
     let cannot =
         |e: std::io::Error| Failure::new(Kind::Internal, format!("the daemon cannot tell that it is ready: {e}"));
     // From here on a signal stops the daemon in good order, also while it still binds.
-    let signals = Stops::listen().map_err(cannot)?;
+    let signals = Signals::listen().map_err(cannot)?;
     let daemon = Service::bind(options).await?;
-    let watch = tokio::spawn(signals.cancel(daemon.stop_token()));
+    let watch = tokio::spawn(signals.follow(daemon.stop_token(), log.clone()));
     for warning in daemon.warnings() {
         tell(&Report::Warning(warning)).map_err(cannot)?;
     }
@@ -187,39 +232,58 @@ async fn run(options: Options, mut tell: impl FnMut(&Report) -> std::io::Result<
     })
 }
 
-/// The signals that stop a daemon, or a relay.
-pub(super) struct Stops {
-    term: tokio::signal::unix::Signal,
-    int: tokio::signal::unix::Signal,
+/// The signals that a daemon or a relay follows.
+pub(super) struct Signals {
+    term: Signal,
+    int: Signal,
+    hup: Signal,
 }
 
-impl Stops {
-    /// From here on they do not end the process.
+impl Signals {
+    /// From here on they do not end the process, also one that was started to ignore SIGHUP.
     ///
     /// # Errors
     /// When the system refuses.
     pub(super) fn listen() -> std::io::Result<Self> {
-        Ok(Self { term: signal(SignalKind::terminate())?, int: signal(SignalKind::interrupt())? })
+        let (term, int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        Ok(Self { term, int, hup: signal(SignalKind::hangup())? })
     }
 
-    /// Waits for one of them, and cancels.
-    pub(super) async fn cancel(mut self, token: CancellationToken) {
+    /// Has the log opened again by SIGHUP; by SIGTERM or SIGINT cancels, and returns.
+    pub(super) async fn follow(mut self, token: CancellationToken, log: Log) {
         // Nothing may keep a process from being stopped.
-        let token = token.drop_guard();
-        tokio::select! {
-            _ = self.term.recv() => {}
-            _ = self.int.recv() => {}
+        let _stops = token.drop_guard();
+        loop {
+            tokio::select! {
+                _ = self.term.recv() => break,
+                _ = self.int.recv() => break,
+                Some(()) = self.hup.recv() => log.reopen(),
+            }
         }
-        drop(token);
     }
 }
 
-/// Ends a daemon by `request`, and unless told otherwise an agent too; `false` when none runs.
-async fn end(cx: &Context, request: Request, agents: bool) -> Result<bool, Failure> {
-    let Some(stream) = client::dial(&cx.home).await? else { return Ok(false) };
+/// How a daemon ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stopped {
+    /// None runs.
+    NoneThere,
+    /// It was asked to.
+    Asked,
+    /// It was not reached, and was signalled.
+    Signalled,
+}
+
+/// Ends a daemon by `request`, and unless told otherwise an agent too.
+async fn end(cx: &Context, request: Request, agents: bool) -> Result<Stopped, Failure> {
+    let stream = match client::dial_patiently(&cx.home, agents).await? {
+        Ok(stream) => stream,
+        Err(Some(holder)) if agents || !holder.agent => return end_by_signal(cx, &holder).await,
+        Err(_) => return Ok(Stopped::NoneThere),
+    };
     let (frames, old) = client::greet(stream).await?;
     if old.agent && !agents {
-        return Ok(false);
+        return Ok(Stopped::NoneThere);
     }
     match client::answer(frames, request, cx.out).await {
         Ok(Response::Failed(failure)) => return Err(failure),
@@ -229,7 +293,7 @@ async fn end(cx: &Context, request: Request, agents: bool) -> Result<bool, Failu
         Err(failure) => return Err(failure),
     }
     let deadline = Instant::now() + STOPPING;
-    while is_locked(&cx.home)? && !is_replaced(&cx.home, old.pid).await {
+    while lock::find_holder(&cx.home)?.is_some() && !is_replaced(&cx.home, old.pid).await {
         if Instant::now() >= deadline {
             return Err(Failure::new(
                 Kind::Internal,
@@ -239,7 +303,18 @@ async fn end(cx: &Context, request: Request, agents: bool) -> Result<bool, Failu
         }
         sleep(LOOK).await;
     }
-    Ok(true)
+    Ok(Stopped::Asked)
+}
+
+/// Ends one that holds the lock and is not reached at its socket.
+async fn end_by_signal(cx: &Context, holder: &Holder) -> Result<Stopped, Failure> {
+    cx.out.note(&format!(
+        "{} holds the lock and is not reached at {}: it is ended by SIGTERM",
+        holder.name(),
+        cx.home.socket().display()
+    ));
+    offline::stop_by_signal(&cx.home, holder).await?;
+    Ok(Stopped::Signalled)
 }
 
 /// Whether another process than this one answers by now: a session that goes on starts an agent as soon as it can.
@@ -251,59 +326,46 @@ async fn is_replaced(home: &Home, pid: u32) -> bool {
 
 fn stop(cx: &Context, keep_sessions: bool) -> Result<u8, Failure> {
     let request = if keep_sessions { Request::Leave } else { Request::Stop };
-    let stopped = client::block_on(end(cx, request, true))?;
+    let stopped = client::block_on(async {
+        let stopped = end(cx, request, true).await?;
+        // A signal leaves the sessions to the next daemon.
+        if stopped == Stopped::Signalled && !keep_sessions && !offline::end_executor(&cx.home).await? {
+            cx.out.note("another daemon has taken over meanwhile, and its sessions go on");
+        }
+        Ok(stopped)
+    })?;
     cx.out.note(match (stopped, keep_sessions) {
-        (false, _) => "no daemon runs here",
-        (true, false) => "daemon stopped",
-        (true, true) => "daemon stopped; its sessions go on, and wait for the next daemon",
+        (Stopped::NoneThere, _) => "no daemon runs here",
+        (_, false) => "daemon stopped",
+        (_, true) => "daemon stopped; its sessions go on, and wait for the next daemon",
     });
-    tell_stopped(cx.out, stopped)
+    if cx.out.json {
+        cx.out.document(&serde_json::json!({ "stopped": stopped != Stopped::NoneThere }))?;
+    }
+    Ok(0)
 }
 
 fn restart(cx: &Context) -> Result<u8, Failure> {
-    if !client::block_on(end(cx, Request::Leave, false))? {
+    if client::block_on(end(cx, Request::Leave, false))? == Stopped::NoneThere {
         return Err(Failure::new(Kind::Conflict, "no daemon runs here, so that there is none to restart")
             .hint("start one: malai daemon"));
     }
     start(cx)
 }
 
-fn tell_stopped(out: Output, stopped: bool) -> Result<u8, Failure> {
-    if out.json {
-        out.document(&serde_json::json!({ "stopped": stopped }))?;
-    }
-    Ok(0)
-}
-
-/// Whether a process holds the lock. The kernel lets go of it when that process ends, however it does.
-fn is_locked(home: &Home) -> Result<bool, Failure> {
-    // A look takes the lock for a moment, and a daemon that starts in that moment would be refused.
-    let _changes = Changes::begin(home)?;
-    let path = home.lock();
-    let fail = |e: std::io::Error| Failure::new(Kind::Internal, format!("the lock {} fails: {e}", path.display()));
-    let file = match File::open(&path) {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(false),
-        file => file.map_err(fail)?,
-    };
-    match file.try_lock_shared() {
-        Ok(()) => Ok(false),
-        Err(std::fs::TryLockError::WouldBlock) => Ok(true),
-        Err(std::fs::TryLockError::Error(e)) => Err(fail(e)),
-    }
-}
-
 fn status(cx: &Context) -> Result<u8, Failure> {
     let answer = client::block_on(async {
-        match client::dial(&cx.home).await? {
-            Some(stream) => client::ask(stream, Request::DaemonStatus, cx.out).await.map(Some),
-            None => Ok(None),
+        match client::dial_patiently(&cx.home, false).await? {
+            Ok(stream) => client::ask(stream, Request::DaemonStatus, cx.out).await.map(Ok),
+            Err(holder) => Ok(Err(holder)),
         }
     })?;
     let status = match answer {
-        Some(Response::Daemon(status)) => Some(status),
-        Some(Response::Failed(failure)) => return Err(failure),
-        Some(_) => return Err(client::unexpected()),
-        None => None,
+        Ok(Response::Daemon(status)) => Some(status),
+        Ok(Response::Failed(failure)) => return Err(failure),
+        Ok(_) => return Err(client::unexpected()),
+        Err(Some(holder)) if !holder.agent => return describe_unreachable(cx, &holder),
+        Err(_) => None,
     };
     if cx.out.json {
         cx.out.document(&serde_json::json!({ "daemon": status }))?;
@@ -313,9 +375,21 @@ fn status(cx: &Context) -> Result<u8, Failure> {
     Ok(u8::from(!status.is_some_and(|status| status.ready && !status.agent)))
 }
 
+/// Tells of one that holds the lock, and is not reached.
+fn describe_unreachable(cx: &Context, holder: &Holder) -> Result<u8, Failure> {
+    let Failure { message, hint, .. } = holder.unreachable(&cx.home);
+    if cx.out.json {
+        cx.out.document(&serde_json::json!({ "daemon": null, "unreachable": { "pid": holder.pid } }))?;
+    } else {
+        cx.out.row(&message)?;
+    }
+    hint.iter().for_each(|hint| cx.out.hint(hint));
+    Ok(1)
+}
+
 /// The daemon in a few lines.
 pub(super) fn describe(status: Option<&DaemonStatus>) -> Vec<String> {
-    let Some(DaemonStatus { pid, version, agent, ready, tree, executor_pid, sessions }) = status else {
+    let Some(DaemonStatus { pid, version, agent, ready, tree, executor_pid, sessions, lost_log }) = status else {
         return vec!["no daemon runs here".into()];
     };
     let what = if *agent { "agent" } else { "daemon" };
@@ -332,5 +406,7 @@ pub(super) fn describe(status: Option<&DaemonStatus>) -> Vec<String> {
     });
     let executor = executor_pid.map(|pid| format!(", executor pid {pid}")).unwrap_or_default();
     lines.push(format!("sessions: {sessions}{executor}"));
+    let lost = |lost: &LostLines| format!("log: {} lines were not written, because: {}", lost.lines, lost.why);
+    lines.extend(lost_log.as_ref().map(lost));
     lines
 }

@@ -3,11 +3,13 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
+use malai_daemon::logging::Log;
 use malai_protocol::failure::{Failure, Kind};
 use malai_protocol::home::Home;
 
 use super::Context;
-use crate::background;
+use super::daemon::LOG_FLUSH_TIMEOUT;
+use crate::{background, logging};
 
 /// Own sessions for the daemon
 #[derive(Debug, clap::Args)]
@@ -31,13 +33,12 @@ impl Executor {
     /// Why it could not do its work.
     pub(super) fn run(self, _: &Context) -> Result<u8, Failure> {
         let home = Home::new(self.home);
-        // Its standard descriptors are /dev/null. A log that cannot be written must not keep sessions from running.
-        if let Ok(log) = background::open_log(&home) {
-            background::log(std::sync::Mutex::new(log));
-        }
+        // Its standard descriptors are /dev/null. What is wrong with the filter the daemon has said.
+        let log = Log::to_file(&home);
+        logging::start(&log);
         malai_daemon::duty::watch_panics();
-        malai_daemon::executor::main(home)
-            .map(|()| 0)
-            .map_err(|e| Failure::new(Kind::Internal, format!("the executor failed: {e:#}")))
+        let ended = malai_daemon::executor::main(home, Some(log.clone()));
+        log.flush(LOG_FLUSH_TIMEOUT);
+        ended.map(|()| 0).map_err(|e| Failure::new(Kind::Internal, format!("the executor failed: {e:#}")))
     }
 }

@@ -125,8 +125,10 @@ fn exposition(counted: &Counted) -> String {
          malai_build_info{{version=\"{version}\"}} 1\n\
          # HELP malai_panics_total Faults of malai itself; the daemon's log tells what and where.\n\
          # TYPE malai_panics_total counter\n\
-         malai_panics_total{{process=\"daemon\"}} {}\nmalai_panics_total{{process=\"executor\"}} {}\n",
-        counted.panics, counted.executor_panics
+         malai_panics_total{{process=\"daemon\"}} {}\nmalai_panics_total{{process=\"executor\"}} {}\n\
+         # HELP malai_log_lines_lost_total Lines that the log of the daemon lacks, and that of its executor.\n\
+         # TYPE malai_log_lines_lost_total counter\nmalai_log_lines_lost_total {}\n",
+        counted.panics, counted.executor_panics, counted.lost_log_lines
     );
     for Family { name, kind, help, numbers } in FAMILIES {
         let _ = write!(text, "# HELP {name} {help}\n# TYPE {name} {kind}\n");
@@ -178,6 +180,7 @@ mod tests {
             version: "0.1.0".into(),
             panics: 3,
             executor_panics: 1,
+            lost_log_lines: 5,
             clusters: vec![company(), managed],
         });
         let company: Vec<_> = text.lines().filter(|line| !line.contains("home")).collect();
@@ -189,6 +192,9 @@ mod tests {
         # TYPE malai_panics_total counter
         malai_panics_total{process="daemon"} 3
         malai_panics_total{process="executor"} 1
+        # HELP malai_log_lines_lost_total Lines that the log of the daemon lacks, and that of its executor.
+        # TYPE malai_log_lines_lost_total counter
+        malai_log_lines_lost_total 5
         # HELP malai_connections Connections to other machines that are there now.
         # TYPE malai_connections gauge
         malai_connections{cluster="company"} 2

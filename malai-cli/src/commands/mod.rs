@@ -34,7 +34,7 @@ use malai_protocol::failure::Failure;
 use malai_protocol::home::Home;
 
 use crate::output::Output;
-use crate::{args, home};
+use crate::{args, home, output};
 
 const ABOUT_TARGETS: &str = "\
 Run a command on a machine:
@@ -107,15 +107,18 @@ pub(crate) fn run(args: Vec<OsString>) -> u8 {
     let parsed = root.try_get_matches_from_mut(cut.head).and_then(|matches| Cli::from_arg_matches(&matches));
     let cli = match parsed {
         Ok(cli) => cli,
-        Err(error) => return wants_json.usage(&error),
+        Err(error) => return output::exit_code(wants_json.usage(&error)),
     };
     let out = Output { json: cli.json };
+    // What a ping found out its exit code says.
+    let is_ping = matches!(cli.command, Command::Ping(_));
     let code = home::find().and_then(|home| {
         // Before anything of it is read: who may change it says what malai does for this user.
         Trusted::own().check(&home)?;
         dispatch(cli.command, &Context { home, out, head }, cut.literal, cut.words)
     });
-    code.unwrap_or_else(|failure| out.failure(&failure))
+    let code = code.unwrap_or_else(|failure| out.failure(&failure));
+    if is_ping { code } else { output::exit_code(code) }
 }
 
 fn dispatch(command: Command, cx: &Context, literal: bool, words: Vec<OsString>) -> Result<u8, Failure> {

@@ -28,6 +28,7 @@ fn daemon_status(agent: bool, ready: bool) -> Response {
         tree: Some(Tree::Cgroup),
         executor_pid: Some(4712),
         sessions: 2,
+        lost_log: None,
     })
 }
 

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crate::harness::{Home, Stopped};
+use crate::harness::{Home, Stopped, made, until};
 
 fn pid(home: &Home) -> u64 {
     let status = home.run(&["daemon", "status", "--json"]).stdout;
@@ -132,4 +132,138 @@ fn a_restart_succeeds_though_commands_start_agents_in_between() {
         }
     });
     assert_eq!(home.run(&["daemon", "status"]).code, 0);
+}
+
+/// Runs a command on this machine, by its daemon.
+fn runs(home: &Home) {
+    let ended = home.run(&["laptop.company", "--", "sh", "-c", "exit 7"]);
+    assert_eq!(ended.code, 7, "{ended}");
+}
+
+#[test]
+fn a_daemon_whose_sockets_are_removed_is_not_taken_for_gone_and_serves_on() {
+    let home = made();
+    let _stopped = Stopped(&home);
+    assert_eq!(home.run(&["daemon"]).code, 0);
+    let daemon = pid(&home);
+    let remove = || {
+        for name in ["malai.sock", "executor.sock"] {
+            std::fs::remove_file(home.path().join(name)).expect("removed");
+        }
+    };
+    remove();
+    let status = home.run(&["daemon", "status"]);
+    assert_eq!((status.code, status.stdout.contains(&format!("daemon pid {daemon}, "))), (0, true), "{status}");
+    until("the executor's is back too", || home.path().join("executor.sock").exists());
+    remove();
+    runs(&home);
+    until("both are back", || home.path().join("executor.sock").exists());
+    remove();
+    let doctor = home.run(&["doctor"]);
+    assert!(doctor.stdout.contains(&format!("ok      daemon: malai 0.1.0, pid {daemon}\n")), "{doctor}");
+    until("both are back", || home.path().join("executor.sock").exists());
+    remove();
+    let second = home.run(&["daemon"]);
+    assert_eq!(second.code, 255, "{second}");
+    assert!(second.stderr.contains(&format!("pid {daemon}\n")), "{second}");
+    until("both are back", || home.path().join("executor.sock").exists());
+    remove();
+    let stopped = home.run(&["daemon", "stop"]);
+    assert_eq!((stopped.code, stopped.stderr.as_str()), (0, "malai: daemon stopped\n"), "{stopped}");
+    assert!(!is_alive(daemon), "it is gone");
+}
+
+fn is_alive(pid: u64) -> bool {
+    std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_daemon_that_cannot_bind_its_socket_again_is_said_to_run_and_is_stopped_by_a_signal_with_its_sessions() {
+    let home = made();
+    let _stopped = Stopped(&home);
+    assert_eq!(home.run(&["daemon"]).code, 0);
+    let daemon = pid(&home);
+    let detached = home.run(&["laptop.company", "--detach", "--", "sleep", "1000"]);
+    assert_eq!(detached.code, 0, "{detached}");
+    // No file takes the place of a directory.
+    let socket = home.path().join("malai.sock");
+    std::fs::remove_file(&socket).expect("removed");
+    std::fs::create_dir(&socket).expect("made");
+
+    let unreached = format!("a daemon, pid {daemon}, runs here, and is not reached at {}", socket.display());
+    let status = home.run(&["daemon", "status"]);
+    assert_eq!((status.code, status.stdout.as_str()), (1, format!("{unreached}\n").as_str()), "{status}");
+    let doctor = home.run(&["doctor"]);
+    assert!(doctor.code == 1 && doctor.stdout.contains(&format!("broken  daemon: {unreached}\n")), "{doctor}");
+    let command = home.run(&["laptop.company", "true"]);
+    assert!(command.code == 255 && command.stderr.contains(&unreached), "{command}");
+    let second = home.run(&["daemon"]);
+    assert_eq!(second.code, 255, "{second}");
+    assert!(second.stderr.contains(&format!("does not answer: pid {daemon}\n")), "{second}");
+    assert!(second.stderr.contains("malai daemon stop"), "{second}");
+
+    let stopped = home.run(&["daemon", "stop"]);
+    assert_eq!(stopped.code, 0, "{stopped}");
+    assert!(stopped.stderr.contains("it is ended by SIGTERM\nmalai: daemon stopped\n"), "{stopped}");
+    assert!(!is_alive(daemon), "it is gone");
+    let audit = home.run(&["audit", "--json"]).stdout;
+    assert_eq!(audit.matches("\"event\":\"start\"").count(), audit.matches("\"event\":\"end\"").count(), "{audit}");
+    std::fs::remove_dir(&socket).expect("removed");
+    assert_eq!(home.run(&["daemon", "stop"]).stderr, "malai: no daemon runs here\n");
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn the_pid_of_another_process_in_the_lock_costs_that_process_nothing() {
+    let home = made();
+    let _stopped = Stopped(&home);
+    let mut bystander = std::process::Command::new("sleep").arg("1000").spawn().expect("starts");
+    assert_eq!(home.run(&["daemon"]).code, 0);
+    let daemon = pid(&home);
+    let socket = home.path().join("malai.sock");
+    std::fs::remove_file(&socket).expect("removed");
+    std::fs::create_dir(&socket).expect("made");
+    std::fs::write(home.path().join("malai.lock"), format!("{}\n", bystander.id())).expect("written");
+    let stopped = home.run(&["daemon", "stop"]);
+    assert_eq!(stopped.code, 255, "{stopped}");
+    assert!(stopped.stderr.contains("the system does not say which process it is"), "{stopped}");
+    assert!(is_alive(daemon) && is_alive(bystander.id().into()));
+    bystander.kill().expect("ends");
+    bystander.wait().expect("ends");
+    std::fs::remove_dir(&socket).expect("removed");
+}
+
+#[test]
+fn a_daemon_whose_lock_and_socket_are_removed_keeps_its_home() {
+    let home = made();
+    let _stopped = Stopped(&home);
+    assert_eq!(home.run(&["daemon"]).code, 0);
+    let daemon = pid(&home);
+    let lock = home.path().join("malai.lock");
+    std::fs::remove_file(&lock).expect("removed");
+    let second = home.run(&["daemon"]);
+    assert!(second.code == 255 && second.stderr.contains(&format!("pid {daemon}\n")), "{second}");
+    std::fs::remove_file(&lock).expect("removed");
+    std::fs::remove_file(home.path().join("malai.sock")).expect("removed");
+    until("both are back", || lock.exists() && home.path().join("malai.sock").exists());
+    assert_eq!(pid(&home), daemon);
+    runs(&home);
+}
+
+#[test]
+fn results_that_were_not_written_are_no_success() {
+    use std::process::Stdio;
+    let home = made();
+    for words in [&["--help"][..], &["--version"], &["config", "show", "company"], &["daemon", "stop", "--json"]] {
+        let full = std::fs::File::options().write(true).open("/dev/full").expect("opens");
+        let ended = crate::harness::wait(home.malai(words).stdout(full).spawn().expect("starts"));
+        assert_eq!(ended.code, 255, "{words:?}: {ended}");
+        assert!(ended.stderr.contains("standard output cannot be written: No space left"), "{ended}");
+        let (reader, writer) = std::io::pipe().expect("a pipe");
+        drop(reader);
+        let ended = crate::harness::wait(home.malai(words).stdout(Stdio::from(writer)).spawn().expect("starts"));
+        assert_eq!(ended.code, 141, "{words:?}: {ended}");
+        assert!(!ended.stderr.contains("panicked"), "{ended}");
+    }
 }

@@ -56,6 +56,23 @@ impl Home {
     }
 }
 
+/// A home with a cluster `company`, whose first machine is `laptop`, and which contacts nobody.
+pub(crate) fn made() -> Home {
+    let home = Home::new();
+    let ended = home.run(&["cluster", "init", "company", "--name", "laptop", "--private"]);
+    assert_eq!(ended.code, 0, "{ended}");
+    home
+}
+
+/// Waits for a state, with a deadline.
+pub(crate) fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let deadline = Instant::now() + 3 * SOON;
+    while !is_so() {
+        assert!(Instant::now() < deadline, "not in time: {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
 /// Stops the daemon of a home, however the test ends.
 pub(crate) struct Stopped<'a>(pub(crate) &'a Home);
 

@@ -5,6 +5,7 @@ mod daemon;
 mod harness;
 mod help;
 mod input;
+mod log;
 mod meant;
 mod offline;
 mod owners;

@@ -70,6 +70,7 @@ fn status(machines: &[&str], state: ClusterState) -> Status {
         tree: None,
         executor_pid: None,
         sessions: 0,
+        lost_log: None,
     };
     Status { daemon, clusters: vec![cluster] }
 }

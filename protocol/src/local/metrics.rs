@@ -13,6 +13,9 @@ pub struct Metrics {
     /// The same of its executor.
     #[serde(default)]
     pub executor_panics: u64,
+    /// Lines that the log of the daemon lacks, and that of its executor.
+    #[serde(default)]
+    pub lost_log_lines: u64,
     /// All clusters of this home that have a config.
     pub clusters: Vec<ClusterMetrics>,
 }

@@ -22,6 +22,18 @@ pub struct DaemonStatus {
     pub executor_pid: Option<u32>,
     /// Live sessions on this machine.
     pub sessions: u32,
+    /// Lines that the log of the daemon lacks, and that of its executor; absent = none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lost_log: Option<LostLines>,
+}
+
+/// Lines that were not written to a log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LostLines {
+    /// How many, since the process began.
+    pub lines: u64,
+    /// Why the last of them was not.
+    pub why: String,
 }
 
 /// To [`super::Request::Status`] and [`super::Request::Probe`].

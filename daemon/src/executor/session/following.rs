@@ -184,7 +184,7 @@ impl Following {
                 return false;
             }
         }
-        tracing::info!(number = who.number, out_offset, "attached");
+        tracing::debug!(number = who.number, out_offset, "attached");
         if let Some(mut old) = self.link.replace(attachment) {
             old.supersede(&who);
             shared.dismiss(old);

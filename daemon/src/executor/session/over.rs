@@ -130,7 +130,7 @@ impl Over {
     }
 
     fn lost(&mut self, why: &str) {
-        tracing::info!(why, "attachment lost after the end");
+        tracing::debug!(why, "attachment lost after the end");
         self.told = false;
         self.following.lost();
         self.keep.unfollowed();

@@ -83,7 +83,7 @@ async fn start(
     if let Some(spool) = begun.spool {
         following.keep(spool, &shared.disk);
     }
-    tracing::info!(pid = begun.child.pid().as_raw(), user = begun.user, "session started");
+    tracing::debug!(pid = begun.child.pid().as_raw(), user = begun.user, "session started");
     let since = Instant::now();
     let timeout = plan.timeout_ms.map(Duration::from_millis).filter(|limit| *limit < MAX_TIMEOUT);
     let mut session = Session {

@@ -44,6 +44,7 @@ impl Scene {
             root: Uid::effective().is_root(),
             audit: Audit::open(&home).expect("an audit"),
             metrics: Registry::default(),
+            log: None,
             executor: ExecutorSlot::new(home.clone(), None, sender, mpsc::unbounded_channel().0, Arc::clone(&tables)),
             open: CancellationToken::new(),
             reload: mpsc::unbounded_channel().0,

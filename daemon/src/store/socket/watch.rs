@@ -1,0 +1,107 @@
+//! Hears from the system that something is removed from a directory, or moved into it.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::path::Path;
+
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+use super::identity;
+
+#[cfg(target_os = "linux")]
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
+
+/// What the system tells of a directory. Other systems than Linux tell nothing, and a timer does instead.
+#[derive(Debug)]
+pub(super) struct Changes(#[cfg(target_os = "linux")] Inotify, #[cfg(not(target_os = "linux"))] std::fs::File);
+
+impl AsRawFd for Changes {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_fd().as_raw_fd()
+    }
+}
+
+/// A watch before the event loop has it, with the device and inode of its directory.
+pub(super) type Opened = (Changes, (u64, u64));
+
+/// Hears of changes in a directory.
+#[derive(Debug)]
+pub(super) struct Watch {
+    changes: AsyncFd<Changes>,
+    /// Another directory may have the name by now.
+    directory: (u64, u64),
+}
+
+impl Watch {
+    /// Watches a directory.
+    ///
+    /// # Errors
+    /// When the system has no watch for it.
+    pub(super) fn new(directory: &Path) -> io::Result<Self> {
+        Self::over(open(directory)?)
+    }
+
+    /// Gives the watch to the event loop.
+    ///
+    /// # Errors
+    /// When that does not take it.
+    #[allow(unsafe_code, reason = "there is no safe way to register a descriptor of one's own")]
+    pub(super) fn over((changes, directory): Opened) -> io::Result<Self> {
+        // SAFETY: the descriptor is open for as long as `changes`, which the registration owns, and is never another one.
+        let changes = unsafe { AsyncFd::register_with_interest(changes, Interest::READABLE) }?;
+        Ok(Self { changes, directory })
+    }
+
+    /// Returns device and inode of the directory.
+    pub(super) fn directory(&self) -> (u64, u64) {
+        self.directory
+    }
+}
+
+/// Watches the directory that has the name now, if that is another one than is watched.
+pub(super) fn renew(directory: &Path, watched: Option<(u64, u64)>) -> Option<Opened> {
+    let found = identity(directory).ok()?;
+    (Some(found) != watched).then(|| open(directory).ok()).flatten()
+}
+
+#[cfg(target_os = "linux")]
+fn open(directory: &Path) -> io::Result<Opened> {
+    let found = identity(directory)?;
+    let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
+    let entries = AddWatchFlags::IN_DELETE | AddWatchFlags::IN_MOVE;
+    let itself = AddWatchFlags::IN_DELETE_SELF | AddWatchFlags::IN_MOVE_SELF;
+    inotify.add_watch(directory, entries | itself | AddWatchFlags::IN_ONLYDIR)?;
+    if identity(directory)? != found {
+        return Err(io::Error::other("the directory was exchanged meanwhile"));
+    }
+    Ok((Changes(inotify), found))
+}
+
+#[cfg(not(target_os = "linux"))]
+fn open(_directory: &Path) -> io::Result<Opened> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+
+/// Waits for a change in the directory, for ever where none is watched. Cancel-safe.
+pub(super) async fn change(watch: Option<&Watch>) {
+    let Some(watch) = watch else { return std::future::pending().await };
+    loop {
+        let Ok(mut ready) = watch.changes.readable().await else { return };
+        // What has changed, the look finds out.
+        match ready.try_io(|changes| read(changes.get_ref())) {
+            Ok(_) => return,
+            Err(_would_block) => {}
+        }
+    }
+}
+
+#[cfg(target_os = "linux")]
+fn read(changes: &Changes) -> io::Result<()> {
+    Ok(changes.0.read_events().map(drop)?)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn read(_changes: &Changes) -> io::Result<()> {
+    Err(io::ErrorKind::WouldBlock.into())
+}

@@ -1,0 +1,130 @@
+//! What is logged, by every process of malai that logs. Where it goes, and what becomes of a line that cannot be written,
+//! [`malai_daemon::logging`] says.
+
+mod repeats;
+
+use malai_daemon::logging::Log;
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::SubscriberExt as _;
+
+use repeats::Repeats;
+
+/// The variable that says what is logged, in the syntax of `tracing_subscriber::EnvFilter`.
+const LOG_VARIABLE: &str = "MALAI_LOG";
+/// What is logged otherwise.
+const LOG_DEFAULT: &str = "warn,malai=info,malai_daemon=info";
+/// What a relay logs otherwise: iroh's server has a line for every stranger who says something else than expected.
+const LOG_RELAY: &str = "warn,malai=info,malai_daemon=info,iroh_relay=off";
+/// Parts of other crates that log the URL of a proxy, or what is sent to it, whatever `MALAI_LOG` says.
+const LOG_CAPPED: [&str; 4] = [
+    "iroh_relay::client::tls=info",
+    "reqwest::connect=info",
+    "hyper_util::client::proxy=info",
+    "hyper_util::client::legacy::connect=info",
+];
+/// The levels, as words.
+const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+
+/// Starts to log, as `MALAI_LOG` says. Returns what is wrong with that, if something is; then the default counts.
+pub(crate) fn start(log: &Log) -> Option<String> {
+    start_with(log, LOG_DEFAULT)
+}
+
+/// The same for a relay.
+pub(crate) fn start_relay(log: &Log) -> Option<String> {
+    start_with(log, LOG_RELAY)
+}
+
+fn start_with(log: &Log, default: &str) -> Option<String> {
+    let (filter, wrong) = match std::env::var_os(LOG_VARIABLE).filter(|words| !words.is_empty()) {
+        None => (EnvFilter::new(default), None),
+        Some(words) => match parse(&words.to_string_lossy()) {
+            Ok(filter) => (filter, None),
+            Err(why) => {
+                let shown = words.to_string_lossy();
+                let text = format!(
+                    "{LOG_VARIABLE}={shown} is not understood, and `{default}` counts: {why}; examples: debug; \
+                     warn,malai_daemon=debug"
+                );
+                (EnvFilter::new(default), Some(text))
+            }
+        },
+    };
+    let writer = log.clone();
+    let subscriber = tracing_subscriber::fmt()
+        .with_env_filter(capped(filter))
+        .with_ansi(false)
+        // An error of the log itself would be printed to standard error, which may be that log.
+        .log_internal_errors(false)
+        .with_writer(move || writer.clone())
+        .finish();
+    // It was done before when this fails, and then that counts.
+    drop(tracing::subscriber::set_global_default(subscriber.with(Repeats::start(log))));
+    log_panics(log);
+    if let Some(wrong) = &wrong {
+        tracing::warn!("{wrong}");
+    }
+    wrong
+}
+
+/// Leaves out what would show a proxy's password.
+fn capped(filter: EnvFilter) -> EnvFilter {
+    let directives = LOG_CAPPED.iter().filter_map(|directive| directive.parse().ok());
+    directives.fold(filter, EnvFilter::add_directive)
+}
+
+/// Understands what a person wrote. A single word is a level: as the name of a part of the program, which it could be too, it
+/// would turn everything else off.
+fn parse(words: &str) -> Result<EnvFilter, String> {
+    for word in words.split(',').map(str::trim) {
+        let is_plain = !word.contains(['=', '[', ':']);
+        if is_plain && !LEVELS.iter().any(|level| word.eq_ignore_ascii_case(level)) {
+            return Err(format!(
+                "`{word}` is no level ({}); for a part of the program: {word}=debug",
+                LEVELS.join(", ")
+            ));
+        }
+    }
+    EnvFilter::builder().parse(words).map_err(|error| error.to_string())
+}
+
+/// Logs panics too. What Rust does otherwise waits for a standard error that nobody reads.
+fn log_panics(log: &Log) {
+    let log = log.clone();
+    std::panic::set_hook(Box::new(move |info| {
+        let thread = std::thread::current();
+        let name = thread.name().unwrap_or("unnamed");
+        log.say(format!("malai: a fault in the program, in thread {name}: {info}\n").as_bytes());
+    }));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_filter_is_a_level_or_has_parts_of_the_program_with_theirs() {
+        for good in ["debug", "off", "WARN", "warn,malai_daemon=debug", "malai_daemon::net=trace, info", LOG_RELAY] {
+            parse(good).unwrap_or_else(|why| panic!("{good}: {why}"));
+        }
+        for (bad, says) in [
+            ("inof", "`inof` is no level"),
+            ("warn,malai_daemon", "malai_daemon=debug"),
+            ("malai=inof", "level filter"),
+            ("malai_daemon=debug,,", "`` is no level"),
+            ("[x{", "invalid"),
+        ] {
+            let why = parse(bad).expect_err(bad);
+            assert!(why.contains(says), "{bad}: {why}");
+        }
+    }
+
+    #[test]
+    fn no_filter_shows_what_is_sent_to_a_proxy() {
+        for wanted in [LOG_DEFAULT, LOG_RELAY, "trace", "iroh_relay=trace,reqwest=debug"] {
+            let shown = capped(parse(wanted).expect(wanted)).to_string();
+            assert!(LOG_CAPPED.iter().all(|capped| shown.contains(capped)), "{wanted}: {shown}");
+        }
+        assert!(capped(parse("trace").expect("a level")).to_string().contains("trace"));
+    }
+}
