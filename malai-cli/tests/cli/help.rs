@@ -69,7 +69,7 @@ fn help_of_exec_shows_its_options() {
 
     Options:
           --cwd <DIR>
-              Working directory there; default: the user's home
+              Working directory there, from the user's home on; default: the user's home
 
           --json
               Answer in JSON: one document, or one object a line for a stream
