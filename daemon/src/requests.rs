@@ -134,7 +134,7 @@ async fn carry_out(
         Request::Doctor => Ok(Response::Doctor(doctor::checkup(clusters).await)),
         Request::Ping(ask) => ping::ping(clusters, &ask, &more).await.map(|()| Response::Done),
         Request::Connect(ask) => connect::connect(clusters, &ask).await.map(Response::Connected),
-        Request::DaemonStatus => Ok(Response::Daemon(status::daemon(clusters))),
+        Request::DaemonStatus => Ok(Response::Daemon(status::daemon(clusters).await)),
         Request::Stop => stop(context).await,
         Request::Leave => {
             context.stop.cancel();

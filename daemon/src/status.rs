@@ -53,11 +53,11 @@ pub(crate) async fn status(clusters: &Clusters, probe: bool) -> Status {
         }
     }
     found.sort_by_key(|(index, _)| *index);
-    Status { daemon: daemon(clusters), clusters: found.into_iter().map(|(_, status)| status).collect() }
+    Status { daemon: daemon(clusters).await, clusters: found.into_iter().map(|(_, status)| status).collect() }
 }
 
 /// The daemon's own part.
-pub(crate) fn daemon(clusters: &Clusters) -> DaemonStatus {
+pub(crate) async fn daemon(clusters: &Clusters) -> DaemonStatus {
     let shared = clusters.shared();
     let executor = shared.executor.current();
     let sessions: usize = shared.executor.tables().all().iter().map(|table| table.len()).sum();

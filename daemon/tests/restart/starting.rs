@@ -32,7 +32,7 @@ pub(crate) fn main(home: &Path) -> Result<()> {
         std::fs::write(home.join("held"), "")?;
         std::thread::sleep(Duration::from_millis(20));
     }
-    malai_daemon::executor::main(Home::new(home.to_owned()))
+    malai_daemon::executor::main(Home::new(home.to_owned()), None)
 }
 
 /// Sends a signal to the executor's process.
