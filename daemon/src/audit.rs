@@ -32,7 +32,7 @@ use crate::backoff::Backoff;
 use crate::clusters::Clusters;
 use crate::membership::alarms::AlarmCause;
 use crate::requests::blocking;
-use crate::store::lead::{self, Lead, is_full};
+use crate::store::lead::{self, Lead, full, is_full};
 use crate::store::{disk_failure, lines, temp_name};
 use allowance::Allowances;
 
@@ -209,7 +209,7 @@ impl Audit {
                 let length = log.file.metadata()?.len();
                 let Log { lead, file, .. } = &mut *log;
                 lead.extend(file, length);
-                lead.last_room(length).map_or(Ok(()), |_| Err(io::ErrorKind::StorageFull.into()))
+                lead.last_room(length).map_or(Ok(()), |_| Err(full()))
             })
             .map_err(|e| self.failure(&e))
     }
@@ -254,7 +254,7 @@ impl Audit {
         }
         let written = match log.file.write(line) {
             Ok(n) if n == line.len() => return Ok(()),
-            Ok(_) => io::ErrorKind::StorageFull.into(),
+            Ok(_) => full(),
             Err(e) => e,
         };
         log.take_back(&meta);
@@ -264,13 +264,13 @@ impl Audit {
     /// Keeps the lead, and refuses what would take too much of the last of it.
     fn claim(&self, log: &mut Log, length: u64, needed: u64) -> io::Result<()> {
         let before = log.lead.last_room(length);
-        log.lead.extend(&log.file, length);
-        let Some(room) = log.lead.last_room(length) else { return Ok(()) };
+        let Log { lead, file, .. } = log;
+        let Some(room) = lead.room_for(file, length, needed) else { return Ok(()) };
         if before.is_none() {
             tracing::error!(path = %self.home.audit().display(), room, "the disk is full: the audit uses its reserve");
             self.owes.notify_one();
         }
-        if room < needed { Err(io::ErrorKind::StorageFull.into()) } else { Ok(()) }
+        if room < needed { Err(full()) } else { Ok(()) }
     }
 
     /// Goes on in a new part, and moves every part to the next number, the oldest one out. On a full disk the newest part
@@ -287,8 +287,8 @@ impl Audit {
             Ok(next) if next.last_room().is_none_or(|room| room > log.lead.left(length)) => next,
             opened => {
                 drop(fs::remove_file(&new));
-                let full = opened.err().unwrap_or_else(|| io::ErrorKind::StorageFull.into());
-                return if is_full(&full) && log.lead.left(length) > 0 { Ok(()) } else { Err(full) };
+                let why = opened.err().unwrap_or_else(full);
+                return if is_full(&why) && log.lead.left(length) > 0 { Ok(()) } else { Err(why) };
             }
         };
         let moved = (1..KEPT)
@@ -364,11 +364,7 @@ pub(crate) async fn keep_paying(clusters: Arc<Clusters>) {
         let mut backoff = Backoff::new(OWED_RETRY_MIN_INTERVAL, OWED_RETRY_MAX_INTERVAL);
         loop {
             if shared.audit.lock().last_room().is_some() {
-                let path = shared.home.audit();
-                let text = format!(
-                    "the disk is full: commands run on a reserve of {}, which has room for about 300 of them",
-                    path.display()
-                );
+                let text = full_disk(&shared.home);
                 for membership in clusters.ready() {
                     membership.raise(AlarmCause::FullDisk, text.clone());
                 }
@@ -382,6 +378,24 @@ pub(crate) async fn keep_paying(clusters: Arc<Clusters>) {
         for membership in clusters.ready() {
             membership.clear(AlarmCause::FullDisk);
         }
+    }
+}
+
+/// Returns what a full disk means here.
+fn full_disk(home: &Home) -> String {
+    let path = home.audit();
+    // In steps, since each text is news.
+    match reserved_commands(home).map(|number| number.div_ceil(50) * 50) {
+        None | Some(0) => {
+            format!(
+                "the disk is full, and the reserve of {} is used up: no command starts until there is room",
+                path.display()
+            )
+        }
+        Some(number) => format!(
+            "the disk is full: commands run on the reserve of {}, which is enough for at most {number} more",
+            path.display()
+        ),
     }
 }
 

@@ -3,15 +3,17 @@
 use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
+use std::io::{self, BufReader, Seek, SeekFrom};
 
 use malai_protocol::audit::{Entry, Event, KEPT};
 use malai_protocol::home::Home;
 use malai_protocol::plan::SessionName;
 use serde::Deserialize;
 
-/// Bounds a line that is read, in bytes: the largest request, with each of its bytes written as `\\xNN`.
-const MAX_LINE_BYTES: u64 = 16 * 1024 * 1024;
+use crate::store::lines::Lines;
+
+/// Bounds a line that is read, in bytes. None that is written is nearly as long.
+const MAX_LINE_BYTES: usize = 16 * 1024 * 1024;
 
 /// Holds what the audit says of the sessions that an executor reports, and of those that no executor knows.
 #[derive(Debug, Default)]
@@ -87,25 +89,21 @@ fn key(session: &str, id52: &str) -> String {
 }
 
 fn each_line(file: &File, mut take: impl FnMut(u64, &[u8])) -> io::Result<()> {
-    let mut file = BufReader::with_capacity(256 * 1024, file);
-    let (mut at, mut line) = (0, Vec::new());
-    loop {
-        line.clear();
-        let length = (&mut file).take(MAX_LINE_BYTES).read_until(b'\n', &mut line)?;
-        if length == 0 {
-            return Ok(());
+    let mut lines = Lines::new(BufReader::with_capacity(256 * 1024, file), MAX_LINE_BYTES);
+    let mut buffer = Vec::new();
+    while let Some(line) = lines.next(&mut buffer)? {
+        if line.is_whole() {
+            take(line.at, line.bytes);
         }
-        take(at, &line);
-        at += length as u64;
     }
+    Ok(())
 }
 
 fn read_at(file: Option<&File>, at: u64) -> io::Result<Option<Entry>> {
     let Some(mut file) = file else { return Ok(None) };
     file.seek(SeekFrom::Start(at))?;
-    let mut line = Vec::new();
-    BufReader::new(file).take(MAX_LINE_BYTES).read_until(b'\n', &mut line)?;
-    Ok(serde_json::from_slice(&line).ok())
+    let (mut lines, mut buffer) = (Lines::new(BufReader::new(file), MAX_LINE_BYTES), Vec::new());
+    Ok(lines.next(&mut buffer)?.and_then(|line| serde_json::from_slice(line.bytes).ok()))
 }
 
 #[cfg(test)]

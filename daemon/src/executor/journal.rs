@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use malai_protocol::home::Home;
 use malai_protocol::plan::{Ended, Live, SessionName};
 
-use crate::store::lead::{Lead, is_full};
+use crate::store::lead::{Lead, full, is_full};
 use crate::store::lines::{self, Lines};
 
 /// A file that grew by this much beyond twice what it must hold is written anew.
@@ -26,7 +26,7 @@ const SLACK: u64 = 4 * 1024 * 1024;
 /// The longest line that is read: the largest plan, each of its bytes as a number and a comma.
 const MAX_LINE: usize = 16 * 1024 * 1024;
 /// The room that the journal keeps for a full disk: for as many usual commands as the audit has room for then.
-pub(super) const JOURNAL_LEAD_BYTES: u64 = 1536 * 1024;
+pub(super) const JOURNAL_LEAD_BYTES: u64 = 1024 * 1024;
 /// The last of it, into which no start is written: ends are.
 const JOURNAL_LEAD_FOR_ENDS_BYTES: u64 = 128 * 1024;
 /// How long ids are remembered after their end: twice as long as any caller sends its request again.
@@ -110,9 +110,9 @@ impl Journal {
         let mut bytes = serde_json::to_vec(line)?;
         bytes.push(b'\n');
         let leaves = if matches!(line, Line::Started(_)) { JOURNAL_LEAD_FOR_ENDS_BYTES } else { 0 };
-        self.lead.extend(&self.file, self.length);
-        if self.lead.last_room(self.length).is_some_and(|room| room < bytes.len() as u64 + leaves) {
-            return Err(io::ErrorKind::StorageFull.into());
+        let needed = bytes.len() as u64 + leaves;
+        if self.lead.room_for(&self.file, self.length, needed).is_some_and(|room| room < needed) {
+            return Err(full());
         }
         if self.cut {
             lines::end_last(&mut self.file)?;
@@ -184,7 +184,7 @@ impl Journal {
         let lead = Lead::open(&file, JOURNAL_LEAD_BYTES)?;
         if lead.last_room(length).is_some_and(|room| room < self.lead.left(self.length)) {
             // The file that is in use has more room for a full disk.
-            return Err(io::ErrorKind::StorageFull.into());
+            return Err(full());
         }
         fs::rename(path, &self.path)?;
         (self.file, self.cut, self.lead) = (file, false, lead);

@@ -24,6 +24,9 @@ use crate::supervisor::Executor;
 /// A target that would refuse under an older snapshot than the caller's waits so long for the newer one.
 pub(super) const SYNC_WAIT: Duration = Duration::from_secs(2);
 
+/// How much of the name of an unknown feature is repeated in the refusal.
+const MAX_SHOWN_NEED_CHARS: usize = 64;
+
 /// Registers, decides, audits, and sends the plan.
 ///
 /// # Errors
@@ -185,18 +188,7 @@ async fn decide_and_send(
     spec: &ExecSpec,
     asked: &Decided,
 ) -> Result<Executor, Refused> {
-    if let Some(need) = unknown_need(&spec.needs) {
-        let text = format!("the request needs `{need}`, which malai {} on the target does not have", crate::VERSION);
-        return Err(Failure::new(Kind::Unsupported, text).hint("update malai on the target").into());
-    }
-    if let Some(reason) = spec.reason.as_ref().filter(|reason| reason.len() > MAX_REASON_BYTES) {
-        let text = format!("a reason may have {MAX_REASON_BYTES} bytes, and this one has {}", reason.len());
-        return Err(Failure::new(Kind::Usage, text).hint("give a shorter --reason").into());
-    }
-    if spec.detach && (spec.stdin || spec.kill_on_lost) {
-        let text = "a detached command has no standard input, and does not end with its caller";
-        return Err(Failure::new(Kind::Usage, text).into());
-    }
+    check(spec)?;
     let executor = membership.shared.executor.get().await?;
     if spec.detach {
         executor.check_questions()?;
@@ -241,6 +233,25 @@ async fn decide_and_send(
             }
         }
     }
+}
+
+/// Refuses what no grant could allow.
+fn check(spec: &ExecSpec) -> Result<(), Failure> {
+    if let Some(need) = unknown_need(&spec.needs) {
+        // It is as long as the caller likes.
+        let need: String = need.chars().take(MAX_SHOWN_NEED_CHARS).collect();
+        let text = format!("the request needs `{need}`, which malai {} on the target does not have", crate::VERSION);
+        return Err(Failure::new(Kind::Unsupported, text).hint("update malai on the target"));
+    }
+    if let Some(reason) = spec.reason.as_ref().filter(|reason| reason.len() > MAX_REASON_BYTES) {
+        let text = format!("a reason may have {MAX_REASON_BYTES} bytes, and this one has {}", reason.len());
+        return Err(Failure::new(Kind::Usage, text).hint("give a shorter --reason"));
+    }
+    if spec.detach && (spec.stdin || spec.kill_on_lost) {
+        let text = "a detached command has no standard input, and does not end with its caller";
+        return Err(Failure::new(Kind::Usage, text));
+    }
+    Ok(())
 }
 
 /// A named command is what the config says, and where it runs is a part of that.

@@ -15,6 +15,8 @@ use std::time::{Duration, Instant};
 const STAT_BLOCK_BYTES: u64 = 512;
 /// A disk that takes the whole lead no more is offered half of it, and so on down to this part of it.
 const LEAD_SMALLEST_PART: u64 = 16;
+/// A lead is extended when this part of it is used.
+const LEAD_USED_PART: u64 = 8;
 /// The pause before a disk that was full is asked for more again.
 const LEAD_RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -46,11 +48,21 @@ impl Lead {
         self.until = self.until.max(length);
         let is_due = match self.refused {
             Some(at) => at.elapsed() >= LEAD_RETRY_INTERVAL,
-            None => self.left(length) < self.wanted / 2,
+            None => self.left(length) < self.wanted - self.wanted / LEAD_USED_PART,
         };
         if is_due && !self.unsupported {
             self.take(file, length);
         }
+    }
+
+    /// Returns how much room there is for lines where the disk takes no more, as [`Lead::last_room`] does. One that has not
+    /// enough for `needed` bytes is asked once more: somebody may have made room just now.
+    pub(crate) fn room_for(&mut self, file: &File, length: u64, needed: u64) -> Option<u64> {
+        self.extend(file, length);
+        if self.last_room(length).is_some_and(|room| room < needed) && !self.unsupported {
+            self.take(file, length);
+        }
+        self.last_room(length)
     }
 
     fn take(&mut self, file: &File, length: u64) {
@@ -101,6 +113,11 @@ fn allocated(meta: &std::fs::Metadata) -> u64 {
 /// Tells whether this is how a disk says that it is full.
 pub(crate) fn is_full(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
+/// Returns how a disk says that it is full.
+pub(crate) fn full() -> io::Error {
+    nix::errno::Errno::ENOSPC.into()
 }
 
 #[cfg(target_os = "linux")]
