@@ -125,7 +125,7 @@ async fn nothing_of_a_request_makes_its_lines_longer_than_lines_may_be() -> Resu
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_caller_of_one_named_command_does_not_erase_the_audit_by_thousands_of_calls() -> Result<()> {
+async fn a_caller_of_one_named_command_does_not_erase_the_audit_by_hundreds_of_long_calls() -> Result<()> {
     let scene = intruded().await?;
     let conn = scene.friend.dial(&scene.web01).await?;
     // The longest lines that there may be.
@@ -135,8 +135,8 @@ async fn a_caller_of_one_named_command_does_not_erase_the_audit_by_thousands_of_
         ..hello()
     };
     let (mut ran, mut refused, begun) = (0, 0, std::time::Instant::now());
-    while ran + refused < 1500 {
-        let calls: Vec<ExecSpec> = (0..100).map(|_| longest()).collect();
+    while refused < 200 {
+        let calls: Vec<ExecSpec> = (0..20).map(|_| longest()).collect();
         for answer in try_join_all(calls.iter().map(|spec| call(&scene, &conn, spec))).await? {
             match answer {
                 Ok(0) => ran += 1,
@@ -147,18 +147,18 @@ async fn a_caller_of_one_named_command_does_not_erase_the_audit_by_thousands_of_
         let most = MOST_AT_ONCE_BYTES + MOST_BYTES_PER_S * (begun.elapsed().as_secs() + 1);
         ensure!(written(&scene.web01)? < most, "{} bytes after {ran} calls, not {most}", written(&scene.web01)?);
     }
-    ensure!(ran > 200 && refused > 500, "{ran} ran, {refused} were refused");
+    ensure!(ran > 200, "{ran} ran, {refused} were refused");
     ensure!(intrusions(&scene.web01)? == 1, "the refusal of the intruder is gone");
     scene.web01.stop().await?;
     Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_hundred_usual_commands_at_once_are_no_attack_and_neither_are_twenty_a_second() -> Result<()> {
+async fn a_few_hundred_usual_commands_are_no_attack() -> Result<()> {
     let scene = intruded().await?;
     let conn = scene.friend.dial(&scene.web01).await?;
-    for _ in 0..5 {
-        let usual: Vec<ExecSpec> = (0..100).map(|_| hello()).collect();
+    for _ in 0..15 {
+        let usual: Vec<ExecSpec> = (0..20).map(|_| hello()).collect();
         for answer in try_join_all(usual.iter().map(|spec| call(&scene, &conn, spec))).await? {
             ensure!(answer == Ok(0), "{answer:?}");
         }

@@ -237,9 +237,6 @@ fn a_full_disk_lets_whoever_makes_room_in_and_says_the_truth_when_it_takes_nothi
     for word in [&format!("tmpfs on {HOME}"), "the reserve of the audit is enough for about "] {
         ensure!(text(&found, "/what")?.contains(word), "{word:?} is not in {found}");
     }
-    wait_until(SOON, "the alarm is raised", || {
-        alarm(&company, &web01).is_ok_and(|it| it.contains("the disk is full"))
-    })?;
 
     let (ran, said) = until_refused(laptop, "web01.company -- true")?;
     ensure!((200..1000).contains(&ran), "{ran} commands ran: {said}");
@@ -252,6 +249,9 @@ fn a_full_disk_lets_whoever_makes_room_in_and_says_the_truth_when_it_takes_nothi
             &["refused, since the target's audit cannot be written", "No space left on device", "df -h"],
         )?;
     }
+    wait_until(SOON, "the alarm is raised", || {
+        alarm(&company, &web01).is_ok_and(|it| it.contains("the disk is full"))
+    })?;
     ensure!(said.contains("No space left on device"), "{said}");
     each_start_has_its_end(&web01)?;
     let journal = web01.inside(|| Ok(std::fs::read_to_string(format!("{HOME}/sessions/journal"))?))?;
