@@ -1,5 +1,7 @@
 //! Where secret keys lie in the memory of a daemon.
 
+#![cfg(target_os = "linux")]
+
 use std::fs::File;
 use std::io::Read;
 use std::os::unix::fs::FileExt;
@@ -106,7 +108,6 @@ async fn guess(laptop: &Machine, number: u8) -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[cfg(target_os = "linux")]
 async fn newcomers_leave_no_copies_of_the_managers_keys_in_its_memory() -> Result<()> {
     let laptop = Machine::start().await?;
     laptop.init("laptop").await?;
