@@ -197,6 +197,27 @@ async fn moved(membership: &Arc<Membership>, conn: &Arc<PeerConn>, heard: &mut H
     stalled(membership, conn, heard, again, patience).await;
 }
 
+/// Waits until the connection is to be closed for another way to be found, and returns why. As long as there is a
+/// connection, iroh sends to the path that it chose, new connections' handshakes too, and asks nobody where the peer is:
+/// where that path is dead, only a closed connection makes it try all ways.
+async fn forgotten(membership: &Membership, conn: &PeerConn, let_go: Duration) -> &'static str {
+    tokio::time::sleep(let_go).await;
+    let relay = conn.relay_in_use();
+    let has_other = relay.as_ref().is_some_and(|relay| {
+        membership.relays.suspect(relay);
+        membership.relays.has_other_than(relay)
+    });
+    if conn.has_relay_to_spare() || has_other {
+        return "a relay may reach the peer";
+    }
+    // Only an agent itself can come back, and by a relay nobody is at another address.
+    if conn.is_caller_only() || relay.is_some() {
+        std::future::pending::<()>().await;
+    }
+    tokio::time::sleep(LET_GO_DIRECT.saturating_sub(let_go)).await;
+    "the peer may be at another address"
+}
+
 /// Looks for another way until there is one, or the connection is there again. After `let_go` it is closed where that may
 /// open a way by a relay, and after [`LET_GO_DIRECT`] where only that has other addresses looked for.
 async fn stalled(
@@ -219,28 +240,9 @@ async fn stalled(
             tokio::time::sleep(BEAT).await;
         }
     };
-    // As long as there is a connection, iroh sends to the path that it chose, new connections' handshakes too, and asks
-    // nobody where the peer is: where that path is dead, only a closed connection makes it try all ways.
-    let let_go = async {
-        tokio::time::sleep(let_go).await;
-        let relay = conn.relay_in_use();
-        let has_other = relay.as_ref().is_some_and(|relay| {
-            membership.relays.suspect(relay);
-            membership.relays.has_other_than(relay)
-        });
-        if conn.has_relay_to_spare() || has_other {
-            return "a relay may reach the peer";
-        }
-        // Only an agent itself can come back, and by a relay nobody is at another address.
-        if conn.is_caller_only() || relay.is_some() {
-            std::future::pending::<()>().await;
-        }
-        tokio::time::sleep(LET_GO_DIRECT.saturating_sub(let_go)).await;
-        "the peer may be at another address"
-    };
     let found = tokio::select! {
         () = again => None,
-        why = let_go => {
+        why = forgotten(membership, conn, let_go) => {
             tracing::info!(peer = %conn.peer.short(), "its path is dead, and {why}: it is let go");
             return membership.pool.forget_paths(conn, &format!("its path is dead, and {why}"));
         }
