@@ -76,7 +76,7 @@ pub(crate) async fn session(
     let (mut reader, mut head) = frames.into_parts();
     let patience = Patience::with(target, &membership, id);
     let (cluster, counters) = (membership.cluster, Arc::clone(&membership.counters));
-    // The cluster may have been taken in anew meanwhile.
+    // The cluster may have been loaded again meanwhile.
     let not_a_member = Refusal { clusters: Arc::clone(clusters), cluster };
     let cli = absent::process(&writer);
     let opened = tokio::select! {

@@ -298,7 +298,7 @@ impl AddressLookupBuilder for Resolver {
     }
 }
 
-/// The same server, which is told where this machine is.
+/// The same server, at which this machine says where it is.
 #[derive(Debug)]
 struct Publisher(Url);
 

@@ -229,7 +229,7 @@ impl Proxy {
     }
 }
 
-/// Secures a stream by TLS. A session is never resumed: a certificate is looked at anew.
+/// Secures a stream by TLS. No session is resumed, so that the certificate is checked each time.
 ///
 /// # Errors
 /// When the handshake fails, or the host is no name for a certificate.

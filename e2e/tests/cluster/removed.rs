@@ -48,7 +48,7 @@ fn a_removed_machine_says_what_to_type_fills_no_log_and_works_at_once_when_it_is
         let lines = logged(web01, &[word])?;
         ensure!(lines.len() <= 1, "{lines:#?}");
     }
-    // Whoever runs something brings the new config.
+    // A command brings the new config.
     company.write_config(&config)?;
     company.rescan()?;
     company.ran_remotely(web01, laptop)?;

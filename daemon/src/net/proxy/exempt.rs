@@ -11,7 +11,7 @@ enum Item {
     All,
     /// A host and all below it, or an address; at every port or at one.
     Host(String, Option<u16>),
-    /// Addresses that begin with so many bits of this one.
+    /// Addresses that share this number of leading bits with this one.
     Addresses(IpAddr, u8),
 }
 

@@ -7,6 +7,9 @@ use tokio::task::JoinHandle;
 use super::*;
 use crate::net::trust::Trust;
 
+/// Variables by name, and of the proxy that they name the variable and what is shown of it.
+type Named<'a> = (&'a [(&'a str, &'a str)], Option<(&'a str, &'a str)>);
+
 /// A password that nothing may show.
 const SECRET: &str = "hunter2%40";
 
@@ -26,7 +29,7 @@ fn tls() -> ClientConfig {
 
 #[test]
 fn the_first_variable_that_is_set_names_the_proxy_and_http_goes_without_saying() {
-    let table: [(&[(&str, &str)], Option<(&str, &str)>); 8] = [
+    let table: [Named<'_>; 8] = [
         (&[], None),
         (&[("HTTPS_PROXY", "")], None),
         (&[("HTTP_PROXY", "http://a:1"), ("http_proxy", "http://b:1")], None),
