@@ -84,7 +84,7 @@ impl Output {
     /// Prints a failure as a document if `--json` was given and standard output takes something.
     pub(crate) fn last_document(self, failure: &Failure) {
         if self.json && stdio::is_writable(&io::stdout(), PollTimeout::from(LAST_WORDS_MS)) {
-            // It is told on standard error too.
+            // Standard error has it too.
             drop(self.document(&serde_json::json!({ "error": failure })));
         }
     }
@@ -155,7 +155,7 @@ fn to_stderr(text: &str) {
 fn to_stdout(text: &str) -> Result<(), Failure> {
     let mut stdout = io::stdout().lock();
     match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
-        // A reader that left, such as `head`, has what it wanted; but whoever asked for the exit code has not all of it.
+        // A reader that left, such as `head`, has what it wanted; but the results are not written, and the exit code says so.
         Err(e) if e.kind() == ErrorKind::BrokenPipe => {
             READER_LEFT.store(true, Ordering::Relaxed);
             Ok(())

@@ -130,7 +130,7 @@ impl LogFile {
     }
 }
 
-/// Opens the file to be written at its end; one that is no plain file does not hold up whoever opens it.
+/// Opens the file to be written at its end; one that is no plain file holds up nobody who opens it.
 fn open(path: &Path) -> io::Result<File> {
     OpenOptions::new().append(true).create(true).mode(0o600).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path)
 }

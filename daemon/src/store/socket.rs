@@ -19,7 +19,7 @@ use watch::Watch;
 
 /// Between two looks at the name where nobody tells of changes. A command waits longer for a daemon that holds its lock.
 const SOCKET_LOOK_INTERVAL: Duration = Duration::from_secs(2);
-/// From a change to the look at it: several come together, and whoever removes a socket again and again keeps nobody busy.
+/// From a change to the look at it: several come together, and a socket that is removed again and again keeps nobody busy.
 const SOCKET_LOOK_DELAY: Duration = Duration::from_millis(50);
 /// Bounds a path in `sockaddr_un`.
 pub(crate) const SOCKET_PATH_MAX_BYTES: usize = 107;
@@ -90,7 +90,7 @@ impl Socket {
     async fn look(&mut self, may_bind: impl FnOnce() -> bool + Send + 'static) {
         let (path, ours) = (self.path.clone(), self.identity);
         let watched = self.watch.as_ref().map(Watch::directory);
-        // A disk that hangs holds up this and nothing else.
+        // A disk that hangs holds up who connects just now, and no other task.
         let looked = tokio::task::spawn_blocking(move || {
             let renewed = watch::renew(directory(&path), watched);
             (renewed, look(&path, ours, may_bind))
@@ -117,7 +117,7 @@ impl Socket {
             }
             Err(error) => {
                 if !self.is_told {
-                    tracing::error!(path = %self.path.display(), %error, "the socket was taken away, and cannot be bound again");
+                    tracing::error!(path = %self.path.display(), %error, "the socket cannot be kept under its name");
                 }
                 self.is_told = true;
             }
@@ -145,7 +145,7 @@ type Bound = (std::os::unix::net::UnixListener, (u64, u64));
 /// Binds the name again, unless it stands for what it should. Blocks.
 fn look(path: &Path, ours: (u64, u64), may_bind: impl FnOnce() -> bool) -> io::Result<Option<Bound>> {
     if !may_bind() {
-        return Ok(None);
+        return Err(io::Error::other("it is not known that the directory is still this process's"));
     }
     match identity(path) {
         Ok(found) if found == ours => return Ok(None),
@@ -238,16 +238,16 @@ mod tests {
         drop(std::os::unix::net::UnixListener::bind(&path).expect("one that nobody serves"));
         until_it_answers(&path).await;
 
-        // Twice: the directory that is made anew is watched too.
+        // Twice: the directory that is made again is watched too.
         for away in ["away", "away too"] {
             std::fs::rename(&home, dir.path().join(away)).expect("moved");
-            std::fs::create_dir(&home).expect("made anew");
+            std::fs::create_dir(&home).expect("made again");
             until_it_answers(&path).await;
             std::fs::remove_file(&path).expect("removed");
             until_it_answers(&path).await;
         }
         std::fs::remove_dir_all(&home).expect("removed");
-        std::fs::create_dir(&home).expect("made anew");
+        std::fs::create_dir(&home).expect("made again");
         until_it_answers(&path).await;
         let mode = std::fs::metadata(&path).expect("is there").permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
@@ -261,7 +261,7 @@ mod tests {
         socket.look(|| true).await;
         assert_eq!(socket.look_at, None);
         std::fs::remove_file(&socket.path).expect("removed");
-        tokio::time::timeout(SOON, watch::change(socket.watch.as_ref())).await.expect("it is told");
+        tokio::time::timeout(SOON, watch::change(socket.watch.as_ref())).await.expect("the change is seen");
         socket.look(|| true).await;
         assert!(socket.path.exists() && socket.look_at.is_none());
     }
@@ -275,7 +275,7 @@ mod tests {
         let _theirs = std::os::unix::net::UnixListener::bind(&path).expect("binds");
         look(&path, identity, || true).expect_err("another process serves there");
         std::fs::remove_file(&path).expect("removed");
-        assert!(look(&path, identity, || false).expect("looks").is_none(), "it may not");
+        look(&path, identity, || false).expect_err("it may not");
         assert!(!path.exists());
     }
 

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use libtest_mimic::Trial;
 use malai_e2e::cluster::{SOON, malai, start};
 use malai_e2e::lab::{Host, wait_until};

@@ -65,7 +65,7 @@ fn a_daemon_whose_log_is_on_a_full_disk_serves_and_says_what_the_log_lacks() {
         let shown = home.run(&["daemon", "status"]).stdout;
         assert!(shown.contains(" lines were not written, because: No space left"), "{shown}");
         let metrics = home.run(&["metrics"]).stdout;
-        let lost = metrics.lines().find_map(|line| line.strip_prefix("malai_log_lines_lost_total ")).expect("is told");
+        let lost = metrics.lines().find_map(|line| line.strip_prefix("malai_log_lines_lost_total ")).expect("a number");
         assert!(lost.parse::<u64>().expect("a number") > 0, "{metrics}");
         let doctor = home.run(&["doctor"]).stdout;
         assert!(doctor.contains("note    log: "), "{doctor}");
