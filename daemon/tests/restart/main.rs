@@ -46,8 +46,7 @@ fn main() -> ExitCode {
     if let [_, word, home] = &args[..]
         && word == starting::WAITS
     {
-        let ended = starting::main(Path::new(home));
-        return if ended.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+        return if starting::main(Path::new(home)).is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
     }
     macro_rules! trials {
         ($($name:ident)*) => { vec![$(Trial::test(stringify!($name), || block_on($name()))),*] };

@@ -5,19 +5,20 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use libc::c_long as Day;
 use malai_protocol::failure::{Failure, Kind};
 
 /// The days of an account in the shadow database, since 1970; absent = there is no such limit.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct Days {
     /// From this day on the account is closed.
-    expires: Option<i64>,
+    expires: Option<Day>,
     /// The password was changed on this day.
-    changed: Option<i64>,
+    changed: Option<Day>,
     /// It has to be changed after so many.
-    lasts: Option<i64>,
+    lasts: Option<Day>,
     /// After so many more the account is closed.
-    inactive: Option<i64>,
+    inactive: Option<Day>,
 }
 
 /// Why an account is closed.
@@ -30,7 +31,7 @@ enum Closed {
 }
 
 impl Days {
-    fn closed(&self, today: i64) -> Option<Closed> {
+    fn closed(&self, today: Day) -> Option<Closed> {
         if self.expires.is_some_and(|day| today >= day) {
             return Some(Closed::Expired);
         }
@@ -48,7 +49,7 @@ impl Days {
 /// [`Kind::NoUser`], with the command that opens it.
 pub(super) fn check(name: &str) -> Result<(), Failure> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let today = i64::try_from(now.as_secs() / (24 * 3600)).unwrap_or(i64::MAX);
+    let today = Day::try_from(now.as_secs() / (24 * 3600)).unwrap_or(Day::MAX);
     match days(name).and_then(|days| days.closed(today)) {
         None => Ok(()),
         Some(Closed::Expired) => {
@@ -88,7 +89,7 @@ fn days(name: &str) -> Option<Days> {
         if error != 0 || found.is_null() {
             return None;
         }
-        let limit = |days: libc::c_long| (days >= 0).then_some(i64::from(days));
+        let limit = |days: libc::c_long| (days >= 0).then_some(days);
         return Some(Days {
             expires: limit(entry.sp_expire),
             changed: limit(entry.sp_lstchg),
@@ -107,9 +108,9 @@ fn days(_name: &str) -> Option<Days> {
 mod tests {
     use super::*;
 
-    const TODAY: i64 = 20_000;
+    const TODAY: Day = 20_000;
 
-    fn with(expires: Option<i64>, changed: Option<i64>, lasts: Option<i64>, inactive: Option<i64>) -> Option<Closed> {
+    fn with(expires: Option<Day>, changed: Option<Day>, lasts: Option<Day>, inactive: Option<Day>) -> Option<Closed> {
         Days { expires, changed, lasts, inactive }.closed(TODAY)
     }
 
@@ -130,7 +131,7 @@ mod tests {
         assert_eq!(with(None, changed, Some(90), None), None, "it has to be changed, and nothing more");
         assert_eq!(with(None, changed, Some(99_999), Some(0)), None);
         assert_eq!(with(None, Some(0), Some(90), Some(9)), None, "it is to be changed at the next login");
-        assert_eq!(with(None, changed, Some(i64::MAX), Some(i64::MAX)), None);
+        assert_eq!(with(None, changed, Some(Day::MAX), Some(Day::MAX)), None);
     }
 
     #[test]
