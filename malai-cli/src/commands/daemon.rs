@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use malai_daemon::duty::watch_panics;
 use malai_daemon::logging::Log;
-use malai_daemon::store::lock::{self, Changes, Holder};
+use malai_daemon::store::lock::{self, Holder};
 use malai_daemon::{Daemon as Service, Options, offline};
 use malai_protocol::failure::{Failure, Kind};
 use malai_protocol::home::Home;
