@@ -210,8 +210,9 @@ async fn forgotten(membership: &Membership, conn: &PeerConn, let_go: Duration) -
     if conn.has_relay_to_spare() || has_other {
         return "a relay may reach the peer";
     }
-    // Only an agent itself can come back, and by a relay nobody is at another address.
-    if conn.is_caller_only() || relay.is_some() {
+    // An agent can only come back by itself. One that has not greeted may be one, and was asked nothing, so that its silence
+    // says nothing. And by a relay nobody is at another address.
+    if !conn.callable() || relay.is_some() {
         std::future::pending::<()>().await;
     }
     tokio::time::sleep(LET_GO_DIRECT.saturating_sub(let_go)).await;

@@ -50,7 +50,10 @@ async fn a_newcomer_that_is_refused_knocks_no_more_and_says_so() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_newcomer_that_comes_when_the_manager_is_busy_knocks_again() -> Result<()> {
     let (web01, manager) = answered(FailureKind::Busy).await?;
-    until("it says so", || async { Ok(waits_for(&web01).await?.contains("knocking again in")) }).await?;
+    until("it says so", || async {
+        Ok(waits_for(&web01).await?.contains("knocking again and again: the cluster manager refused"))
+    })
+    .await?;
     let conn = manager.dialled().await?;
     let _knock: Knock = next(&mut accept(&conn).await?).await?.expect(Kind::Knock, "Knock")?;
     web01.stop().await?;
