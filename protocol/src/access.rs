@@ -248,9 +248,10 @@ fn rule(
     steps: &mut Vec<String>,
 ) -> Result<Grant, Failure> {
     // A stranger is told nothing but this, whatever it asks for.
-    let (who, _) = config
-        .machine_by_id(caller)
-        .ok_or_else(|| Failure::new(Kind::NotAMember, "the caller is not a machine of this cluster"))?;
+    let (who, _) = config.machine_by_id(caller).ok_or_else(|| {
+        Failure::new(Kind::NotAMember, "the caller is not a machine of this cluster")
+            .hint("`malai status` says whether this machine was removed, and what to type then")
+    })?;
     let (name, machine) = config.machine_by_id(target).ok_or_else(|| {
         Failure::new(Kind::Denied, "the target is not a machine of this cluster any more")
             .hint("`malai status` lists the machines")

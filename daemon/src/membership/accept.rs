@@ -74,10 +74,14 @@ async fn connection(membership: &Arc<Membership>, handshake: Handshake, stranger
     membership.counters.handshakes_ok.one();
     let Some(peer) = machine_id(&conn.remote_id()) else { return };
     if membership.is_member(&peer) {
+        membership.refused.forget(&peer);
         return serve::spawn(membership, &PeerConn::new(conn, peer, false));
     }
     match introduce(membership, &conn, peer, strangers).await {
-        Ok(Some(accepted)) => tracing::info!(peer = %accepted.peer.short(), "introduced itself with a newer snapshot"),
+        Ok(Some(accepted)) => {
+            membership.refused.forget(&peer);
+            tracing::info!(peer = %accepted.peer.short(), "introduced itself with a newer snapshot");
+        }
         Ok(None) => refuse(membership, &conn, peer, "not in the snapshot"),
         Err(error) => refuse(membership, &conn, peer, &format!("{error:#}")),
     }

@@ -125,7 +125,6 @@ async fn retire(membership: &Arc<Membership>, conn: &Arc<PeerConn>) -> (Close, S
     let mut spare_since = None;
     loop {
         if !membership.is_member(&conn.peer) && removed(membership, conn).await {
-            membership.refused.forget(&conn.peer);
             return (Close::Removed, REMOVED_MESSAGE.to_owned());
         }
         let is_spare = membership.pool.is_spare(conn);

@@ -37,6 +37,11 @@ fn a_removed_machine_says_what_to_type_fills_no_log_and_works_at_once_when_it_is
         let status = web01.run(malai(["status"]))?.error_text();
         Ok(words.iter().all(|word| status.contains(word)).then_some(()))
     })?;
+    // Until its connection is closed, it is the laptop's gate that refuses.
+    wait_for(SOON, "the connection is closed", || {
+        let refused = company.run(web01, laptop, &["hostname"])?.exited(254)?.error_text();
+        Ok(refused.contains(words[0]).then_some(()))
+    })?;
     for _ in 0..TRIES {
         told(company.run(web01, laptop, &["hostname"])?, 254, &words)?;
     }

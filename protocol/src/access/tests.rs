@@ -211,7 +211,8 @@ fn a_stranger_learns_the_same_nothing_whatever_it_asks_for() {
         }
     }
     answers.dedup();
-    let wanted = Failure::new(Kind::NotAMember, "the caller is not a machine of this cluster");
+    let wanted = Failure::new(Kind::NotAMember, "the caller is not a machine of this cluster")
+        .hint("`malai status` says whether this machine was removed, and what to type then");
     assert_eq!(answers, [Decision::Refused(wanted)]);
 }
 
