@@ -173,16 +173,20 @@ mod tests {
         }
     }
 
-    #[test]
-    fn the_text_is_as_prometheus_reads_it() {
+    fn counted() -> Counted {
         let managed = ClusterMetrics { alias: "home".into(), ..ClusterMetrics::default() };
-        let text = exposition(&Counted {
+        Counted {
             version: "0.1.0".into(),
             panics: 3,
             executor_panics: 1,
             lost_log_lines: 5,
             clusters: vec![company(), managed],
-        });
+        }
+    }
+
+    #[test]
+    fn the_text_is_as_prometheus_reads_it() {
+        let text = exposition(&counted());
         let company: Vec<_> = text.lines().filter(|line| !line.contains("home")).collect();
         insta::assert_snapshot!(company.join("\n"), @r#"
         # HELP malai_build_info The version of the daemon.
