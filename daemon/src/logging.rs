@@ -28,7 +28,7 @@ const LOG_QUEUE_MAX_BYTES: usize = 1024 * 1024;
 /// Bounds one line. Words of other machines are in some of them.
 const LOG_LINE_MAX_BYTES: usize = 16 * 1024;
 /// Ends a line that was cut.
-const CUT: &[u8] = "…\n".as_bytes();
+const LOG_LINE_CUT_MARK: &[u8] = "…\n".as_bytes();
 
 /// The log of this process. All clones are one.
 #[derive(Debug, Clone)]
@@ -296,7 +296,7 @@ fn write_all(file: &mut File, bytes: &[u8]) -> Result<(), Torn> {
 
 fn bounded(text: &[u8]) -> Vec<u8> {
     match text.get(..LOG_LINE_MAX_BYTES) {
-        Some(kept) if text.len() > LOG_LINE_MAX_BYTES => [kept, CUT].concat(),
+        Some(kept) if text.len() > LOG_LINE_MAX_BYTES => [kept, LOG_LINE_CUT_MARK].concat(),
         _ => text.to_vec(),
     }
 }

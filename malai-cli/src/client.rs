@@ -226,18 +226,19 @@ impl AgentStart {
             background::News::Closed if self.was_sound => return Ok(true),
             background::News::Closed => {}
         }
-        Err(Failure::new(Kind::Internal, "no daemon runs here, and the agent ended before it was ready").hint(SEE_WHY))
+        Err(Failure::new(Kind::Internal, "no daemon runs here, and the agent ended before it was ready")
+            .hint(AGENT_FAILED_HINT))
     }
 }
 
 fn agent_is_late() -> Failure {
     let limit = AGENT_START_LIMIT.as_secs();
     let message = format!("no daemon runs here, and the agent's socket did not answer within {limit} s");
-    Failure::new(Kind::Internal, message).hint(SEE_WHY)
+    Failure::new(Kind::Internal, message).hint(AGENT_FAILED_HINT)
 }
 
 /// What to type when no agent starts.
-const SEE_WHY: &str = "start a daemon yourself and see what it says: malai daemon --foreground";
+const AGENT_FAILED_HINT: &str = "start a daemon yourself and see what it says: malai daemon --foreground";
 
 /// Greets, asks, tells progress, and returns the last answer.
 ///

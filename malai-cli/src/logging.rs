@@ -12,27 +12,27 @@ use repeats::Repeats;
 /// The variable that says what is logged, in the syntax of `tracing_subscriber::EnvFilter`.
 const LOG_VARIABLE: &str = "MALAI_LOG";
 /// What is logged otherwise.
-const LOG_DEFAULT: &str = "warn,malai=info,malai_daemon=info";
+const LOG_DEFAULT_FILTER: &str = "warn,malai=info,malai_daemon=info";
 /// What a relay logs otherwise: iroh's server has a line for every stranger who says something else than expected.
-const LOG_RELAY: &str = "warn,malai=info,malai_daemon=info,iroh_relay=off";
+const LOG_RELAY_FILTER: &str = "warn,malai=info,malai_daemon=info,iroh_relay=off";
 /// Parts of other crates that log the URL of a proxy, or what is sent to it, whatever `MALAI_LOG` says.
-const LOG_CAPPED: [&str; 4] = [
+const LOG_CAPPED_TARGETS: [&str; 4] = [
     "iroh_relay::client::tls=info",
     "reqwest::connect=info",
     "hyper_util::client::proxy=info",
     "hyper_util::client::legacy::connect=info",
 ];
 /// The levels, as words.
-const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+const LOG_LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 
 /// Starts to log, as `MALAI_LOG` says. Returns what is wrong with that, if something is; then the default counts.
 pub(crate) fn start(log: &Log) -> Option<String> {
-    start_with(log, LOG_DEFAULT)
+    start_with(log, LOG_DEFAULT_FILTER)
 }
 
 /// The same for a relay.
 pub(crate) fn start_relay(log: &Log) -> Option<String> {
-    start_with(log, LOG_RELAY)
+    start_with(log, LOG_RELAY_FILTER)
 }
 
 fn start_with(log: &Log, default: &str) -> Option<String> {
@@ -69,7 +69,7 @@ fn start_with(log: &Log, default: &str) -> Option<String> {
 
 /// Leaves out what would show a proxy's password.
 fn capped(filter: EnvFilter) -> EnvFilter {
-    let directives = LOG_CAPPED.iter().filter_map(|directive| directive.parse().ok());
+    let directives = LOG_CAPPED_TARGETS.iter().filter_map(|directive| directive.parse().ok());
     directives.fold(filter, EnvFilter::add_directive)
 }
 
@@ -78,10 +78,10 @@ fn capped(filter: EnvFilter) -> EnvFilter {
 fn parse(words: &str) -> Result<EnvFilter, String> {
     for word in words.split(',').map(str::trim) {
         let is_plain = !word.contains(['=', '[', ':']);
-        if is_plain && !LEVELS.iter().any(|level| word.eq_ignore_ascii_case(level)) {
+        if is_plain && !LOG_LEVELS.iter().any(|level| word.eq_ignore_ascii_case(level)) {
             return Err(format!(
                 "`{word}` is no level ({}); for a part of the program: {word}=debug",
-                LEVELS.join(", ")
+                LOG_LEVELS.join(", ")
             ));
         }
     }
@@ -104,7 +104,9 @@ mod tests {
 
     #[test]
     fn a_filter_is_a_level_or_has_parts_of_the_program_with_theirs() {
-        for good in ["debug", "off", "WARN", "warn,malai_daemon=debug", "malai_daemon::net=trace, info", LOG_RELAY] {
+        for good in
+            ["debug", "off", "WARN", "warn,malai_daemon=debug", "malai_daemon::net=trace, info", LOG_RELAY_FILTER]
+        {
             parse(good).unwrap_or_else(|why| panic!("{good}: {why}"));
         }
         for (bad, says) in [
@@ -121,9 +123,9 @@ mod tests {
 
     #[test]
     fn no_filter_shows_what_is_sent_to_a_proxy() {
-        for wanted in [LOG_DEFAULT, LOG_RELAY, "trace", "iroh_relay=trace,reqwest=debug"] {
+        for wanted in [LOG_DEFAULT_FILTER, LOG_RELAY_FILTER, "trace", "iroh_relay=trace,reqwest=debug"] {
             let shown = capped(parse(wanted).expect(wanted)).to_string();
-            assert!(LOG_CAPPED.iter().all(|capped| shown.contains(capped)), "{wanted}: {shown}");
+            assert!(LOG_CAPPED_TARGETS.iter().all(|capped| shown.contains(capped)), "{wanted}: {shown}");
         }
         assert!(capped(parse("trace").expect("a level")).to_string().contains("trace"));
     }

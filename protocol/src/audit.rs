@@ -20,7 +20,7 @@ const MAX_LINE_NAME_BYTES: usize = 256;
 /// Bounds a line, in bytes, its end included: all of the above, and numbers.
 pub const MAX_LINE_BYTES: usize = 16 * 1024;
 /// Stands at the end of a text that was cut off.
-const CUT: char = '…';
+const CUT_MARK: char = '…';
 
 /// How many older parts of the audit log are kept, besides the one being written.
 pub const KEPT: u32 = 5;
@@ -180,8 +180,8 @@ fn prefix(text: &str, most: usize) -> (&str, usize) {
 
 /// Marks a text as cut off. One that was cut off before has the mark already.
 fn shortened(kept: &str) -> String {
-    let mut text = kept.trim_end_matches(CUT).to_owned();
-    text.push(CUT);
+    let mut text = kept.trim_end_matches(CUT_MARK).to_owned();
+    text.push(CUT_MARK);
     text
 }
 

@@ -7,7 +7,7 @@ use crate::config::{Name, NameError, is_user, shown};
 use crate::failure::{Failure, Kind};
 
 /// The longest target that is looked at, in bytes: a user, a machine and a cluster have at most 321.
-const MAX_TARGET: usize = 384;
+const MAX_TARGET_BYTES: usize = 384;
 
 /// A parsed target. The names are well formed; whether they exist is another question.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -26,7 +26,7 @@ impl FromStr for Target {
     /// # Errors
     /// [`Kind::Usage`] when it is not a target, [`Kind::Unsupported`] when it is one of a later version.
     fn from_str(text: &str) -> Result<Self, Failure> {
-        if text.len() > MAX_TARGET {
+        if text.len() > MAX_TARGET_BYTES {
             return Err(usage(format!("`{}` is too long for a target", shown(text))));
         }
         // The user may be of a domain; the machine never has an `@`.

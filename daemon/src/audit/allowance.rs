@@ -22,7 +22,7 @@ const ALLOWANCE_BYTES_PER_S: u64 = 24 * 1024;
 /// its second one is given up.
 const TURN_MAX_WAIT: Duration = Duration::from_secs(2);
 /// Callers remembered before those whose whole allowance is free are forgotten.
-const REMEMBERED_CALLERS: usize = 1024;
+const MAX_REMEMBERED_CALLERS: usize = 1024;
 /// What the end line of a session has, beyond what its start line has.
 const END_LINE_EXTRA_BYTES: u64 = 256;
 
@@ -55,7 +55,7 @@ impl Allowances {
         if wait > TURN_MAX_WAIT {
             return Turn::Never;
         }
-        if callers.len() >= REMEMBERED_CALLERS {
+        if callers.len() >= MAX_REMEMBERED_CALLERS {
             callers.retain(|_, free_at| *free_at > now);
         }
         callers.insert(caller, free_at);
@@ -150,7 +150,7 @@ mod tests {
     #[tokio::test]
     async fn callers_are_forgotten_when_their_allowance_is_free() {
         let (allowances, now) = (Allowances::default(), Instant::now());
-        for _ in 0..REMEMBERED_CALLERS {
+        for _ in 0..MAX_REMEMBERED_CALLERS {
             allowances.take(id(), LINE, now);
         }
         allowances.take(id(), LINE, now + Duration::from_secs(10));

@@ -15,7 +15,7 @@ use crate::net::proxy::{Proxy, setting};
 /// How long the proxy may take.
 const PROXY_ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 /// Names the area.
-const AREA: &str = "proxy";
+const PROXY_AREA: &str = "proxy";
 
 /// Tries the proxy, if one is named.
 pub(super) async fn look(membership: &Membership, network: &Network, relays: &[RelayUrl]) -> Vec<Finding> {
@@ -25,7 +25,7 @@ pub(super) async fn look(membership: &Membership, network: &Network, relays: &[R
         Err(why) => {
             let mend =
                 "correct the variable in the environment of the daemon, or take it out; then: malai daemon restart";
-            return vec![Finding::broken(AREA, format!("none is used: {why}"), mend)];
+            return vec![Finding::broken(PROXY_AREA, format!("none is used: {why}"), mend)];
         }
     };
     let named = format!("{} names {}", proxy.variable(), proxy.shown());
@@ -34,7 +34,7 @@ pub(super) async fn look(membership: &Membership, network: &Network, relays: &[R
     let mut targets = targets.filter(|target| !proxy.exempts(target));
     let Some(target) = targets.next() else {
         return vec![Finding::ok(
-            AREA,
+            PROXY_AREA,
             format!("{named}, and no relay and no server of this cluster is reached through it"),
         )];
     };
@@ -42,7 +42,7 @@ pub(super) async fn look(membership: &Membership, network: &Network, relays: &[R
     for relay in proxy.exempt_in_vain(network) {
         let text =
             format!("NO_PROXY exempts relay {relay}, which is reached through the proxy all the same: others are not");
-        found.push(Finding::note(AREA, text).mend("exempt every relay of the cluster, or none"));
+        found.push(Finding::note(PROXY_AREA, text).mend("exempt every relay of the cluster, or none"));
     }
     found
 }
@@ -54,12 +54,12 @@ async fn tried(proxy: &Proxy, named: &str, target: &Url, membership: &Membership
     match timeout(PROXY_ANSWER_TIMEOUT, proxy.connect(host, port, membership.endpoint.tls_config())).await {
         Ok(Ok(_)) => {
             let ms = begun.elapsed().as_secs_f64() * 1e3;
-            Finding::ok(AREA, format!("{named}, which connects to {host}:{port} in {ms:.1} ms"))
+            Finding::ok(PROXY_AREA, format!("{named}, which connects to {host}:{port} in {ms:.1} ms"))
         }
-        Ok(Err(error)) => Finding::broken(AREA, format!("{named}: {error}"), error.mend),
+        Ok(Err(error)) => Finding::broken(PROXY_AREA, format!("{named}: {error}"), error.mend),
         Err(_) => {
             let text = format!("{named}, which does not answer within {} s", PROXY_ANSWER_TIMEOUT.as_secs());
-            Finding::broken(AREA, text, "see whether the proxy runs; then: malai daemon restart")
+            Finding::broken(PROXY_AREA, text, "see whether the proxy runs; then: malai daemon restart")
         }
     }
 }

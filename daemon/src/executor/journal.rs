@@ -24,7 +24,7 @@ use crate::store::lines::{self, Lines};
 /// A file that grew by this much beyond twice what it must hold is written anew.
 const SLACK: u64 = 4 * 1024 * 1024;
 /// The longest line that is read: the largest plan, each of its bytes as a number and a comma.
-const MAX_LINE: usize = 16 * 1024 * 1024;
+const MAX_JOURNAL_LINE_BYTES: usize = 16 * 1024 * 1024;
 /// The room that the journal keeps for a full disk: for as many usual commands as the audit has room for then.
 pub(super) const JOURNAL_LEAD_BYTES: u64 = 1024 * 1024;
 /// The last of it, into which no start is written: ends are.
@@ -277,7 +277,7 @@ fn read(path: &Path) -> io::Result<Left> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(left),
         file => file?,
     };
-    let mut lines = Lines::new(BufReader::new(file), MAX_LINE);
+    let mut lines = Lines::new(BufReader::new(file), MAX_JOURNAL_LINE_BYTES);
     let mut buffer = Vec::new();
     while let Some(line) = lines.next(&mut buffer)? {
         match serde_json::from_slice(line.bytes) {

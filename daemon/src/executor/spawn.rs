@@ -35,7 +35,7 @@ pub(crate) struct Prepared {
     pub(crate) programs: Vec<CString>,
     /// Exact arguments, the program's name first.
     pub(crate) argv: Vec<CString>,
-    /// `NAME=value`, the whole environment.
+    /// `PWD_PREFIX=value`, the whole environment.
     pub(crate) env: Vec<CString>,
     /// Working directories to try, in order.
     pub(crate) directories: Vec<Directory>,
@@ -110,7 +110,7 @@ pub(crate) struct Trouble {
 }
 
 /// Before the value of the variable that names the working directory.
-const NAME: &[u8] = b"PWD=";
+const PWD_PREFIX: &[u8] = b"PWD=";
 /// Length of a [`Trouble`] in the pipe.
 const TROUBLE_LEN: usize = 5;
 
@@ -158,7 +158,7 @@ fn environment(env: &[CString], directory: &Directory, pwd: *mut libc::c_char) -
 pub(crate) fn fork_exec(prepared: &Prepared) -> io::Result<Forked> {
     let (read, write) = io::pipe()?;
     let (read, write) = (OwnedFd::from(read), OwnedFd::from(write));
-    let mut pwd_buffer = [NAME, &[0; libc::PATH_MAX as usize]].concat();
+    let mut pwd_buffer = [PWD_PREFIX, &[0; libc::PATH_MAX as usize]].concat();
     let pwd = pwd_buffer.as_mut_ptr().cast();
     let raw = Raw {
         argv: pointers(&prepared.argv),
@@ -253,7 +253,7 @@ unsafe fn enter<'r>(raw: &'r Raw<'_>) -> Option<&'r [*const libc::c_char]> {
         }
         if let Pwd::Asked = directory.pwd {
             // SAFETY: behind the name there is room for so many bytes. Where it fails the variable is empty.
-            let _known = unsafe { libc::getcwd(raw.pwd.add(NAME.len()), libc::PATH_MAX as usize) };
+            let _known = unsafe { libc::getcwd(raw.pwd.add(PWD_PREFIX.len()), libc::PATH_MAX as usize) };
         }
         return Some(env);
     }

@@ -18,7 +18,7 @@ const LOG_FILE_MAX_BYTES: u64 = 8 * 1024 * 1024;
 /// Bounds how many older files are kept beside the one that is written.
 const LOG_OLDER_MAX_FILES: u32 = 3;
 /// Bounds the attempts to open a file whose name others take away at the same time.
-const OPEN_ATTEMPTS: u32 = 16;
+const LOG_OPEN_MAX_ATTEMPTS: u32 = 16;
 
 /// The file, opened when something is written.
 #[derive(Debug)]
@@ -63,7 +63,7 @@ impl LogFile {
     /// # Errors
     /// What the disk says.
     pub(super) fn lock(&mut self) -> io::Result<()> {
-        for _ in 0..OPEN_ATTEMPTS {
+        for _ in 0..LOG_OPEN_MAX_ATTEMPTS {
             self.open()?;
             let Some(file) = self.file.take() else { break };
             // A file system without locks has one writer, or two that may tear a file at a rotation.

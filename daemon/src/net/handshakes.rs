@@ -17,13 +17,13 @@ use super::pace::{Origin, Visits};
 use super::places::{Place, Places};
 
 /// Unfinished handshakes at once.
-const UNFINISHED_MOST: usize = 256;
+const MAX_UNFINISHED_HANDSHAKES: usize = 256;
 /// While as many are unfinished, only those begin that have proved their address.
-const UNPROVED_MOST: usize = 32;
+const MAX_UNPROVED_HANDSHAKES: usize = 32;
 /// How long one may take, from its first packet on: so many times so long. What a busy host adds to each of these waits is
 /// its own delay, and not the sender's.
-const HANDSHAKE_STEPS: u32 = 10;
-const HANDSHAKE_STEP: Duration = Duration::from_millis(300);
+const MAX_HANDSHAKE_STEPS: u32 = 10;
+const HANDSHAKE_STEP_TIME: Duration = Duration::from_millis(300);
 
 /// The unfinished handshakes of one endpoint, and how often each address may begin one.
 #[derive(Debug)]
@@ -57,7 +57,7 @@ pub(crate) struct Handshake {
 impl Handshakes {
     /// None is unfinished; each address may begin them at the pace that `pace` counts.
     pub(crate) fn new(pace: impl Fn() -> Visits<Origin>) -> Self {
-        Self { places: Places::new(UNFINISHED_MOST), proved: pace(), unproved: pace() }
+        Self { places: Places::new(MAX_UNFINISHED_HANDSHAKES), proved: pace(), unproved: pace() }
     }
 
     /// Decides about a first packet.
@@ -67,7 +67,7 @@ impl Handshakes {
             if !self.proved.may_come(Origin::from(&from)) {
                 return Admission::TooOften(incoming);
             }
-        } else if self.places.taken() >= UNPROVED_MOST || !self.unproved.may_come(Origin::from(&from)) {
+        } else if self.places.taken() >= MAX_UNPROVED_HANDSHAKES || !self.unproved.may_come(Origin::from(&from)) {
             if let Err(error) = incoming.retry() {
                 // Only for one that bears a token already, which is proved.
                 error.into_incoming().ignore();
@@ -93,15 +93,15 @@ impl Handshake {
         let Self { incoming, place } = self;
         let handshake = async { anyhow::Ok(incoming.accept()?.await?) };
         let limit = async {
-            for _ in 0..HANDSHAKE_STEPS {
-                sleep(HANDSHAKE_STEP).await;
+            for _ in 0..MAX_HANDSHAKE_STEPS {
+                sleep(HANDSHAKE_STEP_TIME).await;
             }
         };
         tokio::select! {
             biased;
             finished = handshake => finished,
             () = place.lost() => anyhow::bail!("it was the oldest when its place was needed"),
-            () = limit => anyhow::bail!("it took longer than {:?}", HANDSHAKE_STEP * HANDSHAKE_STEPS),
+            () = limit => anyhow::bail!("it took longer than {:?}", HANDSHAKE_STEP_TIME * MAX_HANDSHAKE_STEPS),
         }
     }
 }

@@ -25,7 +25,7 @@ pub const PROXY_VARIABLES: [&str; 4] = ["https_proxy", "HTTPS_PROXY", "all_proxy
 /// Names those that may exempt hosts from it.
 const EXEMPT_VARIABLES: [&str; 2] = ["no_proxy", "NO_PROXY"];
 /// Bounds a proxy's answer to CONNECT, in bytes.
-const MAX_ANSWER: usize = 8 * 1024;
+const MAX_PROXY_ANSWER_BYTES: usize = 8 * 1024;
 
 /// A stream of bytes to another host, whichever way it leads there.
 pub(crate) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -250,7 +250,7 @@ async fn ask(stream: &mut Box<dyn Stream>, request: &str) -> io::Result<u16> {
     stream.flush().await?;
     let mut answer = Vec::new();
     while !answer.ends_with(b"\r\n\r\n") {
-        if answer.len() >= MAX_ANSWER {
+        if answer.len() >= MAX_PROXY_ANSWER_BYTES {
             return Err(io::Error::other("its answer is too long"));
         }
         // One byte at a time: what follows the head is the other host's.

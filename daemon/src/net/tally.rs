@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 /// Sets for how long further refusals of the same one are only counted after a line about it.
 const REFUSAL_LINE_INTERVAL: Duration = Duration::from_secs(3600);
 /// Bounds those that are remembered. All others share one line.
-const REMEMBERED_REFUSED: usize = 1024;
+const MAX_REMEMBERED_REFUSED: usize = 1024;
 
 /// Counts refusals, by who is refused.
 #[derive(Debug)]
@@ -59,11 +59,11 @@ impl<K: Hash + Eq> Tally<K> {
 
     fn refused_at(&self, who: K, now: Instant) -> Option<u64> {
         let mut lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if lines.each.len() >= REMEMBERED_REFUSED && !lines.each.contains_key(&who) {
+        if lines.each.len() >= MAX_REMEMBERED_REFUSED && !lines.each.contains_key(&who) {
             // Those with a count have their line with their next refusal.
             lines.each.retain(|_, line| now < line.written_at + REFUSAL_LINE_INTERVAL);
         }
-        if lines.each.len() >= REMEMBERED_REFUSED && !lines.each.contains_key(&who) {
+        if lines.each.len() >= MAX_REMEMBERED_REFUSED && !lines.each.contains_key(&who) {
             return Line::count(&mut lines.shared, now);
         }
         let mut line = lines.each.get(&who).copied();
@@ -106,8 +106,8 @@ mod tests {
     fn strangers_without_number_share_one_line_and_take_bounded_memory() {
         let (tally, now) = (Tally::default(), Instant::now());
         let lines = (0..100_000).filter(|who| tally.refused_at(*who, now).is_some()).count();
-        assert_eq!(lines, REMEMBERED_REFUSED + 1);
-        assert_eq!(tally.0.lock().unwrap().each.len(), REMEMBERED_REFUSED);
+        assert_eq!(lines, MAX_REMEMBERED_REFUSED + 1);
+        assert_eq!(tally.0.lock().unwrap().each.len(), MAX_REMEMBERED_REFUSED);
         let later = now + REFUSAL_LINE_INTERVAL;
         assert_eq!(tally.refused_at(100_000, later), Some(0), "there is room again");
     }

@@ -19,10 +19,10 @@ use nix::unistd::{Gid, Group, Uid, User, geteuid};
 use super::disk_failure;
 
 /// Sets how many links one path may lead over, as Linux does.
-const MAX_LINKS: usize = 40;
+const MAX_PATH_LINKS: usize = 40;
 /// Holds the modes by which others than the owner change a file.
-const OTHERS_WRITE: u32 = 0o022;
-const STICKY: u32 = 0o1000;
+const OTHERS_WRITE_MODE: u32 = 0o022;
+const STICKY_MODE: u32 = 0o1000;
 
 /// Lists the users whose files are used.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -158,8 +158,8 @@ impl Trusted {
             };
             if meta.is_symlink() {
                 links += 1;
-                if links > MAX_LINKS {
-                    let message = format!("{} leads over more than {MAX_LINKS} symbolic links", path.display());
+                if links > MAX_PATH_LINKS {
+                    let message = format!("{} leads over more than {MAX_PATH_LINKS} symbolic links", path.display());
                     return Err(Failure::new(Kind::BadConfig, message).hint(format!("ls -l {}", real.display())));
                 }
                 self.owned(&real, &meta)?;
@@ -175,7 +175,7 @@ impl Trusted {
                 return Ok(Some(real));
             } else if meta.is_dir() {
                 self.owned(&real, &meta)?;
-                if meta.uid() != 0 || meta.mode() & STICKY == 0 {
+                if meta.uid() != 0 || meta.mode() & STICKY_MODE == 0 {
                     closed(&real, &meta)?;
                 }
             } else {
@@ -235,7 +235,7 @@ fn regular(path: &Path, options: &mut OpenOptions) -> Result<Option<(File, Metad
 
 /// Refuses what its group or everybody may change.
 fn closed(path: &Path, meta: &Metadata) -> Result<(), Failure> {
-    let others = meta.mode() & OTHERS_WRITE;
+    let others = meta.mode() & OTHERS_WRITE_MODE;
     if others == 0 {
         return Ok(());
     }

@@ -15,7 +15,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, copy_bidirectional};
 use tokio::net::{TcpListener, TcpStream};
 
 /// The longest head of a request, in bytes.
-const MAX_HEAD: usize = 64 * 1024;
+const MAX_REQUEST_HEAD_BYTES: usize = 64 * 1024;
 
 fn main() -> ExitCode {
     program::main("malai-lab-proxy", serve())
@@ -47,7 +47,7 @@ async fn serve() -> Result<()> {
 async fn pass(mut client: TcpStream, wanted: Option<&str>) -> Result<()> {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
-        ensure!(head.len() < MAX_HEAD, "a head without an end");
+        ensure!(head.len() < MAX_REQUEST_HEAD_BYTES, "a head without an end");
         head.push(client.read_u8().await?);
     }
     let head = String::from_utf8(head).context("a head that is no text")?;

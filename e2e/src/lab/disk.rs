@@ -14,7 +14,7 @@ pub(crate) const INIT: &str = "malai-lab-init";
 /// The helper that serves a relay and a DNS server.
 pub(crate) const NET: &str = "malai-lab-net";
 /// The helper that is an HTTP proxy.
-pub(crate) const PROXY: &str = "malai-lab-proxy";
+pub(crate) const PROXY_PROGRAM: &str = "malai-lab-proxy";
 /// The command of the fault table.
 pub(crate) const DRIVER: &str = "malai-lab-driver";
 /// The program that the lab is for.
@@ -22,7 +22,7 @@ pub(crate) const MALAI: &str = "malai";
 /// Where programs of the lab are found inside a host.
 const BIN: &str = "/usr/local/bin";
 /// Below that: what the peers in other languages stand on, and their sources.
-const PEERS: (&str, &str) = ("peers", "peers/src");
+const PEERS_MOUNTS: (&str, &str) = ("peers", "peers/src");
 
 /// Directories of the disk, where they are mounted, and their permissions.
 const OWN: [(&str, &str, u32); 4] =
@@ -87,7 +87,7 @@ impl Disk {
     fn mount_programs(&self) -> Result<()> {
         let directory = self.path.join("bin");
         let mut programs = vec![(INIT, program(INIT)?)];
-        for name in [NET, PROXY, DRIVER] {
+        for name in [NET, PROXY_PROGRAM, DRIVER] {
             if let Ok(path) = program(name) {
                 programs.push((name, path));
             }
@@ -101,9 +101,9 @@ impl Disk {
             bind(&source, &target)?;
         }
         if let Some((packages, sources)) = peers::installed() {
-            make_directory(&directory.join(PEERS.0), 0o755)?;
-            bind(&packages, &directory.join(PEERS.0))?;
-            bind(&sources, &directory.join(PEERS.1))?;
+            make_directory(&directory.join(PEERS_MOUNTS.0), 0o755)?;
+            bind(&packages, &directory.join(PEERS_MOUNTS.0))?;
+            bind(&sources, &directory.join(PEERS_MOUNTS.1))?;
         }
         bind(&directory, Path::new(BIN))
     }

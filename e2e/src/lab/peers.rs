@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use super::Cmd;
 
 /// The command that installs what they stand on.
-const INSTALL: &str = "scripts/peers";
+const PEERS_INSTALLER: &str = "scripts/peers";
 
 /// A language in which there is a peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,7 +31,7 @@ pub(crate) fn installed() -> Option<(PathBuf, PathBuf)> {
 /// Returns why the peers cannot run here, with the command that mends it; `None` when they can.
 #[must_use]
 pub fn missing() -> Option<String> {
-    installed().is_none().then(|| format!("the peers' packages are not installed: run {INSTALL}"))
+    installed().is_none().then(|| format!("the peers' packages are not installed: run {PEERS_INSTALLER}"))
 }
 
 /// Returns the command that runs a peer on a host; it keeps its key and its config there in `/root/peer`.

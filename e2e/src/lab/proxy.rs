@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 
-use super::disk::PROXY;
+use super::disk::PROXY_PROGRAM;
 use super::{Child, Cmd, Host};
 
 /// How long it may take to be ready.
@@ -33,7 +33,7 @@ impl Proxy {
     /// When it does not start, or is not ready in time.
     pub fn start(host: &Host) -> Result<Self> {
         let at = SocketAddrV4::new(host.ip(), PORT);
-        let process = host.spawn(Cmd::new([PROXY, &at.to_string(), AUTHORIZATION]).stdin_open())?;
+        let process = host.spawn(Cmd::new([PROXY_PROGRAM, &at.to_string(), AUTHORIZATION]).stdin_open())?;
         process.wait_for_line("ready", DEADLINE)?;
         Ok(Self { at, process })
     }

@@ -10,9 +10,9 @@ use super::{Evidence, Row, Scale};
 use crate::lab::Nat;
 
 /// Seconds between two changes in a row.
-const APART: [u64; 3] = [1, 5, 15];
+const CHANGES_APART_S: [u64; 3] = [1, 5, 15];
 /// How long the traffic is watched after the second one: a path that came along may be lost later.
-const AFTERWARDS: Duration = Duration::from_secs(12);
+const AFTER_CHANGES_TIME: Duration = Duration::from_secs(12);
 
 pub(super) fn rows(_scale: Scale) -> Vec<Row> {
     let mut rows = vec![
@@ -24,7 +24,7 @@ pub(super) fn rows(_scale: Scale) -> Vec<Row> {
     ];
     for first in [Side::Caller, Side::Target] {
         for then in [Side::Caller, Side::Target] {
-            rows.extend(APART.map(|apart| two_addresses(first, then, apart, false)));
+            rows.extend(CHANGES_APART_S.map(|apart| two_addresses(first, then, apart, false)));
             rows.push(two_addresses(first, then, 5, true));
         }
     }
@@ -92,7 +92,7 @@ fn two_addresses(first: Side, then: Side, apart: u64, relay: bool) -> Row {
         traffic.go_on_until(begun + Duration::from_secs(apart))?;
         let again = Instant::now();
         then.change(&stage)?;
-        traffic.go_on_until(again + AFTERWARDS)?;
+        traffic.go_on_until(again + AFTER_CHANGES_TIME)?;
         traffic.repaired_since(&[begun, again])?;
         traffic.finish(&stage)
     })

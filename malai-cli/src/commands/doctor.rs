@@ -9,7 +9,7 @@ use super::Context;
 use crate::client::{self, Otherwise};
 
 /// Names the area of findings about the proxy.
-const PROXY: &str = "proxy";
+const PROXY_AREA: &str = "proxy";
 
 /// The exit code when something is broken.
 const BROKEN: u8 = 1;
@@ -52,11 +52,11 @@ impl Doctor {
 /// Tells of a proxy that this shell names and that the daemon knows nothing of.
 fn unseen_proxy(findings: &[Finding], is_set: impl Fn(&str) -> bool) -> Option<Finding> {
     let is_tried = findings.iter().any(|finding| finding.cluster.is_some());
-    let is_known = findings.iter().any(|finding| finding.area == PROXY);
+    let is_known = findings.iter().any(|finding| finding.area == PROXY_AREA);
     let named = PROXY_VARIABLES.iter().find(|name| is_set(name)).filter(|_| is_tried && !is_known)?;
     let text = format!("{named} names one here, and the daemon was started without: it does not use any");
     let mend = "malai daemon restart in this environment; for systemd: Environment= in its unit (docs/malai.service)";
-    Some(Finding::note(PROXY, text).mend(mend))
+    Some(Finding::note(PROXY_AREA, text).mend(mend))
 }
 
 fn lines(finding: &Finding) -> Vec<String> {

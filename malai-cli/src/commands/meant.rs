@@ -27,11 +27,11 @@ const SHELL_CHARACTERS: &[char] =
     &['$', '~', '*', '?', '|', '&', ';', '<', '>', '(', ')', '`', '"', '\'', '[', '{', '!'];
 
 /// The most characters of a command line that is proposed; a longer one helps nobody.
-const MAX_LINE: usize = 400;
+const MAX_PROPOSAL_CHARS: usize = 400;
 /// The most characters of a word that is quoted in a sentence.
-const MAX_WORD: usize = 40;
+const MAX_QUOTED_WORD_CHARS: usize = 40;
 /// Of more machines the first, the second and the last are named.
-const MAX_MACHINES: usize = 4;
+const MAX_NAMED_MACHINES: usize = 4;
 
 /// A command line of `malai exec`, or what is short for it.
 #[derive(Debug)]
@@ -79,7 +79,7 @@ impl<'a> Typed<'a> {
             }
             _ => None,
         };
-        hint.filter(|hint| hint.chars().count() <= MAX_LINE)
+        hint.filter(|hint| hint.chars().count() <= MAX_PROPOSAL_CHARS)
     }
 
     /// The target has no program of this name.
@@ -127,7 +127,7 @@ impl<'a> Typed<'a> {
         let first = *more.first()?;
         let machines: Vec<&str> = std::iter::once(self.target).chain(more.iter().copied()).collect();
         let named = match machines.as_slice() {
-            [one, two, .., last] if machines.len() > MAX_MACHINES => [*one, *two, "…", *last].join(" "),
+            [one, two, .., last] if machines.len() > MAX_NAMED_MACHINES => [*one, *two, "…", *last].join(" "),
             all => all.join(" "),
         };
         let words = words.strip_prefix(&["--"]).unwrap_or(words);
@@ -257,8 +257,8 @@ fn for_a_shell(word: &str) -> String {
 }
 
 fn shown(word: &str) -> String {
-    let mut shown: String = word.chars().take(MAX_WORD).collect();
-    if word.chars().nth(MAX_WORD).is_some() {
+    let mut shown: String = word.chars().take(MAX_QUOTED_WORD_CHARS).collect();
+    if word.chars().nth(MAX_QUOTED_WORD_CHARS).is_some() {
         shown.push('…');
     }
     shown

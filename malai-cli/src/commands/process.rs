@@ -16,7 +16,7 @@ const ENDING: Duration = Duration::from_secs(5);
 /// Two INT within this time mean that the caller is gone.
 const SECOND_INT: Duration = Duration::from_secs(2);
 /// Two signals of one kind within this time are one.
-const SAME_SIGNAL: Duration = Duration::from_millis(100);
+const SAME_SIGNAL_INTERVAL: Duration = Duration::from_millis(100);
 /// Between two tries to follow a command again, or to ask about it.
 pub(super) const RETRY: Duration = Duration::from_secs(1);
 /// A loss is told when it lasts longer.
@@ -34,7 +34,7 @@ pub(super) fn patience(started: Instant, connect_timeout: Duration, lost_after: 
         lost_after,
         ending: ENDING,
         second_int: SECOND_INT,
-        same_signal: SAME_SIGNAL,
+        same_signal: SAME_SIGNAL_INTERVAL,
         gone: None,
         wait_until: None,
     }

@@ -23,7 +23,7 @@ use crate::client;
 /// How long what was received is still written when the caller gives up.
 const GIVING_UP: Duration = Duration::from_millis(200);
 /// How long the daemon here may take to say what a machine is called; without its name the key is told.
-const NAMING: Duration = Duration::from_secs(2);
+const NAMING_TIMEOUT: Duration = Duration::from_secs(2);
 
 impl<S, G> Session<S, G>
 where
@@ -86,8 +86,8 @@ where
 
     /// The failure that has the name of the machine whence the session is followed now, where the daemon here knows it.
     async fn name_who_follows(&mut self, by: Superseded) -> Option<Failure> {
-        let dialling = (self.connect)(Dial { within: NAMING, agent: false });
-        let name = timeout(NAMING, name_of(dialling, self.request.target.cluster.as_deref(), by.by)).await;
+        let dialling = (self.connect)(Dial { within: NAMING_TIMEOUT, agent: false });
+        let name = timeout(NAMING_TIMEOUT, name_of(dialling, self.request.target.cluster.as_deref(), by.by)).await;
         name.ok().flatten().map(|name| self.followed_elsewhere(by, &name))
     }
 

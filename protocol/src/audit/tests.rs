@@ -90,7 +90,7 @@ fn a_word_of_many_bytes_is_cut_between_two_characters() {
     let long = "漢".repeat(3000);
     let entry = with_words(&[long.as_bytes()]);
     assert_eq!(entry.words.concat().trim_matches('漢'), "…");
-    assert!(taken(&entry.words) <= MAX_LINE_WORDS_BYTES + CUT.len_utf8());
+    assert!(taken(&entry.words) <= MAX_LINE_WORDS_BYTES + CUT_MARK.len_utf8());
 }
 
 #[test]

@@ -66,7 +66,7 @@ pub(super) fn check(name: &str) -> Result<(), Failure> {
 
 /// The largest entry that is read, in bytes.
 #[cfg(target_os = "linux")]
-const MAX_ENTRY_LEN: usize = 1 << 20;
+const MAX_SHADOW_ENTRY_BYTES: usize = 1 << 20;
 
 /// The entry of this account, where there is one that may be read: for root alone, that is.
 #[cfg(target_os = "linux")]
@@ -82,7 +82,7 @@ fn days(name: &str) -> Option<Days> {
         let error = unsafe {
             libc::getspnam_r(name.as_ptr(), &raw mut entry, buffer.as_mut_ptr(), buffer.len(), &raw mut found)
         };
-        if error == libc::ERANGE && buffer.len() < MAX_ENTRY_LEN {
+        if error == libc::ERANGE && buffer.len() < MAX_SHADOW_ENTRY_BYTES {
             buffer.resize(buffer.len() * 4, 0);
             continue;
         }

@@ -138,7 +138,7 @@ async fn what_a_proxy_says_against_it_is_told_with_what_mends_it_and_without_the
         (b"SSH-2.0-OpenSSH_9.6\r\n\r\n", "does not answer as an HTTP proxy", "names an HTTP proxy"),
         (b"HTTP/1.1 20\r\n\r\n", "does not answer as an HTTP proxy", "names an HTTP proxy"),
         (b"HTTP/1.1 200 half", "does not answer as an HTTP proxy", "names an HTTP proxy"),
-        (&[b'x'; 2 * MAX_ANSWER], "does not answer as an HTTP proxy", "names an HTTP proxy"),
+        (&[b'x'; 2 * MAX_PROXY_ANSWER_BYTES], "does not answer as an HTTP proxy", "names an HTTP proxy"),
     ];
     for (answer, what, mend) in table {
         let (made, _) = tried(answer).await;
