@@ -6,8 +6,9 @@
 //! What is to happen waits for its line ([`Audit::append_start`]). What has happened cannot: a line about it that the disk
 //! does not take is owed (`Audit::record`), kept in memory, and written before any other as soon as there is room.
 //!
-//! A full disk takes lines into the file's lead ([`crate::store::lead`]): a few hundred commands, so that whoever makes room
-//! gets in. Refusals use a part of it only, and starts leave a part to the ends that will follow them.
+//! On a full disk, lines go into the file's lead ([`crate::store::lead`]): enough for a few hundred commands, which let
+//! an administrator in to make room. Refusals use only a part of it, and starts leave a part for the ends that will
+//! follow them.
 
 pub(crate) mod allowance;
 mod unended;
@@ -46,11 +47,11 @@ const MAX_OWED_BYTES: usize = 4 * 1024 * 1024;
 const OWED_RETRY_MIN_INTERVAL: Duration = Duration::from_secs(1);
 /// The longest such pause.
 const OWED_RETRY_MAX_INTERVAL: Duration = Duration::from_secs(10);
-/// The room that the audit keeps for a full disk: for 300 usual commands, each with two lines of 300 B.
+/// Sets the room that the audit keeps for a full disk: 300 usual commands, each with two lines of 300 B.
 const AUDIT_LEAD_BYTES: u64 = 256 * 1024;
-/// The last of it, into which nothing begins: ends are written there.
+/// Sets how much of that, at its end, is for ends alone: nothing begins there.
 const AUDIT_LEAD_FOR_ENDS_BYTES: u64 = 48 * 1024;
-/// Refusals are written into the lead while so much of it is left. Then they are only counted, until there is room.
+/// Sets how much of the lead refusals leave: then they are only counted, until there is room.
 const AUDIT_LEAD_WITHOUT_REFUSALS_BYTES: u64 = AUDIT_LEAD_BYTES / 4 * 3;
 
 /// End lines that may wait for room on the disk while sessions begin: as many as a table of live sessions holds.
@@ -81,14 +82,14 @@ struct Log {
     owed: Vec<u8>,
 }
 
-/// What a line is about, where not every line may have the last room on the disk.
+/// Says what a line is about, since not every line may use the last room on the disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Use {
-    /// It is to happen after this.
+    /// Something that begins after its line is written.
     Begins,
-    /// It has happened.
+    /// Something that has happened.
     Happened,
-    /// It was refused.
+    /// Something that was refused.
     Refused,
 }
 

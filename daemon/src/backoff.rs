@@ -1,9 +1,9 @@
-//! The one way in which a loop that failed tries again: ever more rarely, at times that differ from machine to machine, and
-//! with one line in the log when its state changes.
+//! Paces loops that try again after a failure: less and less often, at times that differ from machine to machine, and
+//! with one line in the log when the state changes (docs/decisions/0023).
 
 use std::time::Duration;
 
-/// Divides a pause: by up to this part of it a pause is shortened.
+/// Sets the part of a pause by which it is shortened at most: a quarter.
 const JITTER_PART: u32 = 4;
 
 /// Tells how long to wait before the next attempt.
@@ -53,7 +53,7 @@ impl<T> Default for Said<T> {
 }
 
 impl<T: PartialEq> Said<T> {
-    /// Takes the state of now, and says whether it is another one than before.
+    /// Takes the state of now, and says whether it differs from the last one.
     pub(crate) fn is_news(&mut self, state: T) -> bool {
         let is_news = self.0.as_ref() != Some(&state);
         self.0 = Some(state);
@@ -63,10 +63,10 @@ impl<T: PartialEq> Said<T> {
 
 /// Sets the first pause after a connection could not be accepted.
 const ACCEPT_RETRY_MIN_INTERVAL: Duration = Duration::from_millis(100);
-/// Bounds that pause: what a process has to wait for, it may have back at any time.
+/// Bounds that pause: the descriptor that a process lacks may be free again at any time.
 const ACCEPT_RETRY_MAX_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Sees a loop that accepts connections through a time in which it cannot.
+/// Paces a loop that accepts connections while it cannot accept any.
 #[derive(Debug)]
 pub(crate) struct Failing {
     backoff: Backoff,
@@ -88,7 +88,7 @@ impl Failing {
         self.backoff.pause()
     }
 
-    /// Notes that it works.
+    /// Notes that a connection was accepted.
     pub(crate) fn over(&mut self) {
         self.said.is_news(false);
         self.backoff.reset();

@@ -164,7 +164,7 @@ impl Daemon {
         self.parts.stop.clone()
     }
 
-    /// Serves until it is told to stop, and returns how that went with what has to be shut down.
+    /// Serves until a request to stop comes. Returns how that went, and what has to be shut down.
     pub async fn run(self) -> (Stopped, Result<(), Failure>) {
         let Self { socket, mut parts } = self;
         let outcome = parts.run(socket).await;

@@ -1,7 +1,7 @@
-//! Duties: tasks that run for as long as there is something that needs them. A panic ends a task without a word, and with
-//! it what the task was there for; a duty begins again instead.
+//! Keeps up duties: tasks on which other parts rely for as long as those run. A panic would silently end a task, and
+//! with it what the task is there for. A duty begins again instead.
 //!
-//! Every panic is counted, in whichever task or thread it is, and logged where it happened.
+//! Panics of all tasks and threads are counted, and logged with the place where they happened.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Once;
@@ -12,14 +12,14 @@ use futures_util::FutureExt;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
-/// The pause before a duty begins again; it doubles.
+/// Sets the first pause before a duty begins again. Later ones double.
 const RESTART_MIN_INTERVAL: Duration = Duration::from_millis(500);
-/// The longest such pause: a fault that comes back at once must not take a processor.
+/// Bounds that pause. A fault that comes back at once must not use up a processor.
 const RESTART_MAX_INTERVAL: Duration = Duration::from_secs(30);
-/// A duty that did its work for so long begins again after the shortest pause.
+/// Sets how long a duty has to work for its next pause to be the first one again.
 const RESTART_FORGET_INTERVAL: Duration = Duration::from_secs(60);
 
-/// Panics of this process.
+/// Counts the panics of this process.
 static PANICS: AtomicU64 = AtomicU64::new(0);
 
 /// Has every panic of this process counted and logged from now on. Doing so twice changes nothing.
@@ -39,7 +39,7 @@ pub fn watch_panics() {
     });
 }
 
-/// Returns how many panics there were in this process since they are watched.
+/// Returns how many panics there were in this process since [`watch_panics`].
 pub(crate) fn panics() -> u64 {
     PANICS.load(Ordering::Relaxed)
 }
@@ -68,7 +68,8 @@ pub(crate) async fn keep<F: Future<Output = ()>>(
     }
 }
 
-/// Does this; `None` when it panics. For a task that has to clear something away afterwards, whatever became of it.
+/// Does the work, and returns `None` when it panics. This is for a task that has to clear something away afterwards in
+/// any case.
 pub(crate) async fn caught<T>(work: impl Future<Output = T>) -> Option<T> {
     AssertUnwindSafe(work).catch_unwind().await.ok()
 }

@@ -170,7 +170,7 @@ fn confirm(clusters: &Clusters, session: Session) {
             tracing::debug!(session = %name.id.short(), "the executor was not told: {failure}");
         }
     });
-    // One that takes no orders now is told when it does: nothing here waits for that.
+    // An executor that takes no orders now hears of it when it does: nothing here waits for that.
     if (&mut telling).now_or_never().is_none() {
         tokio::spawn(telling);
     }

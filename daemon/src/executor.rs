@@ -1,13 +1,13 @@
 //! The executor: the process that owns sessions. It holds no key, opens no network, and asks nobody: a daemon that has
 //! decided sends plans, and it runs them.
 //!
-//! # Layout
-//! `serve` the socket and first frames; `control` the daemon's own connection; `presence` whether there is one;
-//! `table` the sessions, those that are over, and used ids; `journal` what outlives this process; `life` since when
-//! this process knows; `session` one session; `followers` who may follow it; `link` its attachment and `outbox` what
-//! that is to be sent; `log` output that is not acknowledged; `spool` that of detached sessions, on the disk, and
+//! # Layout `serve` the socket and first frames; `control` the daemon's own connection; `presence` whether there is
+//! one; `table` the sessions, those that are over, and used ids; `journal` what outlives this process; `life` since
+//! when this process knows; `session` one session; `followers` who may follow it; `link` its attachment and `outbox`
+//! what that is to be sent; `log` output that is not acknowledged; `spool` that of detached sessions, on the disk, and
 //! `replay` what is read of it after their end; `ask` questions about sessions; `command`, `user` and `env` what runs,
-//! as whom, with what around it; `lookups` bounds what asks for users; `spawn` fork and exec; `reap` statuses; `tree` all processes of a session.
+//! as whom, with what around it; `lookups` bounds questions to the user database; `spawn` fork and exec; `reap`
+//! statuses; `tree` all processes of a session.
 //!
 //! # When an attachment is lost
 //! The command goes on. Its output is read until the log is full, and kept; its caller has the session's grace time to

@@ -1,8 +1,8 @@
-//! What a process says of itself. A line is written when there is time and room for it, and otherwise counted: no task
-//! waits for the log, and none fails over it.
+//! Takes the lines that a process logs. A line is written when there is time and room for it, and otherwise counted: no
+//! task waits for the log, and none fails because of it.
 //!
-//! Lines wait in a queue of bounded size for a thread of their own, which alone touches the file, the pipe or the terminal
-//! behind the log. A disk that is full or hangs, and a pipe that nobody reads, cost lines.
+//! Lines wait in a queue of bounded size for a thread of their own, which alone touches the file, the pipe or the
+//! terminal behind the log. A disk that is full or hangs, or a pipe that nobody reads, costs lines.
 //!
 //! # Layout
 //! `file` is the log on the disk, which several processes of one home write and any of them rotates.
@@ -30,7 +30,7 @@ const LOG_LINE_MAX_BYTES: usize = 16 * 1024;
 /// Ends a line that was cut.
 const LOG_LINE_CUT_MARK: &[u8] = "…\n".as_bytes();
 
-/// The log of this process. All clones are one.
+/// Is the log of this process. All clones share it.
 #[derive(Debug, Clone)]
 pub struct Log {
     inner: Arc<Inner>,
@@ -103,7 +103,7 @@ impl Log {
         self.inner.changed.notify_all();
     }
 
-    /// Waits until everything is written, at most so long.
+    /// Waits until everything is written, but no longer than `within`.
     pub fn flush(&self, within: Duration) {
         let deadline = Instant::now() + within;
         let mut queue = self.inner.lock();
@@ -156,7 +156,7 @@ impl Inner {
         self.lock().lose(lines, why);
     }
 
-    /// Writes what comes, for as long as the process lives.
+    /// Writes lines as they come, for as long as the process lives.
     fn write_lines(&self, place: Place) {
         let mut writer = Writer { place, told: 0, is_torn: false };
         loop {
@@ -190,7 +190,7 @@ impl Queue {
     }
 }
 
-/// Where lines go.
+/// Names where lines go.
 #[derive(Debug)]
 enum Place {
     Stderr(File),
@@ -233,9 +233,9 @@ impl From<io::Error> for Torn {
 #[derive(Debug)]
 struct Writer {
     place: Place,
-    /// So many lost lines were told of in the log itself.
+    /// The number of lost lines that the log itself has mentioned.
     told: u64,
-    /// Half a line is the last thing that was written.
+    /// Whether the last thing written is half a line.
     is_torn: bool,
 }
 

@@ -197,8 +197,8 @@ impl Relay {
         self.tasks.spawn(duty::keep(name, stop.clone(), move || work(stop.clone())));
     }
 
-    /// Stops, in this order: no new connection is taken and the socket is removed, clients are disconnected, endpoints close,
-    /// the lock is released.
+    /// Stops in this order: takes no new connection and removes the socket, disconnects clients, closes endpoints,
+    /// releases the lock.
     pub async fn shutdown(self) {
         self.stop.cancel();
         self.tasks.close();

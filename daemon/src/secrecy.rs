@@ -1,8 +1,8 @@
 //! Keeps what a process has in memory from other processes, and from the disk.
 //!
-//! A process that is not *dumpable* leaves no core, whatever `core_pattern` says, and no other process of its user reads
-//! its memory or attaches to it (root still does). The limit of cores is lowered as well, softly: the hard one is what a
-//! command's own is set back to, and a process that is not root cannot raise that again.
+//! A process that is not *dumpable* leaves no core, whatever `core_pattern` says, and no other process of its user can
+//! read its memory or attach to it (root can). Its soft core limit is lowered as well. The hard limit stays, because
+//! commands get their limit back, and a process that is not root cannot raise a hard limit.
 
 use std::sync::OnceLock;
 
@@ -12,20 +12,20 @@ use nix::sys::stat::{Mode, umask};
 /// Holds the soft limit of cores that this process was started with.
 static GIVEN_CORE_LIMIT: OnceLock<u64> = OnceLock::new();
 
-/// Makes this process one that holds keys: what it makes on the disk is its user's alone, and its memory too. For a daemon,
-/// an agent or a relay, before it reads a key.
+/// Prepares a process that holds keys: its new files, and its memory, are closed to others. A daemon, an agent or a
+/// relay calls this before it reads a key.
 pub fn begin() {
     close_files();
     give_no_core();
     hide_memory();
 }
 
-/// Makes new files this user's alone, whatever the mode that somebody forgot to give them.
+/// Closes new files to other users, also those for which no mode was given.
 pub(crate) fn close_files() {
     umask(Mode::from_bits_truncate(0o077));
 }
 
-/// Hides the memory of this process, which may start other programs as before: exec ends it.
+/// Hides the memory of this process. Programs that it starts are not affected: exec ends this.
 pub fn hide_memory() {
     #[cfg(target_os = "linux")]
     if let Err(error) = nix::sys::prctl::set_dumpable(false) {
@@ -33,7 +33,7 @@ pub fn hide_memory() {
     }
 }
 
-/// Lowers the limit of cores, and notes what it was.
+/// Lowers the core limit to 0, and notes what it was.
 pub(crate) fn give_no_core() {
     let lowered = getrlimit(Resource::RLIMIT_CORE).and_then(|(soft, hard)| {
         GIVEN_CORE_LIMIT.get_or_init(|| soft);

@@ -25,8 +25,8 @@ pub fn main(trials: Vec<Trial>) -> ExitCode {
 
 /// As [`main`], for trials that need the peers in other languages.
 ///
-/// Where their packages are not installed, that is a failure, with the command that installs them. Only where `MALAI_PEERS` is
-/// set, and empty, every trial is reported as ignored, unless `CI=true`.
+/// Where their packages are not installed, that is a failure, with the command that installs them. With an empty
+/// `MALAI_PEERS` every trial is reported as ignored, unless `CI=true`.
 pub fn main_with_peers(trials: Vec<Trial>) -> ExitCode {
     let mut arguments = Arguments::from_args();
     arguments.test_threads = arguments.test_threads.or(Some(MOSTLY_WAITING));

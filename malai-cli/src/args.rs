@@ -104,7 +104,7 @@ fn wants_next(option: &[u8], command: Option<&Command>) -> bool {
     first.is_some_and(|at| at + 1 == letters.len())
 }
 
-/// How many words this option of a command takes, itself included: 0 when it is none.
+/// Returns how many words this option of a command takes, itself included; 0 when it is no option.
 pub(crate) fn width(option: &OsStr, command: Option<&Command>) -> usize {
     let (bytes, Some(command)) = (option.as_bytes(), command) else { return 0 };
     let is_known = match bytes.strip_prefix(b"--") {
@@ -117,7 +117,7 @@ pub(crate) fn width(option: &OsStr, command: Option<&Command>) -> usize {
     if is_known { 1 + usize::from(wants_next(bytes, Some(command))) } else { 0 }
 }
 
-/// Whether short options stand together here, the last one perhaps with its value.
+/// Tells whether these letters are short options that stand together, the last one perhaps with its value.
 fn are_options(letters: &[u8], command: &Command) -> bool {
     let find = |letter: u8| command.get_arguments().find(|a| a.get_short() == Some(char::from(letter)));
     for letter in letters {

@@ -29,14 +29,14 @@ pub(crate) enum Report {
     Failed(Failure),
 }
 
-/// What is new of a process that starts.
+/// Says what a process that starts has reported.
 #[derive(Debug)]
 pub(crate) enum News {
-    /// Nothing: it is on its way.
+    /// Nothing yet: it is still starting.
     Nothing,
-    /// It says something.
+    /// Its next report.
     Report(Report),
-    /// It says nothing more: it has let go, or it has ended.
+    /// It reports nothing more: it runs on its own, or it has ended.
     Closed,
 }
 
@@ -73,7 +73,7 @@ impl Child {
         Ok(Self { reports })
     }
 
-    /// How far it is: what it reported next, if it did by now.
+    /// Returns its next report, if there is one by now.
     pub(crate) fn news(&mut self) -> News {
         match self.reports.try_recv() {
             Ok(report) => News::Report(report),

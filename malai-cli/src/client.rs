@@ -20,17 +20,18 @@ use crate::output::Output;
 
 /// How long a daemon may take to greet; it does nothing before.
 const GREETING: Duration = Duration::from_secs(10);
-/// The longest that an agent is waited for which is on its way: on a busy machine nobody knows how long that takes.
+/// Bounds the wait for an agent that is still starting: on a busy machine that may take long.
 const AGENT_START_LIMIT: Duration = Duration::from_secs(60);
-/// A start that takes longer is told.
+/// Sets when malai says that it waits for an agent.
 const AGENT_START_TOLD_AFTER: Duration = Duration::from_secs(3);
-/// After so long another agent is started, where one found that somebody else has the home and does not answer.
+/// Sets the pause before another agent is started, when the first one found the home taken by a process that does not
+/// answer.
 const AGENT_START_AGAIN_AFTER: Duration = Duration::from_millis(500);
 /// Between two looks for a socket that is about to appear.
 const LOOK: Duration = Duration::from_millis(5);
-/// How long a daemon that holds its lock is waited for at its socket, which it binds again when it was removed.
+/// Bounds the wait for the socket of a daemon that holds its lock: it binds a socket again that was removed.
 const SOCKET_BACK_TIMEOUT: Duration = Duration::from_secs(5);
-/// Between two looks for it.
+/// Sets the time between two looks for that socket.
 const SOCKET_BACK_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Who does a request when no daemon runs here.
@@ -129,8 +130,8 @@ pub(crate) async fn dial(home: &Home) -> Result<Option<UnixStream>, Failure> {
     }
 }
 
-/// Connects to the socket of a daemon, or of an agent too, also when that was removed and comes back. Else returns who holds
-/// the lock all the same.
+/// Connects to the socket of a daemon, with `agents` of an agent too, and waits for one that was removed and comes
+/// back. Without a connection, returns the holder of the lock, if there is one.
 ///
 /// # Errors
 /// As [`dial`], and when the lock cannot be looked at.
@@ -168,8 +169,8 @@ fn check_owner(home: &Home, stream: &UnixStream) -> Result<(), Failure> {
     }
 }
 
-/// Starts an agent and waits until its socket, or that of a faster one, answers: for as long as it is on its way, which
-/// is told when it takes long.
+/// Starts an agent, and waits until its socket, or that of a faster one, answers. It waits for as long as the agent is
+/// starting, and says so when that takes long.
 async fn start_agent(home: &Home, out: Output) -> Result<UnixStream, Failure> {
     let begun = Instant::now();
     let mut start = AgentStart::begin(home)?;
@@ -200,10 +201,10 @@ async fn start_agent(home: &Home, out: Output) -> Result<UnixStream, Failure> {
     }
 }
 
-/// An agent that is on its way.
+/// Follows an agent that is starting.
 struct AgentStart {
     child: background::Child,
-    /// It was ready, or found that somebody else has the home: whoever that is comes or goes.
+    /// Whether it was ready, or found the home taken by another process, which will answer or end.
     was_sound: bool,
 }
 
@@ -212,7 +213,7 @@ impl AgentStart {
         Ok(Self { child: background::Child::start(home, &["agent"])?, was_sound: false })
     }
 
-    /// Whether it has ended, and another one may do better.
+    /// Tells whether it has ended without a fault, so that another one may do better.
     fn has_ended(&mut self) -> Result<bool, Failure> {
         match self.child.news() {
             background::News::Report(background::Report::Failed(failure)) if failure.kind != Kind::Conflict => {
@@ -237,7 +238,7 @@ fn agent_is_late() -> Failure {
     Failure::new(Kind::Internal, message).hint(AGENT_FAILED_HINT)
 }
 
-/// What to type when no agent starts.
+/// Says what to type when no agent starts.
 const AGENT_FAILED_HINT: &str = "start a daemon yourself and see what it says: malai daemon --foreground";
 
 /// Greets, asks, tells progress, and returns the last answer.

@@ -1,5 +1,5 @@
-//! What is logged, by every process of malai that logs. Where it goes, and what becomes of a line that cannot be written,
-//! [`malai_daemon::logging`] says.
+//! Decides which lines every process of malai logs. [`malai_daemon::logging`] decides where they go, and what becomes
+//! of a line that cannot be written.
 
 mod repeats;
 
@@ -9,28 +9,29 @@ use tracing_subscriber::layer::SubscriberExt as _;
 
 use repeats::Repeats;
 
-/// The variable that says what is logged, in the syntax of `tracing_subscriber::EnvFilter`.
+/// Names the variable that says what is logged, in the syntax of `tracing_subscriber::EnvFilter`.
 const LOG_VARIABLE: &str = "MALAI_LOG";
-/// What is logged otherwise.
+/// Sets what is logged without the variable.
 const LOG_DEFAULT_FILTER: &str = "warn,malai=info,malai_daemon=info";
-/// What a relay logs otherwise: iroh's server has a line for every stranger who says something else than expected.
+/// Sets what a relay logs without the variable: iroh's server has a line for every stranger that breaks the protocol.
 const LOG_RELAY_FILTER: &str = "warn,malai=info,malai_daemon=info,iroh_relay=off";
-/// Parts of other crates that log the URL of a proxy, or what is sent to it, whatever `MALAI_LOG` says.
+/// Lists parts of other crates that may log the URL of a proxy, or what is sent to it. They stay at `info`, whatever
+/// `MALAI_LOG` says.
 const LOG_CAPPED_TARGETS: [&str; 4] = [
     "iroh_relay::client::tls=info",
     "reqwest::connect=info",
     "hyper_util::client::proxy=info",
     "hyper_util::client::legacy::connect=info",
 ];
-/// The levels, as words.
+/// Lists the levels, as words.
 const LOG_LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 
-/// Starts to log, as `MALAI_LOG` says. Returns what is wrong with that, if something is; then the default counts.
+/// Starts to log as `MALAI_LOG` says. Where it is wrong, uses the default, and returns what is wrong.
 pub(crate) fn start(log: &Log) -> Option<String> {
     start_with(log, LOG_DEFAULT_FILTER)
 }
 
-/// The same for a relay.
+/// Does the same for a relay.
 pub(crate) fn start_relay(log: &Log) -> Option<String> {
     start_with(log, LOG_RELAY_FILTER)
 }
@@ -73,8 +74,8 @@ fn capped(filter: EnvFilter) -> EnvFilter {
     directives.fold(filter, EnvFilter::add_directive)
 }
 
-/// Understands what a person wrote. A single word is a level: as the name of a part of the program, which it could be too, it
-/// would turn everything else off.
+/// Parses what a person wrote. A single word is a level. As the name of a part of the program, which it could be too,
+/// it would turn off everything else.
 fn parse(words: &str) -> Result<EnvFilter, String> {
     for word in words.split(',').map(str::trim) {
         let is_plain = !word.contains(['=', '[', ':']);
@@ -88,7 +89,7 @@ fn parse(words: &str) -> Result<EnvFilter, String> {
     EnvFilter::builder().parse(words).map_err(|error| error.to_string())
 }
 
-/// Logs panics too. What Rust does otherwise waits for a standard error that nobody reads.
+/// Logs panics too. Rust's own hook would wait for a standard error that nobody reads.
 fn log_panics(log: &Log) {
     let log = log.clone();
     std::panic::set_hook(Box::new(move |info| {

@@ -14,12 +14,12 @@ use crate::{escape, stdio};
 /// How long the last words wait for a standard error that nobody reads, in milliseconds.
 const LAST_WORDS_MS: u16 = 1000;
 
-/// The reader of standard output left before everything was written.
+/// Notes that the reader of standard output left before everything was written.
 static READER_LEFT: AtomicBool = AtomicBool::new(false);
-/// The exit code of a run whose reader left: as if SIGPIPE had ended it.
+/// Is the exit code of a run whose reader left, as if SIGPIPE had ended it.
 const READER_LEFT_CODE: u8 = 128 + 13;
 
-/// Returns the exit code of a run that otherwise ends with this one: 0 only when its results were written.
+/// Returns the exit code of a run, given what it would be otherwise: 0 only when its results were written.
 pub(crate) fn exit_code(code: u8) -> u8 {
     if code == 0 && READER_LEFT.load(Ordering::Relaxed) { READER_LEFT_CODE } else { code }
 }
@@ -67,7 +67,7 @@ impl Output {
         }
     }
 
-    /// Says what was probably meant, after the last words, as they are said.
+    /// Prints a hint at what was probably meant, after the last words, if standard error takes something.
     pub(crate) fn last_hint(self, text: &str) {
         if stdio::is_writable(&io::stderr(), PollTimeout::from(LAST_WORDS_MS)) {
             self.hint(text);
@@ -155,7 +155,8 @@ fn to_stderr(text: &str) {
 fn to_stdout(text: &str) -> Result<(), Failure> {
     let mut stdout = io::stdout().lock();
     match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
-        // A reader that left, such as `head`, has what it wanted; but the results are not written, and the exit code says so.
+        // A reader that left, such as `head`, has what it wanted. But not all results are written, and the exit code
+        // says so.
         Err(e) if e.kind() == ErrorKind::BrokenPipe => {
             READER_LEFT.store(true, Ordering::Relaxed);
             Ok(())

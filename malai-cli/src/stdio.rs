@@ -20,9 +20,9 @@ impl Descriptor {
         Ok(Self(File::from(stream.as_fd().try_clone_to_owned()?)))
     }
 
-    /// Says whether reading takes something away from others who have the same stream.
+    /// Says whether reading takes something away from others that have the same stream.
     pub(crate) fn nature(&self) -> Nature {
-        // Of what cannot be asked the least is supposed.
+        // Where the system does not tell, the worst is assumed.
         let Ok(meta) = self.0.metadata() else { return Nature::Stream };
         if is_null(&meta) {
             return Nature::Null;
@@ -33,7 +33,7 @@ impl Descriptor {
         (&self.0).stream_position().map_or(Nature::Stream, Nature::File)
     }
 
-    /// Reads at a place of a file, and leaves its position, which all holders share, where it is.
+    /// Reads at a place of a file without moving its position, which all holders share.
     ///
     /// # Errors
     /// What the system says.
@@ -46,7 +46,7 @@ impl Descriptor {
         }
     }
 
-    /// Moves the position of a file on, as reading so many bytes would have.
+    /// Moves the position of a file on, as reading this number of bytes would.
     ///
     /// # Errors
     /// What the system says.
@@ -75,14 +75,14 @@ impl Descriptor {
     }
 }
 
-/// What reading does to those who share a stream.
+/// Says what reading does to others that share a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Nature {
     /// What is read is gone: a pipe, a terminal, a socket.
     Stream,
-    /// It has a position, which is here now, and can be looked at without moving it.
+    /// It has a position, given here, and can be read without moving that.
     File(u64),
-    /// It is the null device, of which nobody gets anything.
+    /// It is the null device, which has nothing for anybody.
     Null,
 }
 

@@ -164,7 +164,7 @@ pub fn explain_elsewhere(config: &Config, target: &MachineId, caller: &MachineId
     judge(config, target, None, caller, request).into_verdict()
 }
 
-/// Tells whether commands can run on this machine at all as its `username` says, whoever may run them.
+/// Tells whether commands can run on this machine at all under its `username`, no matter which machine asks for them.
 ///
 /// # Errors
 /// The refusal that each of them gets.

@@ -4,9 +4,9 @@
 //! ([`Config::read`]), since it may be older than the manager. Every key is described in docs/config.md.
 //!
 //! A newer version that adds a *restriction* has to put it under a machine, the defaults or a group: there a member
-//! that does not know it refuses to run commands. The name of a key there that only *adds rights* begins with `allow_`, and a
-//! member that does not know it leaves it out. Unknown keys elsewhere are ignored. Of `[network]` a member uses what
-//! it understands, and never a public service in place of what it does not.
+//! that does not know it refuses to run commands. A key there that only *adds rights* has a name that begins with
+//! `allow_`, and a member that does not know it leaves it out. Unknown keys elsewhere are ignored. Of `[network]` a
+//! member uses what it understands, and never a public service in place of what it does not.
 
 mod check;
 pub mod edit;
@@ -240,8 +240,8 @@ impl Config {
         ))
     }
 
-    /// Returns which right on this machine this version leaves out, absent = none: a key under the machine itself, the defaults
-    /// or a group that begins with `allow_` and that it does not know. What such a key grants is not granted here.
+    /// Returns the first right on this machine that this version leaves out; absent = none. That is an unknown key that
+    /// begins with `allow_`, under the machine itself, the defaults or a group. What it grants is not granted here.
     pub fn ungranted(&self, me: &Name) -> Option<String> {
         let own = self.ignored.get(&Scope::Machine(me.to_string()));
         let key = own.or_else(|| self.ignored.get(&Scope::Shared))?;

@@ -3,12 +3,12 @@
 //! This crate is pure: no sockets, no clock, no environment, no disk, no runtime. Everything here can be read, tested
 //! and fuzzed by itself.
 //!
-//! # Layout
-//! [`id`] keys and ids; [`codec`] the frame, [`scan`] following it unread; [`session`] what all hops of a session share; [`sessions`] asking about them; [`peer`] daemon to daemon;
-//! [`local`] CLI to daemon; [`plan`] daemon to executor; [`failure`] the error that travels; [`config`] the cluster
-//! config; [`access`] who may do what; [`snapshot`] the signed config; [`target`] what a command is aimed at;
-//! [`invite`] the token; [`ticket`] what lets a newcomer through a relay; [`audit`] a line of the audit; [`escape`] what must
-//! not reach a terminal; [`home`] file names.
+//! # Layout [`id`] keys and ids; [`codec`] the frame, [`scan`] following it unread; [`session`] what all hops of a
+//! session share; [`sessions`] asking about them; [`peer`] daemon to daemon; [`local`] CLI to daemon; [`plan`] daemon
+//! to executor; [`failure`] the error that travels; [`config`] the cluster config; [`access`] who may do what;
+//! [`snapshot`] the signed config; [`target`] what a command is aimed at; [`invite`] the token; [`ticket`] what lets a
+//! newcomer through a relay; [`audit`] a line of the audit; [`escape`] which characters must not reach a terminal;
+//! [`home`] file names.
 
 #![forbid(unsafe_code)]
 #![cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::panic, clippy::expect_used))]

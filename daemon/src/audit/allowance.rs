@@ -1,10 +1,10 @@
-//! How many bytes of the audit one caller's commands take: whoever may run a command must not push out what others did, or
-//! were refused.
+//! Bounds how many bytes of the audit one caller's commands take. Otherwise any member with a grant could push out what
+//! others did, or were refused.
 //!
-//! The audit keeps at least five parts of 10 MiB behind any line. One caller writes 8 MiB at once, and then 24 KiB a second:
-//! so it needs at least half an hour to push a line out. A usual command takes 600 B, its start and its end together: that
-//! is 13 000 commands at once, and then 40 a second. A request that comes sooner waits a little for its turn, so that a
-//! loop of commands becomes slower instead of failing.
+//! The audit keeps at least five parts of 10 MiB behind any line. One caller writes 8 MiB at once and then 24 KiB a
+//! second, so it needs at least half an hour to push a line out. A usual command takes 600 B with its start and its
+//! end: that is 13 000 commands at once, and then 40 a second. A request that comes sooner waits a little for its turn,
+//! so that a loop of commands becomes slower instead of failing.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -14,26 +14,26 @@ use malai_protocol::failure::{Failure, Kind};
 use malai_protocol::id::MachineId;
 use tokio::time::Instant;
 
-/// What one caller may write at once.
+/// Bounds what one caller writes at once.
 const ALLOWANCE_BYTES: u64 = 8 * 1024 * 1024;
-/// What one caller may write for long.
+/// Bounds the pace at which one caller goes on writing after that.
 const ALLOWANCE_BYTES_PER_S: u64 = 24 * 1024;
-/// How long a request waits for its turn, at most: with this, the first sending of a request reaches the executor before
-/// its second one is given up.
+/// Bounds how long a request waits for its turn: within this time the first sending of a request reaches the executor
+/// before its second one is given up.
 const TURN_MAX_WAIT: Duration = Duration::from_secs(2);
-/// Callers remembered before those whose whole allowance is free are forgotten.
+/// Bounds the callers remembered: beyond it, those whose whole allowance is free are forgotten.
 const MAX_REMEMBERED_CALLERS: usize = 1024;
-/// What the end line of a session has, beyond what its start line has.
+/// Estimates how much longer the end line of a session is than its start line.
 const END_LINE_EXTRA_BYTES: u64 = 256;
 
 /// Says when a request may write its line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Turn {
-    /// At once.
+    /// The request writes its line at once.
     Now,
-    /// Then.
+    /// The request waits until then.
     At(Instant),
-    /// Not soon enough to wait for it.
+    /// The turn would come too late, and the request is refused.
     Never,
 }
 
@@ -79,7 +79,7 @@ pub(crate) fn too_much() -> Failure {
     Failure::new(Kind::Busy, text).hint("try again in a few seconds; run fewer commands at once, or shorter ones")
 }
 
-/// Returns how long it takes until so many bytes are allowed again.
+/// Returns how long it takes until this number of bytes is allowed again.
 fn duration_of(bytes: u64) -> Duration {
     const NANOS_PER_BYTE: u64 = 1_000_000_000 / ALLOWANCE_BYTES_PER_S;
     Duration::from_nanos(bytes.saturating_mul(NANOS_PER_BYTE))

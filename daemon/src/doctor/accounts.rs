@@ -1,4 +1,4 @@
-//! As whom commands run here: whether the config and this machine agree on that.
+//! Checks whether the config and this machine agree on the users that commands run as.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,12 +12,12 @@ use crate::executor::user;
 use crate::membership::Membership;
 use crate::requests::blocking;
 
-/// How long the system's user database may take: a directory service may be behind it.
+/// Bounds how long the system's user database may take: a directory service may be behind it.
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
-/// The most names that are looked up.
+/// Bounds the names that are looked up.
 const MAX_USERS: usize = 64;
 
-/// Looks whether commands can run here as the config says.
+/// Checks whether commands can run here as the config says.
 pub(super) async fn look(membership: &Arc<Membership>) -> Vec<Finding> {
     if membership.shared.agent {
         return Vec::new();

@@ -240,8 +240,8 @@ async fn one_relay(network: &Network, relay: &RelayUrl, own: bool, tls: &ClientC
     }
 }
 
-/// Connects to the relay's port, through the proxy if there is one; where that fails, the cause is plain. Returns with it what
-/// mends a proxy.
+/// Connects to the relay's port, through the proxy if there is one. The error names the cause, and comes with what
+/// mends the proxy where the proxy is at fault.
 async fn reach(relay: &Url, proxy: Option<&Proxy>, tls: &ClientConfig) -> Result<(), (String, Option<String>)> {
     let plain = |why: &str| (why.to_owned(), None);
     let host = relay.host_str().ok_or_else(|| plain("its URL names no host"))?;

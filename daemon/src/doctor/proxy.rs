@@ -1,4 +1,5 @@
-//! The HTTP proxy that the daemon's environment names: tried for real, by a CONNECT to what it is for.
+//! Tries the HTTP proxy that the daemon's environment names, by a real CONNECT to a relay or server that is reached
+//! through it.
 
 use std::time::Duration;
 
@@ -12,9 +13,9 @@ use crate::membership::Membership;
 pub(super) use crate::net::proxy::of;
 use crate::net::proxy::{Proxy, setting};
 
-/// How long the proxy may take.
+/// Bounds how long the proxy may take to answer.
 const PROXY_ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
-/// Names the area.
+/// Names the area of findings about the proxy.
 const PROXY_AREA: &str = "proxy";
 
 /// Tries the proxy, if one is named.

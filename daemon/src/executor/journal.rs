@@ -206,7 +206,7 @@ impl Journal {
         let path = self.path.with_extension("beside");
         let taken = match self.since.take() {
             Some(since) => self.take_by(&path, &since, written),
-            // It was written anew meanwhile.
+            // It was rewritten meanwhile.
             None => Err(io::Error::from(io::ErrorKind::Interrupted)),
         };
         if taken.is_err()

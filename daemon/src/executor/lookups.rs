@@ -1,4 +1,4 @@
-//! Bounds what asks the system's user database: a directory service behind it may not answer for minutes.
+//! Bounds questions to the system's user database: a directory service behind it may not answer for minutes.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,15 +8,16 @@ use tokio::time::{Instant, timeout_at};
 
 use malai_protocol::failure::{Failure, Kind};
 
-/// How long a lookup may take, its waiting for a place included.
+/// Bounds how long a lookup may take, with its wait for a place.
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(20);
-/// Lookups at once. Each holds a thread for as long as the database does not answer.
+/// Bounds the lookups at once. Each holds a thread for as long as the database does not answer.
 const MAX_LOOKUPS: usize = 64;
 
-/// The places for lookups.
+/// Holds the places for lookups.
 #[derive(Debug)]
 pub(crate) struct Lookups {
-    /// Of the executor's own user: what root runs as root must not wait for a directory of other users.
+    /// Places for the executor's own user: what root runs as root must not wait for a directory service that knows
+    /// other users.
     own: Arc<Semaphore>,
     others: Arc<Semaphore>,
 }
@@ -28,8 +29,8 @@ impl Default for Lookups {
 }
 
 impl Lookups {
-    /// Does what asks for this user, on a thread that may block. When that takes too long it is given up, and keeps its
-    /// place until the thread is done.
+    /// Does work that looks this user up, on a thread that may block. When it takes too long it is given up, and keeps
+    /// its place until the thread is done.
     ///
     /// # Errors
     /// What the work says; [`Kind::Busy`] when the database does not answer in time.

@@ -62,10 +62,10 @@ pub(crate) struct Directory {
     pub(crate) pwd: Pwd,
 }
 
-/// The variable `PWD` of a child.
+/// Says what the variable `PWD` of a child is.
 #[derive(Debug)]
 pub(crate) enum Pwd {
-    /// What the environment has.
+    /// What the environment already has.
     AsInherited,
     /// This, as `PWD=…`.
     Named(CString),
@@ -109,7 +109,7 @@ pub(crate) struct Trouble {
     pub(crate) errno: i32,
 }
 
-/// Before the value of the variable that names the working directory.
+/// Begins the variable that names the working directory.
 const PWD_PREFIX: &[u8] = b"PWD=";
 /// Length of a [`Trouble`] in the pipe.
 const TROUBLE_LEN: usize = 5;
@@ -252,7 +252,7 @@ unsafe fn enter<'r>(raw: &'r Raw<'_>) -> Option<&'r [*const libc::c_char]> {
             continue;
         }
         if let Pwd::Asked = directory.pwd {
-            // SAFETY: behind the name there is room for so many bytes. Where it fails the variable is empty.
+            // SAFETY: behind the prefix there is room for `PATH_MAX` bytes. Where it fails the variable is empty.
             let _known = unsafe { libc::getcwd(raw.pwd.add(PWD_PREFIX.len()), libc::PATH_MAX as usize) };
         }
         return Some(env);

@@ -230,7 +230,7 @@ impl Table {
         match inner.rewrite() {
             // The old file goes on: what it says is true, and it has room of its own for this.
             Err(error) if is_full(&error) => {
-                tracing::error!(%error, "the journal of sessions cannot be written anew");
+                tracing::error!(%error, "the journal of sessions cannot be rewritten");
                 let mut bases = inner.bases.iter().map(|base| Line::Base(base.clone()));
                 // Otherwise nothing new is taken on until it can be written; what there is can still be told, and ended.
                 inner.behind = bases.try_for_each(|base| inner.journal.write(&base)).is_err();
@@ -294,14 +294,14 @@ impl Table {
         inner.catch_up().is_ok() && inner.journal.refill()
     }
 
-    /// Writes the journal anew when it holds much that is not needed: beside it, on a thread that may block, while lines
+    /// Rewrites the journal when it holds much that is not needed: beside it, on a thread that may block, while lines
     /// go on being appended. False when that failed.
     async fn compact(&self) -> bool {
         let Some((path, lines)) = self.begin_compaction() else { return true };
         let written = tokio::task::spawn_blocking(move || journal::write_lines(&path, lines.into_iter())).await;
         let compacted = self.end_compaction(written.map_err(io::Error::other).flatten());
         if let Err(error) = &compacted {
-            tracing::warn!(%error, "the journal of sessions cannot be written anew");
+            tracing::warn!(%error, "the journal of sessions cannot be rewritten");
         }
         compacted.is_ok()
     }
@@ -453,7 +453,7 @@ fn busy(message: &str) -> Failure {
     Failure::new(Kind::Busy, message).hint("try again in a while")
 }
 
-/// Writes what the journal lacks as soon as the disk takes it, and writes it anew when it holds much that is not needed.
+/// Writes what the journal lacks as soon as the disk takes it, and rewrites it when it holds much that is not needed.
 pub(super) async fn keep_journal(table: Arc<Table>) {
     let mut changes = table.changes();
     let mut backoff = Backoff::new(JOURNAL_RETRY_MIN_INTERVAL, JOURNAL_RETRY_MAX_INTERVAL);

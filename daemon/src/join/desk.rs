@@ -35,7 +35,7 @@ use crate::store::lock::Changes;
 const MOST: usize = 128;
 /// Those that have not, at once, and those that were refused. The next takes the place of the oldest.
 const SILENT: usize = 128;
-/// One key may show so many invites at once, wrong ones above all, and then one in so long.
+/// Bound how many invites one key shows at once, and how long it then waits for the next: wrong ones above all.
 const INVITES: u32 = 4;
 const INVITE: Duration = Duration::from_secs(1);
 /// How long a newcomer may take to fetch its answer.
@@ -52,7 +52,7 @@ pub(crate) struct Desk {
     silent: Arc<Places>,
     served: Semaphore,
     invites: Visits<MachineId>,
-    /// What is shown is compared here first: only who may redeem an invite gets to the lock.
+    /// Compares what is shown first: only a newcomer that may redeem an invite gets to the lock.
     shown: Arc<Shown>,
     /// Held while an invite is redeemed: the next one waits here for as long as it takes, and not for the lock of the
     /// home, for which nobody waits long.

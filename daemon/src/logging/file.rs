@@ -1,8 +1,8 @@
-//! A log file that is rotated by its size while it is written.
+//! Writes a log file, and rotates it by its size meanwhile.
 //!
-//! Daemon, executor and agent of a home write the same file, so that a person reads one. Who writes holds the file's lock,
-//! and looks first whether the name still stands for the file that is open: what another process has rotated, or
-//! somebody has removed, is not written any more.
+//! Daemon, executor and agent of a home write the same file, so that a person reads one (docs/decisions/0021). A
+//! process locks the file before it writes, and checks that the name still stands for the file that it has open. It
+//! stops writing a file that another process has rotated, or that somebody has removed.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind};
@@ -13,14 +13,14 @@ use malai_protocol::home::Home;
 
 use super::{Torn, write_all};
 
-/// Bounds one file. With the older ones this is 32 MiB: some days of a busy machine, and nothing that a disk feels.
+/// Bounds one file. With the older ones this is 32 MiB: some days of a busy machine, and little for a disk.
 const LOG_FILE_MAX_BYTES: u64 = 8 * 1024 * 1024;
 /// Bounds how many older files are kept beside the one that is written.
 const LOG_OLDER_MAX_FILES: u32 = 3;
 /// Bounds the attempts to open a file whose name others take away at the same time.
 const LOG_OPEN_MAX_ATTEMPTS: u32 = 16;
 
-/// The file, opened when something is written.
+/// Holds the file, which is opened when something is written.
 #[derive(Debug)]
 pub(super) struct LogFile {
     home: Home,
@@ -53,7 +53,7 @@ impl LogFile {
         Self { max_bytes, ..self }
     }
 
-    /// Lets go of the file: the next line opens what has its name then.
+    /// Closes the file: the next line opens the one that has the name then.
     pub(super) fn close(&mut self) {
         self.file = None;
     }
@@ -130,7 +130,7 @@ impl LogFile {
     }
 }
 
-/// Opens the file to be written at its end; one that is no plain file holds up nobody who opens it.
+/// Opens the file to be written at its end. Opening something that is no plain file, such as a FIFO, does not block.
 fn open(path: &Path) -> io::Result<File> {
     OpenOptions::new().append(true).create(true).mode(0o600).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path)
 }

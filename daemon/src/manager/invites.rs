@@ -281,7 +281,7 @@ impl Promise {
         self.uses_left > 0 && self.expires_ms > now_ms
     }
 
-    /// Tells whether it expired so long ago that it is not remembered.
+    /// Tells whether it expired long enough ago to be forgotten.
     pub(super) fn is_forgotten(&self, now_ms: u64) -> bool {
         self.forgotten_ms() <= now_ms
     }

@@ -1,9 +1,9 @@
-//! What strangers show at the desk, compared in memory: who guesses an invite must not cost the manager its lock, nor make
-//! it load the cluster.
+//! Compares in memory what strangers show at the desk. A stranger that guesses invites must not hold up the manager's
+//! lock, or make it load the cluster.
 //!
-//! The books are read again when their file is another than the one that was read: every change replaces the file, whoever
-//! makes it. No lock is needed for that, since the file is whole at any time. The books are only ever believed to refuse:
-//! whoever may redeem an invite by them does so under the lock, by the file as it is then.
+//! The books are read again when their file has changed: every change, by any process, replaces the file. No lock is
+//! needed for that, since the file is whole at any time. The books only ever serve to refuse. A newcomer that may
+//! redeem an invite by them does so under the lock, by the file as it is then.
 
 use std::fs;
 use std::io;
@@ -19,8 +19,8 @@ use super::enrol::{for_newcomer, unknown_invite};
 use super::invites::Invites;
 use crate::store::disk_failure;
 
-/// A file that changed so shortly before it was read may have changed once more with the same times: the clock of a file
-/// system ticks every few milliseconds.
+/// Sets how old a change has to be for its times to be trusted: the clock of a file system ticks every few
+/// milliseconds, so a file that changed just now may change once more with the same times.
 const STAMP_CERTAIN_AFTER: Duration = Duration::from_millis(200);
 
 /// Holds the books of one cluster, as they were read last.
@@ -33,7 +33,7 @@ pub(crate) struct Shown {
 #[derive(Debug)]
 struct Read {
     stamp: Stamp,
-    /// Nothing has changed since then without another stamp.
+    /// When the stamp was taken: every change since then shows in another stamp.
     certain: bool,
     invites: Arc<Invites>,
 }
@@ -41,7 +41,7 @@ struct Read {
 /// Tells one state of a file from another; none where there is no file.
 type Stamp = Option<[i64; 7]>;
 
-/// Says what the books make of an invite that is shown.
+/// Says what the books have about an invite that is shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Look {
     /// It may be redeemed.

@@ -199,7 +199,7 @@ async fn follow(
                     send(&mut send_half, Frame::control(Kind::Announce, &told.announce(&held))?).await?;
                 }
             }
-            // Who is told at once finds this machine when its own address changes next.
+            // A peer that learns this at once finds this machine when its own address changes next.
             changed = own_addresses.updated() => {
                 changed?;
                 let (addresses, held) = (membership.hello().addresses, membership.held());

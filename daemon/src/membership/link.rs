@@ -24,24 +24,24 @@ use crate::net::pool::PeerConn;
 const LINK_ATTEMPT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Sets the first pause after the manager was not reached.
 const LINK_RETRY_MIN_INTERVAL: Duration = Duration::from_millis(500);
-/// Bounds that pause: a manager that comes back is found within it, at the latest.
+/// Bounds that pause: a manager that comes back is found within this time.
 const LINK_RETRY_MAX_INTERVAL: Duration = Duration::from_secs(60);
-/// Bounds it while the manager may only be restarting, or its network be repaired.
+/// Bounds that pause at first, while the manager may only be restarting, or its network be under repair.
 const LINK_RETRY_EARLY_INTERVAL: Duration = Duration::from_secs(15);
-/// Sets how long that is.
+/// Sets how long that time at first is.
 const LINK_EARLY_TIME: Duration = Duration::from_secs(600);
 /// Sets the first pause after the manager refused this machine.
 const REFUSED_RETRY_MIN_INTERVAL: Duration = Duration::from_secs(5);
-/// Bounds that pause: a machine that is added again learns of it within it, at the latest.
+/// Bounds that pause: a machine that is added again learns of it within this time.
 const REFUSED_RETRY_MAX_INTERVAL: Duration = Duration::from_secs(240);
-/// Bounds how often somebody who runs something has the manager asked before its time.
+/// Sets the least time between two early attempts because somebody runs something.
 const NUDGE_MIN_INTERVAL: Duration = Duration::from_secs(10);
-/// Sets how long a link has to last, so that the next loss begins with the first pause again.
+/// Sets how long a link has to last for the next loss to begin with the first pause again.
 const LINK_STEADY_TIME: Duration = Duration::from_secs(10);
 /// As many other machines are kept connected while the manager is away.
 const SUBSTITUTES: usize = 3;
 
-/// Says how the link is, as the log has it.
+/// Names the states of the link that the log tells apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
     Linked,
@@ -115,7 +115,7 @@ async fn keep(membership: &Arc<Membership>) {
     }
 }
 
-/// Has a link, for as long as it lasts.
+/// Makes a link, and follows it for as long as it lasts.
 async fn attempt(membership: &Arc<Membership>, manager: MachineId, said: &mut Said<State>) -> Outcome {
     let conn = match dial::connect(membership, manager, Instant::now() + LINK_ATTEMPT_TIMEOUT).await {
         Ok(conn) => conn,
@@ -175,8 +175,8 @@ enum Woken {
     Ended,
 }
 
-/// Waits for the next attempt: until its time, until somebody runs something, or until something changed by which the manager
-/// may answer now.
+/// Waits for the next attempt: until it is due, somebody runs something, or a change makes it likely that the manager
+/// answers now.
 async fn rest(
     membership: &Membership,
     snapshots: &mut watch::Receiver<Arc<Held>>,

@@ -39,7 +39,7 @@ pub(crate) async fn run(membership: Arc<Membership>) {
     }
 }
 
-/// Has the cluster taken in anew after a fault of malai in [`follow`], since nobody knows which relays the endpoint has.
+/// Takes the cluster in again after a fault of malai in [`follow`], since nobody knows which relays the endpoint has.
 pub(crate) async fn rebind_after_fault(membership: &Membership) {
     // A fault that comes back at once must not rebuild endpoints without end.
     if membership.cancel.run_until_cancelled(tokio::time::sleep(FAULT_REBIND_INTERVAL)).await.is_some() {

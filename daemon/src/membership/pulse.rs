@@ -39,8 +39,8 @@ const MOVED_ROUND_TRIPS: u32 = 3;
 const TAKEN: Duration = Duration::from_secs(4);
 /// A connection whose relay has not come to the rescue within so long after it stalled is let go.
 const LET_GO: Duration = Duration::from_millis(250);
-/// One that has no relay to come to its rescue is let go so long after it stalled: the peer may be at another address by now,
-/// which is looked for, and tried, only when the dead path is forgotten.
+/// Sets how long after a stall a connection without a relay to fall back on is closed: the peer may be at another
+/// address by now, and iroh looks for that only when the dead path is forgotten.
 const LET_GO_DIRECT: Duration = Duration::from_secs(1);
 /// So long after the last sign of life the callers are told, another connection or not.
 const TELL: Duration = Duration::from_secs(6);
@@ -198,8 +198,8 @@ async fn moved(membership: &Arc<Membership>, conn: &Arc<PeerConn>, heard: &mut H
 }
 
 /// Waits until the connection is to be closed for another way to be found, and returns why. As long as there is a
-/// connection, iroh sends to the path that it chose, new connections' handshakes too, and asks nobody where the peer is:
-/// where that path is dead, only a closed connection makes it try all ways.
+/// connection, iroh sends to the path that it chose, new connections' handshakes too, and asks nobody where the peer
+/// is. So where that path is dead, it tries all ways only after the connection is closed.
 async fn forgotten(membership: &Membership, conn: &PeerConn, let_go: Duration) -> &'static str {
     tokio::time::sleep(let_go).await;
     let relay = conn.relay_in_use();

@@ -175,7 +175,8 @@ fn may_rebuild(membership: &Membership) -> bool {
     is_due
 }
 
-/// Dials the callers of sessions here that nobody follows, each once at a time, and those that are not found ever more rarely.
+/// Dials the callers of sessions here that nobody follows, each one dial at a time, and less and less often while it is
+/// not found.
 #[derive(Debug)]
 struct Redials {
     running: JoinSet<()>,

@@ -1,4 +1,4 @@
-//! What is said where another machine does not have this one in its config.
+//! Makes the messages for when another machine does not have this one in its config.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,7 +8,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::{Membership, dial, greet};
 
-/// Bounds how long the manager is asked before a request that was refused is answered.
+/// Bounds how long the manager is asked before the CLI gets the answer to a request that was refused.
 const MANAGER_WORD_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Returns the same as [`not_a_member`], after the cluster manager had a moment to say whether this machine was removed: an
@@ -26,7 +26,7 @@ pub(crate) async fn refused(membership: &Arc<Membership>) -> Failure {
     not_a_member(membership)
 }
 
-/// Returns the failure of a request that was refused since the target does not know this machine.
+/// Returns the failure of a request that was refused because the target does not know this machine.
 pub(crate) fn not_a_member(membership: &Membership) -> Failure {
     if membership.is_removed() {
         return Failure::new(Kind::NotAMember, says_manager(membership)).hint(hint(membership));
@@ -37,7 +37,7 @@ pub(crate) fn not_a_member(membership: &Membership) -> Failure {
     ))
 }
 
-/// Returns the same where nothing else is known.
+/// Returns that failure for when nothing is known of a removal.
 pub(crate) fn unknown_here() -> Failure {
     Failure::new(Kind::NotAMember, "the target does not know this machine as a member of the cluster")
 }
@@ -60,7 +60,7 @@ pub(crate) fn says_manager(membership: &Membership) -> String {
     )
 }
 
-/// Returns what to type.
+/// Returns the commands that bring the machine back, or forget the cluster.
 pub(crate) fn hint(membership: &Membership) -> String {
     let (held, alias) = (membership.held(), &membership.alias);
     let manager = &held.config.cluster.manager;

@@ -50,7 +50,7 @@ pub(crate) async fn run(membership: Arc<Membership>, endpoint: Endpoint) {
     let mut told: BTreeMap<Relay, DropGuard> = BTreeMap::new();
     loop {
         let wanted = relays(&snapshots.borrow_and_update().config.network);
-        // What is taken out is told no more.
+        // A relay that is taken out of the config hears nothing more.
         told.retain(|relay, _| wanted.contains(relay));
         for relay in wanted {
             told.entry(relay.clone()).or_insert_with(|| {

@@ -276,13 +276,13 @@ fn add_discovery(mut builder: Builder, network: &Network, options: &Options<'_>)
     Ok(if asks { builder.address_lookup(options.finding.directory.clone()) } else { builder })
 }
 
-/// Whether the environment has this server reached without the proxy that the endpoint may have.
+/// Tells whether the environment exempts this server from the proxy that the endpoint may have.
 fn is_exempt(server: &Url) -> bool {
     proxy::setting().ok().flatten().is_some_and(|proxy| proxy.exempts(server))
 }
 
-/// A server of `[network] discovery`, which is asked. Where `NO_PROXY` names it, the endpoint's proxy is left out: its client
-/// then obeys the environment by itself.
+/// Asks a server of `[network] discovery`. For one that `NO_PROXY` names, the endpoint's proxy is left out: the
+/// server's client then obeys the environment by itself.
 #[derive(Debug)]
 pub(crate) struct Resolver(pub(crate) Url);
 
@@ -298,7 +298,7 @@ impl AddressLookupBuilder for Resolver {
     }
 }
 
-/// The same server, at which this machine says where it is.
+/// Publishes at that server where this machine is.
 #[derive(Debug)]
 struct Publisher(Url);
 

@@ -1,9 +1,10 @@
-//! The handshakes that others begin at an endpoint, until they are finished.
+//! Bounds the handshakes that others begin at an endpoint and have not finished.
 //!
-//! A first packet proves nothing: its sender's address may be forged, and the packet itself recorded elsewhere. So while
-//! few handshakes are unfinished one begins at once, and above that only for a sender that has shown that packets to its
-//! address reach it, by a QUIC Retry: it sends its first packet again with a token that came to that address. When all
-//! places are taken all the same, the oldest unfinished handshake is dropped, since an honest one takes a round trip.
+//! A first packet proves nothing: its sender's address may be forged, and the packet itself recorded elsewhere. While
+//! few handshakes are unfinished, one begins at once. Above that, it begins only for a sender that has shown, by a QUIC
+//! Retry, that packets to its address reach it: it sends its first packet again with a token that came to that address.
+//! When all places are taken all the same, the oldest unfinished handshake is dropped, since an honest one takes a
+//! round trip.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,37 +17,37 @@ use tokio::time::sleep;
 use super::pace::{Origin, Visits};
 use super::places::{Place, Places};
 
-/// Unfinished handshakes at once.
+/// Bounds the unfinished handshakes at once.
 const MAX_UNFINISHED_HANDSHAKES: usize = 256;
-/// While as many are unfinished, only those begin that have proved their address.
+/// Sets how many may be unfinished before a sender has to prove its address.
 const MAX_UNPROVED_HANDSHAKES: usize = 32;
-/// How long one may take, from its first packet on: so many times so long. What a busy host adds to each of these waits is
-/// its own delay, and not the sender's.
+/// Bound how long a handshake may take from its first packet on, as a number of waits. What a busy host adds to each of
+/// them is its own delay and not the sender's, so it does not count.
 const MAX_HANDSHAKE_STEPS: u32 = 10;
 const HANDSHAKE_STEP_TIME: Duration = Duration::from_millis(300);
 
-/// The unfinished handshakes of one endpoint, and how often each address may begin one.
+/// Holds the unfinished handshakes of one endpoint, and how often each address may begin one.
 #[derive(Debug)]
 pub(crate) struct Handshakes {
     places: Arc<Places>,
-    /// Addresses that were proved. A forged packet counts against none of them.
+    /// Counts addresses that were proved. A forged packet counts against none of them.
     proved: Visits<Origin>,
-    /// What packets say where they come from, of those that begin without a proof.
+    /// Counts the addresses that packets without a proof claim.
     unproved: Visits<Origin>,
 }
 
-/// What becomes of a first packet.
+/// Says what becomes of a first packet.
 #[derive(Debug)]
 pub(crate) enum Admission {
     /// The handshake begins.
     Begins(Handshake),
-    /// The sender has to prove its address first, and was told so.
+    /// The sender was asked to prove its address first.
     Asked,
-    /// The address, which is proved, begins more than its pace allows.
+    /// The proved address begins more handshakes than its pace allows.
     TooOften(Incoming),
 }
 
-/// A handshake that has a place.
+/// Holds a handshake and its place.
 #[derive(Debug)]
 #[must_use = "a handshake that is dropped is refused"]
 pub(crate) struct Handshake {
@@ -55,7 +56,7 @@ pub(crate) struct Handshake {
 }
 
 impl Handshakes {
-    /// None is unfinished; each address may begin them at the pace that `pace` counts.
+    /// Returns one where no handshake is unfinished, and each address may begin them at the pace that `pace` counts.
     pub(crate) fn new(pace: impl Fn() -> Visits<Origin>) -> Self {
         Self { places: Places::new(MAX_UNFINISHED_HANDSHAKES), proved: pace(), unproved: pace() }
     }
@@ -78,14 +79,14 @@ impl Handshakes {
     }
 }
 
-/// Whether the sender is where the packet says: it answered a Retry, or comes by a relay, which had it prove its key and
-/// lets nobody speak for another. A Retry by way of a relay would only cost a round trip.
+/// Tells whether the sender is where the packet says. It is when it answered a Retry, or comes by a relay: the relay
+/// had it prove its key, and lets nobody speak for another. A Retry by way of a relay would only cost a round trip.
 fn is_proved(incoming: &Incoming, from: &IncomingAddr) -> bool {
     incoming.remote_addr_validated() || matches!(from, IncomingAddr::Relay { .. })
 }
 
 impl Handshake {
-    /// Finishes it.
+    /// Finishes the handshake.
     ///
     /// # Errors
     /// When it fails, takes too long, or loses its place to a later one.
@@ -106,8 +107,9 @@ impl Handshake {
     }
 }
 
-/// Whether a handshake failed here since its proof of an address came from another one. iroh sends each first packet by
-/// all ways at once, and a target that asks for a proof may first see the answer that took another way than the question.
+/// Tells whether a handshake failed because its proof of an address came from another address. iroh sends each first
+/// packet by all ways at once, and a target that asks for a proof may first see the answer that took another way than
+/// the question.
 pub(crate) fn is_mixed_up(error: &anyhow::Error) -> bool {
     let lost = match error.downcast_ref::<ConnectError>() {
         Some(ConnectError::Connection { source, .. }) => source,

@@ -1,5 +1,6 @@
-//! Places of those that have not shown yet what they want: everybody that comes gets one, and when all are taken the one
-//! that has had its own for the longest time loses it. So however many say nothing, they keep nobody out that speaks.
+//! Gives places to connections that have not shown yet what they want. Each newcomer gets one, and when all are taken,
+//! the one that has had its place for the longest time loses it. So the silent ones, however many, keep out none that
+//! speaks.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -1,8 +1,8 @@
-//! The HTTP proxy that the environment names, where only that leads out: relays are reached through it by CONNECT, and so are
-//! the servers of `[network] discovery`.
+//! Reaches relays, and the servers of `[network] discovery`, by CONNECT through the HTTP proxy that the environment
+//! names, where only that leads out.
 //!
-//! iroh takes one proxy for an endpoint, or none. So an endpoint has the proxy unless `NO_PROXY` exempts every relay of its
-//! cluster. Its password is in no log, no error and no finding.
+//! iroh takes one proxy for an endpoint, or none. So an endpoint has the proxy unless `NO_PROXY` exempts every relay of
+//! its cluster (docs/decisions/0024). The password is in no log, no error and no finding.
 
 mod exempt;
 
@@ -27,12 +27,12 @@ const EXEMPT_VARIABLES: [&str; 2] = ["no_proxy", "NO_PROXY"];
 /// Bounds a proxy's answer to CONNECT, in bytes.
 const MAX_PROXY_ANSWER_BYTES: usize = 8 * 1024;
 
-/// A stream of bytes to another host, whichever way it leads there.
+/// Is a stream of bytes to another host, direct or through a proxy.
 pub(crate) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
-/// An HTTP proxy that takes CONNECT.
+/// Names an HTTP proxy that takes CONNECT.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Proxy {
     variable: &'static str,
@@ -51,7 +51,7 @@ impl fmt::Debug for Proxy {
 #[error("{what}")]
 pub(crate) struct ProxyError {
     what: String,
-    /// What to do about it.
+    /// The command or change that mends it.
     pub(crate) mend: String,
 }
 
@@ -85,7 +85,7 @@ pub(crate) fn problem() -> Option<String> {
     setting().err().map(|why| format!("no proxy is used: {why}"))
 }
 
-/// Returns the proxy for endpoints of this cluster; absent where there is none, or where it is for none of its relays.
+/// Returns the proxy for endpoints of this cluster; absent where there is none, or where every relay is exempt.
 pub(crate) fn of(network: &Network) -> Option<&'static Proxy> {
     setting().ok().flatten().filter(|proxy| proxy.is_for(network))
 }
@@ -104,7 +104,7 @@ fn read(get: impl Fn(&str) -> Option<Result<String, ()>>) -> Result<Option<Proxy
     };
     let value = value.map_err(|()| bad("it is no text"))?;
     let value = value.trim();
-    // As curl has it, one without a scheme is of HTTP.
+    // As with curl, a URL without a scheme is one of `http://`.
     let text = if value.contains("://") { value.to_owned() } else { format!("http://{value}") };
     let url: Url = text.parse().map_err(|error| bad(&format!("{error}")))?;
     if !matches!(url.scheme(), "http" | "https") {
@@ -118,7 +118,7 @@ fn read(get: impl Fn(&str) -> Option<Result<String, ()>>) -> Result<Option<Proxy
 }
 
 impl Proxy {
-    /// Returns what an endpoint is given.
+    /// Returns its URL with the password, for an endpoint.
     pub(crate) fn url(&self) -> &Url {
         &self.url
     }
@@ -140,13 +140,13 @@ impl Proxy {
         format!("{}://{user}{host}:{port}", self.url.scheme())
     }
 
-    /// Whether this server is reached without it.
+    /// Tells whether this server is reached without it.
     pub(crate) fn exempts(&self, server: &Url) -> bool {
         let Some(host) = server.host_str() else { return true };
         self.exempt.has(host, server.port_or_known_default().unwrap_or_default())
     }
 
-    /// Whether it is for some relay of this cluster.
+    /// Tells whether at least one relay of this cluster is reached through it.
     fn is_for(&self, network: &Network) -> bool {
         endpoint::relays(network).iter().any(|relay| !self.exempts(relay))
     }
@@ -161,7 +161,7 @@ impl Proxy {
         relays.iter().filter(|relay| self.exempts(relay)).map(ToString::to_string).collect()
     }
 
-    /// Connects to a port of a host through the proxy. The caller bounds it.
+    /// Connects to a port of a host through the proxy. The caller sets the time limit.
     ///
     /// # Errors
     /// Why not, without the password.
@@ -259,7 +259,7 @@ async fn ask(stream: &mut Box<dyn Stream>, request: &str) -> io::Result<u16> {
     status(&answer).ok_or_else(|| io::Error::other("its answer is not of HTTP"))
 }
 
-/// The status of an answer of HTTP.
+/// Returns the status of an HTTP answer.
 fn status(answer: &[u8]) -> Option<u16> {
     let line = answer.split(|byte| *byte == b'\r').next()?;
     let words = std::str::from_utf8(line).ok()?.strip_prefix("HTTP/1.")?;
@@ -267,7 +267,7 @@ fn status(answer: &[u8]) -> Option<u16> {
     (number.len() == 3).then(|| number.parse().ok()).flatten()
 }
 
-/// What a part of a URL says.
+/// Decodes `%XX` in a part of a URL.
 fn percent_decoded(text: &str) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();

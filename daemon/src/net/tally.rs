@@ -1,5 +1,5 @@
-//! Refusals in the log: one line about each that is refused, and then only a count, so that one that comes again and again
-//! does not fill the log.
+//! Counts refusals for the log. Each peer that is refused has one line and then only a count, so that one that comes
+//! again and again does not fill the log.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 /// Sets for how long further refusals of the same one are only counted after a line about it.
 const REFUSAL_LINE_INTERVAL: Duration = Duration::from_secs(3600);
-/// Bounds those that are remembered. All others share one line.
+/// Bounds the peers that are remembered. All others share one line.
 const MAX_REMEMBERED_REFUSED: usize = 1024;
 
 /// Counts refusals, by who is refused.
@@ -18,7 +18,7 @@ pub(crate) struct Tally<K>(Mutex<Lines<K>>);
 #[derive(Debug)]
 struct Lines<K> {
     each: HashMap<K, Line>,
-    /// That of all for whom there was no room.
+    /// The line of all for which there was no room.
     shared: Option<Line>,
 }
 
@@ -29,7 +29,7 @@ struct Line {
 }
 
 impl Line {
-    /// Takes one more refusal. Returns how many were left out since the last line, where another one is due.
+    /// Counts one more refusal. Where another line is due, returns how many were left out since the last one.
     fn count(line: &mut Option<Self>, now: Instant) -> Option<u64> {
         match line {
             Some(line) if now < line.written_at + REFUSAL_LINE_INTERVAL => {
@@ -52,7 +52,8 @@ impl<K> Default for Tally<K> {
 }
 
 impl<K: Hash + Eq> Tally<K> {
-    /// Counts one more refusal, or anything else that may come again and again. Returns how many were only counted since the last line, where a line is to be written now.
+    /// Counts one more refusal, or another event that may repeat. Where a line is due now, returns how many were left
+    /// out since the last one.
     pub(crate) fn refused(&self, who: K) -> Option<u64> {
         self.refused_at(who, Instant::now())
     }
@@ -72,7 +73,7 @@ impl<K: Hash + Eq> Tally<K> {
         due
     }
 
-    /// Forgets this one, since it is let in: its next refusal is news.
+    /// Forgets a peer that is let in: its next refusal is news.
     pub(crate) fn forget(&self, who: &K) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).each.remove(who);
     }

@@ -1,4 +1,4 @@
-//! Ends a daemon that holds its lock and is not reached at its socket, which somebody may have removed.
+//! Ends a daemon that holds its lock and is not reached at its socket: somebody may have removed that.
 
 use std::time::Duration;
 
@@ -19,13 +19,13 @@ use crate::supervisor::{Event, Executor};
 /// Bounds how long a daemon that was signalled may take to let go of its lock: a shutdown takes 5 s, and one that is cut
 /// short ends then.
 const SIGNALLED_DAEMON_TIMEOUT: Duration = Duration::from_secs(10);
-/// Between two looks at the lock.
+/// Sets the time between two looks at the lock.
 const LOCK_LOOK_INTERVAL: Duration = Duration::from_millis(20);
 /// Bounds how many ends wait to be written down.
 const MAX_QUEUED_ENDS: usize = 256;
 
-/// Ends this holder of the lock by SIGTERM, and waits until the lock is free. Only a process of which the system says that
-/// it holds the lock is signalled.
+/// Ends this holder of the lock by SIGTERM, and waits until the lock is free. It signals a process only when the system
+/// itself says that the process holds the lock.
 ///
 /// # Errors
 /// When it is not known which process it is, when it may not be signalled, or when it stays.

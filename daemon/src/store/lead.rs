@@ -1,9 +1,9 @@
-//! The lead of a file that lines are appended to: blocks beyond its end that are allocated already, so that a full disk
-//! takes lines for a while longer.
+//! Keeps a lead for a file that grows by lines: blocks beyond its end, allocated in advance, so that lines still go in
+//! for a while when the disk is full.
 //!
-//! While there is room the lead is kept as long as it is wanted. When the disk takes no more, appending goes on into the
-//! lead, and its owner decides what is worth that. Where a file system cannot allocate blocks beyond the end of a file,
-//! there is no lead, and nothing is decided by it.
+//! While the disk has room, the lead is kept at the wanted length. When the disk is full, appending goes on into the
+//! lead, and the lead's owner decides which lines may use it. Where a file system cannot allocate blocks beyond the end
+//! of a file, there is no lead, and its owner decides nothing by it.
 
 use std::fs::File;
 use std::io;
@@ -11,13 +11,14 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-/// Counts blocks in the units of `stat`, whatever the file system's own are.
+/// Sets the unit in which `stat` counts blocks, on every file system.
 const STAT_BLOCK_BYTES: u64 = 512;
-/// A disk that takes the whole lead no more is offered half of it, and so on down to this part of it.
+/// Sets the smallest part of the lead to ask for: a disk that has no room for the whole lead is asked for half of it,
+/// and so on down to this part.
 const LEAD_SMALLEST_PART: u64 = 16;
-/// A lead is extended when this part of it is used.
+/// Sets the part of the lead that has to be used before it is extended.
 const LEAD_USED_PART: u64 = 8;
-/// The pause before a disk that was full is asked for more again.
+/// Sets the pause before a disk that was full is asked again.
 const LEAD_RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Holds how far the blocks of an open file reach.
@@ -27,9 +28,9 @@ pub(crate) struct Lead {
     wanted: u64,
     /// The offset up to which blocks are allocated.
     until: u64,
-    /// The disk has refused more, and when.
+    /// When the disk refused more; absent = it did not.
     refused: Option<Instant>,
-    /// The file system cannot do this.
+    /// Whether the file system cannot allocate beyond the end of a file.
     unsupported: bool,
 }
 
@@ -94,13 +95,14 @@ impl Lead {
         self.refused.map(|_| self.left(length))
     }
 
-    /// Returns how much of the lead is there.
+    /// Returns how much of the lead is allocated.
     pub(crate) fn left(&self, length: u64) -> u64 {
         self.until.saturating_sub(length)
     }
 }
 
-/// Returns how much of its lead this file has, whoever has it open; `None` where there is no such file, or no lead.
+/// Returns how much of its lead this file has, which another process may have open; `None` where there is no such file,
+/// or no lead.
 pub(crate) fn left_of(path: &Path) -> Option<u64> {
     let meta = std::fs::metadata(path).ok().filter(std::fs::Metadata::is_file)?;
     Some(allocated(&meta).saturating_sub(meta.len())).filter(|left| *left > 0)
@@ -110,12 +112,12 @@ fn allocated(meta: &std::fs::Metadata) -> u64 {
     meta.blocks().saturating_mul(STAT_BLOCK_BYTES)
 }
 
-/// Tells whether this is how a disk says that it is full.
+/// Tells whether this error means a full disk.
 pub(crate) fn is_full(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
-/// Returns how a disk says that it is full.
+/// Returns the error of a full disk.
 pub(crate) fn full() -> io::Error {
     nix::errno::Errno::ENOSPC.into()
 }

@@ -1,5 +1,5 @@
-//! Reading files of lines whose writer may have died over one, or whose disk may have spoilt some: whatever is between two
-//! line ends is one line, however long it is, and no part of it passes for another.
+//! Reads files of lines, also where the writer died in the middle of one or the disk spoilt some. All that stands
+//! between two line ends is one line, whatever its length, and no part of it passes for another.
 
 use std::fs::File;
 use std::io::{self, BufRead, Read, Seek, SeekFrom, Write};
@@ -18,13 +18,13 @@ pub struct Lines<R> {
 pub struct Line<'b> {
     /// Its number, from 1.
     pub number: u64,
-    /// Where it begins, in bytes.
+    /// The offset at which it begins.
     pub at: u64,
-    /// How long it is, in bytes, without its end.
+    /// Its length in bytes, without its end, also of what was not kept.
     pub length: u64,
-    /// Its bytes, without its end: all of them, or as many as may be read.
+    /// Its bytes, without its end; of a line over the cap only the first ones.
     pub bytes: &'b [u8],
-    /// It has an end.
+    /// Whether it has a line end.
     pub ended: bool,
 }
 
@@ -36,7 +36,7 @@ impl Line<'_> {
 }
 
 impl<R: BufRead> Lines<R> {
-    /// Reads from here on. Of a line that is longer than `cap` bytes only the beginning is kept, and the rest is passed over.
+    /// Returns a reader of lines. Of a line over `cap` bytes it keeps only the beginning, and skips the rest.
     pub fn new(reader: R, cap: usize) -> Self {
         Self { reader, cap, at: 0, number: 0 }
     }

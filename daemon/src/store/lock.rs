@@ -139,7 +139,7 @@ impl Lock {
     }
 }
 
-/// Whether this file has this name.
+/// Tells whether this file has this name.
 fn is_named(file: &File, path: &Path) -> io::Result<bool> {
     let ours = file.metadata()?;
     match std::fs::metadata(path) {
@@ -204,7 +204,7 @@ pub(crate) fn is_locked(path: &Path) -> io::Result<bool> {
 }
 
 impl Holder {
-    /// Says who it is, for a message.
+    /// Describes the holder, for a message.
     #[must_use]
     pub fn name(&self) -> String {
         let what = if self.agent { "an agent" } else { "a daemon" };
@@ -212,7 +212,7 @@ impl Holder {
         format!("{what}, {pid},")
     }
 
-    /// Says that it is here, and not reached.
+    /// Returns the failure for a holder that is not reached.
     #[must_use]
     pub fn unreachable(&self, home: &Home) -> Failure {
         let text = format!("{} runs here, and is not reached at {}", self.name(), home.socket().display());
@@ -323,8 +323,8 @@ fn open(path: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(super::FILE_MODE).open(path)
 }
 
-/// Whether the system itself says that this process has the lock of this home open. Who but looks at a lock has it open for a
-/// moment and writes no pid into it.
+/// Tells whether the system itself says that this process has the lock of this home open. A process that only looks at
+/// a lock has it open for a moment, and writes no pid into it.
 pub(crate) fn is_held_by(home: &Home, pid: i32) -> bool {
     let Ok(lock) = std::fs::metadata(home.lock()) else { return false };
     let Ok(open) = std::fs::read_dir(format!("/proc/{pid}/fd")) else { return false };

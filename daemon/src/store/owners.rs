@@ -1,8 +1,8 @@
-//! Whose files of a home are used: those of this process's user and of root, in directories that nobody else may change.
-//! As sshd's `StrictModes`.
+//! Decides whose files of a home are used: those of this process's user and of root, in directories that nobody else
+//! may change, as with sshd's `StrictModes` (docs/decisions/0019).
 //!
-//! Another user who may change a directory can put another file, or a link, in the place of any file below it. So each
-//! directory from `/` on is looked at, and each link on the way. A directory of root with the sticky bit (`/tmp`) will do
+//! A user who may change a directory can put another file, or a link, in the place of any file below it. So each
+//! directory from `/` on is checked, and each link on the way. A directory of root with the sticky bit (`/tmp`) will do
 //! above the home: there only the owner of an entry can replace it.
 
 use std::collections::VecDeque;
@@ -18,20 +18,20 @@ use nix::unistd::{Gid, Group, Uid, User, geteuid};
 
 use super::disk_failure;
 
-/// Sets how many links one path may lead over, as Linux does.
+/// Bounds the links that one path may lead over, as Linux does.
 const MAX_PATH_LINKS: usize = 40;
-/// Holds the modes by which others than the owner change a file.
+/// Has the mode bits that let others than the owner write.
 const OTHERS_WRITE_MODE: u32 = 0o022;
 const STICKY_MODE: u32 = 0o1000;
 
-/// Lists the users whose files are used.
+/// Lists the users whose files are used, and whose processes are trusted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Trusted {
     uids: Vec<Uid>,
 }
 
 impl Trusted {
-    /// Trusts these users, and root: against that one nothing helps.
+    /// Trusts these users and root, against whom nothing would help.
     pub fn new(uids: impl IntoIterator<Item = Uid>) -> Self {
         let root = std::iter::once(Uid::from_raw(0));
         Self { uids: root.chain(uids).collect() }
@@ -42,7 +42,7 @@ impl Trusted {
         Self::new([geteuid()])
     }
 
-    /// Whether files of this user are used, and its processes believed.
+    /// Tells whether files and processes of this user are trusted.
     pub fn has(&self, uid: u32) -> bool {
         self.uids.contains(&Uid::from_raw(uid))
     }

@@ -1,7 +1,7 @@
-//! A secret key in memory: at one place of the heap, which never moves, and which is zeroed when its last user lets go.
+//! Keeps a secret key at one place of the heap, which never moves, and is zeroed when its last user lets go.
 //!
-//! What has such a key only has a pointer to it: a value that is moved leaves its bytes behind. What a signature, or an
-//! endpoint that is being bound, leaves on the stack is wiped ([`wiped`]).
+//! Values hold only a pointer to the key, because a value that is moved leaves its bytes behind. What signing, or
+//! binding an endpoint, leaves on the stack is wiped ([`wiped`]).
 
 use std::fmt;
 use std::sync::Arc;
@@ -20,10 +20,10 @@ pub struct Secret {
 }
 
 impl Secret {
-    /// Makes a place, and has a key written into it.
+    /// Makes a place, and lets `fill` write a key into it.
     pub(crate) fn filled<E>(fill: impl FnOnce(&mut [u8; SECRET_BYTES]) -> Result<(), E>) -> Result<Self, E> {
         let mut place = Arc::new(Zeroizing::new([0; SECRET_BYTES]));
-        // It is always there: nobody else has the place yet.
+        // This always succeeds: nobody else has the place yet.
         if let Some(bytes) = Arc::get_mut(&mut place) {
             fill(bytes)?;
         }
@@ -39,7 +39,7 @@ impl Secret {
         Self { place }
     }
 
-    /// Shows the key. A copy is made inside [`wiped`].
+    /// Returns the key. Copy it only inside [`wiped`].
     pub(crate) fn bytes(&self) -> &[u8; SECRET_BYTES] {
         &self.place
     }
@@ -51,7 +51,8 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// Does work that has a key on the stack, and then wipes that much of the stack. The key must not be in what it returns.
+/// Does work that puts a key on the stack, then wipes `STACK_BYTES` of the stack. What the work returns must not
+/// contain the key.
 pub(crate) fn wiped<const STACK_BYTES: usize, T>(work: impl FnOnce() -> T) -> T {
     let done = below(work);
     zeroize::zeroize_stack::<STACK_BYTES>();

@@ -1,7 +1,7 @@
-//! A Unix socket under a name that others may take away: cleaners of temporary directories do. Whenever something changes in
-//! its directory, who is bound looks at the name, and binds it again when it stands for nothing, or for something that
-//! nobody serves. Where the system does not tell of changes, and while the name is not as it should be, the look is made
-//! every other second.
+//! Serves a Unix socket whose name others may take away, as cleaners of temporary directories do. Whenever its
+//! directory changes, the socket's owner looks at the name, and binds it again when it stands for nothing, or for
+//! something that nobody serves. It looks every other second where the system does not report changes, and while the
+//! name is not as it should be.
 
 mod watch;
 
@@ -17,11 +17,13 @@ use tokio::time::Instant;
 use super::lock::connect_now;
 use watch::Watch;
 
-/// Between two looks at the name where nobody tells of changes. A command waits longer for a daemon that holds its lock.
+/// Sets the time between two looks at the name where the system does not report changes. A command waits longer than
+/// that for a daemon that holds its lock.
 const SOCKET_LOOK_INTERVAL: Duration = Duration::from_secs(2);
-/// From a change to the look at it: several come together, and a socket that is removed again and again keeps nobody busy.
+/// Sets the delay from a change to the look at it: several changes are looked at together, and a socket that is removed
+/// again and again keeps no processor busy.
 const SOCKET_LOOK_DELAY: Duration = Duration::from_millis(50);
-/// Bounds a path in `sockaddr_un`.
+/// Bounds a path in `sockaddr_un`, in bytes.
 pub(crate) const SOCKET_PATH_MAX_BYTES: usize = 107;
 
 /// A socket that is bound, mode 0600. Dropped, it takes its name away with it, if that is still its own.
@@ -35,7 +37,7 @@ pub(crate) struct Socket {
     watch: Option<Watch>,
     /// When the name is looked at next, if nothing changes.
     look_at: Option<Instant>,
-    /// It could not be bound again, which was said.
+    /// Whether it was logged that it could not be bound again.
     is_told: bool,
 }
 
@@ -160,7 +162,7 @@ fn look(path: &Path, ours: (u64, u64), may_bind: impl FnOnce() -> bool) -> io::R
     bind_over(path).map(Some)
 }
 
-/// Whether somebody listens, also one that takes nobody just now.
+/// Tells whether some process listens there, also one that does not accept just now.
 fn is_served(path: &Path) -> bool {
     let nobody = |error: io::Error| matches!(error.kind(), ErrorKind::ConnectionRefused | ErrorKind::NotFound);
     !connect_now(path).is_err_and(nobody)

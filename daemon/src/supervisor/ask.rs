@@ -19,7 +19,7 @@ use crate::executor::Connection;
 const FAULTS_TIMEOUT: Duration = Duration::from_secs(1);
 /// `Inventory` in so many frames at most: far more than the executor's own bounds allow.
 const MAX_PARTS: usize = 64;
-/// Bounds how long it may take to say what its log lacks: a status does not wait for it.
+/// Bounds how long the executor may take to say what its log lacks: a status waits no longer.
 const LOG_ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
 
 impl Executor {

@@ -375,7 +375,7 @@ async fn ask_patiently(machine: &Machine, request: Request) -> Result<Response> 
     }
 }
 
-/// A manager of a cluster with so many machines.
+/// Starts the manager of a cluster with this number of machines.
 async fn large(machines: usize) -> Result<Machine> {
     let laptop = manager().await?;
     let config = laptop.config();

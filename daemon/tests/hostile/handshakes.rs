@@ -61,7 +61,7 @@ async fn all_come(scene: &Scene, members: Vec<Peer>) -> Result<()> {
     all_come_within(IN_TIME, scene, members, 3).await
 }
 
-/// Every member connects within this limit, by so many attempts at most, and is served.
+/// Checks that every member connects within this limit, in at most this number of attempts, and is served.
 async fn all_come_within(limit: Duration, scene: &Scene, members: Vec<Peer>, attempts: usize) -> Result<()> {
     let address = scene.web01.address().await?;
     let mut coming = JoinSet::new();
@@ -86,7 +86,7 @@ async fn all_come_within(limit: Duration, scene: &Scene, members: Vec<Peer>, att
     while let Some(came) = coming.join_next().await {
         slowest = slowest.max(came??.0);
     }
-    #[allow(clippy::print_stderr, reason = "a figure for whoever measures")]
+    #[allow(clippy::print_stderr, reason = "a figure for the person who measures")]
     {
         eprintln!("the slowest of {MEMBERS} took {slowest:?}");
     }
@@ -178,7 +178,7 @@ async fn one_first_packet_is_one_handshake_however_often_it_comes_and_it_has_thr
     Ok(())
 }
 
-/// Has so many handshakes begin from `from` that prove that address and go no further.
+/// Begins this number of handshakes from `from`, which prove that address and go no further.
 async fn begin_proved(address: &EndpointAddr, from: Ipv4Addr, count: usize) -> Result<(Way, JoinSet<()>)> {
     let way = Way::to(ip(address)?, from, Habits { copies: 2, only_retries: true }).await?;
     let by_it = EndpointAddr::from_parts(address.id, [iroh::TransportAddr::Ip(way.address)]);

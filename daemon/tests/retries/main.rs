@@ -22,14 +22,14 @@ use support::peer::{Peer, closed};
 use support::scene::{Scene, offer};
 use support::{Machine, next, spec, until};
 
-/// So long connections are counted.
+/// For this time connections are counted.
 const WINDOW: Duration = Duration::from_secs(12);
 
 fn refuse(conn: &Connection) {
     conn.close((Close::NotAMember as u32).into(), b"not a member of the cluster");
 }
 
-/// Refuses everybody that comes to this peer within the span, as a machine does that does not have them in its config; returns how
+/// Refuses everybody that comes to this peer within the span, as a machine does that has no such member. Returns how
 /// many came.
 async fn refusing(peer: &Peer, span: Duration) -> Result<usize> {
     let (until, mut came) = (Instant::now() + span, 0);

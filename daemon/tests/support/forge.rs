@@ -37,7 +37,7 @@ pub(crate) fn handshake(packet: &[u8]) -> Option<Vec<u8>> {
 const INITIAL: u8 = 0;
 const RETRY: u8 = 3;
 
-/// Records so many first packets to the endpoint of this key, as an honest client sends them.
+/// Records this number of first packets to the endpoint of this key, as an honest client sends them.
 pub(crate) async fn record(key: EndpointId, alpn: &'static [u8], count: usize) -> Result<Vec<Vec<u8>>> {
     let mut packets = HashMap::new();
     let mut buffer = [0; 2048];
@@ -66,7 +66,7 @@ pub(crate) async fn record(key: EndpointId, alpn: &'static [u8], count: usize) -
     Ok(packets.into_values().collect())
 }
 
-/// So many sockets, each with an address of its own, from which no member comes.
+/// Opens this number of sockets, each with an address of its own, from which no member comes.
 pub(crate) async fn addresses(count: u8) -> Result<Vec<UdpSocket>> {
     let mut all = Vec::new();
     for last in 1..=count {
@@ -82,7 +82,7 @@ pub(crate) struct Flood {
 }
 
 impl Flood {
-    /// Sends these to `to`, one after the other, from one of these sockets after the other, so many in a second.
+    /// Sends these packets to `to` at this rate per second, from each of the sockets in turn.
     pub(crate) fn begin(to: SocketAddr, packets: Vec<Vec<u8>>, from: Vec<UdpSocket>, per_second: u32) -> Self {
         let sent = Arc::new(AtomicUsize::new(0));
         let counted = Arc::clone(&sent);
@@ -101,7 +101,7 @@ impl Flood {
         Self { sent, task: task.abort_handle() }
     }
 
-    /// Waits until so many were sent in all.
+    /// Waits until this number was sent in all.
     pub(crate) async fn sent(&self, count: usize) -> Result<()> {
         until("the flood is there", || async { Ok(self.sent.load(Ordering::Relaxed) >= count) }).await
     }

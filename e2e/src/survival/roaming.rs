@@ -73,7 +73,7 @@ fn another_address(side: Side) -> Result<Evidence> {
     traffic.finish(&stage)
 }
 
-/// One changes its address, and so many seconds later the other, or the same again.
+/// Changes the address of one machine, and this number of seconds later that of the other, or of the same one again.
 fn two_addresses(first: Side, then: Side, apart: u64, relay: bool) -> Row {
     let who = match (first, then) {
         (Side::Caller, Side::Caller) => "a_caller_whose_address_changes_twice",

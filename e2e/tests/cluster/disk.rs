@@ -264,7 +264,7 @@ fn a_full_disk_lets_whoever_makes_room_in_and_says_the_truth_when_it_takes_nothi
     reserves_are_whole(&web01)?;
     let before = each_start_has_its_end(&web01)?;
 
-    // Whoever comes by malai alone makes the room.
+    // The administrator, who has no other way in than malai, makes the room.
     fill(&web01)?;
     laptop.run(malai(["web01.company", "--", "rm", &format!("{HOME}/filler")]))?.success()?;
     reserves_are_whole(&web01)?;

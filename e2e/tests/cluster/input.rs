@@ -1,4 +1,4 @@
-//! Standard input of a command that does not start: whoever reads next has all of it.
+//! Standard input of a command that does not start: the next reader has all of it.
 
 use anyhow::{Result, ensure};
 use libtest_mimic::Trial;

@@ -14,7 +14,7 @@ use super::Context;
 use crate::output::Output;
 use crate::{duration, escape, timestamp};
 
-/// How much of a broken line is shown, in bytes.
+/// Bounds how much of a broken line is shown, in bytes.
 const MAX_SHOWN_BYTES: usize = 200;
 
 /// Show what was run on this machine, or refused
@@ -36,7 +36,7 @@ fn parse_since(text: &str) -> Result<u64, String> {
     Ok(timestamp::now_ms().saturating_sub(duration::millis(ago)))
 }
 
-/// A line that is no entry, as `--json` has it: `event` tells it from those that are.
+/// Describes a line that is no entry, for `--json`. Its `event` tells it from entries.
 #[derive(Debug, Serialize)]
 struct Broken {
     event: &'static str,
@@ -114,7 +114,7 @@ impl Broken {
         Self { event: "broken", file, line: line.number, bytes: line.length, text }
     }
 
-    /// A broken line, for a person.
+    /// Returns the line for a person.
     fn row(&self) -> String {
         let Self { event, file, line, bytes, text } = self;
         format!("{event}: line {line} of {file}, {bytes} bytes: {}", escape::line(text))

@@ -27,7 +27,7 @@ const SHUTDOWN: Duration = Duration::from_secs(5);
 const STOPPING: Duration = Duration::from_secs(15);
 /// How long a look may wait for a greeting.
 const GREETING: Duration = Duration::from_secs(1);
-/// How long a log that is still to be written holds up the end of a process.
+/// Bounds how long a process waits at its end for its log to be written.
 pub(super) const LOG_FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 /// Between two looks at the lock.
 const LOOK: Duration = Duration::from_millis(20);
@@ -123,19 +123,20 @@ fn serve_in_foreground(cx: &Context) -> Result<u8, Failure> {
     Ok(says.end(outcome))
 }
 
-/// What a daemon or relay in the foreground says to a person. It goes the way of the log, and so waits for no reader.
+/// Says something to the person who runs a daemon or relay in the foreground. The words go the way of the log, and so
+/// wait for no reader.
 pub(super) struct Said<'a> {
     pub(super) log: &'a Log,
     pub(super) out: Output,
 }
 
 impl Said<'_> {
-    /// Says something.
+    /// Writes a note.
     pub(super) fn note(&self, text: &str) {
         self.log.say(output::note(text).as_bytes());
     }
 
-    /// Has everything written for which there is a reader, tells a failure, and returns the exit code.
+    /// Waits until the log is written, reports a failure, and returns the exit code.
     pub(super) fn end(&self, outcome: Result<u8, Failure>) -> u8 {
         self.log.flush(LOG_FLUSH_TIMEOUT);
         outcome.unwrap_or_else(|failure| {
@@ -232,7 +233,7 @@ async fn run(options: Options, log: &Log, mut tell: impl FnMut(&Report) -> std::
     })
 }
 
-/// The signals that a daemon or a relay follows.
+/// Receives the signals that a daemon or a relay obeys.
 pub(super) struct Signals {
     term: Signal,
     int: Signal,
@@ -240,7 +241,8 @@ pub(super) struct Signals {
 }
 
 impl Signals {
-    /// From here on they do not end the process, also one that was started to ignore SIGHUP.
+    /// Begins to receive them. From here on they do not end the process. SIGHUP is received even where it was ignored
+    /// at the start.
     ///
     /// # Errors
     /// When the system refuses.
@@ -249,7 +251,7 @@ impl Signals {
         Ok(Self { term, int, hup: signal(SignalKind::hangup())? })
     }
 
-    /// Has the log opened again by SIGHUP; by SIGTERM or SIGINT cancels, and returns.
+    /// Opens the log again at each SIGHUP. At SIGTERM or SIGINT it cancels, and returns.
     pub(super) async fn follow(mut self, token: CancellationToken, log: Log) {
         // Nothing may keep a process from being stopped.
         let _stops = token.drop_guard();
@@ -266,11 +268,11 @@ impl Signals {
 /// How a daemon ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stopped {
-    /// None runs.
+    /// No daemon runs.
     NoneThere,
-    /// It was asked to.
+    /// It ended at the request.
     Asked,
-    /// It was not reached, and was signalled.
+    /// It was not reached, and ended by a signal.
     Signalled,
 }
 
@@ -306,7 +308,7 @@ async fn end(cx: &Context, request: Request, agents: bool) -> Result<Stopped, Fa
     Ok(Stopped::Asked)
 }
 
-/// Ends one that holds the lock and is not reached at its socket.
+/// Ends a daemon that holds the lock and is not reached at its socket.
 async fn end_by_signal(cx: &Context, holder: &Holder) -> Result<Stopped, Failure> {
     cx.out.note(&format!(
         "{} holds the lock and is not reached at {}: it is ended by SIGTERM",
@@ -375,7 +377,7 @@ fn status(cx: &Context) -> Result<u8, Failure> {
     Ok(u8::from(!status.is_some_and(|status| status.ready && !status.agent)))
 }
 
-/// Tells of one that holds the lock, and is not reached.
+/// Reports a daemon that holds the lock and is not reached.
 fn describe_unreachable(cx: &Context, holder: &Holder) -> Result<u8, Failure> {
     let Failure { message, hint, .. } = holder.unreachable(&cx.home);
     if cx.out.json {

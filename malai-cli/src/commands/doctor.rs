@@ -49,7 +49,7 @@ impl Doctor {
     }
 }
 
-/// Tells of a proxy that this shell names and that the daemon knows nothing of.
+/// Reports a proxy that this shell's environment names and the daemon's does not.
 fn unseen_proxy(findings: &[Finding], is_set: impl Fn(&str) -> bool) -> Option<Finding> {
     let is_tried = findings.iter().any(|finding| finding.cluster.is_some());
     let is_known = findings.iter().any(|finding| finding.area == PROXY_AREA);

@@ -97,7 +97,7 @@ impl Exec {
     /// Runs it and returns its exit code.
     ///
     /// # Errors
-    /// Never: what goes wrong is told here, and then what was probably meant.
+    /// Never: it reports failures itself, with a hint at what was probably meant.
     pub(super) fn run(self, cx: &Context, literal: bool, words: Vec<OsString>) -> Result<u8, Failure> {
         let (typed, mut failed) = (words.clone(), None);
         let code = match self.follow(cx, literal, words, &mut failed) {
@@ -111,7 +111,7 @@ impl Exec {
         Ok(code)
     }
 
-    /// Runs it and returns its exit code; a failure that was told is in `failed`.
+    /// Runs it and returns its exit code; `failed` gets a failure that was reported.
     fn follow(
         &self,
         cx: &Context,

@@ -1,5 +1,5 @@
-//! What was probably meant by a command line that did not do it: a hint after the error, and nothing else. What a command
-//! line means is decided by [`crate::args`] alone, and no guess ever changes it.
+//! Guesses what was meant by a command line that failed, and adds a hint after the error. [`crate::args`] alone decides
+//! what a command line means, and no guess ever changes that.
 
 use std::ffi::{OsStr, OsString};
 
@@ -10,11 +10,11 @@ use malai_protocol::target::Target;
 use super::Cli;
 use crate::{args, duration, escape};
 
-/// Words that stand before a machine elsewhere, and here stand for nothing.
+/// Lists words that other programs have before the machine, and malai does not.
 const RUNNERS: &[&str] =
     &["run", "ssh", "shell", "sh", "command", "cmd", "do", "call", "remote", "on", "execute", "start"];
 
-/// Words that a shell obeys by itself, so that no program has to have their name.
+/// Lists words that a shell obeys by itself, without a program of that name.
 const SHELL_WORDS: &[&str] = &[
     ".", ":", "[[", "alias", "bg", "break", "case", "cd", "continue", "declare", "eval", "exec", "exit", "export",
     "fg", "for", "function", "history", "if", "jobs", "let", "local", "popd", "pushd", "read", "readonly", "return",
@@ -22,18 +22,18 @@ const SHELL_WORDS: &[&str] = &[
     "until", "wait", "while", "{", "(", "!",
 ];
 
-/// What a shell would not leave as it is.
+/// Lists characters that a shell would not leave as they are.
 const SHELL_CHARACTERS: &[char] =
     &['$', '~', '*', '?', '|', '&', ';', '<', '>', '(', ')', '`', '"', '\'', '[', '{', '!'];
 
-/// The most characters of a command line that is proposed; a longer one helps nobody.
+/// Bounds the hint, in characters: a longer one helps nobody.
 const MAX_PROPOSAL_CHARS: usize = 400;
-/// The most characters of a word that is quoted in a sentence.
+/// Bounds a word that is quoted in a sentence, in characters.
 const MAX_QUOTED_WORD_CHARS: usize = 40;
-/// Of more machines the first, the second and the last are named.
+/// Bounds the machines that a hint names in full. Of more, it names the first, the second and the last.
 const MAX_NAMED_MACHINES: usize = 4;
 
-/// A command line of `malai exec`, or what is short for it.
+/// Holds a command line of `malai exec`, or of its short form.
 #[derive(Debug)]
 pub(super) struct Typed<'a> {
     /// The options before the target.
@@ -49,7 +49,7 @@ pub(super) struct Typed<'a> {
 }
 
 impl<'a> Typed<'a> {
-    /// What was typed; `None` when some of it is no text, of which nothing is guessed.
+    /// Returns what was typed; `None` when a part of it is not UTF-8, since nothing is guessed from that.
     pub(super) fn new(
         head: &'a [OsString],
         target: &'a str,
@@ -69,8 +69,8 @@ impl<'a> Typed<'a> {
         Some(Self { options, target, literal, words: text(words)?, shell })
     }
 
-    /// What was probably meant, as a sentence with the command to type. `is_cluster` tells a cluster's alias from other
-    /// words.
+    /// Returns what was probably meant, as a sentence with the command to type. `is_cluster` tells a cluster's alias
+    /// from other words.
     pub(super) fn meant(&self, failure: &Failure, is_cluster: impl Fn(&str) -> bool) -> Option<String> {
         let hint = match failure.kind {
             Kind::NotFound => self.not_found(&is_cluster),
@@ -139,7 +139,7 @@ impl<'a> Typed<'a> {
         ))
     }
 
-    /// A command line in one word.
+    /// Recognizes a command line in one word.
     fn one_word(&self, first: &str, rest: &[&str]) -> String {
         let pieces: Vec<&str> = first.split_whitespace().collect();
         let begins = pieces.first().copied().unwrap_or_default();
@@ -154,7 +154,7 @@ impl<'a> Typed<'a> {
         format!("`{shown}` is one word, and so the name of a program: {line}")
     }
 
-    /// The line in which the leading variables are options.
+    /// Returns the line in which the leading variables are options.
     fn with_env(&self) -> String {
         let variables = self.words.iter().take_while(|word| is_assignment(word)).count();
         let (variables, words) = self.words.split_at(variables);
@@ -180,7 +180,7 @@ impl<'a> Typed<'a> {
         self.misspelt().or_else(|| self.after_a_runner(is_cluster))
     }
 
-    /// A command of malai whose name is not spelt so.
+    /// Recognizes a misspelt command of malai.
     fn misspelt(&self) -> Option<String> {
         let is_plain = self.options.iter().all(|option| *option == "--json");
         let command = nearest_command(self.target).filter(|_| is_plain)?;
@@ -272,7 +272,7 @@ fn is_assignment(word: &str) -> bool {
         && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
 }
 
-/// How many of these words, from the first on, are options of malai with their values.
+/// Counts how many of these words, from the first on, are options of malai with their values.
 fn own_options(words: &[&str]) -> usize {
     let root = Cli::command();
     let exec = root.find_subcommand("exec");
@@ -294,7 +294,7 @@ fn option_width(word: &str, root: &Command, exec: Option<&Command>) -> usize {
     [exec, Some(root)].into_iter().map(|command| args::width(OsStr::new(word), command)).max().unwrap_or(0)
 }
 
-/// Options without `-c` and what it has.
+/// Returns the options without `-c` and its value.
 fn without_shell<'a>(options: &[&'a str], string: &str) -> Vec<&'a str> {
     let at =
         options.windows(2).position(|pair| pair[1] == string && pair[0].starts_with('-') && pair[0].ends_with('c'));
@@ -305,7 +305,7 @@ fn without_shell<'a>(options: &[&'a str], string: &str) -> Vec<&'a str> {
     options[..at].iter().copied().chain(rest).chain(options[at + 2..].iter().copied()).collect()
 }
 
-/// Whether this word is a machine too, beside the target: of the same cluster, or of the same name but for the number.
+/// Tells whether this word is a machine like the target: of the same cluster, or of the same name with another number.
 fn is_machine_beside(target: &Target, word: &str, is_cluster: &impl Fn(&str) -> bool) -> bool {
     let Ok(other) = word.parse::<Target>() else { return false };
     let stem = |machine: &str| machine.trim_end_matches(|c: char| c.is_ascii_digit()).to_owned();
@@ -320,7 +320,7 @@ fn is_machine_beside(target: &Target, word: &str, is_cluster: &impl Fn(&str) -> 
     }
 }
 
-/// malai's command whose name was probably meant by this word.
+/// Returns malai's command whose name was probably meant by this word.
 fn nearest_command(word: &str) -> Option<String> {
     let word = word.to_ascii_lowercase();
     let most = if word.len() < 5 { 1 } else { 2 };
@@ -330,7 +330,8 @@ fn nearest_command(word: &str) -> Option<String> {
     near.filter(|(distance, _)| *distance <= most).min().map(|(_, name)| name.to_owned())
 }
 
-/// How many letters must be changed, put in, left out, or exchanged with their neighbours (optimal string alignment).
+/// Counts the letters that must be changed, put in, left out, or exchanged with their neighbours (optimal string
+/// alignment).
 fn distance(from: &str, to: &str) -> usize {
     let (from, to): (Vec<char>, Vec<char>) = (from.chars().collect(), to.chars().collect());
     let mut before: Vec<usize> = Vec::new();

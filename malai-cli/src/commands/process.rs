@@ -15,7 +15,7 @@ use crate::stdio::Descriptor;
 const ENDING: Duration = Duration::from_secs(5);
 /// Two INT within this time mean that the caller is gone.
 const SECOND_INT: Duration = Duration::from_secs(2);
-/// Two signals of one kind within this time are one.
+/// Sets the time within which two signals of one kind count as one.
 const SAME_SIGNAL_INTERVAL: Duration = Duration::from_millis(100);
 /// Between two tries to follow a command again, or to ask about it.
 pub(super) const RETRY: Duration = Duration::from_secs(1);

@@ -1,8 +1,8 @@
-//! Bounds how often the log says the same thing. The first lines of one kind about one peer are written, further ones within
-//! the same minute are counted, and the number is a line of its own when the minute is over.
+//! Bounds how often the log says the same thing. The first lines of one kind about one peer are written. Further ones
+//! within the same minute are counted, and when it is over one line says how many there were.
 //!
 //! So a peer that hammers, or strangers with a new key for every attempt, cost the log some lines a minute, and not one
-//! for each attempt. Lines below `info` are not counted: who asks for them wants all of them.
+//! for each attempt. Lines below `info` are not counted: a person who asks for them wants all of them.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -19,28 +19,28 @@ use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::time::{FormatTime as _, SystemTime};
 use tracing_subscriber::layer::Context;
 
-/// For so long lines of one kind are counted together.
+/// Sets the time over which lines of one kind are counted together.
 const REPEATS_PERIOD: Duration = Duration::from_secs(60);
-/// Lines of one kind about one peer that are written in a period: enough to see how it goes on after a first time.
+/// Bounds the lines of one kind about one peer in a period: enough to see how things go on after the first one.
 const REPEATS_MAX_LINES_PER_PEER: u64 = 5;
-/// Lines of one kind about all peers that are written in a period.
+/// Bounds the lines of one kind about all peers in a period.
 const REPEATS_MAX_LINES_PER_KIND: u64 = 60;
 /// Bounds the words that a count repeats, in bytes.
 const REPEATS_WORDS_MAX_BYTES: usize = 300;
-/// Fields that say whom a line is about.
+/// Lists the fields that say which peer a line is about.
 const PEER_FIELDS: [&str; 4] = ["peer", "machine", "relay", "uid"];
 
-/// The layer that leaves lines out.
+/// Is the layer that leaves lines out.
 #[derive(Debug, Clone)]
 pub(super) struct Repeats {
     log: Log,
     counts: Arc<Mutex<Counts>>,
-    /// Something is counted.
+    /// Wakes the thread when something is counted.
     begun: Arc<Condvar>,
 }
 
-/// What was said in the period that runs. One entry for each kind, and at most
-/// [`REPEATS_MAX_LINES_PER_KIND`] more for its peers.
+/// Counts the lines of the current period: one entry for each kind, and at most [`REPEATS_MAX_LINES_PER_KIND`] more for
+/// its peers.
 #[derive(Debug, Default)]
 struct Counts {
     kinds: HashMap<Identifier, Kind>,
@@ -64,7 +64,7 @@ struct Peer {
     words: String,
 }
 
-/// A count that is to be written.
+/// Holds a count that is to be written.
 #[derive(Debug, PartialEq, Eq)]
 struct Count {
     level: Level,
@@ -73,7 +73,7 @@ struct Count {
 }
 
 impl Repeats {
-    /// Returns the layer, and has its counts written by a thread of their own.
+    /// Returns the layer, and starts the thread that writes its counts.
     pub(super) fn start(log: &Log) -> Self {
         let repeats = Self { log: log.clone(), counts: Arc::default(), begun: Arc::default() };
         let ticking = repeats.clone();
@@ -133,7 +133,7 @@ impl<S: Subscriber> Layer<S> for Repeats {
 }
 
 impl Counts {
-    /// Whether a line is written, and the counts that are due because its kind's period is over.
+    /// Counts a line. Returns whether it is written, and the counts that are due because its kind's period is over.
     fn say(&mut self, id: Identifier, level: Level, about: About, now: Instant) -> (bool, Vec<Count>) {
         let fresh =
             || Kind { since: now, written: 0, left_out: 0, level, words: about.words.clone(), peers: HashMap::new() };
@@ -186,7 +186,7 @@ impl Kind {
     }
 }
 
-/// What a line says, and about whom.
+/// Collects what a line says, and about which peer.
 #[derive(Debug, Default)]
 struct About {
     peer: String,
@@ -208,7 +208,7 @@ impl Visit for About {
     }
 }
 
-/// Takes no more than is kept.
+/// Takes no more than [`REPEATS_WORDS_MAX_BYTES`].
 struct Bounded<'a>(&'a mut String);
 
 impl fmt::Write for Bounded<'_> {

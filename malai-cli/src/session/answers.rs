@@ -183,7 +183,8 @@ where
         frame.decode().map_err(|e| self.broken(&e.to_string()))
     }
 
-    /// Somebody took the session over on purpose: taking it back would never end. `machine` is what that one is called.
+    /// Somebody took the session over on purpose: taking it back would never end. `machine` is the name of the machine
+    /// that has it now.
     pub(super) fn followed_elsewhere(&self, by: Superseded, machine: &str) -> Failure {
         let message = format!(
             "the command on {} goes on and is followed from elsewhere now, by process {} of machine {machine}; how it \

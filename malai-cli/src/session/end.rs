@@ -22,7 +22,7 @@ use crate::client;
 
 /// How long what was received is still written when the caller gives up.
 const GIVING_UP: Duration = Duration::from_millis(200);
-/// How long the daemon here may take to say what a machine is called; without its name the key is told.
+/// Bounds how long the daemon here may take to name a machine. Without a name, malai shows its key.
 const NAMING_TIMEOUT: Duration = Duration::from_secs(2);
 
 impl<S, G> Session<S, G>
@@ -84,7 +84,8 @@ where
         }
     }
 
-    /// The failure that has the name of the machine whence the session is followed now, where the daemon here knows it.
+    /// Returns the failure with the name of the machine from which the session is followed now, where the daemon here
+    /// knows it.
     async fn name_who_follows(&mut self, by: Superseded) -> Option<Failure> {
         let dialling = (self.connect)(Dial { within: NAMING_TIMEOUT, agent: false });
         let name = timeout(NAMING_TIMEOUT, name_of(dialling, self.request.target.cluster.as_deref(), by.by)).await;
@@ -123,7 +124,7 @@ where
     }
 }
 
-/// What the daemon here calls a machine, of this cluster or of the only one that has it.
+/// Asks the daemon here for the name of a machine, in this cluster or in the only one that has it.
 async fn name_of<S: AsyncRead + AsyncWrite>(
     dialling: Dialling<S>,
     cluster: Option<&str>,

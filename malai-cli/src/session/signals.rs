@@ -44,12 +44,12 @@ impl Stream for Signals {
     }
 }
 
-/// Which signals came lately, so that one that is sent twice counts once: `timeout` sends its own to its child and then to
-/// the group that both are in, and a terminal that closes has the kernel and the shell send HUP.
+/// Notes which signals came lately, so that one that is sent twice counts once. `timeout` sends its own to its child
+/// and then to the group that both are in; when a terminal closes, kernel and shell both send HUP.
 #[derive(Debug)]
 pub(super) struct Heard {
     same_within: Duration,
-    /// When each kind last counted: there are four.
+    /// When each of the four kinds last counted.
     last: Vec<(u8, Instant)>,
 }
 
@@ -59,7 +59,8 @@ impl Heard {
         Self { same_within, last: Vec::new() }
     }
 
-    /// Whether this one counts. One that does not moves nothing, so that a key that is held down counts again and again.
+    /// Tells whether this signal counts. One that does not count changes nothing, so a key that is held down counts
+    /// again and again.
     pub(super) fn is_new(&mut self, number: u8) -> bool {
         let now = Instant::now();
         match self.last.iter_mut().find(|(known, _)| *known == number) {

@@ -2,8 +2,8 @@
 //! that may keep the CLI from a signal or from its end.
 //!
 //! Others have the same stream: the shell that started this process, and what it runs next. So nothing is taken from it
-//! before the command has started. A pipe and a terminal are not read until then. A file is read ahead, beside its
-//! position, which moves only when the command has started: whatever ends this process before, it has lost nothing.
+//! before the command has started. A pipe and a terminal are not read until then. A file is read ahead without moving
+//! its position, which moves only when the command has started. So nothing is lost, whatever ends this process before.
 //!
 //! The thread reads only when it is asked to, and at most as much as may be sent, so that nothing is taken from the
 //! stream that the command could not have.
@@ -16,21 +16,21 @@ use tokio::sync::mpsc;
 
 use crate::stdio::{Descriptor, Nature};
 
-/// When a stream is read that loses what is read of it.
+/// Says when a stream is read that loses what is read from it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Begin {
     /// When the command has started.
     Started,
-    /// At once: it may be lost when nothing starts.
+    /// At once. What was read is lost when nothing starts.
     AtOnce,
 }
 
 /// Something to be read.
 #[derive(Debug, Clone, Copy)]
 struct Ask {
-    /// At most so many bytes.
+    /// The most bytes to read.
     most: usize,
-    /// At this place of the file; absent = what comes next.
+    /// The place in the file to read from; absent = what comes next.
     at: Option<u64>,
 }
 
@@ -42,19 +42,19 @@ pub(crate) struct Source {
     /// What the thread reads now.
     asked: Option<Ask>,
     begin: Begin,
-    /// The command has started.
+    /// Whether the command has started.
     started: bool,
-    /// Of a file: what is read of it beside its position.
+    /// What is read of a file without moving its position.
     ahead: Option<Ahead>,
 }
 
-/// A file that was read beyond its position.
+/// Holds a file that was read beyond its position.
 #[derive(Debug)]
 struct Ahead {
     file: Descriptor,
-    /// Where its position was.
+    /// Where its position was before.
     from: u64,
-    /// So many bytes.
+    /// How many bytes were read.
     bytes: u64,
 }
 
@@ -131,7 +131,7 @@ impl Source {
         chunk
     }
 
-    /// The command has started, so that what was read for it is taken, and the rest may be read.
+    /// Notes that the command has started: what was read for it counts as taken, and the rest may be read.
     pub(crate) fn started(&mut self) {
         if std::mem::replace(&mut self.started, true) {
             return;
@@ -150,8 +150,8 @@ impl Source {
 
     fn was_taken(&self, bytes: u64) {
         let Some(ahead) = self.ahead.as_ref().filter(|_| bytes > 0) else { return };
-        // Its position was there a moment ago. Should it not move, whoever reads next gets what the command had, and
-        // nobody loses anything.
+        // The position could be moved a moment ago. Should it not move now, the next reader gets once more what the
+        // command had, and nothing is lost.
         drop(ahead.file.pass(bytes));
     }
 }

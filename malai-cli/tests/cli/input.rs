@@ -1,4 +1,4 @@
-//! Standard input belongs to whoever reads it next until a command has started.
+//! Until a command has started, standard input belongs to its next reader.
 
 use std::fs::File;
 use std::io::{Seek, Write};
@@ -60,7 +60,7 @@ fn all_but_started(daemon: &Daemon) -> Peer {
     peer
 }
 
-/// Refuses a request, as the daemon here or as the target does, whoever it is that knows such a reason.
+/// Refuses a request, as the daemon here or as the target: the one that has such a reason.
 fn refuse(daemon: &Daemon, kind: failure::Kind) {
     let mut peer = if is_known_here(kind) { asked(daemon) } else { all_but_started(daemon) };
     peer.send(Kind::Refused, &Failure::new(kind, "no"));

@@ -46,7 +46,7 @@ pub(super) struct Findings {
     pub(super) unsupported: First,
     /// Keys that are not known, and left out since they can only add rights.
     pub(super) ignored: First,
-    /// What is in order, and yet hardly what is meant.
+    /// What is valid, but probably not intended.
     pub(super) warnings: Vec<Problem>,
 }
 

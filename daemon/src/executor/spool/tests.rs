@@ -190,7 +190,7 @@ fn output_goes_when_its_time_is_over_whether_the_executor_lives_or_not() {
     let mut reader = kept.reader();
     assert_eq!(names(&spools), [session(3), session(2)], "oldest first");
     assert!(spools.find(&session(1)).is_none());
-    assert!(place.path(&session(1)).exists(), "whoever only looks does not wait for a removal");
+    assert!(place.path(&session(1)).exists(), "a look does not wait for a removal");
     spools.expire();
     assert!(!place.path(&session(1)).exists());
     assert_eq!(

@@ -172,7 +172,7 @@ async fn a_journal_is_written_anew_beside_everything_else_and_has_what_came_mean
     let table = open(&home, 1);
     bloat(&table);
     let before = length(&home);
-    assert!(before > 4 * 1024 * 1024, "it is written anew where sessions wait for it: {before} bytes");
+    assert!(before > 4 * 1024 * 1024, "it is rewritten where sessions wait for it: {before} bytes");
     let (path, lines) = table.begin_compaction().expect("it is time");
     // While it is written, one begins, and an earlier end is audited.
     let admitted = table.admit(&plan_of(live(5))).expect("it is new");
@@ -232,7 +232,7 @@ async fn a_journal_that_holds_much_that_nobody_needs_is_written_anew() {
         }
     })
     .await
-    .expect("it is written anew");
+    .expect("it is rewritten");
     assert!(length(&home) < 16 * 1024);
     keeping.abort();
 }

@@ -1,4 +1,4 @@
-//! Whether an account is open, by the system's shadow database: what pam_unix asks before sshd lets somebody in.
+//! Tells whether an account is open by the system's shadow database, as pam_unix does before sshd lets somebody in.
 //!
 //! A password that is locked (`!` before its hash) or has to be changed keeps nobody out: malai asks for no password, and
 //! accounts of services have none. docs/config.md says so.
@@ -8,20 +8,20 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use libc::c_long as Day;
 use malai_protocol::failure::{Failure, Kind};
 
-/// The days of an account in the shadow database, since 1970; absent = there is no such limit.
+/// Holds the days of an account in the shadow database, counted from 1970; absent = there is no such limit.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct Days {
-    /// From this day on the account is closed.
+    /// The first day on which the account is closed.
     expires: Option<Day>,
-    /// The password was changed on this day.
+    /// The day on which the password was changed.
     changed: Option<Day>,
-    /// It has to be changed after so many.
+    /// The number of days after which it has to be changed.
     lasts: Option<Day>,
-    /// After so many more the account is closed.
+    /// The number of days after that when the account is closed.
     inactive: Option<Day>,
 }
 
-/// Why an account is closed.
+/// Says why an account is closed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Closed {
     /// It has a last day, which is over.
@@ -64,11 +64,11 @@ pub(super) fn check(name: &str) -> Result<(), Failure> {
     }
 }
 
-/// The largest entry that is read, in bytes.
+/// Bounds an entry that is read, in bytes.
 #[cfg(target_os = "linux")]
 const MAX_SHADOW_ENTRY_BYTES: usize = 1 << 20;
 
-/// The entry of this account, where there is one that may be read: for root alone, that is.
+/// Returns the entry of this account, if there is one. Only root may read it.
 #[cfg(target_os = "linux")]
 #[allow(unsafe_code, reason = "nix has no getspnam_r")]
 fn days(name: &str) -> Option<Days> {

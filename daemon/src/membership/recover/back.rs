@@ -19,7 +19,7 @@ const MOMENT: Duration = Duration::from_secs(120);
 const LATE_MIN_INTERVAL: Duration = Duration::from_secs(5);
 /// Bounds that pause. iroh's own attempts go on meanwhile.
 const LATE_MAX_INTERVAL: Duration = Duration::from_secs(60);
-/// For so long a session that needs the network has the relay asked as often as it went only a moment ago.
+/// Sets for how long a session that needs the network has the relay asked as often as right after the loss.
 const URGENT_TIME: Duration = Duration::from_secs(600);
 
 /// What is known of the home relay while there is no link to it, or no home.

@@ -36,7 +36,7 @@ pub(crate) struct PeerConn {
     sessions: AtomicU32,
     pulsing: AtomicBool,
     stalled: AtomicBool,
-    /// Changes when the callers whose sessions run over it are to attach anew.
+    /// Changes when the callers whose sessions run over it have to attach again.
     given_up: watch::Sender<()>,
     offers: Mutex<Offers>,
     trail: OnceLock<Trail>,
@@ -203,7 +203,7 @@ impl PeerConn {
         self.stalled.load(Ordering::SeqCst)
     }
 
-    /// The callers whose sessions run over it are to attach anew.
+    /// The callers whose sessions run over it have to attach again.
     pub(crate) fn give_up(&self) {
         self.given_up.send_replace(());
     }
@@ -253,7 +253,7 @@ pub(crate) struct SessionGuard {
 }
 
 impl SessionGuard {
-    /// Waits until its caller has to attach anew: the connection was given up at any time since the session entered.
+    /// Waits until its caller has to attach again: the connection was given up at any time since the session entered.
     pub(crate) async fn given_up(&mut self) {
         if self.given_up.changed().await.is_err() {
             // The sender lives as long as the connection, which is here.

@@ -1,8 +1,8 @@
-//! `NO_PROXY`: hosts that are reached without the proxy, as curl reads it.
+//! Reads `NO_PROXY`, the hosts that are reached without the proxy, as curl does.
 
 use std::net::IpAddr;
 
-/// Hosts that are exempt. This machine itself always is.
+/// Holds the hosts that are exempt. This machine itself always is.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(super) struct Exempt(Vec<Item>);
 
@@ -22,7 +22,7 @@ impl Exempt {
         Self(items.filter_map(Item::read).collect())
     }
 
-    /// Whether this host, as a URL has it, is exempt at this port.
+    /// Tells whether this host, as a URL has it, is exempt at this port.
     pub(super) fn has(&self, host: &str, port: u16) -> bool {
         let host = host.trim_matches(['[', ']']).trim_end_matches('.').to_ascii_lowercase();
         let address: Option<IpAddr> = host.parse().ok();
@@ -47,7 +47,7 @@ impl Item {
             _ => (text, None),
         };
         let host = host.trim_matches(['[', ']']).trim_start_matches("*.").trim_matches('.').to_ascii_lowercase();
-        // However it is written, an address is compared as one.
+        // An address is compared as a number, however it is spelt.
         let host = host.parse::<IpAddr>().map_or(host, |address| address.to_string());
         (!host.is_empty()).then_some(Self::Host(host, port))
     }
@@ -69,7 +69,7 @@ fn width(address: &IpAddr) -> u8 {
     if address.is_ipv4() { 32 } else { 128 }
 }
 
-/// Whether both begin with the same bits.
+/// Tells whether both begin with the same bits.
 fn begins(address: IpAddr, network: IpAddr, bits: u8) -> bool {
     let same = |a: u128, b: u128, width: u32| (a ^ b).checked_shr(width - u32::from(bits)).unwrap_or(0) == 0;
     match (address, network) {

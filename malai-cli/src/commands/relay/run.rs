@@ -17,8 +17,8 @@ const SHUTDOWN: Duration = Duration::from_secs(5);
 
 /// Run the relay of this host, in the foreground: for a service manager
 ///
-/// Checks everything, says when it is ready, and logs to standard error what MALAI_LOG says, as with malai daemon. SIGHUP does
-/// not end it.
+/// Checks everything, says when it is ready, and logs to standard error what MALAI_LOG says, as with malai daemon. SIGHUP
+/// does not end it.
 #[derive(Debug, clap::Args)]
 pub(super) struct Run;
 
