@@ -34,7 +34,7 @@ fn root() -> Result<PathBuf, Failure> {
     Ok(dirs.data_dir().to_owned())
 }
 
-/// Refuses a path that means another directory from each place, or one that is called `~`.
+/// Refuses a relative path, which means another directory in each place, or one that is called `~`.
 fn absolute(variable: &str, path: PathBuf) -> Result<PathBuf, Failure> {
     if path.is_absolute() {
         return Ok(path);
@@ -48,7 +48,7 @@ fn absolute(variable: &str, path: PathBuf) -> Result<PathBuf, Failure> {
         };
         return Err(Failure::new(Kind::BadConfig, message).hint(hint));
     }
-    let message = format!("{variable} is `{shown}`, which is another directory from each place");
+    let message = format!("{variable} is `{shown}`, a relative path, which means another directory in each place");
     let there = std::path::absolute(&path).unwrap_or_else(|_| Path::new("/some/directory").join(&path));
     Err(Failure::new(Kind::BadConfig, message).hint(format!("say where it is: {variable}={} malai …", there.display())))
 }

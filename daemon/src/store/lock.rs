@@ -114,8 +114,8 @@ impl Lock {
         Ok(Attempt::Taken(Self { home: home.clone(), part, file: Mutex::new(file) }))
     }
 
-    /// Sees to it that the lock is the one which has its name: when the file was removed it is made again, and taken.
-    /// Returns who was faster, and `None` when the home is still the holder's. Blocks.
+    /// Makes the lock's file again, and locks it, when the file was removed. Returns the process that was faster; `None`
+    /// when the home is still the holder's. Blocks.
     ///
     /// # Errors
     /// What the disk says.

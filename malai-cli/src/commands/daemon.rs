@@ -37,8 +37,8 @@ const LOOK: Duration = Duration::from_millis(20);
 /// Checks everything, goes to the background, and says when it is ready; its log is daemon.log in $MALAI_HOME.
 ///
 /// MALAI_LOG in the environment says what is logged: a level (off, error, warn, info, debug, trace), or parts of the program
-/// with theirs, such as warn,malai_daemon=debug. SIGHUP has the log opened again; SIGTERM ends the daemon and leaves its
-/// sessions to the next one.
+/// with their levels, such as warn,malai_daemon=debug. At SIGHUP the daemon opens its log again. At SIGTERM it ends, and
+/// leaves its sessions to the next one.
 #[derive(Debug, clap::Args)]
 #[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct Daemon {

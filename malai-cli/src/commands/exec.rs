@@ -39,7 +39,7 @@ const EVER: &str = "36500d";
     override_usage = "malai [exec] [OPTIONS] <TARGET> [--] <ARGV>...\n       malai [exec] [OPTIONS] -c <STRING> <TARGET>"
 )]
 pub(crate) struct Exec {
-    /// Working directory there, from the user's home on; default: the user's home
+    /// Working directory there; default: the user's home, where a relative one begins
     #[arg(long, value_name = "DIR", allow_hyphen_values = true)]
     cwd: Option<OsString>,
     /// Add to the environment; without a value, what it is here. May be repeated
@@ -54,10 +54,10 @@ pub(crate) struct Exec {
     /// Have the user's shell there run STRING
     #[arg(short = 'c', value_name = "STRING", allow_hyphen_values = true)]
     shell: Option<OsString>,
-    /// Send no standard input: the command has /dev/null, and a loop around malai keeps the lines that it reads
+    /// Send no standard input: the command has /dev/null, and a loop around malai keeps its input
     #[arg(short = 'n')]
     no_stdin: bool,
-    /// Read a pipe or terminal at once, and not only when the command has started
+    /// Read a pipe or terminal at once, without waiting for the command to start
     ///
     /// The first byte comes a round trip sooner. When nothing starts, what was read is lost to the next reader.
     #[arg(long, conflicts_with = "no_stdin")]

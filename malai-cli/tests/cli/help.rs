@@ -69,7 +69,7 @@ fn help_of_exec_shows_its_options() {
 
     Options:
           --cwd <DIR>
-              Working directory there, from the user's home on; default: the user's home
+              Working directory there; default: the user's home, where a relative one begins
 
           --json
               Answer in JSON: one document, or one object a line for a stream
@@ -87,11 +87,10 @@ fn help_of_exec_shows_its_options() {
               Have the user's shell there run STRING
 
       -n
-              Send no standard input: the command has /dev/null, and a loop around malai keeps the lines
-              that it reads
+              Send no standard input: the command has /dev/null, and a loop around malai keeps its input
 
           --eager-stdin
-              Read a pipe or terminal at once, and not only when the command has started
+              Read a pipe or terminal at once, without waiting for the command to start
               
               The first byte comes a round trip sooner. When nothing starts, what was read is lost to
               the next reader.

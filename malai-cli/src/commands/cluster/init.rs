@@ -19,7 +19,7 @@ pub(super) struct Init {
     /// Never contact any public service: no relays, and only mDNS to find machines
     #[arg(long)]
     private: bool,
-    /// The user that commands run as on this machine; default: the own account, which root has to name and so is named here
+    /// The user that commands run as on this machine; default: your own account (for root, the config then names root)
     #[arg(long, value_name = "USER")]
     username: Option<String>,
 }
