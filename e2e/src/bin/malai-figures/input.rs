@@ -15,11 +15,11 @@ pub(crate) fn measure(report: &mut Report) -> Result<()> {
     report.section(
         "The first byte of standard input",
         format!(
-            "`head -c 1` on web01, which ends when it has a byte of standard input; from the start of the client's \
-             process, which has the byte in a pipe or a file, to its exit: median of {TIMES}, after {WARM_UP} that do not \
-             count, over the long wire ({} ms there and back). A pipe is read when the command has started, a round trip \
-             later, so that nothing is lost when it does not start; `--eager-stdin` reads it at once, and a file is read \
-             ahead beside its position. ssh goes through a ControlMaster.",
+            "`head -c 1` on web01 ends when it has a byte of standard input. Measured is the time from the start of the \
+             client's process, which has the byte in a pipe or a file, to its exit: median of {TIMES}, after {WARM_UP} that \
+             do not count, over the long wire ({} ms there and back). A pipe is read when the command has started, a round \
+             trip later, so that nothing is lost when it does not start. `--eager-stdin` reads it at once, and a file is \
+             read ahead without moving its position. ssh goes through a ControlMaster.",
             2 * DELAY_MS
         ),
     );
