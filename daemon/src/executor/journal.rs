@@ -327,11 +327,17 @@ mod tests {
         Ended { session, cluster, request, outcome: Outcome::Refused(Failure::new(Kind::Busy, "x")) }
     }
 
-    #[test]
-    fn what_was_started_ended_and_confirmed_is_read_back() {
+    /// Returns a new home with its journal.
+    fn opened() -> (tempfile::TempDir, Home, Journal) {
         let dir = tempfile::tempdir().expect("a directory");
         let home = Home::new(dir.path());
-        let (mut journal, _) = Journal::open(&home).expect("opens");
+        let (journal, _) = Journal::open(&home).expect("opens");
+        (dir, home, journal)
+    }
+
+    #[test]
+    fn what_was_started_ended_and_confirmed_is_read_back() {
+        let (_dir, home, mut journal) = opened();
         for number in 1..=3 {
             journal.write(&Line::Started(live(number))).expect("writes");
         }
@@ -348,9 +354,7 @@ mod tests {
 
     #[test]
     fn half_a_line_at_the_end_loses_no_other_line() {
-        let dir = tempfile::tempdir().expect("a directory");
-        let home = Home::new(dir.path());
-        let (mut journal, _) = Journal::open(&home).expect("opens");
+        let (_dir, home, mut journal) = opened();
         journal.write(&Line::Started(live(1))).expect("writes");
         drop(journal);
         let path = home.sessions().join("journal");
@@ -364,9 +368,7 @@ mod tests {
 
     #[test]
     fn half_a_line_that_was_left_does_not_swallow_the_next() {
-        let dir = tempfile::tempdir().expect("a directory");
-        let home = Home::new(dir.path());
-        let (mut journal, _) = Journal::open(&home).expect("opens");
+        let (_dir, home, mut journal) = opened();
         journal.write(&Line::Started(live(1))).expect("writes");
         drop(journal);
         let path = home.sessions().join("journal");
@@ -384,9 +386,7 @@ mod tests {
 
     #[test]
     fn after_a_rename_that_failed_lines_go_into_the_file_that_is_read() {
-        let dir = tempfile::tempdir().expect("a directory");
-        let home = Home::new(dir.path());
-        let (mut journal, _) = Journal::open(&home).expect("opens");
+        let (_dir, home, mut journal) = opened();
         journal.write(&Line::Started(live(1))).expect("writes");
         let (path, aside) = (home.sessions().join("journal"), home.sessions().join("aside"));
         fs::rename(&path, &aside).expect("renamed");
@@ -403,9 +403,7 @@ mod tests {
 
     #[test]
     fn what_was_unfinished_and_is_audited_is_not_told_again_from_a_file_that_was_never_written_anew() {
-        let dir = tempfile::tempdir().expect("a directory");
-        let home = Home::new(dir.path());
-        let (mut journal, _) = Journal::open(&home).expect("opens");
+        let (_dir, home, mut journal) = opened();
         journal.write(&Line::Started(live(1))).expect("writes");
         journal.write(&Line::Audited { session: session(1), at_ms: now_ms() }).expect("writes");
         drop(journal);
@@ -415,9 +413,7 @@ mod tests {
 
     #[test]
     fn the_journal_has_room_beyond_its_end_for_as_many_commands_as_the_audit() {
-        let dir = tempfile::tempdir().expect("a directory");
-        let home = Home::new(dir.path());
-        let (mut journal, _) = Journal::open(&home).expect("opens");
+        let (_dir, home, mut journal) = opened();
         let before = journal.length;
         journal.write(&Line::Started(live(1))).expect("writes");
         journal.write(&Line::Ended(ended(1))).expect("writes");
@@ -432,9 +428,7 @@ mod tests {
 
     #[test]
     fn a_home_has_one_executor() {
-        let dir = tempfile::tempdir().expect("a directory");
-        let home = Home::new(dir.path());
-        let (_journal, _) = Journal::open(&home).expect("opens");
+        let (_dir, home, _journal) = opened();
         assert!(Journal::open(&home).is_err());
     }
 }

@@ -23,7 +23,7 @@ use crate::manager::shown::{Look, Shown};
 use crate::membership::alarms::AlarmCause;
 use crate::membership::{Membership, network, sync};
 use crate::net::endpoint::{self, Bound, address_text};
-use crate::net::handshakes::{Admission, Handshake, Handshakes};
+use crate::net::handshakes::{Handshake, Handshakes};
 use crate::net::pace::Visits;
 use crate::net::places::{Place, Places};
 use crate::net::relays::Relays;
@@ -122,15 +122,7 @@ impl Desk {
                 incoming = self.endpoint.accept() => incoming,
             };
             let Some(incoming) = incoming else { return };
-            let handshake = match handshakes.admit(incoming) {
-                Admission::Begins(handshake) => handshake,
-                Admission::Asked => continue,
-                Admission::TooOften(incoming) => {
-                    // An honest one sends its first packet again, and finds a place then.
-                    incoming.ignore();
-                    continue;
-                }
-            };
+            let Some(handshake) = handshakes.begin(incoming) else { continue };
             let desk = Arc::clone(&self);
             self.tasks.spawn(async move {
                 tokio::select! {

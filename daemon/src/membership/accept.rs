@@ -12,7 +12,7 @@ use tokio::sync::Semaphore;
 
 use super::greet::{Greeted, Told};
 use super::{Membership, serve, sync};
-use crate::net::handshakes::{Admission, Handshake, Handshakes};
+use crate::net::handshakes::{Handshake, Handshakes};
 use crate::net::pace::Visits;
 use crate::net::pool::PeerConn;
 use crate::net::{Frames, Unsupported, close, machine_id, send, spoken};
@@ -43,15 +43,7 @@ pub(crate) async fn run(membership: Arc<Membership>) {
             incoming = membership.endpoint.accept() => incoming,
         };
         let Some(incoming) = incoming else { return };
-        let handshake = match handshakes.admit(incoming) {
-            Admission::Begins(handshake) => handshake,
-            Admission::Asked => continue,
-            Admission::TooOften(incoming) => {
-                // An honest one sends its first packet again, and finds a place then.
-                incoming.ignore();
-                continue;
-            }
-        };
+        let Some(handshake) = handshakes.begin(incoming) else { continue };
         let (membership, strangers) = (Arc::clone(&membership), Arc::clone(&strangers));
         let tasks = membership.tasks.clone();
         tasks.spawn(async move {

@@ -61,6 +61,19 @@ impl Handshakes {
         Self { places: Places::new(MAX_UNFINISHED_HANDSHAKES), proved: pace(), unproved: pace() }
     }
 
+    /// Returns the handshake of a first packet that may begin one. A packet beyond its sender's pace is ignored: an honest
+    /// sender sends it again, and finds a place then.
+    pub(crate) fn begin(&self, incoming: Incoming) -> Option<Handshake> {
+        match self.admit(incoming) {
+            Admission::Begins(handshake) => Some(handshake),
+            Admission::Asked => None,
+            Admission::TooOften(incoming) => {
+                incoming.ignore();
+                None
+            }
+        }
+    }
+
     /// Decides about a first packet.
     pub(crate) fn admit(&self, incoming: Incoming) -> Admission {
         let from = incoming.remote_addr();

@@ -93,15 +93,22 @@ async fn all_come_within(limit: Duration, scene: &Scene, members: Vec<Peer>, att
     Ok(())
 }
 
+/// Floods web01 with first packets, of which this number is recorded, at this rate per second. When `sent` of them were sent,
+/// checks that every member connects, and returns with the flood going on.
+async fn flooded(recorded: usize, from: Vec<UdpSocket>, rate: u32, sent: usize) -> Result<(Scene, Flood)> {
+    let (scene, members) = with_members(MEMBERS).await?;
+    let address = scene.web01.address().await?;
+    let packets = record(address.id, ALPN, recorded).await?;
+    let flood = Flood::begin(ip(&address)?, packets, from, rate);
+    flood.sent(sent).await?;
+    all_come(&scene, members).await?;
+    Ok((scene, flood))
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn every_member_connects_while_six_hundred_recorded_first_packets_a_second_come_from_forged_addresses()
 -> Result<()> {
-    let (scene, members) = with_members(MEMBERS).await?;
-    let address = scene.web01.address().await?;
-    let packets = record(address.id, ALPN, PACKETS).await?;
-    let flood = Flood::begin(ip(&address)?, packets, addresses(200).await?, 600);
-    flood.sent(900).await?;
-    all_come(&scene, members).await?;
+    let (scene, flood) = flooded(PACKETS, addresses(200).await?, 600, 900).await?;
     scene.serves().await?;
     drop(flood);
     scene.web01.stop().await?;
@@ -110,12 +117,7 @@ async fn every_member_connects_while_six_hundred_recorded_first_packets_a_second
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_member_connects_while_ninety_five_recorded_first_packets_a_second_come_from_one_address() -> Result<()> {
-    let (scene, members) = with_members(MEMBERS).await?;
-    let address = scene.web01.address().await?;
-    let packets = record(address.id, ALPN, PACKETS).await?;
-    let flood = Flood::begin(ip(&address)?, packets, addresses(1).await?, 95);
-    flood.sent(300).await?;
-    all_come(&scene, members).await?;
+    let (scene, flood) = flooded(PACKETS, addresses(1).await?, 95, 300).await?;
     scene.serves().await?;
     drop(flood);
     scene.web01.stop().await?;
@@ -124,15 +126,10 @@ async fn every_member_connects_while_ninety_five_recorded_first_packets_a_second
 
 #[tokio::test(flavor = "multi_thread")]
 async fn first_packets_that_claim_to_come_from_where_the_members_are_keep_no_member_out() -> Result<()> {
-    let (scene, members) = with_members(MEMBERS).await?;
-    let address = scene.web01.address().await?;
-    let packets = record(address.id, ALPN, PACKETS).await?;
     // All members of this test come from there.
     let theirs = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await?;
-    let flood = Flood::begin(ip(&address)?, packets, vec![theirs], 600);
     // More than one address may begin at once.
-    flood.sent(1200).await?;
-    all_come(&scene, members).await?;
+    let (scene, flood) = flooded(PACKETS, vec![theirs], 600, 1200).await?;
     drop(flood);
     scene.web01.stop().await?;
     Ok(())
@@ -140,12 +137,7 @@ async fn first_packets_that_claim_to_come_from_where_the_members_are_keep_no_mem
 
 #[tokio::test(flavor = "multi_thread")]
 async fn one_first_packet_that_comes_again_and_again_from_everywhere_keeps_no_member_out() -> Result<()> {
-    let (scene, members) = with_members(MEMBERS).await?;
-    let address = scene.web01.address().await?;
-    let packets = record(address.id, ALPN, 1).await?;
-    let flood = Flood::begin(ip(&address)?, packets, addresses(200).await?, 600);
-    flood.sent(600).await?;
-    all_come(&scene, members).await?;
+    let (scene, flood) = flooded(1, addresses(200).await?, 600, 600).await?;
     drop(flood);
     scene.web01.stop().await?;
     Ok(())
