@@ -33,7 +33,7 @@ pub fn malai<S: AsRef<OsStr>>(words: impl IntoIterator<Item = S>) -> Cmd {
     Cmd::new(std::iter::once("malai".into()).chain(words))
 }
 
-/// What daemons of the lab log: connections too, which tell of what went wrong, and which are counted.
+/// Sets what daemons of the lab log: connections too, which tests count, and which show what went wrong.
 const LOG_FILTER: &str =
     "warn,malai=info,malai_daemon=info,malai_daemon::net::pool=debug,malai_daemon::membership=debug";
 

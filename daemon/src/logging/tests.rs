@@ -11,7 +11,7 @@ fn home() -> (tempfile::TempDir, Home) {
     (dir, home)
 }
 
-/// A log that goes to this end of a pipe.
+/// Returns a log that goes to this end of a pipe.
 fn to(end: impl Into<OwnedFd>) -> Log {
     Log::start(Ok(Place::Stderr(File::from(end.into()))))
 }
@@ -20,7 +20,7 @@ fn lost(log: &Log) -> u64 {
     log.lost().map_or(0, |lost| lost.lines)
 }
 
-/// The whole log in the order in which it was written, and the size of each file.
+/// Returns the whole log in the order in which it was written, and the size of each file.
 fn written(home: &Home) -> (String, Vec<u64>) {
     let mut paths: Vec<_> = (1..10).rev().map(|number| home.log_part(number)).collect();
     paths.push(home.log());
@@ -152,7 +152,7 @@ fn a_pipe_that_nobody_reads_holds_up_nobody_and_costs_only_lines() {
     }
     log.flush(Duration::from_millis(10));
     assert!(lost(&log) > 3000, "{:?}", log.lost());
-    // Who reads later gets what was kept, and hears of the rest.
+    // A later reader gets what was kept, and a count of the rest.
     let read = std::thread::spawn(move || {
         let mut text = Vec::new();
         let mut part = [0; 65536];

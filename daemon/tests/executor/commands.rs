@@ -60,7 +60,7 @@ async fn the_environment_is_the_users_own_with_the_plans_additions() {
     lab.close().await;
 }
 
-/// The variables in the table of docs/config.md that has the whole environment of a command.
+/// Returns the variables in the table of docs/config.md with the environment of a command.
 fn documented() -> Vec<&'static str> {
     let text = include_str!("../../../docs/config.md");
     let (_, table) = text.split_once("The whole environment of a command").expect("the table");
@@ -98,10 +98,10 @@ async fn the_working_directory_is_where_it_was_asked_for_and_pwd_names_it_so() {
     let cases = [
         (None, home.clone(), home.clone()),
         (Some("/usr/lib".to_owned()), "/usr/lib".to_owned(), "/usr/lib".to_owned()),
-        // From the home on, as ssh's users expect.
+        // Relative to the home, as users of ssh expect.
         (Some(name.clone()), format!("{home}/{name}"), format!("{home}/{name}")),
         (Some(".".to_owned()), home.clone(), home.clone()),
-        // A link stays what it is called; what has dots in it gets its true name.
+        // A link keeps its name; a path with dots in it becomes the true one.
         (Some(format!("{name}/link")), format!("{home}/{name}/link"), place.clone()),
         (Some(format!("{name}/link/.")), place.clone(), place.clone()),
         (Some("/usr/../usr/lib".to_owned()), "/usr/lib".to_owned(), "/usr/lib".to_owned()),

@@ -17,7 +17,7 @@ use tokio::task::JoinSet;
 use crate::support::peer::{self, Got, Peer, Wire, closed, got, hello, open, raw, send};
 use crate::support::{Machine, next, spec, until};
 
-/// How long an answer about a large cluster may take.
+/// Bounds how long an answer about a large cluster may take.
 const PATIENCE: std::time::Duration = std::time::Duration::from_secs(300);
 
 /// A cluster manager.
@@ -337,7 +337,7 @@ async fn an_invite_that_lets_nobody_in_is_refused_without_the_lock_that_changes_
     ensure!(ended == wrong, "an oracle: {ended}, {wrong}");
     let late = redeem(&laptop, &Peer::new().await?, used).await?.expect_err("it was used");
     ensure!(late.kind == FailureKind::Denied && late.message.contains("another machine"), "{late}");
-    // And who came by it, and lost the reply, gets it once more.
+    // A newcomer that came by it, and lost the reply, gets it once more.
     ensure!(redeem(&laptop, &member, used).await?? == first, "another snapshot");
     drop(changes);
     laptop.stop().await?;
@@ -398,7 +398,7 @@ async fn strangers_that_guess_do_not_block_an_invite_in_a_cluster_of_5000_machin
     let guessed = std::sync::atomic::AtomicUsize::new(0);
     let guess = || async {
         loop {
-            // Another key each time, since of one key few are looked at.
+            // It is another key each time, since few attempts of one key are looked at.
             let refused =
                 redeem(&laptop, &Peer::new().await?, ByteArray::new([7; 32])).await?.err().context("a guess")?;
             ensure!(refused.message.contains("not known"), "{refused}");

@@ -1,4 +1,4 @@
-//! Callers that want the audit to forget: whatever they may run, what others did and were refused stays there.
+//! Callers that try to erase the audit: whatever they may run, the lines about others and about refusals stay.
 
 use anyhow::{Context, Result, ensure};
 use futures_util::future::try_join_all;
@@ -11,9 +11,9 @@ use crate::support::peer::{self, exec};
 use crate::support::scene::Scene;
 use crate::support::{Machine, follow, spec};
 
-/// What one caller may write at once, with room for the lines that were there before.
+/// Bounds what one caller writes at once, with room for the lines that were there before.
 const MOST_AT_ONCE_BYTES: u64 = 9 * 1024 * 1024;
-/// What one caller may write for long: about its commands, and about its refusals.
+/// Bounds the pace at which one caller goes on writing, about its commands and its refusals.
 const MOST_BYTES_PER_S: u64 = (24 + 10) * 1024;
 
 /// A scene in which `friend` may run one harmless command, and nothing else; and the refusal of an intruder is in the audit.
@@ -30,7 +30,7 @@ async fn intruded() -> Result<Scene> {
     Ok(scene)
 }
 
-/// A call of the named command.
+/// Calls the named command.
 fn hello() -> ExecSpec {
     ExecSpec { literal: false, ..spec(&["hello"]) }
 }
@@ -47,7 +47,7 @@ fn files(machine: &Machine) -> Vec<std::path::PathBuf> {
     older.chain([machine.home.audit()]).filter(|path| path.exists()).collect()
 }
 
-/// How many lines of the whole audit tell of the intruder.
+/// Counts the lines of the whole audit about the intruder.
 fn intrusions(machine: &Machine) -> Result<usize> {
     let mut found = 0;
     for path in files(machine) {

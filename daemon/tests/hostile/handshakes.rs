@@ -21,12 +21,12 @@ use crate::support::{Machine, SOON, until};
 const PACKETS: usize = 320;
 /// Members that come at once.
 const MEMBERS: usize = 24;
-/// How long one may take. The promise is 2 s for a machine that has its processors for itself; here they are shared with
-/// the flood and with all members, unoptimised, and with whatever else the host does.
+/// How long one may take. The promise is 2 s for a machine that has its processors for itself; here the flood, all
+/// members (unoptimised) and everything else on the host share them.
 const IN_TIME: Duration = Duration::from_secs(15);
 
-/// Attempts of one member, where it may lose its place, and how long it may take then. Hundreds of clients in this process
-/// do at once what is expensive unoptimised.
+/// Bound the attempts of one member that may lose its place, and how long they take. Hundreds of clients in this
+/// process do expensive work at once, unoptimised.
 const MOST_ATTEMPTS: usize = 100;
 const BY_AND_BY: Duration = Duration::from_secs(40);
 
@@ -55,8 +55,8 @@ async fn attempt(member: &Peer, address: &EndpointAddr) -> Result<Connection> {
     Ok(conn)
 }
 
-/// Every member connects, and is served. On a busy host a handshake may take longer than it has; an attempt or two more is
-/// less than luck would need where the places are taken.
+/// Checks that every member connects, and is served. On a busy host a handshake may take longer than it has. An attempt
+/// or two more would not be enough if the places were taken.
 async fn all_come(scene: &Scene, members: Vec<Peer>) -> Result<()> {
     all_come_within(IN_TIME, scene, members, 3).await
 }

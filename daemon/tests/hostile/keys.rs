@@ -25,7 +25,7 @@ const CHUNK_BYTES: usize = 1024 * 1024;
 const MOST_COPIES: usize = 6;
 const MASK: u8 = 0x5a;
 
-/// Bytes to be looked for. They are kept in another form, so that this is not a copy itself.
+/// Holds bytes to look for, in another form, so that this is not a copy itself.
 struct Sought {
     masked: Vec<u8>,
 }
@@ -61,7 +61,7 @@ impl Sought {
             let (start, end) = (usize::from_str_radix(start, 16)?, usize::from_str_radix(end, 16)?);
             for from in (start..end).step_by(CHUNK_BYTES) {
                 let length = buffer.len().min(end - from);
-                // What was unmapped since is no memory any more.
+                // Memory that was unmapped meanwhile is skipped.
                 let Ok(read) = memory.read_at(&mut buffer[..length], from as u64) else { continue };
                 for at in self.found_in(&buffer[..read]).into_iter().filter(|at| *at < CHUNK_BYTES) {
                     if !own.contains(&(from + at)) {

@@ -12,7 +12,7 @@ use malai_protocol::peer::{JOIN_ALPN, Knock};
 use crate::support::peer::{Peer, accept, send};
 use crate::support::{Machine, next, until};
 
-/// A newcomer that knocks at a manager which answers so, and that manager.
+/// Returns a newcomer that knocks at a manager with this answer, and that manager.
 async fn answered(kind: FailureKind) -> Result<(Machine, Peer)> {
     let manager = Peer::new().await?;
     manager.endpoint.set_alpns(vec![JOIN_ALPN.to_vec()]);

@@ -18,7 +18,7 @@ use super::{cat, executor_of, program};
 
 /// The argument that makes this program an executor that waits before it opens its socket.
 pub(crate) const WAITS: &str = "waits";
-/// An answer takes as long on a busy machine; an executor that does not come is given twice the time.
+/// Bounds how long an answer takes on a busy machine; an executor that does not come is given twice that.
 const ANSWER: Duration = Duration::from_secs(5);
 
 fn waits(home: &Home) -> (PathBuf, Vec<OsString>) {

@@ -77,10 +77,10 @@ async fn a_removed_machine_asks_its_manager_ever_more_rarely_says_so_once_and_le
     {
         ensure!(told.contains(words), "{told}");
     }
-    // All is in the alarm, whose text is logged when it is new.
+    // The alarm says it all, and its text is logged when it is new.
     let said = logs::lines(&[&manager, "link"]);
     ensure!(said.len() == before, "{:?}", &said[before..]);
-    // Another machine tells of a newer config that has it: the manager is asked at once, and greeted.
+    // Another machine announces a newer config that lists it: the manager is asked at once, and greeted.
     let conn = scene.friend.dial(&scene.web01).await?;
     let _control = offer(&conn, &scene.sign(&format!("{text}\n"))?).await?;
     until("the alarm is over", || async { Ok(alarm(&scene.web01).await?.is_empty()) }).await?;

@@ -16,7 +16,7 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 use super::peer::Peer;
 use super::{SOON, until};
 
-/// Handshakes that one endpoint begins at once when they are recorded.
+/// Sets how many handshakes one endpoint begins at once while they are recorded.
 const AT_ONCE: usize = 50;
 
 /// The type of a packet with a long header, the connection id that it is for, and the one that it is from.
@@ -113,7 +113,7 @@ impl Drop for Flood {
     }
 }
 
-/// A way between one client and one server, which does with packets what a network may do.
+/// Passes packets between one client and one server, and does with them what a network may do.
 pub(crate) struct Way {
     /// Where the client finds it.
     pub(crate) address: SocketAddr,

@@ -43,7 +43,7 @@ impl Visit for Line {
     }
 }
 
-/// Records from here on what is logged by default: this process has to have this test binary to itself.
+/// Records from here on what is logged by default. The test has to have its process to itself.
 pub(crate) fn record() {
     static BEGUN: OnceLock<()> = OnceLock::new();
     BEGUN.get_or_init(|| tracing::subscriber::set_global_default(Recorder).expect("no other subscriber"));

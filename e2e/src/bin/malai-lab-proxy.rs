@@ -1,6 +1,6 @@
 //! An HTTP proxy of a lab, on one of its hosts: it takes CONNECT, and requests of plain HTTP with a whole URL.
-//! `malai-lab-proxy ADDRESS:PORT [AUTHORIZATION]` serves until its standard input ends. With an authorization it answers 407
-//! to who shows another one, or none.
+//! `malai-lab-proxy ADDRESS:PORT [AUTHORIZATION]` serves until its standard input ends. With an authorization it
+//! answers 407 to a client that shows another one, or none.
 //!
 //! It prints one line of JSON when it is ready, and then one for each request: status, method and target.
 
@@ -14,7 +14,7 @@ use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, copy_bidirectional};
 use tokio::net::{TcpListener, TcpStream};
 
-/// The longest head of a request, in bytes.
+/// Bounds the head of a request, in bytes.
 const MAX_REQUEST_HEAD_BYTES: usize = 64 * 1024;
 
 fn main() -> ExitCode {

@@ -21,7 +21,7 @@ pub(crate) const DRIVER: &str = "malai-lab-driver";
 pub(crate) const MALAI: &str = "malai";
 /// Where programs of the lab are found inside a host.
 const BIN: &str = "/usr/local/bin";
-/// Below that: what the peers in other languages stand on, and their sources.
+/// Below that: the packages of the peers in other languages, and their sources.
 const PEERS_MOUNTS: (&str, &str) = ("peers", "peers/src");
 
 /// Directories of the disk, where they are mounted, and their permissions.

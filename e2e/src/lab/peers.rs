@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::Cmd;
 
-/// The command that installs what they stand on.
+/// Names the command that installs their packages.
 const PEERS_INSTALLER: &str = "scripts/peers";
 
 /// A language in which there is a peer.
@@ -16,7 +16,7 @@ pub enum Language {
     JavaScript,
 }
 
-/// Returns where the packages are that the peers stand on, and their sources; `None` where they are not installed.
+/// Returns where the packages and sources of the peers are; `None` where they are not installed.
 pub(crate) fn installed() -> Option<(PathBuf, PathBuf)> {
     let package = Path::new(env!("CARGO_MANIFEST_DIR"));
     let packages = match std::env::var_os("MALAI_PEERS") {

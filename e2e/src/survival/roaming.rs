@@ -9,9 +9,9 @@ use super::traffic::Traffic;
 use super::{Evidence, Row, Scale};
 use crate::lab::Nat;
 
-/// Seconds between two changes in a row.
+/// Lists the times between two changes in a row, in seconds.
 const CHANGES_APART_S: [u64; 3] = [1, 5, 15];
-/// How long the traffic is watched after the second one: a path that came along may be lost later.
+/// Sets how long the traffic is watched after the second change: a path that came along may be lost later.
 const AFTER_CHANGES_TIME: Duration = Duration::from_secs(12);
 
 pub(super) fn rows(_scale: Scale) -> Vec<Row> {

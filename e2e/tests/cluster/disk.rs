@@ -12,7 +12,7 @@ use serde_json::Value;
 use crate::told;
 
 const HOME: &str = "/root/malai-home";
-/// How long some hundreds of commands may take, one after the other.
+/// Bounds how long some hundreds of commands may take, one after the other.
 const LONG: Duration = Duration::from_secs(600);
 
 pub(crate) fn trials() -> Vec<Trial> {
@@ -272,7 +272,7 @@ fn a_full_disk_lets_whoever_makes_room_in_and_says_the_truth_when_it_takes_nothi
     Ok(())
 }
 
-/// As [`small`], with so much room that the reserves are whole.
+/// As [`small`], with enough room for whole reserves.
 fn room_for_reserves() -> Result<(Lab, Cluster, Host)> {
     let (lab, company, web01) = small()?;
     web01.sh(&format!("mount -o remount,size=8m {HOME}"))?.success()?;

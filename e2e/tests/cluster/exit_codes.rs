@@ -73,7 +73,7 @@ fn what_is_no_program_there_is_127_and_then_a_hint_says_what_was_meant() -> Resu
         let errors = output.error_text();
         ensure!(errors.lines().last().is_some_and(|line| line.ends_with(meant)), "{words:?}: {errors}");
     }
-    // What is proposed works, and a program that has such a name is run without a word.
+    // The proposed command works, and a program that has such a name runs without a hint.
     ensure!(laptop.run(malai(["-n", "web01.company", "echo", "hi"]))?.success()?.text() == "hi");
     web01
         .sh("printf '#!/bin/sh\nhostname\nexit 127\n' >'/usr/local/bin/ls tmp'; chmod 755 '/usr/local/bin/ls tmp'")?

@@ -17,7 +17,7 @@ pub(crate) fn trials() -> Vec<Trial> {
 }
 
 const INPUT: &str = "first\nsecond\n";
-/// Ways to have it as standard input of `{ … }`, by name.
+/// Lists ways to make it the standard input of `{ … }`, by name.
 const WAYS: [(&str, &str, &str); 3] = [
     ("a file", "printf 'first\\nsecond\\n' >/root/in.txt; ", " </root/in.txt"),
     ("a pipe", "printf 'first\\nsecond\\n' | ", ""),

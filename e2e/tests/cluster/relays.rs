@@ -151,7 +151,7 @@ fn a_wrong_certificate_is_told_by_status_and_by_the_command_and_the_right_pin_me
         Ok((output.code() == Some(255)).then_some(output))
     })
     .and_then(|output| told(output, 255, &[&second.relay, "cannot be used", &second.sha256]))?;
-    // What is said of the relays is not when the machine was seen.
+    // The time says when the machine was seen; nothing about the relays is mixed in.
     let waiting = far.laptop().spawn(malai(["--wait", "web01.company", "--", "true"]))?;
     let line = waiting.wait_for_error_line("web01.company is not there", SOON)?;
     ensure!(line.starts_with("malai: web01.company is not there (last seen "), "{line}");

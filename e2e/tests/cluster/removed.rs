@@ -10,7 +10,7 @@ use crate::{Office, told};
 
 /// Where a daemon in the background logs.
 const LOG: &str = "/root/malai-home/daemon.log";
-/// So often the removed machine tries to run something.
+/// Sets how often the removed machine tries to run something.
 const TRIES: usize = 5;
 
 pub(crate) fn trials() -> Vec<Trial> {

@@ -64,7 +64,7 @@ fn a_command_that_ignores_an_interrupt_is_ended_by_a_second() -> Result<()> {
     let session = deaf(&office, "INT")?;
     session.signal(Signal::SIGINT)?;
     session.wait_for_line("deaf to INT", SOON)?;
-    // Of two that come at once the second would be the first one again.
+    // A second one at once would count as the first one again.
     std::thread::sleep(Duration::from_millis(150));
     session.signal(Signal::SIGINT)?;
     gone(&office, session)?;

@@ -149,7 +149,7 @@ async fn an_end_that_the_journal_did_not_take_is_written_when_it_does() {
     assert_eq!(ended.into_iter().map(|ended| ended.outcome).collect::<Vec<_>>(), [outcome]);
 }
 
-/// Takes requests of a megabyte to their audited ends until the journal holds more than it may of what nobody needs.
+/// Takes requests of a megabyte to their audited ends, until the journal holds more unneeded lines than it may.
 fn bloat(table: &Arc<Table>) {
     for number in 1..=4 {
         let mut large = live(number);
@@ -174,7 +174,7 @@ async fn a_journal_is_written_anew_beside_everything_else_and_has_what_came_mean
     let before = length(&home);
     assert!(before > 4 * 1024 * 1024, "it is rewritten where sessions wait for it: {before} bytes");
     let (path, lines) = table.begin_compaction().expect("it is time");
-    // While it is written, one begins, and an earlier end is audited.
+    // While the file is written, one session begins, and an earlier end is audited.
     let admitted = table.admit(&plan_of(live(5))).expect("it is new");
     let written = journal::write_lines(&path, lines.into_iter());
     let lasting = table.admit(&plan_of(live(6))).expect("it is new");

@@ -7,7 +7,7 @@ use tokio::task::JoinHandle;
 use super::*;
 use crate::net::trust::Trust;
 
-/// Variables by name, and of the proxy that they name the variable and what is shown of it.
+/// Lists variables by name, with the proxy that they name: its variable, and what is shown of it.
 type Named<'a> = (&'a [(&'a str, &'a str)], Option<(&'a str, &'a str)>);
 
 /// A password that nothing may show.
@@ -91,7 +91,7 @@ fn a_cluster_has_the_proxy_unless_every_relay_is_exempt() {
     assert!(exempting("").is_for(&Network::default()), "the public relays");
 }
 
-/// A proxy that gives this answer to one request, which is what its task returns.
+/// Starts a proxy that gives this answer to one request; its task returns the request.
 async fn answering(answer: &'static [u8]) -> (u16, JoinHandle<String>) {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a port");
     let port = listener.local_addr().expect("an address").port();
