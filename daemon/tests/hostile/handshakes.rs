@@ -93,7 +93,7 @@ async fn all_come_within(limit: Duration, scene: &Scene, members: Vec<Peer>, att
     Ok(())
 }
 
-/// Floods web01 with first packets, of which this number is recorded, at this rate per second. When `sent` of them were sent,
+/// Floods web01 at this rate per second with this number of recorded first packets, again and again. When `sent` were sent,
 /// checks that every member connects, and returns with the flood going on.
 async fn flooded(recorded: usize, from: Vec<UdpSocket>, rate: u32, sent: usize) -> Result<(Scene, Flood)> {
     let (scene, members) = with_members(MEMBERS).await?;
