@@ -327,9 +327,26 @@ fn open(path: &Path) -> io::Result<File> {
 /// a lock has it open for a moment, and writes no pid into it.
 pub(crate) fn is_held_by(home: &Home, pid: i32) -> bool {
     let Ok(lock) = std::fs::metadata(home.lock()) else { return false };
-    let Ok(open) = std::fs::read_dir(format!("/proc/{pid}/fd")) else { return false };
+    // A daemon hides its memory, and with it what it has open, from its own user's other processes too.
+    let Ok(open) = std::fs::read_dir(format!("/proc/{pid}/fd")) else { return is_listed(pid, lock.ino()) };
     open.flatten()
         .any(|fd| std::fs::metadata(fd.path()).is_ok_and(|file| (file.dev(), file.ino()) == (lock.dev(), lock.ino())))
+}
+
+/// Whether the list of all locks, which everybody may read, has this process as the holder of the lock of a file with this
+/// inode. Of the device it has another number than the file on some file systems.
+fn is_listed(pid: i32, inode: u64) -> bool {
+    let locks = std::fs::read_to_string("/proc/locks").unwrap_or_default();
+    locks.lines().any(|line| is_of(line, pid, inode))
+}
+
+/// A line is `NUMBER: FLOCK ADVISORY WRITE PID MAJOR:MINOR:INODE START END`; one who waits has `->` before its kind.
+fn is_of(line: &str, pid: i32, inode: u64) -> bool {
+    let mut words = line.split_whitespace().skip(1);
+    let kind = [words.next(), words.next(), words.next()];
+    let holder = words.next().and_then(|word| word.parse().ok());
+    let file = words.next().and_then(|word| word.rsplit(':').next()?.parse().ok());
+    kind == [Some("FLOCK"), Some("ADVISORY"), Some("WRITE")] && (holder, file) == (Some(pid), Some(inode))
 }
 
 fn holder(home: &Home) -> Holder {
@@ -589,8 +606,15 @@ mod tests {
         assert!(!is_held_by(&home, me), "there is none");
         let lock = Lock::take(&home, Part::Daemon).expect("free");
         assert!(is_held_by(&home, me));
+        // As for one that hides what it has open.
+        let inode = std::fs::metadata(home.lock()).expect("is there").ino();
+        assert!(is_listed(me, inode) && !is_listed(1, inode) && !is_listed(me, inode + 1));
+        assert!(is_of("1: FLOCK  ADVISORY  WRITE 6741 fe:00:10012007 0 EOF", 6741, 10_012_007));
+        for other in ["1: -> FLOCK  ADVISORY  WRITE 7 fe:00:9 0 EOF", "2: POSIX  ADVISORY  WRITE 7 fe:00:9 0 EOF", ""] {
+            assert!(!is_of(other, 7, 9), "{other}");
+        }
         assert!(!is_held_by(&home, 1), "a pid that a crash has left, and that another process has by now");
         drop(lock);
-        assert!(!is_held_by(&home, me));
+        assert!(!is_held_by(&home, me) && !is_listed(me, inode));
     }
 }
