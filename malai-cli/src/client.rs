@@ -27,6 +27,8 @@ const AGENT_START_TOLD_AFTER: Duration = Duration::from_secs(3);
 /// Sets the pause before another agent is started, when the first one found the home taken by a process that does not
 /// answer.
 const AGENT_START_AGAIN_AFTER: Duration = Duration::from_millis(500);
+/// How long a daemon is waited for that holds its lock and is not reached: it may be starting, and keeps every agent out.
+const DAEMON_WITHOUT_SOCKET_TIMEOUT: Duration = Duration::from_secs(20);
 /// Between two looks for a socket that is about to appear.
 const LOOK: Duration = Duration::from_millis(5);
 /// Bounds the wait for the socket of a daemon that holds its lock: it binds a socket again that was removed.
@@ -175,6 +177,7 @@ async fn start_agent(home: &Home, out: Output) -> Result<UnixStream, Failure> {
     let begun = Instant::now();
     let mut start = AgentStart::begin(home)?;
     let mut told = false;
+    let mut daemon_since = None;
     loop {
         if let Some(stream) = dial(home).await? {
             return Ok(stream);
@@ -184,6 +187,13 @@ async fn start_agent(home: &Home, out: Output) -> Result<UnixStream, Failure> {
             sleep(AGENT_START_AGAIN_AFTER).await;
             if let Some(stream) = dial(home).await? {
                 return Ok(stream);
+            }
+            if let Some(holder) = find_daemon(home)? {
+                if daemon_since.get_or_insert_with(Instant::now).elapsed() >= DAEMON_WITHOUT_SOCKET_TIMEOUT {
+                    return Err(holder.unreachable(home));
+                }
+            } else {
+                daemon_since = None;
             }
             start = AgentStart::begin(home)?;
         }
@@ -195,10 +205,22 @@ async fn start_agent(home: &Home, out: Output) -> Result<UnixStream, Failure> {
             });
         }
         if waited >= AGENT_START_TOLD_AFTER && !std::mem::replace(&mut told, true) {
-            out.note("no daemon runs here, and the agent that calls in its place is still starting; waiting for it…");
+            out.note(&match find_daemon(home)? {
+                Some(holder) => format!("{} holds the lock and is not reached yet; waiting for it…", holder.name()),
+                None => STILL_STARTING.to_owned(),
+            });
         }
         sleep(LOOK).await;
     }
+}
+
+/// What is told of an agent that takes long.
+const STILL_STARTING: &str =
+    "no daemon runs here, and the agent that calls in its place is still starting; waiting for it…";
+
+/// The daemon that holds the lock, which an agent does not get then. Who has not written yet who it is may be an agent.
+fn find_daemon(home: &Home) -> Result<Option<Holder>, Failure> {
+    Ok(lock::find_holder(home)?.filter(|holder| !holder.agent && holder.pid.is_some()))
 }
 
 /// Follows an agent that is starting.

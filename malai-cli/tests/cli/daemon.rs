@@ -198,6 +198,8 @@ fn a_daemon_that_cannot_bind_its_socket_again_is_said_to_run_and_is_stopped_by_a
     assert!(doctor.code == 1 && doctor.stdout.contains(&format!("broken  daemon: {unreached}\n")), "{doctor}");
     let command = home.run(&["laptop.company", "true"]);
     assert!(command.code == 255 && command.stderr.contains(&unreached), "{command}");
+    let waits = format!("malai: a daemon, pid {daemon}, holds the lock and is not reached yet; waiting for it…\n");
+    assert!(command.stderr.starts_with(&waits) && !command.stderr.contains("no daemon runs here"), "{command}");
     let second = home.run(&["daemon"]);
     assert_eq!(second.code, 255, "{second}");
     assert!(second.stderr.contains(&format!("does not answer: pid {daemon}\n")), "{second}");
