@@ -46,13 +46,16 @@ impl Descriptor {
         }
     }
 
-    /// Moves the position of a file on, as reading this number of bytes would.
+    /// Moves the position of a file on to `end`, as reading up to there would have; one that is beyond it already stays.
     ///
     /// # Errors
     /// What the system says.
-    pub(crate) fn pass(&self, bytes: u64) -> io::Result<()> {
-        let bytes = i64::try_from(bytes).map_err(io::Error::other)?;
-        (&self.0).seek(SeekFrom::Current(bytes)).map(drop)
+    pub(crate) fn pass(&self, end: u64) -> io::Result<()> {
+        let mut file = &self.0;
+        if file.stream_position()? < end {
+            file.seek(SeekFrom::Start(end))?;
+        }
+        Ok(())
     }
 
     /// Returns another descriptor of the same stream.

@@ -143,6 +143,10 @@ where
         }
         // What the target was told by the request need not be told again.
         self.acked = self.acked.max(attached.out_offset);
+        // First: a command that has started has taken what was read for it, also when it closed its input by now.
+        if attached.started.is_some() {
+            self.input.started();
+        }
         self.input.resume(attached).map_err(|why| self.broken(why))?;
         match (self.life, &attached.started) {
             (Some(life), _) if life.incarnation != attached.incarnation => Err(self.another_life()),

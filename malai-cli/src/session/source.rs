@@ -136,22 +136,24 @@ impl Source {
         if std::mem::replace(&mut self.started, true) {
             return;
         }
-        let bytes = self.ahead.as_ref().map_or(0, |ahead| ahead.bytes);
-        self.was_taken(bytes);
+        self.was_taken();
     }
 
     fn was_read_ahead(&mut self, bytes: u64) {
-        if self.started {
-            self.was_taken(bytes);
-        } else if let Some(ahead) = &mut self.ahead {
+        if let Some(ahead) = &mut self.ahead {
             ahead.bytes = ahead.bytes.saturating_add(bytes);
+        }
+        if self.started {
+            self.was_taken();
         }
     }
 
-    fn was_taken(&self, bytes: u64) {
-        let Some(ahead) = self.ahead.as_ref().filter(|_| bytes > 0) else { return };
-        // The position could be moved a moment ago. Should it not move now, the next reader gets once more what the
-        // command had, and nothing is lost.
-        drop(ahead.file.pass(bytes));
+    /// Moves the position to the end of what was read ahead, and not by its length: another process with the same file may
+    /// have moved it meanwhile, and what is between would be nobody's.
+    fn was_taken(&self) {
+        let Some(ahead) = self.ahead.as_ref().filter(|ahead| ahead.bytes > 0) else { return };
+        // Its position was there a moment ago. Should it not move, the next reader gets once more what the command had, and
+        // nothing is lost.
+        drop(ahead.file.pass(ahead.from.saturating_add(ahead.bytes)));
     }
 }

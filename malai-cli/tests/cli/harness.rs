@@ -287,11 +287,16 @@ impl Peer {
 
     /// Tells that the session is followed from here on.
     pub(crate) fn attached(&mut self, out_offset: u64, stdin_offset: u64) {
+        self.attached_as(out_offset, stdin_offset, false);
+    }
+
+    /// The same, of a command that takes no more input if `stdin_closed`.
+    pub(crate) fn attached_as(&mut self, out_offset: u64, stdin_offset: u64, stdin_closed: bool) {
         self.greet();
         let (incarnation, credit) = (started().incarnation, stdin_offset + STDIN_CREDIT);
         let started = Some(started());
         let attached =
-            Attached { incarnation, started, out_offset, stdin_offset, credit, stdin_closed: false, watches: false };
+            Attached { incarnation, started, out_offset, stdin_offset, credit, stdin_closed, watches: false };
         self.send(Kind::Attached, &attached);
     }
 

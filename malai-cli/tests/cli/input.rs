@@ -7,7 +7,7 @@ use std::process::{Child, Stdio};
 
 use malai_protocol::codec::Kind;
 use malai_protocol::failure::{self, Failure};
-use malai_protocol::session::{Reached, Sent};
+use malai_protocol::session::{Reached, STDIN_CREDIT, Sent};
 use nix::sys::signal::Signal as Number;
 
 use crate::harness::{Daemon, Ended, Home, Peer, heed, record, send_signal, wait};
@@ -257,6 +257,57 @@ fn a_file_moves_on_when_the_command_has_started_and_is_read_from_where_it_was() 
     assert_eq!(file.stream_position().expect("a position"), long.len() as u64);
     peer.exit(&record(0, 0, 0));
     assert_eq!(wait(child).code, 0);
+}
+
+#[test]
+fn a_file_moves_on_when_the_start_was_told_only_after_a_loss() {
+    for is_closed in [false, true] {
+        let home = Home::new();
+        let daemon = Daemon::bind(&home);
+        let mut file = file_with(&home, INPUT);
+        let stdin = file.try_clone().expect("a descriptor");
+        let child = home.malai(&["web01.company", "wc"]).stdin(stdin).spawn().expect("starts");
+        let mut peer = all_but_started(&daemon);
+        peer.await_kind(Kind::StdinEof);
+        drop(peer);
+        let mut peer = daemon.accept();
+        peer.request();
+        assert_eq!(peer.next().kind, Kind::Exec);
+        assert_eq!(file.stream_position().expect("a position"), 0);
+        // It has ended its input by itself, or has not.
+        peer.attached_as(0, INPUT.len() as u64, is_closed);
+        peer.exit(&record(0, 0, 0));
+        let ended = wait(child);
+        assert_eq!(ended.code, 0, "{ended}");
+        assert_eq!(file.stream_position().expect("a position"), INPUT.len() as u64, "closed: {is_closed}");
+    }
+}
+
+#[test]
+fn two_commands_that_share_a_file_skip_nothing_of_it() {
+    let home = Home::new();
+    let daemon = Daemon::bind(&home);
+    let long = "0123456789abcde\n".repeat(64 * 1024);
+    let mut file = file_with(&home, &long);
+    let mut both = Vec::new();
+    for _ in 0..2 {
+        let stdin = file.try_clone().expect("a descriptor");
+        let child = home.malai(&["web01.company", "wc"]).stdin(stdin).spawn().expect("starts");
+        let mut peer = all_but_started(&daemon);
+        let mut ahead = 0;
+        while ahead < STDIN_CREDIT {
+            ahead += peer.await_kind(Kind::Stdin).payload.len() as u64;
+        }
+        both.push((child, peer));
+    }
+    assert_eq!(file.stream_position().expect("a position"), 0);
+    for (child, mut peer) in both {
+        peer.started();
+        // What was read ahead is all that it has when it ends, and that is where the next reader goes on.
+        peer.exit(&record(0, 0, 0));
+        assert_eq!(wait(child).code, 0);
+        assert_eq!(file.stream_position().expect("a position"), STDIN_CREDIT);
+    }
 }
 
 #[test]
