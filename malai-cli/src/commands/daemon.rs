@@ -186,8 +186,20 @@ fn tell_of_log(home: &Home, log: &Log, wrong: Option<String>) -> Result<(), Fail
     })
 }
 
+/// Has the log written, should this process end by a panic: nothing else would wait until its last words are there.
+pub(super) struct LastLines<'a>(pub(super) &'a Log);
+
+impl Drop for LastLines<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.flush(LOG_FLUSH_TIMEOUT);
+        }
+    }
+}
+
 /// Binds, runs until it is stopped, and shuts down.
 fn serve(home: &Home, agent: bool, log: &Log, tell: impl FnMut(&Report) -> std::io::Result<()>) -> Result<u8, Failure> {
+    let _last_lines = LastLines(log);
     malai_daemon::secrecy::begin();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()

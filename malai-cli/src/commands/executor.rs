@@ -8,7 +8,7 @@ use malai_protocol::failure::{Failure, Kind};
 use malai_protocol::home::Home;
 
 use super::Context;
-use super::daemon::LOG_FLUSH_TIMEOUT;
+use super::daemon::{LOG_FLUSH_TIMEOUT, LastLines};
 use crate::{background, logging};
 
 /// Own sessions for the daemon
@@ -36,6 +36,7 @@ impl Executor {
         // Its standard descriptors are /dev/null. What is wrong with the filter the daemon has said.
         let log = Log::to_file(&home);
         logging::start(&log);
+        let _last_lines = LastLines(&log);
         malai_daemon::duty::watch_panics();
         let ended = malai_daemon::executor::main(home, Some(log.clone()));
         log.flush(LOG_FLUSH_TIMEOUT);

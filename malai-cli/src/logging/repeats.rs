@@ -19,6 +19,8 @@ use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::time::{FormatTime as _, SystemTime};
 use tracing_subscriber::layer::Context;
 
+use crate::escape;
+
 /// Sets the time over which lines of one kind are counted together.
 const REPEATS_PERIOD: Duration = Duration::from_secs(60);
 /// Bounds the lines of one kind about one peer in a period: enough to see how things go on after the first one.
@@ -106,7 +108,9 @@ impl Repeats {
             let mut line = String::new();
             // Writing to a String cannot fail.
             let _time = SystemTime.format_time(&mut Writer::new(&mut line));
-            let _rest = writeln!(line, " {level:>5} malai: {left_out} more in the last minute: {}", words.trim_end());
+            // The words of strangers are among them, and this does not go by what makes other lines harmless.
+            let words = escape::line(words.trim_end());
+            let _rest = writeln!(line, " {level:>5} malai: {left_out} more in the last minute: {words}");
             self.log.say(line.as_bytes());
         }
     }

@@ -9,7 +9,7 @@ use sd_notify::NotifyState;
 use tokio::time::timeout;
 
 use crate::commands::Context;
-use crate::commands::daemon::{Said, Signals};
+use crate::commands::daemon::{LastLines, Said, Signals};
 use crate::logging;
 
 /// How long a shutdown may take before the process ends without it.
@@ -29,6 +29,7 @@ impl Run {
         let log = Log::to_stderr();
         // What is wrong with the filter is in that log.
         logging::start_relay(&log);
+        let _last_lines = LastLines(&log);
         malai_daemon::secrecy::begin();
         malai_daemon::duty::watch_panics();
         let says = Said { log: &log, out: cx.out };
