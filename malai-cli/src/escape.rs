@@ -40,17 +40,16 @@ pub(crate) fn text(text: &str) -> String {
 
 /// Words as a shell would have to be given them, so that one word with a space is told from two.
 pub(crate) fn words<S: AsRef<str>>(words: &[S]) -> String {
-    let quoted: Vec<String> = words.iter().map(|w| quote(&line(w.as_ref()))).collect();
+    let quoted: Vec<String> = words.iter().map(|w| quote(w.as_ref())).collect();
     quoted.join(" ")
 }
 
 fn quote(word: &str) -> String {
+    // A backslash that is shown in place of a character is no word's own, and no shell gets it.
+    let is_plain = !word.is_empty() && !word.contains('\\');
     let plain = |c: char| c.is_alphanumeric() || "_-./:=@%+,\\{}".contains(c);
-    if !word.is_empty() && word.chars().all(plain) {
-        word.to_owned()
-    } else {
-        format!("'{}'", word.replace('\'', "'\\''"))
-    }
+    let word = line(word);
+    if is_plain && word.chars().all(plain) { word } else { format!("'{}'", word.replace('\'', "'\\''")) }
 }
 
 #[cfg(test)]
@@ -85,5 +84,6 @@ mod tests {
     #[test]
     fn one_word_with_a_space_is_told_from_two() {
         assert_eq!(words(&["echo", "a b", "", "it's"]), "echo 'a b' '' 'it'\\''s'");
+        assert_eq!(words(&["CORP\\alice@web01", "a\u{9b}"]), "'CORP\\alice@web01' a\\x9b");
     }
 }

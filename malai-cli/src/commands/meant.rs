@@ -91,7 +91,7 @@ impl<'a> Typed<'a> {
         let own = own_options(&self.words);
         if own > 0 {
             let (own, words) = self.words.split_at(own);
-            let words = if words.is_empty() && !own.contains(&"-c") { &["COMMAND"][..] } else { words };
+            let words = if words.is_empty() && !have_string(own) { &["COMMAND"][..] } else { words };
             let line = self.line(own, self.target, self.literal && !words.is_empty(), words);
             return Some(format!("malai's own options go before the target: {line}"));
         }
@@ -221,7 +221,7 @@ impl<'a> Typed<'a> {
             return None;
         }
         let words = words.strip_prefix(&["--"]).unwrap_or(words);
-        let words = if words.is_empty() && !options.contains(&"-c") { &["COMMAND"][..] } else { words };
+        let words = if words.is_empty() && !have_string(options) { &["COMMAND"][..] } else { words };
         let line = self.line(options, machine, !words.is_empty(), words);
         Some(format!("`{}` is no command, and none is needed: {line}", self.target))
     }
@@ -292,6 +292,12 @@ fn option_width(word: &str, root: &Command, exec: Option<&Command>) -> usize {
         return 1;
     }
     [exec, Some(root)].into_iter().map(|command| args::width(OsStr::new(word), command)).max().unwrap_or(0)
+}
+
+/// Whether `-c` is among these options, perhaps in one word with others or with its string.
+fn have_string(options: &[&str]) -> bool {
+    let letters = options.iter().filter_map(|option| option.strip_prefix('-'));
+    letters.filter(|letters| !letters.starts_with('-')).any(|letters| letters.contains('c'))
 }
 
 /// Returns the options without `-c` and its value.

@@ -59,6 +59,11 @@ fn options_of_malai_after_the_target_are_shown_before_it() {
             ),
             (&["web01.lab", "-c", "echo hi"], "malai's own options go before the target: malai -c 'echo hi' web01.lab"),
             (
+                &["web01.lab", "-nc", "echo hi"],
+                "malai's own options go before the target: malai -nc 'echo hi' web01.lab",
+            ),
+            (&["web01.lab", "-cls"], "malai's own options go before the target: malai -cls web01.lab"),
+            (
                 &["-v", "u@web01.lab", "--timeout", "5s", "--json", "sleep", "9"],
                 "malai's own options go before the target: malai -v --timeout 5s --json u@web01.lab sleep 9",
             ),
