@@ -170,6 +170,8 @@ impl Relay {
         let mut parts: FuturesUnordered<_> =
             parts.into_iter().map(|(name, task)| async move { (name, task.await) }).collect();
         tokio::select! {
+            // First: one that is stopped has parts that end, and nothing is wrong with that.
+            biased;
             () = self.stop.cancelled() => Ok(()),
             Some((name, ended)) = parts.next() => {
                 let why = ended.map_or_else(|error| error.to_string(), |()| "it ended".to_owned());
