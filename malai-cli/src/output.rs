@@ -21,7 +21,12 @@ const READER_LEFT_CODE: u8 = 128 + 13;
 
 /// Returns the exit code of a run, given what it would be otherwise: 0 only when its results were written.
 pub(crate) fn exit_code(code: u8) -> u8 {
-    if code == 0 && READER_LEFT.load(Ordering::Relaxed) { READER_LEFT_CODE } else { code }
+    if code == 0 && has_lost_its_reader() { READER_LEFT_CODE } else { code }
+}
+
+/// Whether the reader of standard output left before everything was written.
+pub(crate) fn has_lost_its_reader() -> bool {
+    READER_LEFT.load(Ordering::Relaxed)
 }
 
 /// How this run prints.

@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use super::explain::explain;
 use super::meant::Typed;
 use super::{Context, process};
-use crate::output::Output;
+use crate::output::{self, Output};
 use crate::session::{
     ANSWER_MARGIN, Begin, End, Line, Manner, Name, Parts, Patience, Request, Signals, Subject, follow,
 };
@@ -252,6 +252,9 @@ fn detached(out: Output, name: &Name, end: &End) -> Result<u8, Failure> {
     };
     // Whoever is not told the name has no other way to know it.
     printed.map_err(|e| Failure { message: format!("{}; the command runs as {name}", e.message), ..e })?;
+    if output::has_lost_its_reader() {
+        out.last_note(&format!("nobody reads standard output; the command runs as {name}"));
+    }
     Ok(0)
 }
 

@@ -178,6 +178,23 @@ fn a_start_whose_outcome_is_unknown_tells_the_name_to_look_for() {
 }
 
 #[test]
+fn a_name_that_nobody_reads_is_told_on_standard_error() {
+    let home = Home::new();
+    let daemon = Daemon::bind(&home);
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    drop(reader);
+    let child = home.malai(&["--detach", "web01.company", "make"]).stdout(writer).spawn().expect("starts");
+    let mut peer = daemon.accept();
+    peer.request();
+    let spec: ExecSpec = peer.next().expect(Kind::Exec, "the command").expect("decodes");
+    peer.start();
+    assert_eq!(peer.rest(), [Kind::Goodbye]);
+    let ended = wait(child);
+    let said = format!("malai: nobody reads standard output; the command runs as web01.company/{}\n", spec.id);
+    assert_eq!((ended.code, ended.stderr), (141, said));
+}
+
+#[test]
 fn a_name_that_cannot_be_printed_is_told_with_the_failure() {
     let home = Home::new();
     let daemon = Daemon::bind(&home);
