@@ -8,6 +8,7 @@
 //! [`LiveTable::claim`]: crate::machine::live::LiveTable::claim
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt;
@@ -164,13 +165,16 @@ impl Ends {
 /// Lets the executor forget an end that is in the audit.
 fn confirm(clusters: &Clusters, session: Session) {
     let Some((_, name)) = session else { return };
-    let Some(executor) = clusters.shared().executor.current() else { return };
+    let shared = Arc::clone(clusters.shared());
     let mut telling = Box::pin(async move {
-        if let Err(failure) = executor.audited(name).await {
+        // One that is met just now tells of its ends before it is the one that runs.
+        if let Some(executor) = shared.executor.running().await
+            && let Err(failure) = executor.audited(name).await
+        {
             tracing::debug!(session = %name.id.short(), "the executor was not told: {failure}");
         }
     });
-    // An executor that takes no orders now hears of it when it does: nothing here waits for that.
+    // One that starts, or takes no orders now, hears of it when it does: nothing here waits for that.
     if (&mut telling).now_or_never().is_none() {
         tokio::spawn(telling);
     }
