@@ -207,7 +207,9 @@ impl Redials {
             return;
         }
         let (now, own, callers) = (Instant::now(), membership.own_addresses(), lost_callers(membership));
-        if own != self.own || !callers.is_subset(&self.callers) {
+        // Who was found after the last attempt, and is lost again much later, is news as well.
+        let is_long_ago = self.not_before.is_some_and(|at| now >= at + REDIAL_MAX_INTERVAL);
+        if own != self.own || is_long_ago || !callers.is_subset(&self.callers) {
             self.backoff.reset();
             self.not_before = None;
         }

@@ -15,6 +15,8 @@ use crate::backoff::Backoff;
 const SOON: Duration = super::LOOK;
 /// How long ago a moment is.
 const MOMENT: Duration = Duration::from_secs(120);
+/// While there is no link it is looked every second whether there is one: looks this far apart are of two such times.
+const LOOK_MAX_GAP: Duration = Duration::from_secs(10);
 /// Sets the first pause between two questions later, and to a relay that answers and still does not take the link.
 const LATE_MIN_INTERVAL: Duration = Duration::from_secs(5);
 /// Bounds that pause. iroh's own attempts go on meanwhile.
@@ -27,6 +29,8 @@ const URGENT_TIME: Duration = Duration::from_secs(600);
 pub(super) struct Back {
     /// Since when it is looked at.
     since: Option<Instant>,
+    /// When it was looked at last.
+    looked_at: Option<Instant>,
     /// Since when a session needs the network.
     wanted_since: Option<Instant>,
     /// When it is to be asked again; absent = now.
@@ -42,6 +46,7 @@ impl Default for Back {
     fn default() -> Self {
         Self {
             since: None,
+            looked_at: None,
             wanted_since: None,
             ask_at: None,
             backoff: Backoff::new(LATE_MIN_INTERVAL, LATE_MAX_INTERVAL),
@@ -59,12 +64,16 @@ impl Back {
             *self = Self::default();
             return false;
         }
+        let now = Instant::now();
+        if self.looked_at.replace(now).is_some_and(|at| at + LOOK_MAX_GAP < now) {
+            // The link was there meanwhile: what is known is of another time without it.
+            *self = Self { looked_at: Some(now), ..Self::default() };
+        }
         match self.asked.try_join_next() {
             Some(Ok(Some(true))) if self.was_away => return true,
             Some(Ok(Some(false))) => self.was_away = true,
             _ => {}
         }
-        let now = Instant::now();
         let since = *self.since.get_or_insert(now);
         let was_wanted = self.wanted_since.is_some();
         self.wanted_since = is_wanted.then(|| self.wanted_since.unwrap_or(now));
