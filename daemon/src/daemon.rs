@@ -222,7 +222,7 @@ impl Parts {
                     trimmed = true;
                     crate::trim::code();
                 }
-                () = self.context.idle(self.idle) => {
+                () = self.context.idle(self.idle), if !self.stop.is_cancelled() => {
                     tracing::info!("no request for a while: the agent leaves");
                     self.stop.cancel();
                 }
