@@ -48,8 +48,13 @@ async fn a_newcomer_that_is_refused_knocks_no_more_and_says_so() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_newcomer_that_comes_when_the_manager_is_busy_knocks_again() -> Result<()> {
-    let (web01, manager) = answered(FailureKind::Busy).await?;
+async fn a_newcomer_knocks_again_when_the_manager_is_busy_or_of_another_version() -> Result<()> {
+    tokio::try_join!(knocks_again(FailureKind::Busy), knocks_again(FailureKind::Unsupported))?;
+    Ok(())
+}
+
+async fn knocks_again(kind: FailureKind) -> Result<()> {
+    let (web01, manager) = answered(kind).await?;
     until("it says so", || async {
         Ok(waits_for(&web01).await?.contains("knocking again and again: the cluster manager refused"))
     })
