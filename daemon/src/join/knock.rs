@@ -121,9 +121,7 @@ impl Waiting {
                     Err(failure) => self.say(format!("the config arrived but cannot be stored: {failure}")),
                 },
                 // It has too much to do now, a fault of its own, or another malai, which may be upgraded.
-                Answer::Refused(failure)
-                    if matches!(failure.kind, Kind::Busy | Kind::Internal | Kind::Unsupported) =>
-                {
+                Answer::Refused(failure) if matches!(failure.kind, Kind::Busy | Kind::Internal | Kind::Unsupported) => {
                     self.say(format!("knocking again and again: the cluster manager refused: {failure}"));
                 }
                 Answer::Refused(failure) => {
