@@ -103,7 +103,8 @@ pub(crate) fn unexpected() -> Failure {
 }
 
 /// What to type when the daemon is of another version.
-pub(crate) const RESTART: &str = "the daemon may be of another version; restart it: malai daemon stop; malai daemon";
+pub(crate) const RESTART: &str = "the daemon may be of another version; restart it: malai daemon stop; malai daemon; \
+     under systemd: systemctl restart malai";
 
 /// Connects to the socket, starting an agent when nobody listens.
 ///

@@ -9,7 +9,7 @@ use tokio::time::{Instant, timeout_at};
 use malai_protocol::failure::{Failure, Kind};
 
 /// Bounds how long a lookup may take, with its wait for a place.
-const LOOKUP_TIMEOUT: Duration = Duration::from_secs(20);
+const LOOKUP_TIMEOUT: Duration = Duration::from_secs(8);
 /// Bounds the lookups at once. Each holds a thread for as long as the database does not answer.
 const MAX_LOOKUPS: usize = 64;
 

@@ -22,7 +22,7 @@ use nix::unistd::Pid;
 use tokio_util::codec::Decoder;
 
 /// How long a test waits for anything.
-const SOON: Duration = Duration::from_secs(20);
+const SOON: Duration = Duration::from_secs(60);
 
 pub(crate) struct Home(tempfile::TempDir);
 

@@ -1,12 +1,9 @@
 //! What works on the disk alone, with no daemon or only an agent.
 
 use std::io::{BufRead, BufReader};
-use std::time::{Duration, Instant};
 
 use malai_protocol::id::ClusterId;
 use malai_protocol::invite::Invite;
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 
 use crate::harness::{Daemon, Home, Stopped, wait};
 
@@ -178,13 +175,13 @@ const STARTS: &str = "no daemon runs here, and the agent that calls in its place
 fn an_agent_that_is_long_on_its_way_is_waited_for_which_is_told_and_takes_nothing_of_the_machines_time() {
     let home = Home::new();
     let _stopped = Stopped(&home);
-    // The agent waits for somebody to write what it reads.
-    let settings = home.path().join("malai.toml");
-    nix::unistd::mkfifo(&settings, nix::sys::stat::Mode::S_IRWXU).expect("a pipe with a name");
+    // As one does that looks at it or is about to leave: no agent gets ready meanwhile.
+    let lock = std::fs::File::create(home.path().join("malai.lock")).expect("a lock");
+    lock.lock().expect("locks");
     let mut child = home.malai(&["-n", "--connect-timeout", "1s", "web01.company", "true"]).spawn().expect("starts");
     let mut stderr = BufReader::new(child.stderr.take().expect("a pipe"));
     read_until(&mut stderr, STARTS);
-    drop(std::fs::OpenOptions::new().write(true).open(&settings).expect("the agent reads"));
+    drop(lock);
     let said = read_until(&mut stderr, "machine join");
     assert!(said.starts_with("malai: error: this machine is in no cluster\n"), "{said}");
     assert_eq!(wait(child).code, 255);
@@ -203,30 +200,4 @@ fn an_agent_that_finds_the_home_held_by_one_who_leaves_is_followed_by_another() 
     let said = read_until(&mut stderr, "error");
     assert!(said.starts_with("malai: error: no cluster was made or joined here\n"), "{said}");
     assert_eq!(wait(child).code, 255);
-}
-
-#[test]
-fn an_agent_that_is_killed_before_it_is_ready_is_not_waited_for() {
-    let home = Home::new();
-    let settings = home.path().join("malai.toml");
-    nix::unistd::mkfifo(&settings, nix::sys::stat::Mode::S_IRWXU).expect("a pipe with a name");
-    let child = home.malai(&["-n", "web01.company", "true"]).spawn().expect("starts");
-    // It writes who it is into the lock, and reads its settings next.
-    let lock = home.path().join("malai.lock");
-    let deadline = Instant::now() + Duration::from_secs(20);
-    let pid = loop {
-        let text = std::fs::read_to_string(&lock).unwrap_or_default();
-        match text.split_once('\n') {
-            Some((pid, "agent")) => break pid.parse().expect("a process"),
-            _ => assert!(Instant::now() < deadline, "no agent: {text:?}"),
-        }
-        std::thread::sleep(Duration::from_millis(2));
-    };
-    kill(Pid::from_raw(pid), Signal::SIGKILL).expect("killed");
-    let ended = wait(child);
-    assert_eq!(ended.code, 255);
-    assert!(
-        ended.stderr.starts_with("malai: error: no daemon runs here, and the agent ended before it was ready\n"),
-        "{ended}"
-    );
 }
