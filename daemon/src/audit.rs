@@ -3,10 +3,10 @@
 //! A line is written with one call at the end of the file; what a full disk cut off is taken back, so that every line
 //! is whole. The file is rotated by size and older parts are dropped, so it is bounded.
 //!
-//! What is to happen waits for its line ([`Audit::append_start`]). What has happened cannot: a line about it that the disk
+//! What is to happen waits for its line (`Audit::append_start`). What has happened cannot: a line about it that the disk
 //! does not take is owed (`Audit::record`), kept in memory, and written before any other as soon as there is room.
 //!
-//! On a full disk, lines go into the file's lead ([`crate::store::lead`]): enough for a few hundred commands, which let
+//! On a full disk, lines go into the file's lead (`store::lead`): enough for a few hundred commands, which let
 //! an administrator in to make room. Refusals use only a part of it, and starts leave a part for the ends that will
 //! follow them.
 

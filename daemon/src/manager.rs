@@ -5,7 +5,7 @@
 //!
 //! # Layout
 //! `publish` signs an edited `cluster.toml`, and stops at snapshots made elsewhere; `enrol` puts machines in and takes
-//! them out; [`invites`] what was promised to whom, and [`shown`] what strangers show of it; [`pending`] who knocks.
+//! them out; [`invites`] what was promised to whom, and `shown` what strangers show of it; [`pending`] who knocks.
 
 use std::time::Duration;
 

@@ -5,7 +5,8 @@
 //! synced: after a crash or on a full disk the old content is still there. What a crash leaves behind is a file named
 //! `.NAME.….tmp`, which nobody reads and the next daemon removes.
 //!
-//! # Layout [`keys`] the secret keys, and [`secret`] their place in memory; [`owners`] whose files are used; [`lead`]
+//! # Layout
+//! [`keys`] the secret keys, and [`secret`] their place in memory; [`owners`] whose files are used; `lead`
 //! room beyond the end of a file; [`lines`] how files of lines are read; [`lock`] who may change what; [`clusters`] one
 //! directory for each cluster; [`snapshot`] the signed config, and [`reserve`] its place on a full disk; [`settings`]
 //! `malai.toml`; [`peers`] and [`ports`] what is remembered between starts; `socket` the sockets, which are bound again

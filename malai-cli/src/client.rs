@@ -215,7 +215,7 @@ async fn start_agent(home: &Home, out: Output) -> Result<UnixStream, Failure> {
     }
 }
 
-/// What is told of an agent that takes long.
+/// Says that an agent takes long to start.
 const STILL_STARTING: &str =
     "no daemon runs here, and the agent that calls in its place is still starting; waiting for it…";
 

@@ -1,7 +1,7 @@
 //! Keeps a secret key at one place of the heap, which never moves, and is zeroed when its last user lets go.
 //!
 //! Values hold only a pointer to the key, because a value that is moved leaves its bytes behind. What signing, or
-//! binding an endpoint, leaves on the stack is wiped ([`wiped`]).
+//! binding an endpoint, leaves on the stack is wiped (`wiped`).
 
 use std::fmt;
 use std::sync::Arc;

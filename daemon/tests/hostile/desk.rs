@@ -18,7 +18,7 @@ use crate::support::peer::{self, Got, Peer, Wire, closed, got, hello, open, raw,
 use crate::support::{Machine, next, spec, until};
 
 /// Bounds how long an answer about a large cluster may take.
-const PATIENCE: std::time::Duration = std::time::Duration::from_secs(300);
+const FLOODED_INVITE_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(300);
 
 /// A cluster manager.
 async fn manager() -> Result<Machine> {
@@ -366,8 +366,10 @@ async fn ask_patiently(machine: &Machine, request: Request) -> Result<Response> 
     let mut socket = machine.connect().await?;
     socket.send(Frame::control(Kind::Request, &request)?).await?;
     loop {
-        let frame =
-            tokio::time::timeout(PATIENCE, socket.next()).await.context("no answer")?.context("it closed")??;
+        let frame = tokio::time::timeout(FLOODED_INVITE_TIMEOUT, socket.next())
+            .await
+            .context("no answer")?
+            .context("it closed")??;
         match frame.expect(Kind::Response, "Response")? {
             Response::Progress(_) => {}
             last => return Ok(last),

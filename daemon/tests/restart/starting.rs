@@ -19,7 +19,7 @@ use super::{cat, executor_of, program};
 /// The argument that makes this program an executor that waits before it opens its socket.
 pub(crate) const WAITS: &str = "waits";
 /// Bounds how long an answer takes on a busy machine; an executor that does not come is given twice that.
-const ANSWER: Duration = Duration::from_secs(5);
+const CLI_ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
 fn waits(home: &Home) -> (PathBuf, Vec<OsString>) {
     let (program, _) = program(home);
@@ -41,7 +41,7 @@ fn signal(pid: u32, signal: Signal) -> Result<()> {
 }
 
 async fn asked(machine: &Machine, request: Request) -> Result<Response> {
-    timeout(ANSWER, machine.ask(request)).await.context("no CLI is served while the executor is started")?
+    timeout(CLI_ANSWER_TIMEOUT, machine.ask(request)).await.context("no CLI is served while the executor is started")?
 }
 
 pub(crate) async fn clis_are_served_and_a_daemon_stops_while_its_executor_does_not_come() -> Result<()> {
@@ -56,7 +56,9 @@ pub(crate) async fn clis_are_served_and_a_daemon_stops_while_its_executor_does_n
     ensure!(daemon.executor_pid.is_none() && daemon.sessions == 1, "{daemon:?}");
     ensure!(matches!(asked(&scene.web01, Request::Metrics).await?, Response::Metrics(_)));
     drop(asked(&scene.web01, Request::Leave).await);
-    timeout(ANSWER, scene.web01.left()).await.context("it does not stop while the executor is started")??;
+    timeout(CLI_ANSWER_TIMEOUT, scene.web01.left())
+        .await
+        .context("it does not stop while the executor is started")??;
     ensure!(home.join("hold").exists());
     scene.web01.stop().await?;
     Ok(())
@@ -92,7 +94,7 @@ pub(crate) async fn a_stop_is_answered_when_the_executor_takes_no_orders_any_mor
         wires.push(exec(&conn, scene.key.id(), &followed(&words)).await?);
     }
     until("they wait for it", || async { Ok(scene.web01.status().await?.daemon.sessions >= 100) }).await?;
-    let answer = timeout(4 * ANSWER, scene.web01.ask(Request::Stop)).await.context("no answer")??;
+    let answer = timeout(4 * CLI_ANSWER_TIMEOUT, scene.web01.ask(Request::Stop)).await.context("no answer")??;
     let Response::Failed(failure) = answer else { panic!("{answer:?}") };
     ensure!(failure.hint.is_some_and(|hint| hint.contains(&format!("kill -9 {executor}"))), "{}", failure.message);
     signal(executor, Signal::SIGCONT)?;

@@ -18,7 +18,7 @@ pub(super) struct Approve {
     /// A group that it becomes a member of. May be repeated
     #[arg(long = "group", value_name = "GROUP")]
     groups: Vec<String>,
-    /// The user that commands run as there; default: `username` of [defaults], else its daemon's account, but never root
+    /// The user that commands run as there; default: `username` of `[defaults]`, else its daemon's account, but never root
     #[arg(long, value_name = "USER")]
     username: Option<String>,
 }

@@ -29,7 +29,7 @@ pub(super) struct Invite {
     /// A group that the newcomer becomes a member of. May be repeated
     #[arg(long = "group", value_name = "GROUP")]
     groups: Vec<String>,
-    /// The user that commands run as there; default: `username` of [defaults], else the account of the newcomer's daemon,
+    /// The user that commands run as there; default: `username` of `[defaults]`, else the account of the newcomer's daemon,
     /// but never root
     #[arg(long, value_name = "USER")]
     username: Option<String>,
