@@ -12,7 +12,8 @@ fn examples() -> Vec<&'static str> {
 /// The keys in the first column of the tables below a heading.
 fn keys(heading: &str) -> Vec<&'static str> {
     let (_, below) = DOC.split_once(&format!("\n## `{heading}`\n")).expect(heading);
-    let section = below.split("\n## ").next().expect("a section");
+    // What follows below a heading of its own is about values.
+    let section = below.split("\n## ").next().and_then(|section| section.split("\n### ").next()).expect("a section");
     section.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next()).collect()
 }
 
