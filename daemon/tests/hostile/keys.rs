@@ -20,9 +20,10 @@ use crate::support::{Machine, next};
 const KEY_BYTES: usize = 32;
 const CHUNK_BYTES: usize = 1024 * 1024;
 
-/// Sets how many copies of a key there may be: iroh keeps two or three for each endpoint (its settings, its TLS, and the
-/// settings of what sends by relays), and a handshake that goes on at this moment has one.
-const MOST_COPIES: usize = 6;
+/// Sets how many copies of a key there may be. iroh keeps two or three for each endpoint (its settings, its TLS, and the
+/// settings of what sends by relays), a handshake that goes on at this moment has one, and iroh's freed memory some more: up
+/// to 12 were seen beside other tests. The newcomers below are 128, and left 60 before keys were wiped.
+const MAX_KEY_COPIES: usize = 20;
 const MASK: u8 = 0x5a;
 
 /// Holds bytes to look for, in another form, so that this is not a copy itself.
@@ -122,7 +123,7 @@ async fn newcomers_leave_no_copies_of_the_managers_keys_in_its_memory() -> Resul
     for (name, [key, as_text]) in &keys {
         let (places, texts) = (key.places()?, as_text.places()?);
         ensure!(!places.is_empty(), "the {name} of a living endpoint was not found: this test cannot tell");
-        ensure!(places.len() <= MOST_COPIES, "{} copies of the {name}: {places:#?}", places.len());
+        ensure!(places.len() <= MAX_KEY_COPIES, "{} copies of the {name}: {places:#?}", places.len());
         ensure!(texts.is_empty(), "the {name} as it is in its file: {texts:#?}");
     }
     laptop.stop().await?;
