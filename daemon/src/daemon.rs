@@ -15,22 +15,23 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::audit::{self, Audit};
-use crate::backoff::Said;
 use crate::clusters::{self, Clusters};
-use crate::duty;
-use crate::ended::{Ends, Owed};
-use crate::local;
-use crate::logging::Log;
-use crate::machine::live::Tables;
-use crate::metrics::Registry;
-use crate::requests::{Context, blocking};
+use crate::requests::Context;
+use crate::requests::metrics::Registry;
+use crate::requests::socket;
+use crate::runtime::backoff::Said;
+use crate::runtime::blocking::blocking;
+use crate::runtime::duty;
+use crate::runtime::logging::Log;
 use crate::shared::{ExecutorSlot, Shared};
+use crate::store::audit::{self, Audit};
 use crate::store::lock::{Lock, Part};
 use crate::store::settings::Settings;
 use crate::store::socket::Socket;
+use crate::store::takeover;
 use crate::supervisor::{Event, Executor};
-use crate::takeover;
+use crate::target::ended::{Ends, Owed};
+use crate::target::live::Tables;
 
 /// Ends of sessions that wait to be written down; beyond it the executor waits.
 const EVENTS: usize = 256;
@@ -40,8 +41,6 @@ const REMEMBER: Duration = Duration::from_secs(300);
 const LOOK: Duration = Duration::from_secs(1);
 /// Between two attempts to start an executor while sessions are owed their ends, of which only the next one can tell.
 const EXECUTOR_RESTART_INTERVAL: Duration = Duration::from_secs(30);
-/// After so long a daemon has found its relay and its peers: what it did to start is not done again.
-const SETTLED: Duration = Duration::from_secs(10);
 /// How long sessions of an executor inside this process may take to end.
 const SESSIONS: Duration = Duration::from_secs(4);
 
@@ -193,15 +192,12 @@ impl Parts {
     /// Serves CLIs in a task of its own: however long something takes here, they are accepted.
     async fn run(&mut self, socket: Socket) -> Result<(), Failure> {
         let lock = Arc::clone(&self.lock);
-        let mut serving = tokio::spawn(local::serve(socket, lock, Arc::clone(&self.context), self.stop.clone()));
+        let mut serving = tokio::spawn(socket::serve(socket, lock, Arc::clone(&self.context), self.stop.clone()));
         let clusters = Arc::clone(&self.clusters);
         self.keep("audit", move |_| audit::keep_paying(Arc::clone(&clusters)));
         self.keep("executor of another program", replace_outdated);
         let mut remember = tokio::time::interval(REMEMBER);
         let mut restart = tokio::time::interval(EXECUTOR_RESTART_INTERVAL);
-        let settled = tokio::time::sleep(SETTLED);
-        tokio::pin!(settled);
-        let mut trimmed = false;
         let shared = Arc::clone(&self.shared);
         loop {
             let retry_at = self.ends.retry_at();
@@ -218,10 +214,6 @@ impl Parts {
                 },
                 Some(alias) = self.reloads.recv() => self.clusters.reload(alias),
                 _ = remember.tick() => self.remember(),
-                () = &mut settled, if !trimmed => {
-                    trimmed = true;
-                    crate::trim::code();
-                }
                 () = self.context.idle(self.idle), if !self.stop.is_cancelled() => {
                     tracing::info!("no request for a while: the agent leaves");
                     self.stop.cancel();

@@ -1,54 +1,32 @@
 //! malai's daemon and executor, as a library.
 //!
 //! # Layout
-//! [`Daemon`] wires everything: bind, run, shutdown. `membership` is one joined cluster; `net` the network below it;
-//! `machine` the target's side of a session and `outbound` the caller's; `local` the CLI's socket, `requests` what is
-//! asked there; `join` how newcomers become machines; [`manager`] signs, [`store`] keeps, [`mod@audit`] records,
-//! [`logging`] logs. [`supervisor`] starts the [`executor`], which owns the commands; [`duty`] begins a task again that
-//! panicked.
+//! From the top; a module imports from those below it. [`Daemon`] wires everything: bind, run, shutdown. `requests` holds
+//! what the CLI asks of its daemon, and [`relay`] is `malai relay`. `caller` is this machine that asks another one,
+//! `target` another one that asks this machine. `clusters` serves the clusters of a home, [`admin`] changes one.
+//! [`supervisor`] starts the [`executor`], which owns the commands. `net` is the network below, [`store`] keeps every
+//! file, [`runtime`] has what a process needs whatever it does: its tasks, clock, log and secrets.
 //!
 //! # Non-goals
-//! There is no second way to execution: everything goes through `machine`, and through `access::decide` there.
+//! There is no second way to execution: everything goes through `target`, and through `access::decide` there.
 
 pub mod admin;
-pub mod audit;
-mod backoff;
-pub mod clock;
+mod caller;
 mod clusters;
-mod connect;
-mod copy;
 mod daemon;
-mod doctor;
-pub mod duty;
-mod ended;
 pub mod executor;
-mod join;
-mod local;
-pub mod logging;
-mod machine;
-pub mod manager;
-mod membership;
-mod metrics;
 mod net;
-pub mod offline;
-mod outbound;
-mod ping;
-mod program;
 pub mod relay;
 mod requests;
-mod resolve;
-pub mod secrecy;
+pub mod runtime;
 mod shared;
-mod spread;
-mod status;
 pub mod store;
 pub mod supervisor;
-mod takeover;
-mod trim;
+mod target;
 
 pub use daemon::{Daemon, Options};
 pub use net::proxy::PROXY_VARIABLES;
-pub use offline::offline;
+pub use requests::offline::{self, offline};
 
 /// The version of this malai.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");

@@ -15,14 +15,14 @@ use malai_protocol::plan::{Program, SessionName};
 use tokio::sync::{Mutex, mpsc};
 use tokio_util::sync::CancellationToken;
 
-use crate::audit::{self, Audit};
-use crate::ended::Owed;
-use crate::logging::Log;
-use crate::machine::live::Tables;
-use crate::membership::recover::Rebuilds;
-use crate::metrics::Registry;
-use crate::program;
+use crate::clusters::peers::recover::Rebuilds;
+use crate::requests::metrics::Registry;
+use crate::runtime::logging::Log;
+use crate::runtime::program;
+use crate::store::audit::{self, Audit};
 use crate::supervisor::{Event, Executor, Mode, StartOptions};
+use crate::target::ended::Owed;
+use crate::target::live::Tables;
 
 /// What all clusters of one daemon share.
 #[derive(Debug)]

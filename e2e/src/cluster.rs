@@ -34,8 +34,7 @@ pub fn malai<S: AsRef<OsStr>>(words: impl IntoIterator<Item = S>) -> Cmd {
 }
 
 /// Sets what daemons of the lab log: connections too, which tests count, and which show what went wrong.
-const LOG_FILTER: &str =
-    "warn,malai=info,malai_daemon=info,malai_daemon::net::pool=debug,malai_daemon::membership=debug";
+const LOG_FILTER: &str = "warn,malai=info,malai_daemon=info,malai_daemon::net::pool=debug,malai_daemon::clusters=debug";
 
 /// `malai daemon` with these further words, with a log that says more than by default.
 pub fn daemon<const N: usize>(words: [&str; N]) -> Cmd {

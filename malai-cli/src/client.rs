@@ -86,7 +86,7 @@ pub(crate) fn request(home: &Home, request: Request, otherwise: Otherwise, out: 
             }
             _ => {
                 // It may read keys.
-                malai_daemon::secrecy::hide_memory();
+                malai_daemon::runtime::secrecy::hide_memory();
                 malai_daemon::offline(home, request).await
             }
         };

@@ -1,9 +1,9 @@
-//! Decides which lines every process of malai logs. [`malai_daemon::logging`] decides where they go, and what becomes
+//! Decides which lines every process of malai logs. [`malai_daemon::runtime::logging`] decides where they go, and what becomes
 //! of a line that cannot be written.
 
 mod repeats;
 
-use malai_daemon::logging::Log;
+use malai_daemon::runtime::logging::Log;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::layer::SubscriberExt as _;
 

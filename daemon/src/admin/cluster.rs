@@ -11,8 +11,8 @@ use malai_protocol::local::{
 use malai_protocol::snapshot::{Snapshot, next_generation};
 
 use super::{hostname, join_addresses};
-use crate::manager::pending::find;
-use crate::manager::{Enrolled, Manager, Removed, Rescan};
+use crate::admin::manager::{Enrolled, Manager, Removed, Rescan};
+use crate::admin::pending::find;
 use crate::store::clusters::{self, Found};
 use crate::store::keys::{ClusterKey, MachineKey};
 use crate::store::lock::Changes;

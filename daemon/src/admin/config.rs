@@ -8,7 +8,7 @@ use malai_protocol::local::{self, Can, Role, Verdict};
 use malai_protocol::snapshot::{MAX_TEXT, Snapshot};
 use serde_bytes::ByteBuf;
 
-use crate::manager::diff;
+use crate::admin::manager::diff;
 use crate::store;
 use crate::store::clusters::{self, Cluster};
 

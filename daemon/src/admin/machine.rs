@@ -10,7 +10,7 @@ use malai_protocol::snapshot::{Order, Snapshot};
 use malai_protocol::ticket::Ticket;
 
 use super::hostname;
-use crate::manager::NAMELESS;
+use crate::admin::manager::NAMELESS;
 use crate::store::clusters::{self, Cluster, Joining};
 use crate::store::keys::MachineKey;
 use crate::store::lock::Changes;

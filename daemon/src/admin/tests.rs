@@ -6,7 +6,7 @@ use malai_protocol::local::{
 };
 
 use super::*;
-use crate::offline::offline;
+use crate::requests::offline::offline;
 use crate::store::clusters;
 use crate::store::keys::{ClusterKey, MachineKey};
 use crate::store::lock::{Changes, Lock, Part};

@@ -18,12 +18,12 @@ use tokio::runtime::Handle;
 use tracing::subscriber::NoSubscriber;
 use url::Url;
 
-use super::directory::Directory;
-use super::mdns::Mdns;
 use super::proxy;
 use super::relays::{Pass, Relays};
 use super::trust::Trust;
-use super::ways::{Noting, Ways};
+use crate::net::finding::directory::Directory;
+use crate::net::finding::mdns::Mdns;
+use crate::net::finding::ways::{Noting, Ways};
 use crate::store::secret::{Secret, wiped};
 
 /// Sessions on one connection; the next one is refused by name.

@@ -13,9 +13,10 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::settings::{Entry, Settings};
-use crate::membership::alarms::{AlarmCause, Alarms};
-use crate::membership::keep::Keeper;
-use crate::membership::{Held, sync};
+use crate::clusters::alarms::{AlarmCause, Alarms};
+use crate::clusters::config::keep::Keeper;
+use crate::clusters::config::sync;
+use crate::clusters::membership::Held;
 use crate::store::snapshot::Place;
 
 /// One that delivers slowly keeps nobody else from being asked.

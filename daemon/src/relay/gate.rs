@@ -16,8 +16,8 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::clusters::Clusters;
-use crate::clock::now_ms;
 use crate::net::machine_id;
+use crate::runtime::clock::now_ms;
 
 /// Connections of one key: one is usual, and a second one while the first is found to be dead.
 const PER_KEY: usize = 8;

@@ -19,9 +19,9 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::clusters::{Cluster, Clusters};
-use crate::net::handshakes::{Admission, Handshake, Handshakes};
-use crate::net::pace::Visits;
-use crate::net::tally::Tally;
+use crate::net::limits::handshakes::{Admission, Handshake, Handshakes};
+use crate::net::limits::pace::Visits;
+use crate::net::limits::tally::Tally;
 use crate::net::{Frames, Unsupported, bare_hello, close, endpoint, machine_id, send, spoken};
 use crate::store::secret::Secret;
 

@@ -16,9 +16,9 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::gate::Gate;
-use crate::backoff::Failing;
-use crate::net::pace::{Origin, Visits};
-use crate::net::places::Places;
+use crate::net::limits::pace::{Origin, Visits};
+use crate::net::limits::places::Places;
+use crate::runtime::backoff::Failing;
 
 /// Connections at once that have not said yet what they want: the next one takes the place of the oldest. An honest one
 /// takes a few round trips.

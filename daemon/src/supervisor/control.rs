@@ -12,8 +12,8 @@ use tokio_util::sync::DropGuard;
 use malai_protocol::codec::{CodecError, Frame, FrameCodec, Kind};
 
 use super::Event;
-use crate::duty;
 use crate::executor::Connection;
+use crate::runtime::duty;
 
 /// Writes orders, until there can be no more or the executor is gone.
 pub(super) async fn write(mut writer: WriteHalf<Connection>, mut orders: mpsc::Receiver<Frame>) {

@@ -24,9 +24,9 @@ use malai_protocol::home::Home;
 use malai_protocol::plan::{Hello, Sessions, VERSION};
 use malai_protocol::session::Status;
 
-use crate::executor::spawn::{Directory, Prepared, Pwd, Trouble};
+use crate::executor::process::spawn::{Directory, Prepared, Pwd, Trouble};
 use crate::executor::{self, Connection, Incoming, MARKER, Options, Reaper};
-use crate::secrecy;
+use crate::runtime::secrecy;
 use crate::store::owners::Trusted;
 
 /// How long it may take until an executor answers: one that starts may first kill what another left.

@@ -1,7 +1,7 @@
 //! What a daemon makes of what others tell of themselves.
 
 use anyhow::{Context, Result, bail, ensure};
-use malai_daemon::clock::now_ms;
+use malai_daemon::runtime::clock::now_ms;
 use malai_protocol::codec::Kind;
 use malai_protocol::local::{Finding, Level, Request, Response};
 use malai_protocol::peer::Hello;

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use malai_daemon::duty::watch_panics;
-use malai_daemon::logging::Log;
+use malai_daemon::runtime::duty::watch_panics;
+use malai_daemon::runtime::logging::Log;
 use malai_daemon::store::lock::{self, Holder};
 use malai_daemon::{Daemon as Service, Options, offline};
 use malai_protocol::failure::{Failure, Kind};
@@ -200,7 +200,7 @@ impl Drop for LastLines<'_> {
 /// Binds, runs until it is stopped, and shuts down.
 fn serve(home: &Home, agent: bool, log: &Log, tell: impl FnMut(&Report) -> std::io::Result<()>) -> Result<u8, Failure> {
     let _last_lines = LastLines(log);
-    malai_daemon::secrecy::begin();
+    malai_daemon::runtime::secrecy::begin();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()

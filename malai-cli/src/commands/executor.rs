@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use malai_daemon::logging::Log;
+use malai_daemon::runtime::logging::Log;
 use malai_protocol::failure::{Failure, Kind};
 use malai_protocol::home::Home;
 
@@ -37,7 +37,7 @@ impl Executor {
         let log = Log::to_file(&home);
         logging::start(&log);
         let _last_lines = LastLines(&log);
-        malai_daemon::duty::watch_panics();
+        malai_daemon::runtime::duty::watch_panics();
         let ended = malai_daemon::executor::main(home, Some(log.clone()));
         log.flush(LOG_FLUSH_TIMEOUT);
         ended.map(|()| 0).map_err(|e| Failure::new(Kind::Internal, format!("the executor failed: {e:#}")))

@@ -14,12 +14,12 @@ use malai_protocol::plan;
 use malai_protocol::session::{self, Attached, Started};
 
 use super::super::Shared;
-use super::super::followers::{Followers, Place, Verdict};
-use super::super::link::{Link, OUTBOX};
-use super::super::log::Log;
-use super::super::spool::{Reader, Spool};
 use super::super::table::Arrival;
 use super::spooling::{Portion, Reading, Writing};
+use crate::executor::output::log::Log;
+use crate::executor::output::spool::{Reader, Spool};
+use crate::executor::session::followers::{Followers, Place, Verdict};
+use crate::executor::session::link::{Link, OUTBOX};
 
 /// One session's follower.
 #[derive(Debug)]

@@ -11,8 +11,8 @@ use tokio::net::unix::pipe;
 use malai_protocol::codec::MAX_DATA;
 use malai_protocol::session::Output as Stream;
 
-use super::super::log::Log;
 use super::following::Following;
+use crate::executor::output::log::Log;
 
 /// One command's output.
 #[derive(Debug)]

@@ -10,9 +10,10 @@ use malai_protocol::codec::{CodecError, Frame, Kind};
 use malai_protocol::session::{Ack, Attached, DEFAULT_GRACE_MS, ExitRecord};
 
 use super::super::table::{Arrival, Command, Keep};
-use super::super::{Shared, link};
 use super::at;
 use super::following::{Following, moved};
+use crate::executor::Shared;
+use crate::executor::session::link;
 
 /// A goodbye is waited for as long as a caller is, and no longer than this.
 const SETTLED: Duration = Duration::from_millis(DEFAULT_GRACE_MS);

@@ -16,10 +16,10 @@ use malai_protocol::plan::Outcome;
 use malai_protocol::session::{Attached, Output as Stream, Started};
 
 use super::super::Shared;
-use super::super::link::Link;
-use super::super::log::Log;
-use super::super::spool::{End, Piece, Reader, Spool};
 use super::{Later, later};
+use crate::executor::output::log::Log;
+use crate::executor::output::spool::{End, Piece, Reader, Spool};
+use crate::executor::session::link::Link;
 
 /// About so many bytes are written or read at once.
 const PORTION: usize = 256 * 1024;

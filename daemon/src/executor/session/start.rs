@@ -12,22 +12,22 @@ use malai_protocol::failure::{self, Failure};
 use malai_protocol::plan::{Outcome, Plan};
 use malai_protocol::session::Attached;
 
-use super::super::command::{self, Command};
-use super::super::link::Link;
-use super::super::log::Log;
-use super::super::reap::Child;
-use super::super::serve;
-use super::super::spawn::{Forked, Identity};
-use super::super::spool::Spool;
 use super::super::table::{Admitted, Cause, Command as Order, Record, Registration, grace, live_of};
-use super::super::tree::cgroup::Group;
-use super::super::tree::{self, Tree};
 use super::super::{Shared, refuse};
 use super::following::Following;
 use super::input::Input;
 use super::output::Output;
 use super::spooling::blocking;
 use super::{Later, Session, caller_gone};
+use crate::executor::output::log::Log;
+use crate::executor::output::spool::Spool;
+use crate::executor::process::command::{self, Command};
+use crate::executor::process::reap::Child;
+use crate::executor::process::spawn::{Forked, Identity};
+use crate::executor::process::tree::cgroup::Group;
+use crate::executor::process::tree::{self, Tree};
+use crate::executor::session::link::Link;
+use crate::executor::socket::serve;
 
 /// Longer limits than this are none: it is what timers can hold.
 const MAX_TIMEOUT: Duration = Duration::from_secs(10 * 365 * 24 * 3600);

@@ -8,10 +8,10 @@ use malai_protocol::failure::{Failure, Kind};
 use malai_protocol::id::MachineId;
 use malai_protocol::plan::{Ended, Live, Outcome, SessionName};
 
-use super::super::journal::Line;
-use super::super::tree::Tree;
 use super::ended::{Keep, Kept, Record};
 use super::{Entry, PLACE, Table};
+use crate::executor::process::tree::Tree;
+use crate::executor::table::journal::Line;
 
 /// One of the places for sessions.
 #[derive(Debug)]

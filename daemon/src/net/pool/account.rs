@@ -10,9 +10,9 @@ use malai_protocol::id::MachineId;
 use malai_protocol::peer::{Close, Hello};
 
 use super::{Peer, PeerConn, Pool};
-use crate::clock::now_ms;
 use crate::net::closed_with;
 use crate::net::endpoint::IDLE;
+use crate::runtime::clock::now_ms;
 
 /// So long a machine is taken to be still away after it went. Later it may well have come back without anybody here being
 /// told.

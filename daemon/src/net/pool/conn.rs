@@ -11,9 +11,9 @@ use malai_protocol::id::{Incarnation, MachineId};
 use malai_protocol::snapshot::Header;
 use tokio::sync::watch;
 
-use crate::clock::now_ms;
-use crate::net::hearsay::canonical;
-use crate::net::ways::Trail;
+use crate::net::finding::hearsay::canonical;
+use crate::net::finding::ways::Trail;
+use crate::runtime::clock::now_ms;
 
 /// One connection to a machine.
 #[derive(Debug)]

@@ -44,7 +44,7 @@ impl Init {
         })?;
         let (name, lets_in) = (invite.name.clone(), invite.lets_in());
         let ask = init::Init { invite, url: self.url, listen: self.listen, certificate: self.cert.zip(self.key) };
-        malai_daemon::secrecy::hide_memory();
+        malai_daemon::runtime::secrecy::hide_memory();
         let made = init::init(&cx.home, &ask)?;
         if cx.out.json {
             cx.out.document(&made)?;

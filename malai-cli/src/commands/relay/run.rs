@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use malai_daemon::logging::Log;
 use malai_daemon::relay::{ADDRESS_DISCOVERY_PORT, Options, Relay};
+use malai_daemon::runtime::logging::Log;
 use malai_protocol::failure::{Failure, Kind};
 use sd_notify::NotifyState;
 use tokio::time::timeout;
@@ -30,8 +30,8 @@ impl Run {
         // What is wrong with the filter is in that log.
         logging::start_relay(&log);
         let _last_lines = LastLines(&log);
-        malai_daemon::secrecy::begin();
-        malai_daemon::duty::watch_panics();
+        malai_daemon::runtime::secrecy::begin();
+        malai_daemon::runtime::duty::watch_panics();
         let says = Said { log: &log, out: cx.out };
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .enable_all()

@@ -1,0 +1,236 @@
+//! Who knocks: machines without an invite that ask to be approved. In memory only; strangers write here, so it is
+//! bounded in size and in rate.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use malai_protocol::failure::{Failure, Kind};
+use malai_protocol::id::MachineId;
+use malai_protocol::local;
+
+/// The most that knock at once.
+const MAX_PENDING: usize = 64;
+/// One key may knock so often. Machines keep 5 s or more; what the network bunches together is not their fault.
+const KEY_INTERVAL: Duration = Duration::from_secs(4);
+/// All together may knock [`MAX_KNOCKS`] times in this time.
+const WINDOW: Duration = Duration::from_secs(4);
+const MAX_KNOCKS: u32 = 2 * MAX_PENDING as u32;
+/// A machine that has not knocked for so long is gone.
+const GONE_AFTER: Duration = Duration::from_secs(120);
+/// The shortest prefix of an id52 that may stand for it.
+const MIN_PREFIX: usize = 12;
+/// The longest host name that DNS knows is 253 characters.
+const MAX_HOSTNAME: usize = 253;
+
+/// The machines that knock at one cluster.
+#[derive(Debug)]
+pub struct Pending {
+    cluster: String,
+    knocking: BTreeMap<MachineId, Knocking>,
+    window: Option<Instant>,
+    knocks: u32,
+}
+
+#[derive(Debug)]
+struct Knocking {
+    hostname: String,
+    from: String,
+    since_ms: u64,
+    last_ms: u64,
+    last: Instant,
+}
+
+impl Pending {
+    /// Nobody knocks yet at the cluster with this alias.
+    pub fn new(cluster: &str) -> Self {
+        Self { cluster: cluster.to_owned(), knocking: BTreeMap::new(), window: None, knocks: 0 }
+    }
+
+    /// Notes a knock, from an address, at an instant and its time on the wall clock.
+    ///
+    /// # Errors
+    /// [`Kind::Busy`] when it comes too soon, or too many knock.
+    pub fn knock(
+        &mut self,
+        id: MachineId,
+        hostname: &str,
+        from: &str,
+        at: Instant,
+        now_ms: u64,
+    ) -> Result<(), Failure> {
+        self.forget_gone(at);
+        self.count(at)?;
+        let hostname: String = hostname.chars().take(MAX_HOSTNAME).collect();
+        if let Some(known) = self.knocking.get_mut(&id) {
+            if at.saturating_duration_since(known.last) < KEY_INTERVAL {
+                return Err(Failure::new(Kind::Busy, "this machine knocks too often"));
+            }
+            *known = Knocking { hostname, from: from.to_owned(), since_ms: known.since_ms, last_ms: now_ms, last: at };
+            return Ok(());
+        }
+        if self.knocking.len() >= MAX_PENDING {
+            let message = format!("{MAX_PENDING} machines knock already, and no more are noted");
+            let hint =
+                format!("on the cluster manager: malai cluster approve {} {id} works without a knock", self.cluster);
+            return Err(Failure::new(Kind::Busy, message).hint(hint));
+        }
+        let knocking = Knocking { hostname, from: from.to_owned(), since_ms: now_ms, last_ms: now_ms, last: at };
+        self.knocking.insert(id, knocking);
+        Ok(())
+    }
+
+    /// Who knocks, by id.
+    pub fn list(&self, at: Instant) -> Vec<local::Pending> {
+        self.knocking
+            .iter()
+            .filter(|(_, k)| !k.gone(at))
+            .map(|(id, k)| local::Pending {
+                id: *id,
+                hostname: k.hostname.clone(),
+                from: k.from.clone(),
+                since_ms: k.since_ms,
+                last_ms: k.last_ms,
+            })
+            .collect()
+    }
+
+    /// Forgets a machine: it was enrolled or refused.
+    pub fn settle(&mut self, id: &MachineId) {
+        self.knocking.remove(id);
+    }
+
+    fn forget_gone(&mut self, at: Instant) {
+        self.knocking.retain(|_, k| !k.gone(at));
+    }
+
+    fn count(&mut self, at: Instant) -> Result<(), Failure> {
+        if self.window.is_none_or(|begun| at.saturating_duration_since(begun) >= WINDOW) {
+            self.window = Some(at);
+            self.knocks = 0;
+        }
+        self.knocks = self.knocks.saturating_add(1);
+        if self.knocks > MAX_KNOCKS {
+            return Err(Failure::new(Kind::Busy, "too many machines knock at once"));
+        }
+        Ok(())
+    }
+}
+
+impl Knocking {
+    fn gone(&self, at: Instant) -> bool {
+        at.saturating_duration_since(self.last) >= GONE_AFTER
+    }
+}
+
+/// The machine that an administrator means, and the host name that it told: a full id52, or a unique prefix of 12 or
+/// more characters among those that knock.
+///
+/// # Errors
+/// [`Kind::Usage`] when the text is neither, [`Kind::UnknownTarget`] and [`Kind::AmbiguousTarget`] when it is a prefix
+/// of none or of several.
+pub fn find(pending: &[local::Pending], text: &str) -> Result<(MachineId, Option<String>), Failure> {
+    if let Ok(id) = text.parse::<MachineId>() {
+        let hostname = pending.iter().find(|p| p.id == id).map(|p| p.hostname.clone());
+        return Ok((id, hostname));
+    }
+    let is_prefix = text.len() < 52 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'v'));
+    if text.len() < MIN_PREFIX || !is_prefix {
+        let message = format!("{text:?} is neither an id52 nor a prefix of {MIN_PREFIX} or more characters of one");
+        return Err(Failure::new(Kind::Usage, message).hint("`malai machine init` prints it on the machine"));
+    }
+    let mut found = pending.iter().filter(|p| p.id.to_string().starts_with(text));
+    match (found.next(), found.next()) {
+        (Some(one), None) => Ok((one.id, Some(one.hostname.clone()))),
+        (Some(_), Some(_)) => {
+            Err(Failure::new(Kind::AmbiguousTarget, format!("several machines that knock begin with {text}"))
+                .hint("give more characters"))
+        }
+        (None, _) => Err(Failure::new(Kind::UnknownTarget, format!("no machine that knocks begins with {text}"))
+            .hint("give the id52 in full: it needs no knock")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::admin::manager::tests::machine;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn knock(pending: &mut Pending, id: MachineId, at: Instant) -> Result<(), Failure> {
+        pending.knock(id, "web01", "192.0.2.7:4001", at, 1)
+    }
+
+    #[test]
+    fn a_knock_is_listed_until_two_minutes_after_the_last_one() {
+        let mut pending = Pending::new("company");
+        let start = Instant::now();
+        let id = machine();
+        pending.knock(id, "web01", "192.0.2.7:4001", start, 1000).expect("noted");
+        pending.knock(id, "web01.example.com", "192.0.2.8:4001", start + 100 * SECOND, 2000).expect("noted");
+        let listed = pending.list(start + 219 * SECOND);
+        let [only] = &listed[..] else { panic!("{listed:?}") };
+        assert_eq!((only.id, only.since_ms, only.last_ms), (id, 1000, 2000));
+        assert_eq!((only.hostname.as_str(), only.from.as_str()), ("web01.example.com", "192.0.2.8:4001"));
+        assert_eq!(pending.list(start + 220 * SECOND), Vec::new());
+    }
+
+    #[test]
+    fn a_key_that_knocks_too_often_is_refused() {
+        let mut pending = Pending::new("company");
+        let start = Instant::now();
+        let id = machine();
+        knock(&mut pending, id, start).expect("noted");
+        assert_eq!(knock(&mut pending, id, start + 3 * SECOND).expect_err("too soon").kind, Kind::Busy);
+        knock(&mut pending, id, start + 5 * SECOND).expect("in time");
+        pending.settle(&id);
+        knock(&mut pending, id, start + 6 * SECOND).expect("settled, and so new");
+    }
+
+    #[test]
+    fn a_full_table_refuses_new_ones_and_says_what_works_without_it() {
+        let mut pending = Pending::new("company");
+        let start = Instant::now();
+        let ids: Vec<MachineId> = (0..MAX_PENDING).map(|_| machine()).collect();
+        for id in &ids {
+            knock(&mut pending, *id, start).expect("noted");
+        }
+        let late = machine();
+        let refused = knock(&mut pending, late, start + SECOND).expect_err("full");
+        assert_eq!(refused.kind, Kind::Busy);
+        assert!(refused.hint.is_some_and(|hint| hint.contains(&format!("malai cluster approve company {late}"))));
+        // Those that are there go on, and one that goes away makes room.
+        knock(&mut pending, ids[0], start + 5 * SECOND).expect("noted");
+        knock(&mut pending, late, start + 121 * SECOND).expect("room again");
+    }
+
+    #[test]
+    fn all_together_are_limited_too() {
+        let mut pending = Pending::new("company");
+        let start = Instant::now();
+        let refused: Vec<Failure> =
+            (0..=MAX_KNOCKS).filter_map(|_| knock(&mut pending, machine(), start).err()).collect();
+        assert_eq!(refused.last().map(|f| f.message.as_str()), Some("too many machines knock at once"));
+        assert!(pending.list(start).len() <= MAX_PENDING);
+    }
+
+    #[test]
+    fn a_machine_is_meant_by_its_id_or_by_a_unique_prefix() {
+        let mut pending = Pending::new("company");
+        let start = Instant::now();
+        let (one, other) = (machine(), machine());
+        knock(&mut pending, one, start).expect("noted");
+        let mut list = pending.list(start);
+        let text = one.to_string();
+        let found = Ok((one, Some("web01".to_owned())));
+        assert_eq!(find(&list, &text), found);
+        assert_eq!(find(&list, &text[..12]), found);
+        assert_eq!(find(&list, &other.to_string()), Ok((other, None)), "in full it needs no knock");
+        let kind = |list: &[local::Pending], text: &str| find(list, text).expect_err(text).kind;
+        assert_eq!(kind(&list, &text[..11]), Kind::Usage);
+        assert_eq!(kind(&list, &text[..20].to_uppercase()), Kind::Usage);
+        assert_eq!(kind(&list, &other.to_string()[..20]), Kind::UnknownTarget);
+        list.push(list[0].clone());
+        assert_eq!(kind(&list, &text[..12]), Kind::AmbiguousTarget);
+    }
+}

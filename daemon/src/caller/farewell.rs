@@ -1,0 +1,262 @@
+//! Callers that went away where the attachment's own stream could not tell: the target is told over another one.
+//!
+//! Kept in memory, for a time and in a bounded number: a target that hears of none ends the session by its grace.
+
+use std::collections::{HashSet, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use iroh::endpoint::ReadError;
+use malai_protocol::codec::{CodecError, Frame, Kind, MAX_CONTROL};
+use malai_protocol::failure::Failure;
+use malai_protocol::id::{ClusterId, MachineId};
+use malai_protocol::peer::{Close, Gone, RESET_PROTOCOL};
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::sync::CancellationToken;
+
+use crate::clusters::Clusters;
+use crate::clusters::membership::Membership;
+use crate::clusters::peers::dial;
+use crate::net::pool::PeerConn;
+use crate::net::{FrameError, Frames, closed_with, code, send};
+use crate::runtime::backoff::Backoff;
+use crate::runtime::duty;
+
+/// How many are kept; the oldest is dropped for one more.
+const MOST: usize = 4096;
+/// How long one is kept: as long as sessions wait for their callers where the config does not say.
+const KEPT: Duration = Duration::from_secs(600);
+/// How long one attempt to reach the machine may take.
+const ATTEMPT: Duration = Duration::from_secs(3);
+/// Between two attempts.
+const PAUSE: Duration = Duration::from_secs(1);
+/// Bounds that pause.
+const FAREWELL_RETRY_MAX_INTERVAL: Duration = Duration::from_secs(15);
+/// How long the answer may take.
+const ANSWER: Duration = Duration::from_secs(3);
+/// So many are said at once.
+const AT_ONCE: usize = 64;
+
+/// What a machine is still to be told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Due {
+    to: To,
+    gone: Gone,
+    until: Instant,
+}
+
+/// A machine of a cluster.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct To {
+    cluster: ClusterId,
+    machine: MachineId,
+}
+
+/// All that is still to be said.
+#[derive(Debug, Default)]
+pub(crate) struct Farewells {
+    kept: Mutex<Kept>,
+    stop: CancellationToken,
+}
+
+#[derive(Debug, Default)]
+struct Kept {
+    due: VecDeque<Due>,
+    /// Machines that a task is trying to tell.
+    told: HashSet<To>,
+}
+
+impl Farewells {
+    fn lock(&self) -> MutexGuard<'_, Kept> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether there is nothing to be said.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.lock().due.is_empty()
+    }
+
+    /// The daemon stops: nothing more is said.
+    pub(crate) fn stop(&self) {
+        self.stop.cancel();
+    }
+
+    /// Is cancelled when the daemon stops.
+    pub(super) fn stopped(&self) -> CancellationToken {
+        self.stop.clone()
+    }
+
+    /// Notes one. True when a task has to be started for this machine.
+    fn note(&self, due: Due) -> bool {
+        let mut kept = self.lock();
+        if kept.due.len() >= MOST
+            && let Some(Due { to, gone, .. }) = kept.due.pop_front()
+        {
+            tracing::warn!(session = %gone.id.short(), machine = %to.machine.short(), "not told that its caller is gone: too many are");
+        }
+        kept.due.push_back(due);
+        kept.told.insert(due.to)
+    }
+
+    /// What this machine is still to be told. Nothing: then its task ends.
+    fn next(&self, to: To) -> Vec<Due> {
+        let mut kept = self.lock();
+        let now = Instant::now();
+        kept.due.retain(|due| {
+            let in_time = due.until > now;
+            if !in_time {
+                tracing::warn!(session = %due.gone.id.short(), machine = %due.to.machine.short(), "not told that its caller is gone: not reached");
+            }
+            in_time
+        });
+        let next: Vec<Due> = kept.due.iter().filter(|due| due.to == to).copied().collect();
+        if next.is_empty() {
+            kept.told.remove(&to);
+        }
+        next
+    }
+
+    fn done(&self, due: &Due) {
+        self.lock().due.retain(|other| other != due);
+    }
+}
+
+/// Tells this machine of the cluster that the caller is gone, as soon as it can be reached.
+pub(super) fn keep(clusters: &Arc<Clusters>, cluster: ClusterId, machine: MachineId, gone: Gone) {
+    let to = To { cluster, machine };
+    tracing::debug!(session = %gone.id.short(), machine = %machine.short(), "the target does not know yet that the caller is gone");
+    if clusters.farewells().note(Due { to, gone, until: Instant::now() + KEPT }) {
+        let stop = clusters.farewells().stop.clone();
+        let telling = Arc::clone(clusters);
+        let tell = duty::keep("farewell", stop.clone(), move || tell(Arc::clone(&telling), to));
+        clusters.spawn(async move {
+            stop.run_until_cancelled_owned(tell).await;
+        });
+    }
+}
+
+async fn tell(clusters: Arc<Clusters>, to: To) {
+    let mut backoff = Backoff::new(PAUSE, FAREWELL_RETRY_MAX_INTERVAL);
+    loop {
+        let next = clusters.farewells().next(to);
+        if next.is_empty() {
+            return;
+        }
+        let said = match clusters.by_id(&to.cluster) {
+            Some(membership) => say_all(&clusters, &membership, to, next).await,
+            None => Err(anyhow::anyhow!("the cluster is not served")),
+        };
+        if let Err(why) = said {
+            tracing::debug!(machine = %to.machine.short(), "not told yet that callers are gone: {why:#}");
+            sleep(backoff.pause()).await;
+        } else {
+            backoff.reset();
+        }
+    }
+}
+
+async fn say_all(clusters: &Clusters, membership: &Arc<Membership>, to: To, all: Vec<Due>) -> anyhow::Result<()> {
+    let conn = dial::connect(membership, to.machine, Instant::now() + ATTEMPT).await?;
+    let one = |due: Due| {
+        let conn = Arc::clone(&conn);
+        async move { (due, say(&conn, &due.gone).await) }
+    };
+    let mut saying = futures_util::stream::iter(all).map(one).buffer_unordered(AT_ONCE);
+    while let Some((due, said)) = saying.next().await {
+        match said {
+            Ok(None) => tracing::debug!(session = %due.gone.id.short(), "the target knows that the caller is gone"),
+            Ok(Some(why)) => {
+                tracing::debug!(session = %due.gone.id.short(), "the target does not hear of callers: {why}")
+            }
+            Err(error)
+                if matches!(
+                    conn.conn.close_reason().as_ref().and_then(closed_with),
+                    Some(Close::NotAMember | Close::Removed)
+                ) =>
+            {
+                tracing::debug!(session = %due.gone.id.short(), "the target does not know this machine: {error:#}");
+            }
+            Err(error) => return Err(error),
+        }
+        clusters.farewells().done(&due);
+    }
+    Ok(())
+}
+
+/// Returns when the target has answered: with a reason when it will not hear of this.
+async fn say(conn: &PeerConn, gone: &Gone) -> anyhow::Result<Option<String>> {
+    let answer = async {
+        let (mut send_half, recv) = conn.conn.open_bi().await?;
+        send(&mut send_half, Frame::control(Kind::Gone, gone)?).await?;
+        send_half.finish()?;
+        match Frames::new(recv, MAX_CONTROL).next(ANSWER).await {
+            Ok(frame) if frame.kind == Kind::Pong => Ok(None),
+            Ok(frame) => {
+                let refused: Failure = frame.expect(Kind::Refused, "Pong or Refused")?;
+                Ok(Some(refused.message))
+            }
+            Err(error) if is_reset_for_protocol(&error) => Ok(Some("it is of an earlier version".to_owned())),
+            Err(error) => Err(error.into()),
+        }
+    };
+    timeout(ANSWER, answer).await?
+}
+
+fn is_reset_for_protocol(error: &FrameError) -> bool {
+    let FrameError::Codec(CodecError::Io(error)) = error else { return false };
+    let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<ReadError>());
+    matches!(inner, Some(ReadError::Reset(number)) if *number == code(RESET_PROTOCOL))
+}
+
+#[cfg(test)]
+mod tests {
+    use malai_protocol::id::{FollowerId, SessionId};
+
+    use super::*;
+    use crate::store::keys::{ClusterKey, MachineKey};
+
+    fn to() -> To {
+        let cluster = ClusterKey::generate().expect("a key").id();
+        To { cluster, machine: MachineKey::generate().expect("a key").id() }
+    }
+
+    fn due(to: To, number: u32, kept: Duration) -> Due {
+        let (id, follower) = (SessionId::from_bytes([1; 16]), FollowerId::from_bytes([2; 16]));
+        Due { to, gone: Gone { owner: None, id, follower, number }, until: Instant::now() + kept }
+    }
+
+    #[test]
+    fn one_task_at_a_time_tells_a_machine_until_nothing_is_left() {
+        let (farewells, one, other) = (Farewells::default(), to(), to());
+        let (first, second) = (due(one, 1, KEPT), due(one, 2, KEPT));
+        assert!(farewells.note(first));
+        assert!(!farewells.note(second), "there is a task already");
+        assert!(farewells.note(due(other, 3, KEPT)));
+        assert_eq!(farewells.next(one), [first, second]);
+        farewells.done(&first);
+        assert_eq!(farewells.next(one), [second]);
+        farewells.done(&second);
+        assert!(farewells.next(one).is_empty());
+        assert!(farewells.note(first), "the task before has ended");
+    }
+
+    #[test]
+    fn what_could_not_be_said_in_time_is_forgotten() {
+        let (farewells, to) = (Farewells::default(), to());
+        farewells.note(due(to, 1, Duration::ZERO));
+        assert!(farewells.next(to).is_empty());
+        assert!(farewells.is_empty());
+    }
+
+    #[test]
+    fn the_oldest_makes_room() {
+        let (farewells, to) = (Farewells::default(), to());
+        let numbers = 0..u32::try_from(MOST).expect("a number") + 2;
+        for number in numbers.clone() {
+            farewells.note(due(to, number, KEPT));
+        }
+        let kept: Vec<u32> = farewells.next(to).iter().map(|due| due.gone.number).collect();
+        assert!(kept.iter().copied().eq(numbers.skip(2)));
+    }
+}

@@ -1,0 +1,259 @@
+//! Fetches, verifies and holds snapshots, and lets running sessions feel them.
+
+use std::sync::{Arc, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use iroh::endpoint::Connection;
+use malai_protocol::codec::{Frame, Kind, MAX_SNAPSHOT};
+use malai_protocol::failure::Failure;
+use malai_protocol::id::ClusterId;
+use malai_protocol::peer::{Close, Pull};
+use malai_protocol::snapshot::{Header, Order, Signed, Snapshot, order};
+use tokio::sync::watch;
+
+use crate::admin::manager::Manager;
+use crate::clusters::alarms::AlarmCause;
+use crate::clusters::membership::{Held, Membership};
+use crate::net::pool::PeerConn;
+use crate::net::{FrameError, Frames, close, is_protocol_error, send};
+use crate::runtime::backoff::Backoff;
+use crate::runtime::blocking::blocking;
+use crate::runtime::duty;
+use crate::store::lock::Changes;
+
+/// How long the body of a snapshot may take: 4 MiB over a slow line.
+pub(crate) const BODY: Duration = Duration::from_secs(60);
+/// A snapshot that several peers announce is asked of one after the other; one that does not deliver in this time keeps
+/// nobody else from being asked.
+const PATIENCE: Duration = Duration::from_millis(250);
+/// Sets the first pause before the manager tries again to store a snapshot that it did not make.
+const FOREIGN_SNAPSHOT_RETRY_MIN_INTERVAL: Duration = Duration::from_secs(5);
+/// Bounds that pause.
+const FOREIGN_SNAPSHOT_RETRY_MAX_INTERVAL: Duration = Duration::from_secs(60);
+
+/// A peer offers a snapshot with this verified header: it is fetched in a task of its own when it is newer.
+pub(crate) fn offered(membership: &Arc<Membership>, conn: &Arc<PeerConn>, header: Header) {
+    match order(&header, Some(membership.held().snapshot.header())) {
+        Order::Same | Order::Older => {}
+        Order::Fork if !membership.is_manager => fork(membership, &header, &conn.peer.short()),
+        Order::Newer | Order::Fork if conn.callable() => {
+            if conn.offer(header) {
+                let (membership, conn) = (Arc::clone(membership), Arc::clone(conn));
+                let (tasks, cancel) = (membership.tasks.clone(), membership.cancel.clone());
+                let fetching = duty::keep("fetch", cancel.clone(), move || {
+                    let (membership, conn) = (Arc::clone(&membership), Arc::clone(&conn));
+                    async move { fetch_offered(&membership, &conn).await }
+                });
+                tasks.spawn(cancel.run_until_cancelled_owned(fetching));
+            }
+        }
+        Order::Newer | Order::Fork => {}
+    }
+}
+
+/// Fetches what this peer offers until it offers nothing more.
+async fn fetch_offered(membership: &Arc<Membership>, conn: &Arc<PeerConn>) {
+    while let Some(header) = conn.next_offer() {
+        let Err(error) = fetch(membership, conn, &header).await else { continue };
+        tracing::warn!(peer = %conn.peer.short(), cluster = %membership.alias, "no snapshot from there: {error:#}");
+        // One that is only slow may have sessions on this connection.
+        let late = matches!(error.downcast_ref(), Some(FrameError::Late(_)));
+        if is_protocol_error(&error) && !late {
+            close(&conn.conn, Close::Protocol, &error.to_string());
+        }
+    }
+}
+
+fn fork(membership: &Membership, header: &Header, from: &str) {
+    let text = format!(
+        "two snapshots were signed with generation {}: {from} holds another than this machine; it was refused. On the \
+         cluster manager run `malai rescan`: a new generation replaces both",
+        header.generation
+    );
+    membership.raise(AlarmCause::Fork, text);
+}
+
+/// Fetches the snapshot that a peer announced, unless another fetch brought it meanwhile.
+///
+/// # Errors
+/// Whatever the stream, the snapshot or the disk say.
+pub(crate) async fn fetch(membership: &Arc<Membership>, conn: &Arc<PeerConn>, header: &Header) -> anyhow::Result<()> {
+    let _turn = tokio::time::timeout(PATIENCE, membership.fetching.lock()).await;
+    if matches!(order(header, Some(membership.held().snapshot.header())), Order::Same | Order::Older) {
+        return Ok(());
+    }
+    let snapshot = pull(&conn.conn, &membership.cluster, header).await?;
+    let from = conn.peer.short();
+    let _one_at_a_time = membership.installing.lock().await;
+    if membership.is_manager {
+        foreign(membership, snapshot).await;
+    } else {
+        install(membership, snapshot, &from)?;
+    }
+    Ok(())
+}
+
+/// Asks for the snapshot with this header, or a later one, and verifies what comes.
+///
+/// # Errors
+/// Whatever the stream or the snapshot say.
+pub(crate) async fn pull(conn: &Connection, cluster: &ClusterId, header: &Header) -> anyhow::Result<Snapshot> {
+    let (mut send_half, recv) = conn.open_bi().await?;
+    send(&mut send_half, Frame::control(Kind::Pull, &Pull { generation: header.generation })?).await?;
+    send_half.finish()?;
+    let answer = Frames::new(recv, MAX_SNAPSHOT).next(BODY).await?;
+    if answer.kind == Kind::Refused {
+        let failure: Failure = answer.decode()?;
+        anyhow::bail!("{failure}");
+    }
+    let signed: Signed = answer.expect(Kind::Snapshot, "Snapshot")?;
+    Ok(signed.verify(cluster)?)
+}
+
+/// Holds a verified snapshot that came over the network, and so enforces it. Storing it is `keep`'s business, for which
+/// nothing waits: what a snapshot takes away is taken away, whether or not the disk has room.
+fn install(membership: &Membership, snapshot: Snapshot, from: &str) -> Result<(), Failure> {
+    match order(snapshot.header(), Some(membership.held().snapshot.header())) {
+        Order::Newer => {}
+        Order::Fork => {
+            fork(membership, snapshot.header(), from);
+            return Ok(());
+        }
+        Order::Same | Order::Older => return Ok(()),
+    }
+    let generation = snapshot.header().generation;
+    let held = Held::new(snapshot).inspect_err(|failure| {
+        // What it takes away stays granted here: nobody may overlook that.
+        let text = format!(
+            "the config of generation {generation} cannot be used here, and an earlier one still holds: {failure}"
+        );
+        membership.raise(AlarmCause::Unusable, text);
+    })?;
+    let ungranted = membership.ungranted();
+    if hold(&membership.held, held) {
+        tracing::info!(cluster = %membership.alias, generation, from, "snapshot accepted");
+        replaced(membership);
+        if let Some(why) = membership.ungranted().filter(|why| ungranted.as_ref() != Some(why)) {
+            tracing::warn!(cluster = %membership.alias, "{why}");
+        }
+    }
+    Ok(())
+}
+
+/// Holds a snapshot that is newer than the one that is held, and says whether it was. The comparison and the exchange are
+/// one step: of two that come at once, the older one never takes the place of the newer one.
+fn hold(current: &watch::Sender<Arc<Held>>, next: Held) -> bool {
+    current.send_if_modified(|held| {
+        let is_newer = order(next.snapshot.header(), Some(held.snapshot.header())) == Order::Newer;
+        if is_newer {
+            *held = Arc::new(next);
+        }
+        is_newer
+    })
+}
+
+/// Clears what a newer snapshot settles.
+fn replaced(membership: &Membership) {
+    membership.clear(AlarmCause::Fork);
+    membership.clear(AlarmCause::Unusable);
+    if membership.is_member(&membership.me) {
+        // Whatever the manager said before was about an earlier one.
+        membership.clear(AlarmCause::Removed);
+    }
+}
+
+/// The cluster manager accepts no snapshot that it did not make: it was restored from a backup, or runs twice, or the
+/// key is stolen. It is kept, and an administrator has to decide.
+/// Where it cannot be stored now, that is tried again, since no machine may ever show it a second time.
+async fn foreign(membership: &Arc<Membership>, snapshot: Snapshot) {
+    let Err(failure) = note_foreign(membership, snapshot.clone()).await else { return };
+    let text = format!(
+        "a snapshot of generation {} is signed with this cluster's key but was not made here, and it cannot be kept: {}",
+        snapshot.header().generation,
+        failure.message
+    );
+    membership.raise(AlarmCause::Foreign, text);
+    {
+        let mut unnoted = unnoted(membership);
+        let is_tried = unnoted.is_some();
+        if order(snapshot.header(), unnoted.as_ref().map(Snapshot::header)) == Order::Newer {
+            *unnoted = Some(snapshot);
+        }
+        if is_tried {
+            return;
+        }
+    }
+    let (tasks, cancel) = (membership.tasks.clone(), membership.cancel.clone());
+    let membership = Arc::clone(membership);
+    let noting = duty::keep("foreign snapshot", cancel.clone(), move || note_unnoted(Arc::clone(&membership)));
+    tasks.spawn(cancel.run_until_cancelled_owned(noting));
+}
+
+/// Tries to store what [`foreign`] could not, until it is stored.
+async fn note_unnoted(membership: Arc<Membership>) {
+    let mut backoff = Backoff::new(FOREIGN_SNAPSHOT_RETRY_MIN_INTERVAL, FOREIGN_SNAPSHOT_RETRY_MAX_INTERVAL);
+    loop {
+        tokio::time::sleep(backoff.pause()).await;
+        let Some(snapshot) = unnoted(&membership).clone() else { return };
+        let header = *snapshot.header();
+        let noted = note_foreign(&membership, snapshot).await.is_ok();
+        // A later one may have come meanwhile.
+        if noted && unnoted(&membership).take_if(|latest| *latest.header() == header).is_some() {
+            return;
+        }
+    }
+}
+
+fn unnoted(membership: &Membership) -> MutexGuard<'_, Option<Snapshot>> {
+    membership.unnoted.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+async fn note_foreign(membership: &Membership, snapshot: Snapshot) -> Result<(), Failure> {
+    let (home, alias) = (membership.shared.home.clone(), membership.alias.clone());
+    let alarm = blocking(move || {
+        let changes = Changes::begin(&home)?;
+        let mut manager = Manager::load(&changes, &alias)?;
+        manager.note_foreign(snapshot)?;
+        Ok(manager.alarm())
+    });
+    match alarm.await? {
+        Some(text) => membership.raise(AlarmCause::Foreign, text),
+        None => membership.clear(AlarmCause::Foreign),
+    }
+    Ok(())
+}
+
+/// Holds a snapshot that this manager signed and stored, unless a newer one is held already.
+///
+/// # Errors
+/// [`Failure`] when its own text cannot be read, which the check before the signature excludes.
+pub(crate) fn publish(membership: &Membership, snapshot: Snapshot) -> Result<(), Failure> {
+    if order(snapshot.header(), Some(membership.held().snapshot.header())) != Order::Newer {
+        return Ok(());
+    }
+    // Reading a large config takes a while, in which others publish too.
+    let held = Held::new(snapshot)?;
+    let generation = held.generation();
+    if hold(&membership.held, held) {
+        tracing::info!(cluster = %membership.alias, generation, "snapshot published");
+        replaced(membership);
+        // What was shown from elsewhere is decided before anything is signed.
+        membership.clear(AlarmCause::Foreign);
+    }
+    Ok(())
+}
+
+/// Decides the running sessions anew, those that go on from before the cluster was taken in too, and again whenever
+/// another snapshot is held or sessions of an earlier daemon come in.
+pub(crate) async fn review(membership: Arc<Membership>) {
+    let mut snapshots = membership.watch();
+    loop {
+        let held = Arc::clone(&snapshots.borrow_and_update());
+        membership.live.review(&held, &membership.me, &membership.shared).await;
+        tokio::select! {
+            () = membership.cancel.cancelled() => return,
+            changed = snapshots.changed() => if changed.is_err() { return },
+            () = membership.live.adopted() => {}
+        }
+    }
+}

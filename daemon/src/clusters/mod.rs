@@ -1,0 +1,556 @@
+//! All clusters of one home: which are served, which wait for their config, which are broken.
+
+pub(crate) mod alarms;
+pub(crate) mod config;
+pub(crate) mod join;
+pub(crate) mod membership;
+pub(crate) mod peers;
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use malai_protocol::config::Network;
+use malai_protocol::failure::{Failure, Kind};
+use malai_protocol::id::ClusterId;
+use malai_protocol::local::Role;
+use malai_protocol::peer::{ALPN, JOIN_ALPN};
+use malai_protocol::snapshot::{Order, Snapshot, order};
+use tokio_util::task::TaskTracker;
+
+use crate::admin::manager::Manager;
+use crate::caller::absent::Absent;
+use crate::caller::farewell::Farewells;
+use crate::clusters::config::sync;
+use crate::clusters::config::tell;
+use crate::clusters::join::desk::Desk;
+use crate::clusters::join::knock::Waiting;
+use crate::clusters::membership::Held;
+use crate::clusters::membership::Membership;
+use crate::clusters::membership::Parts;
+use crate::net::endpoint::{self, Finding, bound_port};
+use crate::net::pool::Pool;
+use crate::runtime::blocking::blocking;
+use crate::runtime::clock::now_ms;
+use crate::runtime::duty;
+use crate::shared::Shared;
+use crate::store;
+use crate::store::clusters::Joining;
+use crate::store::lock::Changes;
+use crate::target::live::LiveTable;
+
+/// Addresses that were learnt are written down after so long.
+const LEARNT: Duration = Duration::from_secs(1);
+
+/// How long sessions of a cluster that is left may take to end: TERM, KILL, and the lines of the audit.
+const REVOKED_ENDS_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A cluster that is served.
+#[derive(Debug, Clone)]
+pub(crate) struct Served {
+    /// This machine's part in it.
+    pub(crate) membership: Arc<Membership>,
+    /// The cluster manager's desk for newcomers; absent on the other machines and in an agent.
+    pub(crate) desk: Option<Arc<Desk>>,
+}
+
+/// One cluster of this home.
+#[derive(Debug, Clone)]
+pub(crate) enum Cluster {
+    /// It is served.
+    Ready(Served),
+    /// It has no config yet.
+    Waiting(Arc<Waiting>),
+    /// It does not work, and the others do.
+    Broken(Failure),
+}
+
+/// All clusters of one home.
+#[derive(Debug)]
+pub(crate) struct Clusters {
+    shared: Arc<Shared>,
+    settings: store::settings::Settings,
+    map: Mutex<BTreeMap<String, Cluster>>,
+    tasks: TaskTracker,
+    farewells: Farewells,
+    absent: Absent,
+    refreshing: tokio::sync::Mutex<()>,
+    /// The snapshot that was held of each cluster when it was taken in again. The disk may have had no room for it, and then
+    /// has an older one.
+    newest: Mutex<BTreeMap<String, Arc<Held>>>,
+    /// Held for writing while a cluster is between what was known of it and what is on the disk. One at a time: two that
+    /// took in the same one would both serve it.
+    changing: tokio::sync::RwLock<()>,
+}
+
+impl Clusters {
+    /// No cluster yet.
+    pub(crate) fn new(shared: Arc<Shared>, settings: store::settings::Settings) -> Arc<Self> {
+        Arc::new(Self {
+            shared,
+            settings,
+            map: Mutex::default(),
+            tasks: TaskTracker::new(),
+            farewells: Farewells::default(),
+            absent: Absent::default(),
+            refreshing: tokio::sync::Mutex::default(),
+            newest: Mutex::default(),
+            changing: tokio::sync::RwLock::default(),
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Cluster>> {
+        self.map.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What all of them share.
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    /// Callers that are gone, where the target does not know yet.
+    pub(crate) fn farewells(&self) -> &Farewells {
+        &self.farewells
+    }
+
+    /// CLIs that lost their attachment and have to come back.
+    pub(crate) fn absent(&self) -> &Absent {
+        &self.absent
+    }
+
+    /// Runs a task that ends when [`Clusters::farewells`] are stopped.
+    pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.tasks.spawn(task);
+    }
+
+    /// Takes in every cluster of the home. What is broken is kept as broken.
+    ///
+    /// # Errors
+    /// [`Failure`] when the directory of clusters cannot be read at all.
+    pub(crate) async fn load_all(self: &Arc<Self>) -> Result<(), Failure> {
+        for found in store::clusters::list(&self.shared.home)? {
+            self.load(&found.alias).await;
+        }
+        Ok(())
+    }
+
+    /// Waits until no cluster is being taken in: for a moment then there is nothing of it, and whoever looked would be
+    /// told that this machine is in no such cluster.
+    pub(crate) async fn settled(&self) {
+        drop(self.changing.read().await);
+    }
+
+    /// Takes in one cluster from the disk, in place of what was known of it. Sessions go on, and are decided anew.
+    pub(crate) async fn load(self: &Arc<Self>, alias: &str) {
+        let _changing = self.changing.write().await;
+        let before = self.lock().remove(alias);
+        let sockets = bound(before.as_ref());
+        let held = match &before {
+            Some(Cluster::Ready(served)) => Some(served.membership.watch()),
+            _ => None,
+        };
+        stop(before).await;
+        if let Some(held) = held {
+            let last = Arc::clone(&held.borrow());
+            self.newest.lock().unwrap_or_else(PoisonError::into_inner).insert(alias.to_owned(), last);
+        }
+        endpoint::released(&sockets).await;
+        let cluster = match duty::caught(self.serve(alias)).await.unwrap_or_else(|| Err(fault())) {
+            Ok(cluster) => cluster,
+            Err(_) if store::clusters::is_gone(&self.shared.home, alias) => {
+                tracing::info!(cluster = alias, "not loaded again: it was left");
+                self.newest.lock().unwrap_or_else(PoisonError::into_inner).remove(alias);
+                return;
+            }
+            Err(failure) => {
+                tracing::error!(cluster = alias, "does not work: {failure}");
+                Cluster::Broken(failure)
+            }
+        };
+        if !matches!(cluster, Cluster::Broken(_)) {
+            self.newest.lock().unwrap_or_else(PoisonError::into_inner).remove(alias);
+        }
+        self.lock().insert(alias.to_owned(), cluster);
+    }
+
+    /// For an agent, beside which others change files: takes in what changed on the disk since it was last taken in.
+    ///
+    /// # Errors
+    /// [`Failure`] when the directory of clusters cannot be read at all.
+    pub(crate) async fn refresh(self: &Arc<Self>) -> Result<(), Failure> {
+        let _one_at_a_time = self.refreshing.lock().await;
+        let found: Vec<String> = store::clusters::list(&self.shared.home)?.into_iter().map(|f| f.alias).collect();
+        for alias in self.aliases().into_iter().filter(|alias| !found.contains(alias)) {
+            self.unload(&alias).await;
+        }
+        for alias in found {
+            // A newer snapshot is held as if it was published here: sessions go on.
+            let current = match self.get(&alias) {
+                Some(Cluster::Ready(served)) => {
+                    let membership = served.membership;
+                    match store::clusters::place(&membership.dir).load(&membership.cluster).map(|found| found.newest) {
+                        Ok(Some(stored)) => {
+                            let header = *stored.header();
+                            // What the disk had no room for is older there, and not to be gone back to.
+                            sync::publish(&membership, stored).is_ok()
+                                && matches!(
+                                    order(&header, Some(membership.held().snapshot.header())),
+                                    Order::Same | Order::Older
+                                )
+                        }
+                        _ => false,
+                    }
+                }
+                _ => false,
+            };
+            if !current {
+                self.load(&alias).await;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes in one cluster anew, in the background.
+    pub(crate) fn reload(self: &Arc<Self>, alias: String) {
+        let clusters = Arc::clone(self);
+        self.tasks.spawn(async move { clusters.load(&alias).await });
+    }
+
+    /// Stops serving a cluster that is, or is going to be, not on the disk any more. First its sessions end, and their
+    /// ends are written down.
+    pub(crate) async fn unload(&self, alias: &str) {
+        let served = match self.get(alias) {
+            Some(Cluster::Ready(served)) => Some(served.membership.cluster),
+            _ => None,
+        };
+        // One that does not work is known by what its sessions say.
+        let is_its = |table: &Arc<LiveTable>| match served {
+            Some(cluster) => table.cluster() == cluster,
+            None => table.is_of(alias),
+        };
+        let tables: Vec<_> = self.shared.executor.tables().all().into_iter().filter(is_its).collect();
+        self.end_sessions(alias, &tables).await;
+        let _changing = self.changing.write().await;
+        let known = self.lock().remove(alias);
+        self.newest.lock().unwrap_or_else(PoisonError::into_inner).remove(alias);
+        stop(known).await;
+        // It may have been taken in again meanwhile, and have let sessions in; now no more can come.
+        self.end_sessions(alias, &tables).await;
+    }
+
+    async fn end_sessions(&self, alias: &str, tables: &[Arc<LiveTable>]) {
+        for table in tables {
+            table.revoke_all(&self.shared).await;
+            if !table.all_over(REVOKED_ENDS_TIMEOUT).await {
+                tracing::error!(cluster = alias, "is left before all of its sessions have ended");
+            }
+        }
+    }
+
+    /// For a daemon that starts: decides the sessions anew that an earlier one left, all of them, and ends those that
+    /// no config allows. A cluster that does not work may still be mended: its sessions wait for that, as for their
+    /// callers.
+    pub(crate) async fn take_over(&self) {
+        let served = self.ready();
+        for membership in &served {
+            membership.live.review(&membership.held(), &membership.me, &self.shared).await;
+        }
+        if self.all().iter().any(|(_, cluster)| matches!(cluster, Cluster::Broken(_))) {
+            return;
+        }
+        for table in self.shared.executor.tables().all() {
+            if !served.iter().any(|membership| membership.cluster == table.cluster()) {
+                table.revoke_all(&self.shared).await;
+            }
+        }
+    }
+
+    /// Does this to its end, whether or not the one that asked for it waits.
+    ///
+    /// # Errors
+    /// What the work says.
+    pub(crate) async fn finish<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = Result<T, Failure>> + Send + 'static,
+    ) -> Result<T, Failure> {
+        let cut_short = |error| Failure::new(Kind::Internal, format!("the work was cut short: {error}"));
+        self.tasks.spawn(work).await.map_err(cut_short)?
+    }
+
+    async fn serve(self: &Arc<Self>, alias: &str) -> Result<Cluster, Failure> {
+        let stored = store::clusters::load(&self.shared.home, alias)?;
+        let is_manager = stored.role() == Role::Manager;
+        let Some(snapshot) = stored.snapshot else {
+            return Waiting::begin(&self.shared, stored).await.map(Cluster::Waiting);
+        };
+        // What a manager holds is what it has stored, or it was restored from a backup.
+        let held = if is_manager { Arc::new(Held::new(snapshot)?) } else { self.newest(alias, snapshot)? };
+        let network = held.config.network.clone();
+        let ports = store::ports::load(&stored.dir.ports());
+        let listen = self.settings.listen(alias);
+        let agent = self.shared.agent;
+        let options = endpoint::Options {
+            key: stored.machine_key.secret().clone(),
+            alpns: if agent { Vec::new() } else { vec![ALPN.to_vec()] },
+            network: &network,
+            listen: listen.filter(|_| !agent),
+            kept_port: ports.machine.filter(|_| !agent),
+            publish: !agent,
+            pass: stored.joining.as_ref().filter(|joining| joining.ticket_is_good(now_ms())).and_then(Joining::pass),
+            finding: Finding::default(),
+        };
+        let foreign = if is_manager { self.foreign(alias).await? } else { None };
+        let bound = endpoint::bind(&options).await?;
+        let parts = Parts {
+            alias: alias.to_owned(),
+            dir: stored.dir.clone(),
+            me: stored.machine_key.id(),
+            is_manager,
+            bound,
+            finding: options.finding,
+            held,
+            filed: stored.filed,
+            foreign,
+        };
+        let membership = Membership::new(parts, Arc::clone(&self.shared));
+        recall(&membership.pool, &stored.dir);
+        let desk = match is_manager && !agent {
+            true => match self.open_desk(&membership, &network, ports.join).await {
+                Ok(desk) => Some(desk),
+                Err(failure) => {
+                    // Nothing runs on it yet, and the next attempt wants its port.
+                    membership.release().await;
+                    return Err(failure);
+                }
+            },
+            false => None,
+        };
+        if !agent && let Err(failure) = keep_ports(&membership, desk.as_deref(), ports) {
+            // The next start may get other ports. That is no reason not to serve now.
+            tracing::warn!(cluster = alias, "the ports were not kept: {failure}");
+        }
+        membership.start();
+        membership.keep("addresses", keep_addresses);
+        if let Some(desk) = &desk {
+            desk.start();
+        }
+        if !agent {
+            // A relay that holds no snapshot yet lets the cluster key through, and no machine.
+            let endpoint = desk.as_ref().map_or(&membership.endpoint, |desk| &desk.endpoint).clone();
+            membership.keep("relays", move |membership| tell::run(membership, endpoint.clone()));
+        }
+        Ok(Cluster::Ready(Served { membership, desk }))
+    }
+
+    /// The stored snapshot, or a newer one of the same cluster that was held before.
+    fn newest(&self, alias: &str, stored: Snapshot) -> Result<Arc<Held>, Failure> {
+        let before = self.newest.lock().unwrap_or_else(PoisonError::into_inner).get(alias).cloned();
+        let newer = |held: &Arc<Held>| {
+            let header = held.snapshot.header();
+            header.cluster == stored.header().cluster && order(header, Some(stored.header())) == Order::Newer
+        };
+        match before.filter(newer) {
+            Some(held) => Ok(held),
+            None => Held::new(stored).map(Arc::new),
+        }
+    }
+
+    /// A snapshot made elsewhere, as the manager's files tell of it.
+    async fn foreign(&self, alias: &str) -> Result<Option<String>, Failure> {
+        let (home, alias) = (self.shared.home.clone(), alias.to_owned());
+        blocking(move || Ok(Manager::load(&Changes::begin(&home)?, &alias)?.alarm())).await
+    }
+
+    async fn open_desk(
+        self: &Arc<Self>,
+        membership: &Arc<Membership>,
+        network: &Network,
+        kept_port: Option<u16>,
+    ) -> Result<Arc<Desk>, Failure> {
+        let path = membership.dir.cluster_key();
+        let key = store::keys::ClusterKey::load(&path)?
+            .ok_or_else(|| Failure::new(Kind::BadConfig, format!("{} is gone", path.display())))?;
+        let options = endpoint::Options {
+            key: key.secret().clone(),
+            alpns: vec![JOIN_ALPN.to_vec()],
+            network,
+            listen: self.settings.join_listen(&membership.alias),
+            kept_port,
+            publish: true,
+            pass: None,
+            finding: Finding::default(),
+        };
+        let bound = endpoint::bind(&options).await?;
+        Ok(Desk::new(Arc::clone(membership), bound))
+    }
+
+    /// The cluster with this alias.
+    pub(crate) fn get(&self, alias: &str) -> Option<Cluster> {
+        self.lock().get(alias).cloned()
+    }
+
+    /// All clusters, by alias.
+    pub(crate) fn all(&self) -> Vec<(String, Cluster)> {
+        self.lock().iter().map(|(alias, cluster)| (alias.clone(), cluster.clone())).collect()
+    }
+
+    /// All aliases.
+    pub(crate) fn aliases(&self) -> Vec<String> {
+        self.lock().keys().cloned().collect()
+    }
+
+    /// The clusters that are served.
+    pub(crate) fn served(&self) -> Vec<Served> {
+        let ready = |cluster: &Cluster| match cluster {
+            Cluster::Ready(served) => Some(served.clone()),
+            _ => None,
+        };
+        self.lock().values().filter_map(ready).collect()
+    }
+
+    /// This machine's part in each cluster that is served.
+    pub(crate) fn ready(&self) -> Vec<Arc<Membership>> {
+        self.served().into_iter().map(|served| served.membership).collect()
+    }
+
+    /// The part in the cluster with this key.
+    pub(crate) fn by_id(&self, id: &ClusterId) -> Option<Arc<Membership>> {
+        self.ready().into_iter().find(|membership| membership.cluster == *id)
+    }
+
+    /// A cluster that waits for its config, and what for.
+    pub(crate) fn waiting(&self) -> Option<(String, String)> {
+        self.lock().iter().find_map(|(alias, cluster)| match cluster {
+            Cluster::Waiting(waiting) => Some((alias.clone(), waiting.what())),
+            _ => None,
+        })
+    }
+
+    /// What must be said at the start: clusters that do not work.
+    pub(crate) fn warnings(&self) -> Vec<String> {
+        let all = self.all();
+        let broken = all.iter().filter_map(|(alias, cluster)| match cluster {
+            Cluster::Broken(failure) => {
+                let hint = failure.hint.as_ref().map_or_else(String::new, |hint| format!(" ({hint})"));
+                Some(format!("cluster {alias} does not work: {}{hint}", failure.message))
+            }
+            Cluster::Ready(served) => {
+                let alarms = served.membership.alarms();
+                (!alarms.is_empty()).then(|| format!("cluster {alias}: {}", alarms.join("; ")))
+            }
+            Cluster::Waiting(waiting) => Some(format!("cluster {alias} has no config yet: {}", waiting.what())),
+        });
+        broken.collect()
+    }
+
+    /// Closes every connection at once, so that attachments are lost.
+    pub(crate) fn close_connections(&self) {
+        for served in self.served() {
+            served.membership.close_connections();
+        }
+    }
+
+    /// Stops serving all clusters, side by side.
+    pub(crate) async fn shutdown(&self) {
+        self.farewells.stop();
+        self.tasks.close();
+        self.tasks.wait().await;
+        let all = std::mem::take(&mut *self.lock());
+        let stops: Vec<_> = all.into_values().map(|cluster| tokio::spawn(stop(Some(cluster)))).collect();
+        for stopped in stops {
+            if let Err(error) = stopped.await {
+                tracing::error!("a cluster did not stop in good order: {error}");
+            }
+        }
+    }
+}
+
+/// What a cluster is that could not be taken in for a fault of malai.
+fn fault() -> Failure {
+    Failure::new(Kind::Internal, "a fault in malai kept it from being taken in; the log tells which")
+        .hint("malai daemon restart; and please report the fault")
+}
+
+/// The sockets of a cluster that is served.
+fn bound(cluster: Option<&Cluster>) -> Vec<SocketAddr> {
+    let Some(Cluster::Ready(Served { membership, desk })) = cluster else { return Vec::new() };
+    let desk = desk.iter().flat_map(|desk| desk.endpoint.bound_sockets());
+    membership.endpoint.bound_sockets().into_iter().chain(desk).collect()
+}
+
+async fn stop(cluster: Option<Cluster>) {
+    match cluster {
+        Some(Cluster::Ready(served)) => {
+            let Served { membership, desk } = served;
+            let desk = async {
+                if let Some(desk) = desk {
+                    desk.shutdown().await;
+                }
+            };
+            let membership = async {
+                membership.shutdown().await;
+                remember(&membership);
+                membership.release().await;
+            };
+            tokio::join!(desk, membership);
+        }
+        Some(Cluster::Waiting(waiting)) => waiting.stop().await,
+        Some(Cluster::Broken(_)) | None => {}
+    }
+}
+
+fn keep_ports(membership: &Membership, desk: Option<&Desk>, kept: store::ports::Ports) -> Result<(), Failure> {
+    let now = store::ports::Ports {
+        machine: bound_port(&membership.endpoint).or(kept.machine),
+        join: desk.and_then(|desk| bound_port(&desk.endpoint)).or(kept.join),
+    };
+    if now == kept { Ok(()) } else { store::ports::save(&membership.dir.ports(), &now) }
+}
+
+/// Reads the cache of last known addresses.
+fn recall(pool: &Pool, dir: &malai_protocol::home::ClusterDir) {
+    for (id, peer) in store::peers::load(&dir.peers()) {
+        let addresses = peer.addresses.iter().filter_map(|text| endpoint::parse_address(text)).collect();
+        pool.remember(id, (peer.seen_ms > 0).then_some(peer.seen_ms), addresses);
+    }
+}
+
+/// Writes addresses down soon after they were learnt: a daemon that is killed leaves them to the next one.
+async fn keep_addresses(membership: Arc<Membership>) {
+    loop {
+        tokio::select! {
+            () = membership.cancel.cancelled() => return,
+            () = membership.pool.learnt() => {}
+        }
+        tokio::select! {
+            () = membership.cancel.cancelled() => return,
+            // Greetings and announcements come in bunches.
+            () = tokio::time::sleep(LEARNT) => {}
+        }
+        remember(&membership);
+    }
+}
+
+/// Writes the cache of last known addresses, and logs the first of several failures.
+pub(crate) fn remember(membership: &Membership) {
+    let kept = write_addresses(membership);
+    let is_news = membership.addresses_said.lock().unwrap_or_else(PoisonError::into_inner).is_news(kept.is_ok());
+    if let Err(failure) = kept
+        && is_news
+    {
+        tracing::warn!(cluster = %membership.alias, "last known addresses were not kept: {failure}");
+    }
+}
+
+/// Of machines of the config only.
+fn write_addresses(membership: &Membership) -> Result<(), Failure> {
+    let known = membership.pool.known().into_iter().filter(|(id, ..)| membership.is_member(id));
+    let peers = known
+        .map(|(id, seen, addresses)| {
+            let addresses = addresses.iter().filter_map(endpoint::address_text).collect();
+            (id, store::peers::Peer { addresses, seen_ms: seen.unwrap_or(0) })
+        })
+        .collect();
+    store::peers::save(&membership.dir.peers(), &peers)
+}

@@ -1,0 +1,345 @@
+//! The cluster's own directory: every member tells every other where machines are that it has, or had, a connection to.
+//!
+//! An answer is a hint and no more: whoever dials learns by the key who is there, so that a lie costs one failed attempt.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use futures_util::stream::{self, BoxStream, FuturesUnordered};
+use futures_util::{FutureExt, StreamExt};
+use iroh::TransportAddr;
+use malai_protocol::codec::{CodecError, Frame, Kind, MAX_HELLO};
+use malai_protocol::failure::{Failure, Kind as FailureKind};
+use malai_protocol::id::MachineId;
+use malai_protocol::peer::{MAX_ADDRESSES, MAX_HOPS, Resolve, Resolved};
+use tokio::sync::{Semaphore, watch};
+use tokio::time::{Instant, timeout};
+
+use crate::clusters::membership::Membership;
+use crate::net::endpoint::{address_text, parse_address};
+use crate::net::finding::ways::Way;
+use crate::net::pool::PeerConn;
+use crate::net::{Frames, endpoint_id, send};
+use crate::runtime::clock::now_ms;
+
+/// Members that are asked at once, besides the cluster manager.
+const OTHERS: usize = 3;
+/// How long an answer may take. It may have to be asked for by the one that is asked.
+const ANSWER: Duration = Duration::from_secs(3);
+/// How long the answer to a question may take that is passed on.
+const HOP: Duration = Duration::from_secs(1);
+/// A search ends after so long; whoever still dials begins another.
+const SEARCH: Duration = Duration::from_secs(5);
+/// A member that did not know is not asked again for so long.
+const AGAIN: Duration = Duration::from_secs(2);
+/// A search asks so many at once, and as many others after so long.
+const LOOK: Duration = Duration::from_millis(500);
+/// What was heard longer ago is not told any more.
+const RECENT: Duration = Duration::from_secs(7 * 24 * 3600);
+/// Every question uses up so much of its asker's room.
+const PRICE: Duration = Duration::from_millis(125);
+/// The room of an asker, as the time in which it becomes free again: 32 questions at once, 8 a second for long.
+const ROOM: Duration = Duration::from_secs(4);
+/// A question that is passed on costs as much as so many: others answer it, and charge this machine for it.
+const HOP_PRICE: u32 = 3;
+/// Questions that are passed on at once.
+const HOPS: usize = 32;
+/// Askers remembered before those whose room is free are forgotten.
+const REMEMBERED: usize = 1024;
+
+/// What members may ask of this one.
+#[derive(Debug)]
+pub(crate) struct Limits {
+    /// When all of an asker's room is free.
+    free_at: Mutex<HashMap<MachineId, Instant>>,
+    hops: Semaphore,
+    /// How often members to ask were chosen.
+    turn: AtomicUsize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { free_at: Mutex::default(), hops: Semaphore::new(HOPS), turn: AtomicUsize::new(0) }
+    }
+}
+
+impl Limits {
+    /// Takes so much of the asker's room. False when it is not free.
+    fn take(&self, id: MachineId, price: Duration, now: Instant) -> bool {
+        let mut askers = self.free_at.lock().unwrap_or_else(PoisonError::into_inner);
+        if askers.len() >= REMEMBERED {
+            askers.retain(|_, free_at| *free_at > now);
+        }
+        let free_at = askers.get(&id).copied().unwrap_or(now).max(now) + price;
+        let is_room = free_at <= now + ROOM;
+        if is_room {
+            askers.insert(id, free_at);
+        }
+        is_room
+    }
+}
+
+/// Opens the directory to the endpoint of this membership.
+pub(crate) fn open(membership: &Arc<Membership>) {
+    let weak = Arc::downgrade(membership);
+    membership.finding.directory.open(Box::new(move |key| {
+        MachineId::from_bytes(*key.as_bytes()).map_or_else(|_| stream::empty().boxed(), |id| search(&weak, id))
+    }));
+}
+
+/// The answer to a question of this peer.
+///
+/// # Errors
+/// When it is against the protocol.
+pub(crate) async fn answer(membership: &Arc<Membership>, conn: &PeerConn, first: &Frame) -> anyhow::Result<Frame> {
+    let asked: Resolve = first.decode()?;
+    if asked.hops > MAX_HOPS {
+        let why = format!("a question is passed on at most {MAX_HOPS} time");
+        return Err(CodecError::Payload { kind: Kind::Resolve, why }.into());
+    }
+    let answered = resolve(membership, conn, &asked).await;
+    Ok(match answered {
+        Ok(resolved) => Frame::control(Kind::Resolved, &resolved)?,
+        Err(failure) => Frame::control(Kind::Refused, &failure)?,
+    })
+}
+
+async fn resolve(membership: &Arc<Membership>, conn: &PeerConn, asked: &Resolve) -> Result<Resolved, Failure> {
+    if !membership.is_member(&conn.peer) {
+        return Err(Failure::new(FailureKind::NotAMember, "not a member of the cluster"));
+    }
+    if !membership.held().config.network.has_directory() {
+        return Err(Failure::new(FailureKind::Denied, "the cluster's config says `directory = false`"));
+    }
+    let busy = || Failure::new(FailureKind::Busy, "this machine asks for too many machines at once");
+    if !membership.directory.take(conn.peer, PRICE, Instant::now()) {
+        return Err(busy());
+    }
+    if !membership.is_member(&asked.machine) {
+        return Ok(Resolved::default());
+    }
+    let known = known(membership, asked.machine);
+    let is_live = known.as_ref().is_some_and(|known| known.heard_ms_ago == 0);
+    if is_live || asked.hops == 0 {
+        return Ok(known.unwrap_or_default());
+    }
+    let others = others(membership, &[conn.peer, asked.machine], OTHERS);
+    if others.is_empty() {
+        return Ok(known.unwrap_or_default());
+    }
+    if !membership.directory.take(conn.peer, PRICE * HOP_PRICE, Instant::now()) {
+        return known.ok_or_else(busy);
+    }
+    let Ok(_place) = membership.directory.hops.try_acquire() else { return known.ok_or_else(busy) };
+    let mut answers: FuturesUnordered<_> = others.iter().map(|other| passed_on(other, asked.machine)).collect();
+    let mut told: Vec<Resolved> = known.into_iter().collect();
+    // All are waited for: the first to say that it has a connection may lie.
+    while let Some(answer) = answers.next().await {
+        told.extend(answer);
+    }
+    Ok(united(&told))
+}
+
+/// One answer of several: addresses of each in turn, in this order, so that none can keep another from being told.
+fn united(told: &[Resolved]) -> Resolved {
+    let mut addresses: Vec<String> = Vec::new();
+    for turn in 0..MAX_ADDRESSES {
+        for address in told.iter().filter_map(|one| one.addresses.get(turn)) {
+            if addresses.len() < MAX_ADDRESSES && !addresses.contains(address) {
+                addresses.push(address.clone());
+            }
+        }
+    }
+    let newest = told.iter().min_by_key(|one| one.heard_ms_ago);
+    let others_word = || told.iter().find_map(|one| one.said_by);
+    Resolved {
+        addresses,
+        said_by: newest.and_then(|one| one.said_by).or_else(others_word),
+        heard_ms_ago: newest.map_or(0, |one| one.heard_ms_ago),
+    }
+}
+
+/// What this machine knows of another by itself. An agent is nobody whom others may dial.
+fn known(membership: &Membership, id: MachineId) -> Option<Resolved> {
+    if id == membership.me {
+        let addresses = membership.hello().addresses;
+        return (!addresses.is_empty()).then_some(Resolved { addresses, ..Resolved::default() });
+    }
+    let is_live = membership.pool.live(id).is_some();
+    if !is_live && membership.pool.all().iter().any(|conn| conn.peer == id && conn.is_caller_only()) {
+        return None;
+    }
+    let heard = membership.pool.seen(id).last_seen_ms?;
+    let heard_ms_ago = if is_live { 0 } else { now_ms().saturating_sub(heard).max(1) };
+    let addresses: Vec<String> =
+        membership.last_known(id).iter().filter_map(address_text).take(MAX_ADDRESSES).collect();
+    let is_told = !addresses.is_empty() && u128::from(heard_ms_ago) <= RECENT.as_millis();
+    is_told.then_some(Resolved { addresses, said_by: None, heard_ms_ago })
+}
+
+async fn passed_on(other: &PeerConn, machine: MachineId) -> Option<Resolved> {
+    let told = timeout(HOP, ask(other, Resolve { machine, hops: 0 })).await.ok()?;
+    let mut resolved = told.inspect_err(|error| quiet(other, error)).ok()?;
+    resolved.addresses.truncate(MAX_ADDRESSES);
+    // Whoever it had it from, it is the one that is known to have said so.
+    resolved.said_by = Some(other.peer);
+    (!resolved.addresses.is_empty()).then_some(resolved)
+}
+
+fn quiet(conn: &PeerConn, error: &anyhow::Error) {
+    tracing::debug!(peer = %conn.peer.short(), "the directory has no answer from there: {error:#}");
+}
+
+/// One question, whose answer the caller waits for as long as it likes.
+async fn ask(conn: &PeerConn, question: Resolve) -> anyhow::Result<Resolved> {
+    let (mut send_half, recv) = conn.conn.open_bi().await?;
+    send(&mut send_half, Frame::control(Kind::Resolve, &question)?).await?;
+    send_half.finish()?;
+    let answer = Frames::new(recv, MAX_HELLO).next(ANSWER).await?;
+    if answer.kind == Kind::Refused {
+        anyhow::bail!(answer.decode::<Failure>()?);
+    }
+    Ok(answer.expect(Kind::Resolved, "Resolved")?)
+}
+
+/// A connection to each of some other members that may be asked: the cluster manager first, the rest in turn, so that
+/// nobody's key puts it before others for ever.
+fn others(membership: &Membership, but: &[MachineId], most: usize) -> Vec<Arc<PeerConn>> {
+    let manager = membership.manager_id();
+    let mut ids: Vec<MachineId> = membership.pool.all().iter().map(|conn| conn.peer).collect();
+    ids.sort_unstable_by_key(|id| (Some(*id) != manager, *id));
+    ids.dedup();
+    let fixed = usize::from(ids.first().copied() == manager);
+    if let Some(rest @ [_, ..]) = ids.get_mut(fixed..) {
+        rest.rotate_left(membership.directory.turn.fetch_add(1, Ordering::Relaxed) % rest.len());
+    }
+    let asked = ids.into_iter().filter(|id| !but.contains(id) && membership.is_member(id));
+    // One that has not greeted yet may be an agent, which is asked nothing.
+    asked.filter_map(|id| membership.pool.live(id)).filter(|conn| conn.is_met()).take(most).collect()
+}
+
+/// Looks for a machine by asking those that are connected, and those that get connected meanwhile.
+fn search(membership: &Weak<Membership>, id: MachineId) -> BoxStream<'static, Vec<TransportAddr>> {
+    let Some(strong) = membership.upgrade() else { return stream::empty().boxed() };
+    let search = Search {
+        membership: Weak::clone(membership),
+        id,
+        until: Instant::now() + SEARCH,
+        asked: HashMap::new(),
+        asking: FuturesUnordered::new(),
+        changes: strong.pool.watch(),
+    };
+    stream::unfold(search, Search::next).boxed()
+}
+
+/// Whom an answer came from, and what it says.
+type Told = (MachineId, Option<Resolved>);
+
+struct Search {
+    membership: Weak<Membership>,
+    id: MachineId,
+    until: Instant,
+    asked: HashMap<MachineId, Instant>,
+    asking: FuturesUnordered<BoxFuture<'static, Told>>,
+    changes: watch::Receiver<u64>,
+}
+
+impl Search {
+    /// The next addresses; `None` when the machine is connected, or it has been looked for long enough.
+    async fn next(mut self) -> Option<(Vec<TransportAddr>, Self)> {
+        loop {
+            let (cancel, again) = {
+                let membership = self.membership.upgrade()?;
+                if membership.pool.live(self.id).is_some() {
+                    return None;
+                }
+                (membership.cancel.clone(), self.ask_all(&membership))
+            };
+            let (by, told) = tokio::select! {
+                () = cancel.cancelled() => return None,
+                () = tokio::time::sleep_until(self.until) => return None,
+                () = tokio::time::sleep_until(again) => continue,
+                changed = self.changes.changed() => {
+                    changed.ok()?;
+                    continue;
+                }
+                Some(told) = self.asking.next(), if !self.asking.is_empty() => told,
+            };
+            let membership = self.membership.upgrade()?;
+            let found = told.map(|told| note(&membership, self.id, by, &told)).unwrap_or_default();
+            drop(membership);
+            if !found.is_empty() {
+                return Some((found, self));
+            }
+        }
+    }
+
+    /// Asks a few of those that are there: who was not asked yet in this search, or not for longest, and not a moment ago.
+    /// Returns when to look again.
+    fn ask_all(&mut self, membership: &Arc<Membership>) -> Instant {
+        let now = Instant::now();
+        let within = |at: &Instant, time: Duration| now.duration_since(*at) < time;
+        let room = (OTHERS + 1).saturating_sub(self.asked.values().filter(|at| within(at, LOOK)).count());
+        let mut conns = others(membership, &[self.id], usize::MAX);
+        conns.retain(|conn| self.asked.get(&conn.peer).is_none_or(|at| !within(at, AGAIN)));
+        conns.sort_by_key(|conn| self.asked.get(&conn.peer).copied());
+        for conn in conns.into_iter().take(room) {
+            self.asked.insert(conn.peer, now);
+            let question = Resolve { machine: self.id, hops: MAX_HOPS };
+            let one = async move {
+                let told = timeout(ANSWER, ask(&conn, question)).await.ok();
+                let told = told.and_then(|told| told.inspect_err(|error| quiet(&conn, error)).ok());
+                (conn.peer, told)
+            };
+            self.asking.push(one.boxed());
+        }
+        now + LOOK
+    }
+}
+
+/// Notes who said what, and returns the addresses that may be dialled on somebody's word.
+fn note(membership: &Membership, id: MachineId, by: MachineId, told: &Resolved) -> Vec<TransportAddr> {
+    // Only who is on this very host knows others there.
+    let is_here = membership.pool.remote_sockets(by).iter().any(|socket| socket.ip().is_loopback());
+    let (hearsay, texts) = (membership.hearsay(), told.addresses.iter().take(MAX_ADDRESSES));
+    let addrs: Vec<_> = (texts.filter_map(|text| parse_address(text)))
+        .filter(|addr| hearsay.admits(addr, |ip| is_here && ip.ip().is_loopback()))
+        .collect();
+    if let Some(key) = endpoint_id(id.as_bytes()) {
+        membership.finding.ways.told(key, &addrs, &words(membership, by, told.said_by));
+    }
+    addrs
+}
+
+/// Who said it, for people. Whom it was had from is only the word of the one that was asked.
+fn words(membership: &Membership, by: MachineId, said_by: Option<MachineId>) -> Way {
+    let held = membership.held();
+    let name = |id: &MachineId| held.config.machine_by_id(id).map(|(name, _)| name.to_string());
+    let asked = name(&by).unwrap_or_else(|| by.short());
+    match said_by.as_ref().and_then(name) {
+        Some(from) => format!("directory (by {asked}, who has it from {from})").into(),
+        None => format!("directory (by {asked})").into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id(number: u8) -> MachineId {
+        MachineId::from_bytes(*iroh::SecretKey::from_bytes(&[number; 32]).public().as_bytes()).unwrap()
+    }
+
+    #[test]
+    fn an_asker_has_32_questions_at_once_and_8_a_second_and_others_have_their_own() {
+        let (limits, now) = (Limits::default(), Instant::now());
+        let taken = |id, at| (0..1000).take_while(|_| limits.take(id, PRICE, at)).count();
+        assert_eq!(taken(id(1), now), 32);
+        assert_eq!(taken(id(2), now), 32);
+        assert_eq!(taken(id(1), now + Duration::from_secs(1)), 8);
+        assert_eq!(taken(id(1), now + Duration::from_secs(3600)), 32);
+    }
+}

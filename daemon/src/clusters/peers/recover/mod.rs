@@ -1,0 +1,234 @@
+//! Getting back into the network, while a session needs it.
+//!
+//! Two things that a connection's own heartbeat cannot do. A target whose caller is lost dials that caller: when it was the
+//! target's address that changed, only the target knows. And an endpoint whose relay is gone is rebuilt: iroh's link to a
+//! relay comes back after a pause of up to 16 s, which only a new endpoint does not make (docs/decisions/0008). The new one
+//! is bound within a tenth of a second, so that a network that comes back meanwhile is not missed. While other peers are
+//! heard, or no session needs anything, connections are worth more than an attempt: then the relay has to be back first.
+
+mod back;
+
+use std::collections::{BTreeSet, HashMap};
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use malai_protocol::id::MachineId;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, MissedTickBehavior, sleep};
+
+use crate::clusters::membership::Membership;
+use crate::clusters::peers::dial;
+use crate::runtime::backoff::Backoff;
+use back::Back;
+
+/// How long one attempt to find a caller may take.
+const REDIAL: Duration = Duration::from_secs(10);
+/// Between two looks.
+const LOOK: Duration = Duration::from_secs(1);
+/// An endpoint is rebuilt when its relay is down and nothing was heard of any peer for so long.
+const SILENCE: Duration = Duration::from_secs(3);
+/// And not before it had so long a time to find its relay.
+const PATIENCE: Duration = Duration::from_secs(4);
+/// A link to a relay that was cut looks as if it were there, for a while: when nothing is heard for so long, an endpoint is
+/// rebuilt all the same.
+const DOUBT: Duration = Duration::from_secs(8);
+/// Unless it is as new as this: its link to the relay is new, too, and so is there.
+const NEW: Duration = Duration::from_secs(30);
+/// A caller's CLI tries every second: it is here within so long after its daemon has a connection.
+const EXPECTED: Duration = Duration::from_secs(2);
+/// Sets the first pause after a caller that was lost was not found.
+const REDIAL_MIN_INTERVAL: Duration = LOOK;
+/// Bounds that pause. The caller itself tries every second: this finds it where only this machine's address changed.
+const REDIAL_MAX_INTERVAL: Duration = Duration::from_secs(60);
+/// Sets the first pause between rebuilding an endpoint with which nobody is heard, and the next time.
+const REBUILD_MIN_INTERVAL: Duration = PATIENCE;
+/// Bounds that pause. A relay that is back is noticed without it.
+const REBUILD_MAX_INTERVAL: Duration = Duration::from_secs(600);
+/// With so many connections that no session uses, an endpoint is rebuilt for a relay alone: it may be how callers come.
+const FEW: usize = 2;
+
+/// Recovers until the membership ends.
+pub(crate) async fn run(membership: Arc<Membership>) {
+    tokio::select! {
+        () = membership.cancel.cancelled() => {}
+        () = watch(&membership) => {}
+    }
+}
+
+async fn watch(membership: &Arc<Membership>) {
+    let begun = Instant::now();
+    let (mut packets, mut heard) = (membership.pool.packets(), begun);
+    let mut ticks = tokio::time::interval(LOOK);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let (mut redials, mut relay) = (Redials::default(), Back::default());
+    loop {
+        let is_wanted = tokio::select! {
+            biased;
+            () = wanted(membership) => true,
+            () = back::missed(membership) => false,
+        };
+        if is_wanted {
+            ticks.tick().await;
+            if !is_wanted_now(membership) {
+                continue;
+            }
+            redials.begin(membership);
+        }
+        let is_back = relay.is_back(membership, is_wanted);
+        if !is_wanted {
+            if is_back && begun.elapsed() >= PATIENCE && costs_little(membership) {
+                return rebuild(membership, "the relay is back");
+            }
+            continue;
+        }
+        let now = membership.pool.packets();
+        if now != packets {
+            (packets, heard) = (now, Instant::now());
+            rebuilds(membership).remove(&membership.alias);
+        }
+        let (silence, age) = if back::is_up(membership) { (DOUBT, NEW) } else { (SILENCE, PATIENCE) };
+        if has_relays(membership) && begun.elapsed() >= age {
+            if is_back {
+                return rebuild(membership, "the relay is back");
+            }
+            if heard.elapsed() >= silence && may_rebuild(membership) {
+                return rebuild(membership, "no peer is heard");
+            }
+        }
+    }
+}
+
+fn rebuild(membership: &Membership, why: &str) {
+    tracing::info!(cluster = %membership.alias, "{why}: the endpoint is rebuilt");
+    membership.rebuild();
+}
+
+fn has_relays(membership: &Membership) -> bool {
+    membership.held().config.network.relays.as_ref().is_none_or(|relays| !relays.is_empty())
+}
+
+/// Whether nothing is lost with the connections that there are but the time to make them again.
+fn costs_little(membership: &Membership) -> bool {
+    let conns = membership.pool.all();
+    conns.len() <= FEW && conns.iter().all(|conn| conn.sessions() == 0)
+}
+
+/// Waits until a session needs the network and does not have it.
+async fn wanted(membership: &Membership) {
+    let (mut pool, mut live) = (membership.pool.watch(), membership.live.watch());
+    while !is_wanted_now(membership) {
+        let is_expected = !unfollowed(membership).is_empty();
+        let changed = tokio::select! {
+            changed = pool.changed() => changed,
+            changed = live.changed() => changed,
+            () = sleep(LOOK), if is_expected => Ok(()),
+        };
+        if changed.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+fn is_wanted_now(membership: &Membership) -> bool {
+    membership.pool.wants_recovery() || !lost_callers(membership).is_empty()
+}
+
+/// The other machines whose sessions here nobody follows.
+fn unfollowed(membership: &Membership) -> BTreeSet<MachineId> {
+    let mut callers = membership.live.unfollowed();
+    callers.remove(&membership.me);
+    callers
+}
+
+/// Those of them that do not have a connection so new that its sessions are still expected.
+fn lost_callers(membership: &Membership) -> BTreeSet<MachineId> {
+    let mut callers = unfollowed(membership);
+    callers.retain(|caller| !membership.pool.is_just_back(*caller, EXPECTED));
+    callers
+}
+
+/// Remembers how often endpoints were rebuilt with which nobody was heard, by the alias of their cluster: each attempt ends
+/// the membership that made it.
+pub(crate) type Rebuilds = Mutex<HashMap<String, Rebuilt>>;
+
+/// Says when the endpoint of a cluster may be rebuilt again.
+#[derive(Debug)]
+pub(crate) struct Rebuilt {
+    backoff: Backoff,
+    not_before: Instant,
+}
+
+fn rebuilds(membership: &Membership) -> MutexGuard<'_, HashMap<String, Rebuilt>> {
+    membership.shared.rebuilds.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Whether it is time to rebuild an endpoint with which nobody is heard; takes it as done then.
+fn may_rebuild(membership: &Membership) -> bool {
+    let now = Instant::now();
+    let first = || Rebuilt { backoff: Backoff::new(REBUILD_MIN_INTERVAL, REBUILD_MAX_INTERVAL), not_before: now };
+    let mut rebuilds = rebuilds(membership);
+    let rebuilt = rebuilds.entry(membership.alias.clone()).or_insert_with(first);
+    let is_due = rebuilt.not_before <= now;
+    if is_due {
+        rebuilt.not_before = now + rebuilt.backoff.pause();
+    }
+    is_due
+}
+
+/// Dials the callers of sessions here that nobody follows, each one dial at a time, and less and less often while it is
+/// not found.
+#[derive(Debug)]
+struct Redials {
+    running: JoinSet<()>,
+    /// This machine's addresses at the last attempt.
+    own: BTreeSet<SocketAddr>,
+    backoff: Backoff,
+    not_before: Option<Instant>,
+    callers: BTreeSet<MachineId>,
+}
+
+impl Default for Redials {
+    fn default() -> Self {
+        Self {
+            running: JoinSet::new(),
+            own: BTreeSet::new(),
+            backoff: Backoff::new(REDIAL_MIN_INTERVAL, REDIAL_MAX_INTERVAL),
+            not_before: None,
+            callers: BTreeSet::new(),
+        }
+    }
+}
+
+impl Redials {
+    /// Begins the next attempt when it is time. Another caller that is lost, and another network here, are news.
+    fn begin(&mut self, membership: &Arc<Membership>) {
+        while self.running.try_join_next().is_some() {}
+        if !self.running.is_empty() {
+            return;
+        }
+        let (now, own, callers) = (Instant::now(), membership.own_addresses(), lost_callers(membership));
+        // Who was found after the last attempt, and is lost again much later, is news as well.
+        let is_long_ago = self.not_before.is_some_and(|at| now >= at + REDIAL_MAX_INTERVAL);
+        if own != self.own || is_long_ago || !callers.is_subset(&self.callers) {
+            self.backoff.reset();
+            self.not_before = None;
+        }
+        if self.not_before.is_some_and(|at| now < at) {
+            return;
+        }
+        self.not_before = Some(now + self.backoff.pause());
+        (self.own, self.callers) = (own, callers);
+        for caller in self.callers.clone() {
+            if membership.pool.live(caller).is_some() {
+                continue;
+            }
+            let membership = Arc::clone(membership);
+            self.running.spawn(async move {
+                if let Err(failure) = dial::connect(&membership, caller, Instant::now() + REDIAL).await {
+                    tracing::debug!(peer = %caller.short(), "a caller that was lost is not found: {failure}");
+                }
+            });
+        }
+    }
+}

@@ -1,0 +1,122 @@
+//! `malai doctor`: looks for what does not work, and says what mends it.
+//!
+//! What is on the disk is looked at with or without a daemon. The rest a running daemon tries for real: its machines,
+//! relays and discovery services, each within a few seconds, all at once. Nothing is contacted but what the cluster's
+//! config names, and never with the machine's key, except the cluster's own machines.
+
+mod accounts;
+mod files;
+mod network;
+mod peers;
+mod proxy;
+
+use std::sync::Arc;
+
+use malai_protocol::home::Home;
+use malai_protocol::local::{Checkup, Finding, LostLines};
+use malai_protocol::plan::Tree;
+use tokio::task::JoinSet;
+
+use crate::clusters::membership::Membership;
+use crate::clusters::{Cluster, Clusters};
+use crate::requests::metrics;
+use crate::runtime::blocking::blocking;
+use crate::runtime::duty;
+use crate::shared::Shared;
+use crate::store::lock;
+
+/// What this home's files tell, where no daemon runs.
+pub(crate) fn offline(home: &Home) -> Checkup {
+    let mut findings = files::look(home);
+    findings.push(match lock::find_holder(home) {
+        Ok(Some(holder)) if !holder.agent => {
+            let failure = holder.unreachable(home);
+            Finding::broken("daemon", failure.message, failure.hint.unwrap_or_default())
+        }
+        Ok(_) => {
+            let text = "no daemon runs here: no other machine reaches this one, and the network was not tried";
+            Finding::broken("daemon", text, "malai daemon")
+        }
+        Err(failure) => Finding::broken("daemon", failure.message, failure.hint.unwrap_or_default()),
+    });
+    Checkup { findings }
+}
+
+/// Everything.
+pub(crate) async fn checkup(clusters: &Clusters) -> Checkup {
+    let shared = clusters.shared();
+    let home = shared.home.clone();
+    let mut findings = match blocking(move || Ok(files::look(&home))).await {
+        Ok(findings) => findings,
+        Err(failure) => vec![Finding::broken("files", failure.message, "malai doctor")],
+    };
+    findings.extend(daemon(shared).await);
+    let mut looks = JoinSet::new();
+    for (index, (alias, cluster)) in clusters.all().into_iter().enumerate() {
+        looks.spawn(async move {
+            let found: Vec<_> =
+                of_cluster(&alias, cluster).await.into_iter().map(|finding| finding.of(&alias)).collect();
+            (index, found)
+        });
+    }
+    let mut found = looks.join_all().await;
+    found.sort_by_key(|(index, _)| *index);
+    findings.extend(found.into_iter().flat_map(|(_, findings)| findings));
+    Checkup { findings }
+}
+
+/// The daemon itself, and its executor.
+async fn daemon(shared: &Shared) -> Vec<Finding> {
+    if shared.agent {
+        let text = "only an agent runs here: commands can be sent, and no other machine reaches this one";
+        return vec![Finding::note("daemon", text).mend("malai daemon")];
+    }
+    let mut found = vec![Finding::ok("daemon", format!("malai {}, pid {}", crate::VERSION, std::process::id()))];
+    if let panics @ 1.. = duty::panics() + metrics::executor_panics(shared).await {
+        let text = format!(
+            "{panics} tasks of daemon and executor failed by faults in malai, and began again where they have to"
+        );
+        found.push(Finding::note("faults", text).mend("grep 'a fault in malai' in the daemon's log, and report it"));
+    }
+    if let Some(LostLines { lines, why }) = shared.lost_log().await {
+        let text = format!("{lines} lines were not written since the daemon, or its executor, was started: {why}");
+        let home = shared.home.root().display();
+        found.push(Finding::note("log", text).mend(format!("df -h {home}; ls -l {}", shared.home.log().display())));
+    }
+    let Some(executor) = shared.executor.current() else {
+        found.push(Finding::broken("executor", "it does not run, and no command starts here", "malai daemon restart"));
+        return found;
+    };
+    let pid = executor.pid().map(|pid| format!(", pid {pid}")).unwrap_or_default();
+    found.push(Finding::ok("executor", format!("answers, speaks version {}{pid}", executor.version())));
+    found.push(match executor.tree() {
+        Tree::Cgroup => Finding::ok("cgroups", "used: a command leaves no process behind"),
+        Tree::Marker => Finding::note(
+            "cgroups",
+            "not used: a process that clears its environment, leaves its process group and loses its parent outlives the \
+             end of its command",
+        )
+        .mend("start the daemon as root, or by a systemd unit with Delegate=yes (docs/malai.service)"),
+    });
+    found
+}
+
+async fn of_cluster(alias: &str, cluster: Cluster) -> Vec<Finding> {
+    match cluster {
+        Cluster::Ready(served) => ready(&served.membership).await,
+        Cluster::Waiting(waiting) => vec![
+            Finding::note("config", waiting.what())
+                .mend(format!("on the cluster manager: malai cluster approve {alias} {} --name NAME", waiting.me)),
+        ],
+        Cluster::Broken(failure) => {
+            let mend = failure.hint.unwrap_or_else(|| "see the daemon's log; then: malai daemon restart".into());
+            vec![Finding::broken("config", failure.message, mend)]
+        }
+    }
+}
+
+async fn ready(membership: &Arc<Membership>) -> Vec<Finding> {
+    let looks = (accounts::look(membership), peers::look(membership), network::look(membership));
+    let (accounts, peers, network) = tokio::join!(looks.0, looks.1, looks.2);
+    accounts.into_iter().chain(peers).chain(network).collect()
+}

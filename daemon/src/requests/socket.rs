@@ -1,0 +1,179 @@
+//! The Unix socket for the CLI: who may connect, one hello, one request.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use malai_protocol::codec::{Frame, Kind, MAX_CONTROL, MAX_EXEC};
+use malai_protocol::failure::{Failure, Kind as FailureKind};
+use malai_protocol::local::{Hello, Request, Response, VERSION};
+use nix::unistd::Uid;
+use tokio::io::AsyncWriteExt;
+use tokio::net::UnixStream;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::sync::{Semaphore, mpsc};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::caller;
+use crate::net::Frames;
+use crate::requests::{self, Context};
+use crate::runtime::backoff::Failing;
+use crate::store::lock::Lock;
+use crate::store::socket::Socket;
+
+/// CLI connections at once; more wait in the socket's queue.
+const MOST: usize = 2048;
+/// How long the hello and the request may take: both are in the CLI's first write.
+const REQUEST: Duration = Duration::from_secs(10);
+/// Answers before the last one that wait for a slow CLI.
+const ANSWERS: usize = 16;
+
+/// Serves CLIs until `cancel`; then their sockets are closed. The socket is bound again when it is removed, unless the home
+/// is another daemon's by then: this one leaves.
+pub(crate) async fn serve(mut socket: Socket, lock: Arc<Lock>, context: Arc<Context>, cancel: CancellationToken) {
+    let slots = Arc::new(Semaphore::new(MOST));
+    let tasks = TaskTracker::new();
+    let mut failing = Failing::default();
+    let leave = cancel.clone();
+    let may_bind = move || is_ours(&lock, &leave);
+    loop {
+        let accepted = tokio::select! {
+            () = cancel.cancelled() => break,
+            accepted = accept(&mut socket, &slots, &may_bind) => accepted,
+        };
+        let (stream, slot) = match accepted {
+            Ok(accepted) => {
+                failing.over();
+                accepted
+            }
+            Err(error) => {
+                // Out of descriptors, most likely: those that are served will return some.
+                tokio::time::sleep(failing.pause(format!("a CLI could not be accepted: {error}"))).await;
+                continue;
+            }
+        };
+        let (context, cancel) = (Arc::clone(&context), cancel.clone());
+        tasks.spawn(async move {
+            let _busy = context.busy();
+            tokio::select! {
+                () = cancel.cancelled() => {}
+                result = connection(stream, &context) => if let Err(error) = result {
+                    tracing::debug!("a CLI's connection ended: {error:#}");
+                },
+            }
+            drop(slot);
+        });
+    }
+    drop(socket);
+    tasks.close();
+    tasks.wait().await;
+}
+
+async fn accept(
+    socket: &mut Socket,
+    slots: &Arc<Semaphore>,
+    may_bind: &(impl Fn() -> bool + Clone + Send + 'static),
+) -> std::io::Result<(UnixStream, tokio::sync::OwnedSemaphorePermit)> {
+    let slot = Arc::clone(slots).acquire_owned().await.map_err(std::io::Error::other)?;
+    let stream = socket.accept(may_bind.clone()).await?;
+    Ok((stream, slot))
+}
+
+/// Whether the home is still this daemon's. It holds the lock, under whatever name that has by now, and takes the one that
+/// has its name when nobody else did.
+fn is_ours(lock: &Lock, leave: &CancellationToken) -> bool {
+    match lock.confirm() {
+        Ok(None) => true,
+        Ok(Some(holder)) => {
+            tracing::error!(
+                pid = holder.pid,
+                "another process has taken this home while its lock was away: this one leaves"
+            );
+            leave.cancel();
+            false
+        }
+        Err(failure) => {
+            tracing::error!("the lock cannot be looked at: {failure}");
+            false
+        }
+    }
+}
+
+/// Only the daemon's own user and root are served.
+pub(crate) fn may_connect(stream: &UnixStream) -> bool {
+    let Ok(peer) = stream.peer_cred() else { return false };
+    let allowed = peer.uid() == 0 || peer.uid() == Uid::effective().as_raw();
+    if !allowed {
+        tracing::warn!(uid = peer.uid(), "a stranger at the socket was turned away");
+    }
+    allowed
+}
+
+async fn connection(stream: UnixStream, context: &Arc<Context>) -> anyhow::Result<()> {
+    if !may_connect(&stream) {
+        return Ok(());
+    }
+    let (reader, mut writer) = stream.into_split();
+    let mut frames = Frames::new(reader, MAX_CONTROL);
+    let hello: Hello = frames.next(REQUEST).await?.expect(Kind::LocalHello, "LocalHello")?;
+    let ours =
+        Hello { version: VERSION, malai: crate::VERSION.to_owned(), pid: std::process::id(), agent: context.agent() };
+    writer.write_all(&Frame::control(Kind::LocalHello, &ours)?.to_bytes()).await?;
+    if hello.version != VERSION {
+        let text = format!("this malai {} speaks another version than the daemon, malai {}", hello.malai, ours.malai);
+        let failure = Failure::new(FailureKind::Unsupported, text).hint("`malai daemon stop`, then `malai daemon`");
+        return last(&mut writer, &Response::Failed(failure)).await;
+    }
+    frames.set_cap(MAX_EXEC);
+    let request: Request = frames.next(REQUEST).await?.expect(Kind::Request, "Request")?;
+    if context.agent()
+        && let Err(failure) = context.clusters().refresh().await
+    {
+        tracing::warn!("clusters cannot be read anew: {failure}");
+    }
+    if !matches!(request, Request::DaemonStatus | Request::Stop | Request::Leave | Request::Yield) {
+        context.clusters().settled().await;
+    }
+    match request {
+        Request::Session(target) => caller::session(context.clusters(), &target, frames, writer).await,
+        request => answer(context, request, frames, writer).await,
+    }
+}
+
+async fn say(writer: &mut OwnedWriteHalf, response: &Response) -> anyhow::Result<()> {
+    Ok(writer.write_all(&Frame::control(Kind::Response, response)?.to_bytes()).await?)
+}
+
+async fn last(writer: &mut OwnedWriteHalf, response: &Response) -> anyhow::Result<()> {
+    say(writer, response).await?;
+    Ok(writer.shutdown().await?)
+}
+
+/// Carries a request out. A CLI that leaves ends what only waits for others; what was begun on the disk is finished.
+async fn answer(
+    context: &Arc<Context>,
+    request: Request,
+    mut frames: Frames<OwnedReadHalf>,
+    mut writer: OwnedWriteHalf,
+) -> anyhow::Result<()> {
+    let (more, mut answers) = mpsc::channel(ANSWERS);
+    let work = requests::answer(context, request, more);
+    tokio::pin!(work);
+    loop {
+        tokio::select! {
+            response = &mut work => {
+                while let Ok(answer) = answers.try_recv() {
+                    say(&mut writer, &answer).await?;
+                }
+                return last(&mut writer, &response).await;
+            }
+            Some(answer) = answers.recv() => say(&mut writer, &answer).await?,
+            more = frames.next_unbounded() => {
+                if more.is_some() {
+                    anyhow::bail!("a frame after the request");
+                }
+                anyhow::bail!("the CLI left");
+            }
+        }
+    }
+}

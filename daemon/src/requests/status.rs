@@ -1,0 +1,223 @@
+//! What `malai status` and `malai daemon status` tell: only what is known by evidence.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use malai_protocol::id::MachineId;
+use malai_protocol::local::{ClusterState, ClusterStatus, Connection, DaemonStatus, MachineStatus, Role, Status};
+use malai_protocol::peer::Close;
+use malai_protocol::session::Reached;
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, timeout_at};
+
+use crate::clusters::join::knock::Waiting;
+use crate::clusters::membership::Membership;
+use crate::clusters::peers::dial;
+use crate::clusters::{Cluster, Clusters, Served};
+use crate::net::endpoint::own_addresses;
+use crate::net::pool::PeerConn;
+use crate::net::{close, ping};
+
+/// A machine that does not answer within this time is not shown as connected; the whole status takes no longer.
+const PROBE: Duration = Duration::from_secs(2);
+/// Machines that are dialled at once, whoever asks. Those that find no place in time are not asked, and shown so.
+static DIALS: Semaphore = Semaphore::const_new(512);
+/// In a cluster of so many machines, connections that a status made are left to the commands that follow. In a larger one
+/// they would only cost memory and keep-alives.
+const KEPT: usize = 64;
+/// The most of our own addresses that are shown.
+const ADDRESSES: usize = 32;
+
+/// How machines are asked.
+#[derive(Debug, Clone, Copy)]
+struct How {
+    /// Those without a connection are dialled.
+    probe: bool,
+    deadline: Instant,
+}
+
+/// The whole status. Machines with a connection are asked, all at once, whether they are there; with `probe` the others
+/// are dialled as well. It takes two seconds at most.
+pub(crate) async fn status(clusters: &Clusters, probe: bool) -> Status {
+    let how = How { probe, deadline: Instant::now() + PROBE };
+    let mut answers = JoinSet::new();
+    for (index, (alias, cluster)) in clusters.all().into_iter().enumerate() {
+        answers.spawn(async move { (index, one(alias, cluster, how).await) });
+    }
+    let mut found = Vec::new();
+    while let Some(answer) = answers.join_next().await {
+        match answer {
+            Ok(answer) => found.push(answer),
+            Err(error) => tracing::error!("a cluster's status failed: {error}"),
+        }
+    }
+    found.sort_by_key(|(index, _)| *index);
+    Status { daemon: daemon(clusters).await, clusters: found.into_iter().map(|(_, status)| status).collect() }
+}
+
+/// The daemon's own part.
+pub(crate) async fn daemon(clusters: &Clusters) -> DaemonStatus {
+    let shared = clusters.shared();
+    let executor = shared.executor.current();
+    let sessions: usize = shared.executor.tables().all().iter().map(|table| table.len()).sum();
+    DaemonStatus {
+        pid: std::process::id(),
+        version: crate::VERSION.to_owned(),
+        agent: shared.agent,
+        ready: true,
+        tree: executor.as_ref().map(crate::supervisor::Executor::tree),
+        executor_pid: executor.as_ref().and_then(crate::supervisor::Executor::pid),
+        sessions: u32::try_from(sessions).unwrap_or(u32::MAX),
+        lost_log: shared.lost_log().await,
+    }
+}
+
+async fn one(alias: String, cluster: Cluster, how: How) -> ClusterStatus {
+    match cluster {
+        Cluster::Ready(served) => ready(alias, &served, how).await,
+        Cluster::Waiting(waiting) => unready(alias, ClusterState::Waiting(waiting.what()), Some(&waiting)),
+        Cluster::Broken(failure) => unready(alias, ClusterState::Broken(failure), None),
+    }
+}
+
+fn unready(alias: String, state: ClusterState, waiting: Option<&Waiting>) -> ClusterStatus {
+    ClusterStatus {
+        alias,
+        cluster: waiting.map(|w| w.cluster),
+        role: Role::Machine,
+        machine: None,
+        machine_id: waiting.map(|w| w.me),
+        state,
+        generation: None,
+        alarm: None,
+        addresses: Vec::new(),
+        join_addresses: Vec::new(),
+        machines: Vec::new(),
+        relays: Vec::new(),
+        discovery_failures: Vec::new(),
+    }
+}
+
+async fn ready(alias: String, served: &Served, how: How) -> ClusterStatus {
+    let membership = &served.membership;
+    let agent = membership.shared.agent;
+    // What they answer may be an alarm.
+    let machines = machines(membership, how).await;
+    ClusterStatus {
+        alias,
+        cluster: Some(membership.cluster),
+        role: if membership.is_manager { Role::Manager } else { Role::Machine },
+        machine: membership.my_name(),
+        machine_id: Some(membership.me),
+        state: ClusterState::Ready,
+        generation: Some(membership.held().generation()),
+        alarm: joined(membership.alarms()),
+        addresses: if agent { Vec::new() } else { own_addresses(&membership.endpoint, ADDRESSES) },
+        join_addresses: served.desk.as_ref().map_or_else(Vec::new, |desk| own_addresses(&desk.endpoint, ADDRESSES)),
+        machines,
+        relays: membership.relays.states(&membership.endpoint),
+        discovery_failures: membership.finding.ways.failures(),
+    }
+}
+
+/// Joins alarms as `status` shows them.
+fn joined(alarms: Vec<String>) -> Option<String> {
+    (!alarms.is_empty()).then(|| alarms.join("; "))
+}
+
+/// All machines of a cluster, after each was asked whether it is there.
+pub(crate) async fn probed(membership: &Arc<Membership>) -> Vec<MachineStatus> {
+    machines(membership, How { probe: true, deadline: Instant::now() + PROBE }).await
+}
+
+/// What came of asking one machine.
+#[derive(Debug, Default)]
+struct Asked {
+    /// It was asked.
+    probed: bool,
+    /// The connection over which it answered.
+    connection: Option<Connection>,
+}
+
+async fn machines(membership: &Arc<Membership>, how: How) -> Vec<MachineStatus> {
+    let held = membership.held();
+    let keep = held.config.machines.len() <= KEPT;
+    if how.probe {
+        membership.nudge();
+    }
+    let mut asking = JoinSet::new();
+    for id in held.config.machines.values().map(|machine| machine.id).filter(|id| *id != membership.me) {
+        let membership = Arc::clone(membership);
+        asking.spawn(async move { (id, ask(&membership, id, how, keep).await) });
+    }
+    let mut asked: HashMap<MachineId, Asked> = HashMap::new();
+    while let Some(answer) = asking.join_next().await {
+        asked.extend(answer.ok());
+    }
+    let rows = held.config.machines.iter().map(|(name, machine)| {
+        let this = machine.id == membership.me;
+        let Asked { probed, connection } = asked.remove(&machine.id).unwrap_or_default();
+        let seen = membership.pool.seen(machine.id);
+        let told = membership.pool.told_of(machine.id);
+        MachineStatus {
+            name: name.to_string(),
+            id: machine.id,
+            this,
+            manager: *name == held.config.cluster.manager,
+            connection,
+            generation: if this { Some(held.generation()) } else { seen.generation },
+            last_seen_ms: if this { None } else { seen.last_seen_ms },
+            probed,
+            malai: if this {
+                Some(crate::VERSION.to_owned())
+            } else {
+                told.map(|told| told.malai).filter(|malai| !malai.is_empty())
+            },
+        }
+    });
+    rows.collect()
+}
+
+/// Asks a machine whether it is there, over the connection that there is, and over a new one where that does not answer.
+async fn ask(membership: &Arc<Membership>, id: MachineId, how: How, keep: bool) -> Asked {
+    let live = membership.pool.live(id);
+    if !how.probe {
+        return match &live {
+            Some(conn) if ping(&conn.conn, PROBE).await => answered(membership, conn),
+            live => Asked { probed: live.is_some(), connection: None },
+        };
+    }
+    let Ok(Ok(_place)) = timeout_at(how.deadline, DIALS.acquire()).await else { return Asked::default() };
+    let Ok(conn) = dial::answering(membership, id, how.deadline).await else {
+        return Asked { probed: true, connection: None };
+    };
+    greeted(membership, &conn, how.deadline).await;
+    let asked = answered(membership, &conn);
+    if !keep && live.is_none() && conn.dialed && conn.sessions() == 0 {
+        close(&conn.conn, Close::Done, "it was only asked whether it is there");
+    }
+    asked
+}
+
+/// Waits until the machine has said what it holds and runs; its greeting comes with the first answer or right after it.
+async fn greeted(membership: &Membership, conn: &PeerConn, deadline: Instant) {
+    let mut changes = membership.pool.watch();
+    while membership.pool.told_of(conn.peer).is_none_or(|told| told.at_ms < conn.since_ms) {
+        if !matches!(timeout_at(deadline, changes.changed()).await, Ok(Ok(()))) {
+            return;
+        }
+    }
+}
+
+fn answered(membership: &Membership, conn: &PeerConn) -> Asked {
+    membership.pool.heard(conn.peer);
+    let Reached { path, rtt_us, found_by } = conn.reached();
+    let traffic = conn.traffic();
+    let (sent_bytes, received_bytes) = (traffic.sent, traffic.received);
+    Asked {
+        probed: true,
+        connection: Some(Connection { since_ms: conn.since_ms, path, rtt_us, found_by, sent_bytes, received_bytes }),
+    }
+}

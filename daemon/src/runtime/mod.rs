@@ -1,0 +1,10 @@
+//! What a process of malai needs whatever it does: tasks that outlive a panic, pauses, a clock, a log, secrets that stay
+//! in its memory, and work beside the event loop.
+
+pub(crate) mod backoff;
+pub(crate) mod blocking;
+pub mod clock;
+pub mod duty;
+pub mod logging;
+pub(crate) mod program;
+pub mod secrecy;
