@@ -18,8 +18,9 @@ pub const MAX_CONTROL: usize = 64 * 1024;
 pub const MAX_EXEC: usize = 1024 * 1024;
 /// The largest plan, or end of a session: it holds the request's words twice, as asked and as decided.
 pub const MAX_PLAN: usize = 2 * MAX_EXEC + MAX_CONTROL;
-/// The largest Hello, all that a stranger may send.
-pub const MAX_HELLO: usize = 1024;
+/// Bounds a greeting, all that a stranger may send, and the other short frames between machines, in bytes. A greeting with
+/// every key, seven IPv6 addresses and a relay whose URL is as long as the config allows has 1.8 KiB.
+pub const MAX_HELLO: usize = 2048;
 /// The largest frame that carries a snapshot: 4 MiB of text and its header.
 pub const MAX_SNAPSHOT: usize = crate::snapshot::MAX_TEXT + 4096;
 
@@ -73,6 +74,10 @@ kinds! {
     Wait = 0x0c, MAX_CONTROL;
     /// End a session, or signal its command: [`crate::sessions::Kill`].
     Kill = 0x0d, MAX_CONTROL;
+    /// The caller's signature on the first frame, which follows it: [`crate::seal::Seal`]. Nobody sends it yet.
+    Seal = 0x0e, MAX_HELLO;
+    /// Shows that what came so far is the sealing caller's: [`crate::seal::Proof`]. Nobody sends it yet.
+    Proof = 0x0f, MAX_HELLO;
 
     /// It will not run, and did not: [`crate::failure::Failure`].
     Refused = 0x20, MAX_CONTROL;

@@ -4,7 +4,7 @@
 //! and fuzzed by itself.
 //!
 //! # Layout [`id`] keys and ids; [`codec`] the frame, [`scan`] following it unread; [`session`] what all hops of a
-//! session share; [`sessions`] asking about them; [`peer`] daemon to daemon; [`local`] CLI to daemon; [`plan`] daemon
+//! session share; [`sessions`] asking about them; [`seal`] what makes a request its author's alone; [`peer`] daemon to daemon; [`local`] CLI to daemon; [`plan`] daemon
 //! to executor; [`failure`] the error that travels; [`config`] the cluster config; [`access`] who may do what;
 //! [`snapshot`] the signed config; [`target`] what a command is aimed at; [`invite`] the token; [`ticket`] what lets a
 //! newcomer through a relay; [`audit`] a line of the audit; [`escape`] which characters must not reach a terminal;
@@ -26,6 +26,7 @@ pub mod local;
 pub mod peer;
 pub mod plan;
 pub mod scan;
+pub mod seal;
 pub mod session;
 pub mod sessions;
 pub mod snapshot;

@@ -14,6 +14,7 @@ pub use directory::{MAX_HOPS, Resolve, Resolved};
 
 use crate::codec::{CodecError, Frame};
 use crate::id::{ClusterId, FollowerId, Incarnation, MachineId, SessionId};
+use crate::seal::Epoch;
 use crate::snapshot::SignedHeader;
 
 /// Between the machines of a cluster, by their machine keys.
@@ -79,6 +80,12 @@ pub struct Hello {
     /// The sender's wall clock, milliseconds since the epoch. Nothing is decided by it: `malai doctor` compares clocks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clock_ms: Option<u64>,
+    /// The generation whose rules the sender's executor enforces; absent = not known yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub enforced: Option<u64>,
+    /// What the receiver's seals for the sender are made with; absent = the sender takes none. Nobody sends or reads it yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub epoch: Option<Epoch>,
 }
 
 /// The sender holds another snapshot; or, from the cluster manager, another machine holds the receiver's key.
@@ -93,6 +100,19 @@ pub struct Announce {
     /// is believed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub twin: Option<String>,
+    /// As in [`Hello::enforced`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub enforced: Option<u64>,
+    /// As in [`Hello::epoch`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub epoch: Option<Epoch>,
+}
+
+impl Announce {
+    /// Returns the announcement that says which snapshot is held, and nothing else.
+    pub fn of(header: SignedHeader) -> Self {
+        Self { header, addresses: Vec::new(), twin: None, enforced: None, epoch: None }
+    }
 }
 
 /// First frame of a stream that asks for the snapshot; answered by `Snapshot` or `Refused`.
@@ -199,32 +219,44 @@ pub const RESET_PROTOCOL: u32 = 0x12;
 mod tests {
     use super::*;
 
+    /// Returns as many addresses as are told: of IPv6, and one of a relay with the longest URL that a config may have.
+    fn longest_addresses() -> Vec<String> {
+        let relay = format!("https://{:x<1016}", "");
+        let ips = std::iter::repeat_n("[2001:db8:ffff:ffff:ffff:ffff:ffff:ffff]:65535".to_owned(), MAX_ADDRESSES - 1);
+        ips.chain([relay]).collect()
+    }
+
+    fn header() -> SignedHeader {
+        let key = ed25519_dalek::SigningKey::from_bytes(&[1; 32]);
+        crate::snapshot::Snapshot::sign(&key, u64::MAX, u64::MAX, "x".into()).expect("signs").signed_header().clone()
+    }
+
     #[test]
     fn a_hello_with_all_its_fields_fits_its_frame() {
-        let key = ed25519_dalek::SigningKey::from_bytes(&[1; 32]);
-        let snapshot = crate::snapshot::Snapshot::sign(&key, u64::MAX, u64::MAX, "x".into()).expect("signs");
         let hello = Hello {
             version: VERSION,
             needs: Vec::new(),
-            header: Some(snapshot.signed_header().clone()),
-            addresses: vec!["[2001:db8:ffff:ffff:ffff:ffff:ffff:ffff]:65535".into(); MAX_ADDRESSES],
+            header: Some(header()),
+            addresses: longest_addresses(),
             caller_only: true,
             boot: Some(Incarnation::from_bytes([255; 16])),
             executor: Some(Incarnation::from_bytes([255; 16])),
             malai: "100.100.100".into(),
             clock_ms: Some(u64::MAX),
+            enforced: Some(u64::MAX),
+            epoch: Some(Epoch { number: u64::MAX, key: ByteArray::new([255; 32]) }),
         };
         crate::codec::Frame::control(crate::codec::Kind::PeerHello, &hello).expect("fits");
     }
 
     #[test]
     fn an_announcement_with_all_its_fields_fits_its_frame() {
-        let key = ed25519_dalek::SigningKey::from_bytes(&[1; 32]);
-        let snapshot = crate::snapshot::Snapshot::sign(&key, u64::MAX, u64::MAX, "x".into()).expect("signs");
         let announce = Announce {
-            header: snapshot.signed_header().clone(),
-            addresses: vec!["[2001:db8:ffff:ffff:ffff:ffff:ffff:ffff]:65535".into(); MAX_ADDRESSES],
+            addresses: longest_addresses(),
             twin: Some("x".repeat(MAX_TWIN_LEN)),
+            enforced: Some(u64::MAX),
+            epoch: Some(Epoch { number: u64::MAX, key: ByteArray::new([255; 32]) }),
+            ..Announce::of(header())
         };
         crate::codec::Frame::control(crate::codec::Kind::Announce, &announce).expect("fits");
     }

@@ -130,6 +130,13 @@ mod tests {
     }
 
     #[test]
+    fn a_seal_or_a_proof_has_no_place_yet() {
+        for kind in [Kind::Seal, Kind::Proof] {
+            assert!(!Direction::ToTarget.allows(kind) && !Direction::ToCaller.allows(kind), "{kind:?}");
+        }
+    }
+
+    #[test]
     fn no_kind_passes_in_both_directions() {
         for kind in Kind::ALL {
             assert!(!(Direction::ToTarget.allows(*kind) && Direction::ToCaller.allows(*kind)), "{kind:?}");

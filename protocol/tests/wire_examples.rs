@@ -12,6 +12,7 @@ use malai_protocol::id::{ClusterId, FollowerId, Incarnation, MachineId, SessionI
 use malai_protocol::invite::Invite;
 use malai_protocol::local::{self, Request, Response, SessionTarget};
 use malai_protocol::peer::{self, Announce, Close, Gone, Hello, Knock, Open, Pull, Redeem, Resolve, Resolved};
+use malai_protocol::seal::{Epoch, Proof, Seal};
 use malai_protocol::session::{
     Ack, Attach, Attached, EndedBy, ExecSpec, ExitRecord, Output, Reached, Resend, Sent, Signal, Started, Status,
     StdinAck, StopOutput, Superseded,
@@ -323,12 +324,19 @@ fn between_machines(examples: &mut Examples) {
         executor: None,
         malai: "0.1.0".into(),
         clock_ms: None,
+        enforced: None,
+        epoch: None,
     };
     examples.control("peer-hello", Kind::PeerHello, &hello);
-    let clock = Hello { header: None, addresses: Vec::new(), boot: None, clock_ms: Some(1_767_225_600_000), ..hello };
+    let clock = Hello { header: None, addresses: Vec::new(), boot: None, clock_ms: Some(1_767_225_600_000), ..hello.clone() };
     examples.control("peer-hello-clock", Kind::PeerHello, &clock);
-    let announce = Announce { header, addresses: Vec::new(), twin: None };
-    examples.control("announce", Kind::Announce, &announce);
+    let epoch = Some(Epoch { number: 1, key: ByteArray::new([0xee; 32]) });
+    let enforced = Some(1_767_225_600_000);
+    let full = Hello { header: None, addresses: Vec::new(), boot: None, enforced, epoch, ..hello };
+    examples.control("peer-hello-enforced", Kind::PeerHello, &full);
+    examples.control("announce", Kind::Announce, &Announce::of(header.clone()));
+    let full = Announce { enforced, epoch, ..Announce::of(header) };
+    examples.control("announce-enforced", Kind::Announce, &full);
     examples.control("open", Kind::Open, &Open { cluster: cluster(), generation: 1_767_225_600_000 });
     examples.control("pull", Kind::Pull, &Pull { generation: 1_767_225_600_000 });
     examples.control("snapshot", Kind::Snapshot, &snapshot().to_signed());
@@ -342,6 +350,21 @@ fn between_machines(examples: &mut Examples) {
     let resolved = Resolved { addresses: vec!["192.0.2.7:4001".into()], said_by: Some(laptop), heard_ms_ago: 1500 };
     examples.control("resolved", Kind::Resolved, &resolved);
     examples.control("resolved-unknown", Kind::Resolved, &Resolved::default());
+}
+
+fn seals(examples: &mut Examples) {
+    let seal = Seal {
+        cluster: cluster(),
+        target: MachineId::from_bytes(key(2).verifying_key().to_bytes()).expect("a key"),
+        epoch: 1,
+        nonce: ByteArray::new([0xdd; 16]),
+        header: snapshot().signed_header().clone(),
+        ephemeral: ByteArray::new([0xef; 32]),
+        first: ByteArray::new([0xf0; 32]),
+        signature: ByteArray::new([0xf1; 64]),
+    };
+    examples.control("seal", Kind::Seal, &seal);
+    examples.control("proof", Kind::Proof, &Proof { bytes: 65_536, hash: ByteArray::new([0xf2; 32]) });
 }
 
 fn joining(examples: &mut Examples) {
@@ -359,6 +382,7 @@ fn every_example_is_what_the_code_writes_and_reads() {
     session_from_the_target(&mut examples);
     questions(&mut examples);
     between_machines(&mut examples);
+    seals(&mut examples);
     joining(&mut examples);
 
     let signed = snapshot().to_signed();

@@ -269,6 +269,8 @@ impl Membership {
             executor: self.shared.executor.incarnation(),
             malai: crate::VERSION.to_owned(),
             clock_ms: Some(now_ms()),
+            enforced: None,
+            epoch: None,
         }
     }
 

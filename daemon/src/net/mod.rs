@@ -64,6 +64,8 @@ pub(crate) fn bare_hello(header: Option<SignedHeader>, caller_only: bool) -> Hel
         executor: None,
         malai: crate::VERSION.to_owned(),
         clock_ms: None,
+        enforced: None,
+        epoch: None,
     }
 }
 

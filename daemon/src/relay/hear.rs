@@ -210,7 +210,7 @@ impl Ear {
     ) -> anyhow::Result<()> {
         self.clusters.fetch(cluster, conn, header).await?;
         let Some(held) = cluster.held() else { return Ok(()) };
-        let announce = Announce { header: held.snapshot.signed_header().clone(), addresses: Vec::new(), twin: None };
+        let announce = Announce::of(held.snapshot.signed_header().clone());
         send(send_half, Frame::control(FrameKind::Announce, &announce)?).await?;
         Ok(())
     }

@@ -109,8 +109,7 @@ async fn an_older_snapshot_is_not_taken_and_another_of_the_same_generation_is_an
     let generation = held.header().generation;
     let conn = scene.guest.dial(&scene.web01).await?;
     let (mut control, _) = peer::greet(&conn, None).await?;
-    let announce =
-        |snapshot: &Snapshot| Announce { header: snapshot.signed_header().clone(), addresses: Vec::new(), twin: None };
+    let announce = |snapshot: &Snapshot| Announce::of(snapshot.signed_header().clone());
     send(&mut control, Kind::Announce, &announce(&scene.sign_as(generation - 1, &scene.text())?)).await?;
     send(&mut control, Kind::Announce, &announce(&scene.sign_as(generation, &scene.text())?)).await?;
     until("the alarm", || async { Ok(scene.web01.cluster().await?.alarm.is_some()) }).await?;

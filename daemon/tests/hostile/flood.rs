@@ -95,7 +95,7 @@ async fn a_flood_of_announcements_waits_at_its_sender() -> Result<()> {
     let scene = Scene::new().await?;
     let conn = scene.guest.dial(&scene.web01).await?;
     let (mut control, hello) = peer::greet(&conn, None).await?;
-    let announce = Announce { header: hello.header.context("a header")?, addresses: Vec::new(), twin: None };
+    let announce = Announce::of(hello.header.context("a header")?);
     let frame = Frame::control(Kind::Announce, &announce)?.to_bytes().repeat(100);
     let mut sent = 0;
     // Taken at once, a megabyte would be gone in a moment; at their pace they fill the stream's window.
@@ -119,8 +119,7 @@ async fn a_member_that_announces_and_does_not_deliver_holds_nobody_back() -> Res
     let silent = scene.guest.dial(&scene.web01).await?;
     let (mut control, _) = peer::greet(&silent, Some(header.clone())).await?;
     for _ in 0..10 {
-        send(&mut control, Kind::Announce, &Announce { header: header.clone(), addresses: Vec::new(), twin: None })
-            .await?;
+        send(&mut control, Kind::Announce, &Announce::of(header.clone())).await?;
     }
     let slow = scene.friend.dial(&scene.web01).await?;
     let _control = peer::greet(&slow, Some(header.clone())).await?;

@@ -102,7 +102,7 @@ async fn what_a_member_says_of_itself_sends_nobody_to_where_no_machine_of_the_cl
         let (conn, mut control) = greeted(&scene, &scene.friend, first).await?;
         if by_announcement {
             let header = scene.sign_as(1, &scene.text())?.signed_header().clone();
-            send(&mut control, Kind::Announce, &Announce { header, addresses: traps.named()?, twin: None }).await?;
+            send(&mut control, Kind::Announce, &Announce { addresses: traps.named()?, ..Announce::of(header) }).await?;
         }
         // It was heard: what came before is taken in.
         peer::ping(&conn).await?;

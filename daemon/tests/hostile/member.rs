@@ -113,7 +113,7 @@ fn broken_controls(scene: &Scene) -> Result<Vec<(&'static str, Vec<u8>)>> {
     let newer = scene.sign_as(9, "x")?.signed_header().clone();
     let other = ClusterKey::generate()?.sign(9, 1, "x".into())?.signed_header().clone();
     let greeting = bytes(Kind::PeerHello, &hello(None))?;
-    let announce = |header| bytes(Kind::Announce, &Announce { header, addresses: Vec::new(), twin: None });
+    let announce = |header| bytes(Kind::Announce, &Announce::of(header));
     let after = |bytes: &[u8]| [&greeting[..], bytes].concat();
     Ok(vec![
         ("an announcement over its cap", after(&claim(Kind::Announce, MAX_HELLO + 1))),

@@ -75,7 +75,7 @@ async fn who_is_refused_a_snapshot_as_busy_keeps_its_connection_and_asks_again()
     peer::finish(&mut asked)?;
     ping(&conn).await?;
     // Announced again, it is asked for again.
-    send(&mut control, Kind::Announce, &Announce { header, addresses: Vec::new(), twin: None }).await?;
+    send(&mut control, Kind::Announce, &Announce::of(header)).await?;
     let mut asked = peer::accept(&conn).await?;
     let _pull: Pull = next(&mut asked).await?.expect(Kind::Pull, "Pull")?;
     send(&mut asked, Kind::Snapshot, &snapshot.to_signed()).await?;

@@ -48,8 +48,7 @@ async fn no_member_can_have_it_said_of_another_that_two_machines_hold_its_key() 
 async fn the_manager_alone_is_believed_that_another_machine_holds_the_own_key() -> Result<()> {
     let scene = Scene::new().await?;
     let header = scene.sign_as(1, &scene.text())?.signed_header().clone();
-    let says =
-        |twin: Option<&str>| Announce { header: header.clone(), addresses: Vec::new(), twin: twin.map(str::to_owned) };
+    let says = |twin: Option<&str>| Announce { twin: twin.map(str::to_owned), ..Announce::of(header.clone()) };
     let (guest, mut control) = greeted(&scene, &scene.guest, 1).await?;
     send(&mut control, Kind::Announce, &says(Some("direct 192.0.2.9:4001"))).await?;
     // A second one is read after the first was taken in.

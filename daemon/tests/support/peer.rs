@@ -212,6 +212,8 @@ pub(crate) fn hello(header: Option<SignedHeader>) -> Hello {
         executor: None,
         malai: String::new(),
         clock_ms: None,
+        enforced: None,
+        epoch: None,
     }
 }
 

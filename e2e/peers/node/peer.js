@@ -135,7 +135,8 @@ class Peer {
     for (const link of this.links) {
       if (snapshot.nameOf(link.machine) === undefined) link.close(Close.Removed, 'not a member of the cluster any more');
       else if (link.control !== null && link.isOpen()) {
-        this.spawn(link.control.send(Kind.Announce, { header: snapshot.signed, addresses: this.addresses() }));
+        const told = { header: snapshot.signed, addresses: this.addresses(), enforced: snapshot.generation };
+        this.spawn(link.control.send(Kind.Announce, told));
       }
     }
   }
@@ -174,6 +175,7 @@ class Peer {
       executor: this.target.incarnation,
       malai: 'a peer in JavaScript',
       clock_ms: BigInt(Date.now()),
+      enforced: this.snapshot.generation,
     };
   }
 

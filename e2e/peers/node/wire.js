@@ -52,7 +52,7 @@ const data = new Set([Kind.Stdin, Kind.Stdout, Kind.Stderr]);
 const empty = new Set([Kind.StdinEof, Kind.Goodbye, Kind.StdinClosed, Kind.Killed, Kind.Ping, Kind.Pong, Kind.Waiting]);
 const caps = new Map([
   ...[...empty].map((kind) => [kind, 0]),
-  ...['PeerHello', 'Announce', 'Pull', 'Gone', 'Resolve', 'Redeem', 'Knock', 'Resolved'].map((name) => [Kind[name], KIB]),
+  ...['PeerHello', 'Announce', 'Pull', 'Gone', 'Resolve', 'Redeem', 'Knock', 'Resolved'].map((name) => [Kind[name], 2 * KIB]),
   [Kind.Exec, 1024 * KIB],
   [Kind.Snapshot, 4100 * KIB],
 ]);

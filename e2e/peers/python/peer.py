@@ -146,7 +146,8 @@ class Peer:
             if snapshot.name_of(link.machine) is None:
                 link.close(Close.REMOVED, "not a member of the cluster any more")
             elif link.control is not None and link.is_open():
-                self.spawn(link.control.send(Kind.ANNOUNCE, {"header": snapshot.signed, "addresses": self.addresses()}))
+                told = {"header": snapshot.signed, "addresses": self.addresses(), "enforced": snapshot.generation}
+                self.spawn(link.control.send(Kind.ANNOUNCE, told))
 
     def _keep(self):
         value = {"cluster": self.cluster, "snapshot": self.snapshot.value, "told": self.told}
@@ -191,6 +192,7 @@ class Peer:
             "executor": self.target.incarnation,
             "malai": "a peer in Python",
             "clock_ms": time.time_ns() // 1_000_000,
+            "enforced": self.snapshot.generation,
         }
 
     async def _accept(self):

@@ -61,7 +61,7 @@ def cap(kind):
     if kind in EMPTY:
         return 0
     if kind in SHORT:
-        return KIB
+        return 2 * KIB
     return {Kind.EXEC: 1024 * KIB, Kind.SNAPSHOT: 4100 * KIB}.get(kind, 64 * KIB)
 
 

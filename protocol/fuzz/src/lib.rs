@@ -11,7 +11,7 @@ use malai_protocol::scan::{Direction, Scanner};
 use malai_protocol::snapshot::Signed;
 use malai_protocol::target::Target;
 use malai_protocol::ticket::{TEXT_LEN, Ticket};
-use malai_protocol::{failure, local, peer, plan, session, sessions};
+use malai_protocol::{failure, local, peer, plan, seal, session, sessions};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio_util::codec::Decoder;
@@ -73,6 +73,8 @@ pub fn control(data: &[u8]) -> bool {
         Kind::List => same::<sessions::List>(&frame),
         Kind::Wait => same::<sessions::Wait>(&frame),
         Kind::Kill => same::<sessions::Kill>(&frame),
+        Kind::Seal => same::<seal::Seal>(&frame),
+        Kind::Proof => same::<seal::Proof>(&frame),
         Kind::Listed => same::<sessions::Listed>(&frame),
         Kind::Inventory => same::<plan::Inventory>(&frame),
         Kind::Retired => same::<plan::Retired>(&frame),

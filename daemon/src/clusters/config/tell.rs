@@ -189,7 +189,7 @@ async fn heard(membership: &Membership, frames: &mut Frames<RecvStream>, within:
 
 async fn announce(membership: &Membership, send_half: &mut SendStream) -> anyhow::Result<()> {
     let header = membership.held().snapshot.signed_header().clone();
-    let frame = Frame::control(Kind::Announce, &Announce { header, addresses: Vec::new(), twin: None })?;
+    let frame = Frame::control(Kind::Announce, &Announce::of(header))?;
     Ok(send(send_half, frame).await?)
 }
 

@@ -100,7 +100,7 @@ impl Told {
     /// Returns what is to be told of this snapshot, and of this machine.
     fn announce(&self, held: &Held) -> Announce {
         let header = held.snapshot.signed_header().clone();
-        Announce { header, addresses: self.addresses.clone(), twin: self.twin.clone() }
+        Announce { addresses: self.addresses.clone(), twin: self.twin.clone(), ..Announce::of(header) }
     }
 }
 

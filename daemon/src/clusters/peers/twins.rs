@@ -45,7 +45,7 @@ pub(crate) fn news(membership: &Membership, conn: &PeerConn, told: &mut Option<S
     }
     told.clone_from(&twin);
     let header = membership.held().snapshot.signed_header().clone();
-    Some(Announce { header, addresses: membership.hello().addresses, twin })
+    Some(Announce { addresses: membership.hello().addresses, twin, ..Announce::of(header) })
 }
 
 /// Raises or clears the alarm about this machine's own key, if the cluster manager says so; ignores all others.
