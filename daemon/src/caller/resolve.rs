@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use malai_protocol::config::{self, Name};
 use malai_protocol::failure::{Failure, Kind};
 use malai_protocol::id::MachineId;
 use malai_protocol::local::SessionTarget;
@@ -85,37 +86,8 @@ fn no_cluster(clusters: &Clusters, name: &str) -> Failure {
         .hint("`malai status` lists clusters and machines")
 }
 
-/// The machine whose name differs least, when it differs by no more than two letters.
+/// Returns the machine that was probably meant.
 fn nearest(membership: &Membership, name: &str) -> Option<String> {
     let held = membership.held();
-    let near = held.config.machines.keys().map(|known| (distance(known.as_str(), name), known.to_string()));
-    near.filter(|(distance, _)| *distance <= 2).min().map(|(_, name)| name)
-}
-
-/// Letters to insert, delete or replace (Levenshtein), of names of at most 32 letters.
-fn distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().take(64).collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.chars().take(64).enumerate() {
-        let mut diagonal = i;
-        row[0] = i + 1;
-        for (j, y) in b.iter().enumerate() {
-            let replace = diagonal + usize::from(x != *y);
-            diagonal = row[j + 1];
-            row[j + 1] = replace.min(row[j] + 1).min(diagonal + 1);
-        }
-    }
-    row[b.len()]
-}
-
-#[cfg(test)]
-mod tests {
-    use super::distance;
-
-    #[test]
-    fn distance_counts_letters_to_change() {
-        for (a, b, wanted) in [("web01", "web01", 0), ("web01", "web1", 1), ("web01", "wbe01", 2), ("a", "xyz", 3)] {
-            assert_eq!(distance(a, b), wanted, "{a} {b}");
-        }
-    }
+    config::nearest(name, held.config.machines.keys().map(Name::as_str)).map(str::to_owned)
 }

@@ -145,7 +145,7 @@ pub(crate) fn shown(text: &str) -> String {
 }
 
 /// The candidate nearest to a misspelt word, if one is near enough to have been meant.
-pub(crate) fn nearest<'a>(word: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+pub fn nearest<'a>(word: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     // Longer words are no typing errors, and the distance costs the product of both lengths.
     if word.len() > 2 * MAX_NAME {
         return None;
@@ -153,27 +153,10 @@ pub(crate) fn nearest<'a>(word: &str, candidates: impl Iterator<Item = &'a str>)
     let most = 1 + word.chars().count() / 4;
     candidates
         .filter(|c| c.len().abs_diff(word.len()) <= most)
-        .map(|c| (distance(word, c), c))
+        .map(|c| (strsim::levenshtein(word, c), c))
         .filter(|(distance, _)| *distance <= most)
         .min()
         .map(|(_, c)| c)
-}
-
-/// How many characters must be changed, put in or left out to get from one word to the other.
-fn distance(from: &str, to: &str) -> usize {
-    let to: Vec<char> = to.chars().collect();
-    let mut row: Vec<usize> = (0..=to.len()).collect();
-    for (i, x) in from.chars().enumerate() {
-        let mut left = i + 1;
-        let mut next = vec![left];
-        for (y, above) in to.iter().zip(row.windows(2)) {
-            let &[diagonal, up] = above else { continue };
-            left = (diagonal + usize::from(x != *y)).min(up + 1).min(left + 1);
-            next.push(left);
-        }
-        row = next;
-    }
-    row.last().copied().unwrap_or(0)
 }
 
 #[cfg(test)]
