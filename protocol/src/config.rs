@@ -12,6 +12,7 @@ mod check;
 pub mod edit;
 pub(crate) mod environment;
 mod groups;
+mod keys;
 mod names;
 mod problem;
 mod relays;

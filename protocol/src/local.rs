@@ -23,7 +23,7 @@ pub use metrics::{ClusterMetrics, Metrics};
 pub use ping::{MIN_PING_INTERVAL_MS, Ping, PingAnswer, PingOutcome, THIS_MACHINE};
 pub use status::{
     ClusterState, ClusterStatus, Connection, DaemonStatus, LostLines, MachineStatus, RelayState, RelayStatus, Role,
-    Status,
+    Status, Tree,
 };
 
 use crate::failure::Failure;

@@ -10,6 +10,7 @@ use serde_bytes::ByteBuf;
 
 use crate::id::{ClusterId, FollowerId, Incarnation, MachineId, SessionId};
 use crate::local::LostLines;
+pub use crate::local::Tree;
 use crate::session::{EndedBy, ExitRecord, Resend};
 use crate::sessions::Summary;
 
@@ -260,16 +261,6 @@ pub struct Known {
     pub cluster: ClusterId,
     /// What is told of it.
     pub summary: Summary,
-}
-
-/// How a session's processes are found when it ends.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Tree {
-    /// A cgroup v2 for each session: nothing escapes.
-    Cgroup,
-    /// Process group, subreaper and an environment marker: docs/security.md says what can escape.
-    Marker,
 }
 
 /// A session ended, or never started.

@@ -328,7 +328,8 @@ fn between_machines(examples: &mut Examples) {
         epoch: None,
     };
     examples.control("peer-hello", Kind::PeerHello, &hello);
-    let clock = Hello { header: None, addresses: Vec::new(), boot: None, clock_ms: Some(1_767_225_600_000), ..hello.clone() };
+    let clock =
+        Hello { header: None, addresses: Vec::new(), boot: None, clock_ms: Some(1_767_225_600_000), ..hello.clone() };
     examples.control("peer-hello-clock", Kind::PeerHello, &clock);
     let epoch = Some(Epoch { number: 1, key: ByteArray::new([0xee; 32]) });
     let enforced = Some(1_767_225_600_000);

@@ -6,14 +6,12 @@ use serde::{Deserialize, Serialize};
 use toml::de::DeValue;
 
 use super::names::shown;
-use super::sections::known;
-use super::values;
 use super::walk::{Scope, Section, Walk, at_key};
+use super::{keys, values};
 use crate::id::MachineId;
 
 /// The most relays of one cluster: an endpoint measures the way to each of them again and again.
 pub const MAX_RELAYS: usize = 16;
-const RELAY: &[&str] = &["url", "sha256", "id52"];
 const FORM: &str = "{ url = \"https://203.0.113.5:7443\", sha256 = \"…\" }";
 
 /// One relay of a cluster.
@@ -144,7 +142,7 @@ fn url<'w>(walk: &mut Walk<'w>, section: &Section<'w>, key: &str, at: usize, tex
 
 /// A relay as a table. With anything in it that is not understood it is left out: that may say whom not to trust.
 fn table_of<'w>(walk: &mut Walk<'w>, section: &Section<'w>) -> Option<Relay> {
-    known(walk, section, RELAY);
+    walk.known(section, keys::RELAY);
     if !section.table.contains_key("url") {
         let hint = format!("write it as {FORM}");
         walk.wrong(section, "url", section.at, "a relay in `relays` has no `url`".into(), Some(hint));
@@ -158,7 +156,7 @@ fn table_of<'w>(walk: &mut Walk<'w>, section: &Section<'w>) -> Option<Relay> {
     let id = walk.string(section, "id52").map(|(at, text)| {
         text.parse().map_err(|e| walk.wrong(section, "id52", at, format!("`id52` of a relay: {e}"), None)).ok()
     });
-    let understood = section.table.keys().all(|key| RELAY.contains(&key.get_ref().as_ref()));
+    let understood = section.table.keys().all(|key| keys::RELAY.contains(&key.get_ref().as_ref()));
     let present = |key| section.table.contains_key(key);
     let relay = Relay { url: url?, sha256: sha256.flatten(), id: id.flatten() };
     if !understood || present("sha256") != relay.sha256.is_some() || present("id52") != relay.id.is_some() {

@@ -10,31 +10,11 @@ use toml::de::DeTable;
 use super::names::{USER_FORM, is_user, shown};
 use super::problem::Problem;
 use super::walk::{Findings, Mode, Scope, Section, Walk, at_key};
-use super::{Cluster, Command, Config, Defaults, Group, Machine, Name, Network, check, environment, relays, values};
+use super::{
+    Cluster, Command, Config, Defaults, Group, Machine, Name, Network, check, environment, keys, relays, values,
+};
 use crate::id::IdError;
 
-const TOP: &[&str] = &["cluster", "network", "defaults", "machine", "group"];
-const CLUSTER: &[&str] = &["name", "id52", "manager"];
-const NETWORK: &[&str] = &["relays", "discovery", "ca", "directory"];
-const DEFAULTS: &[&str] = &["allow_from", "username", "grace", "accept_env"];
-const COMMAND: &[&str] = &["command", "allow_from", "username", "accept_env"];
-const GROUP: &[&str] = &["members"];
-const MACHINE: &[&str] = &[
-    "id52",
-    "allow_from",
-    "allow_shell",
-    "allow_sessions",
-    "allow_control",
-    "username",
-    "users",
-    "addresses",
-    "grace",
-    "accept_env",
-    "command",
-];
-/// Where a key belongs that stands in the wrong place.
-const PLACES: &[(&str, &[&str])] =
-    &[("machine.NAME", MACHINE), ("network", NETWORK), ("cluster", CLUSTER), ("group.NAME", GROUP)];
 /// The most bytes of a named command's words: an executor's plan has room for them beside all else.
 const MAX_COMMAND: usize = 64 * 1024;
 
@@ -46,7 +26,7 @@ pub(super) fn read<'w>(
 ) -> Result<(Config, Vec<Problem>), Vec<Problem>> {
     let mut walk = Walk::new(text, root, mode);
     let top = Section { path: String::new(), scope: Scope::Whole, at: 0, table: root };
-    known(&mut walk, &top, TOP);
+    walk.known(&top, keys::TOP);
     let cluster = match walk.section(&top, "cluster", Scope::Whole) {
         Some(section) => cluster(&mut walk, &section),
         None => {
@@ -68,14 +48,6 @@ pub(super) fn read<'w>(
     let Findings { unsupported, ignored, warnings } = walk.finish()?;
     let cluster = cluster.ok_or_else(|| vec![Problem::at(text, 0, "there is no usable [cluster]".into(), None)])?;
     Ok((Config { cluster, network, defaults, machines, groups, unsupported, ignored }, warnings))
-}
-
-/// Looks for keys that are not known in this section.
-pub(super) fn known(walk: &mut Walk<'_>, section: &Section<'_>, keys: &[&str]) {
-    walk.known(section, keys, |word| {
-        let (place, _) = PLACES.iter().find(|(_, keys)| keys.contains(&word))?;
-        Some(format!("`{word}` belongs under [{place}]"))
-    });
 }
 
 /// All tables `[kind.NAME]`: whom it touches when something is wrong with `kind` itself, and with each.
@@ -108,8 +80,8 @@ fn children<'w, T>(
 }
 
 fn cluster<'w>(walk: &mut Walk<'w>, section: &Section<'w>) -> Option<Cluster> {
-    known(walk, section, CLUSTER);
-    required(walk, section, CLUSTER);
+    walk.known(section, keys::CLUSTER);
+    required(walk, section, keys::CLUSTER);
     let name = walk.name(section, "name");
     let id = id52(walk, section);
     let manager = walk.name(section, "manager");
@@ -117,7 +89,7 @@ fn cluster<'w>(walk: &mut Walk<'w>, section: &Section<'w>) -> Option<Cluster> {
 }
 
 fn network<'w>(walk: &mut Walk<'w>, section: &Section<'w>) -> Network {
-    known(walk, section, NETWORK);
+    walk.known(section, keys::NETWORK);
     let mut relays = relays::read(walk, section);
     let mut discovery = parsed(walk, section, "discovery", |text| match text {
         "dns" | "mdns" => Ok(text.to_owned()),
@@ -142,7 +114,7 @@ fn network<'w>(walk: &mut Walk<'w>, section: &Section<'w>) -> Network {
 }
 
 fn defaults<'w>(walk: &mut Walk<'w>, section: &Section<'w>) -> Defaults {
-    known(walk, section, DEFAULTS);
+    walk.known(section, keys::DEFAULTS);
     Defaults {
         allow_from: walk.allow(section, "allow_from"),
         username: username(walk, section),
@@ -152,7 +124,7 @@ fn defaults<'w>(walk: &mut Walk<'w>, section: &Section<'w>) -> Defaults {
 }
 
 fn machine<'w>(walk: &mut Walk<'w>, section: &Section<'w>) -> Option<Machine> {
-    known(walk, section, MACHINE);
+    walk.known(section, keys::MACHINE);
     required(walk, section, &["id52"]);
     let id = id52(walk, section);
     let own = section.scope.clone();
@@ -173,7 +145,7 @@ fn machine<'w>(walk: &mut Walk<'w>, section: &Section<'w>) -> Option<Machine> {
 }
 
 fn command<'w>(walk: &mut Walk<'w>, section: &Section<'w>) -> Option<Command> {
-    known(walk, section, COMMAND);
+    walk.known(section, keys::COMMAND);
     required(walk, section, &["command"]);
     let allow_from = walk.allow(section, "allow_from");
     let username = username(walk, section);
@@ -198,8 +170,8 @@ fn command<'w>(walk: &mut Walk<'w>, section: &Section<'w>) -> Option<Command> {
 }
 
 fn group<'w>(walk: &mut Walk<'w>, section: &Section<'w>) -> Option<Group> {
-    known(walk, section, GROUP);
-    required(walk, section, GROUP);
+    walk.known(section, keys::GROUP);
+    required(walk, section, keys::GROUP);
     let mut members = BTreeSet::new();
     for (at, text) in walk.strings(section, "members")? {
         if text == "*" {

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use toml::de::{DeTable, DeValue};
 
+use super::keys::table_of;
 use super::names::{nearest, shown};
 use super::problem::{MAX_PROBLEMS, Problem};
 use super::{Allow, Name};
@@ -151,8 +152,8 @@ impl<'w> Walk<'w> {
         }
     }
 
-    /// Looks for keys that are not known here; `elsewhere` tells where a key that is known elsewhere belongs.
-    pub(super) fn known(&mut self, section: &Section<'_>, keys: &[&str], elsewhere: impl Fn(&str) -> Option<String>) {
+    /// Looks for keys that this section may not have.
+    pub(super) fn known(&mut self, section: &Section<'_>, keys: &[&str]) {
         for key in section.table.keys().filter(|k| !keys.contains(&k.get_ref().as_ref())) {
             let word = key.get_ref().as_ref();
             if !self.strict() {
@@ -160,7 +161,8 @@ impl<'w> Walk<'w> {
             } else if self.problems.len() < MAX_PROBLEMS {
                 let place =
                     if section.path.is_empty() { "at the top".into() } else { format!("in [{}]", section.path) };
-                let hint = elsewhere(word)
+                let hint = table_of(word)
+                    .map(|table| format!("`{word}` belongs under [{table}]"))
                     .or_else(|| nearest(word, keys.iter().copied()).map(|near| format!("did you mean `{near}`?")))
                     .unwrap_or_else(|| format!("known here: {}", keys.join(", ")));
                 self.problem(key.span().start, format!("unknown key `{}` {place}", shown(word)), Some(hint));

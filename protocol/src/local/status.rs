@@ -17,7 +17,7 @@ pub struct DaemonStatus {
     /// It serves.
     pub ready: bool,
     /// How sessions' processes are found when they end; absent while no executor runs.
-    pub tree: Option<crate::plan::Tree>,
+    pub tree: Option<Tree>,
     /// The executor's process id; absent while none runs, or when it runs inside the daemon.
     pub executor_pid: Option<u32>,
     /// Live sessions on this machine.
@@ -25,6 +25,16 @@ pub struct DaemonStatus {
     /// Lines that the log of the daemon lacks, and that of its executor; absent = none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lost_log: Option<LostLines>,
+}
+
+/// How a session's processes are found when it ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Tree {
+    /// A cgroup v2 for each session: nothing escapes.
+    Cgroup,
+    /// Process group, subreaper and an environment marker: docs/security.md says what can escape.
+    Marker,
 }
 
 /// Lines that were not written to a log.
