@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::ffi::OsString;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use malai_protocol::failure::{Failure, Kind};
@@ -11,6 +11,7 @@ use malai_protocol::home::Home;
 use malai_protocol::id::Incarnation;
 use malai_protocol::plan::Ended;
 use nix::unistd::{Uid, User};
+use parking_lot::Mutex;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -260,7 +261,7 @@ impl Parts {
         tokio::spawn(self.stop.clone().run_until_cancelled_owned(async move {
             shared.executor.lost().await;
             let started = shared.executor.get().await;
-            let is_news = said.lock().unwrap_or_else(PoisonError::into_inner).is_news(started.is_ok());
+            let is_news = said.lock().is_news(started.is_ok());
             if let (Err(failure), true) = (started, is_news) {
                 tracing::error!("no new executor, and it is tried again: {failure}");
             }

@@ -9,11 +9,12 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use malai_protocol::failure::Failure;
 use malai_protocol::id::MachineId;
+use parking_lot::Mutex;
 
 use super::enrol::{for_newcomer, unknown_invite};
 use super::invites::Invites;
@@ -83,7 +84,7 @@ impl Shown {
     }
 
     fn current(&self, now_ms: u64) -> Result<Arc<Invites>, Failure> {
-        let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut read = self.read.lock();
         let fail = |e: io::Error| disk_failure("look at", &self.path, &e);
         let stamp = stamp(&self.path).map_err(fail)?;
         if let Some(read) = read.as_ref()

@@ -4,11 +4,12 @@
 //! On Linux only: elsewhere the target hears of such a caller by its grace.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use malai_protocol::id::{ClusterId, FollowerId, MachineId, SessionId};
 use malai_protocol::peer::Gone;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::net::unix::OwnedWriteHalf;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -39,7 +40,7 @@ struct Watched {
 
 impl Absent {
     fn lock(&self) -> MutexGuard<'_, HashMap<Following, Watched>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 
     /// Whether none is watched.

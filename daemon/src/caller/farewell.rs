@@ -3,7 +3,7 @@
 //! Kept in memory, for a time and in a bounded number: a target that hears of none ends the session by its grace.
 
 use std::collections::{HashSet, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -12,6 +12,7 @@ use malai_protocol::codec::{CodecError, Frame, Kind, MAX_CONTROL};
 use malai_protocol::failure::Failure;
 use malai_protocol::id::{ClusterId, MachineId};
 use malai_protocol::peer::{Close, Gone, RESET_PROTOCOL};
+use parking_lot::{Mutex, MutexGuard};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
@@ -69,7 +70,7 @@ struct Kept {
 
 impl Farewells {
     fn lock(&self) -> MutexGuard<'_, Kept> {
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+        self.kept.lock()
     }
 
     /// Whether there is nothing to be said.

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use parking_lot::{Mutex, MutexGuard};
 
 /// Says what an alarm is about. Of each cause there is at most one alarm at a time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -59,7 +60,7 @@ pub(crate) struct Alarms(Mutex<BTreeMap<AlarmCause, String>>);
 
 impl Alarms {
     fn lock(&self) -> MutexGuard<'_, BTreeMap<AlarmCause, String>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 
     /// Raises this alarm, in place of an earlier one of the same cause. Says whether the text is new.

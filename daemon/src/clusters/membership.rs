@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use iroh::{Endpoint, TransportAddr};
@@ -14,6 +14,7 @@ use malai_protocol::home::ClusterDir;
 use malai_protocol::id::{ClusterId, MachineId};
 use malai_protocol::peer::{Close, VERSION};
 use malai_protocol::snapshot::{Header, Snapshot};
+use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;

@@ -8,7 +8,7 @@ pub(crate) mod peers;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use malai_protocol::config::Network;
@@ -17,6 +17,7 @@ use malai_protocol::id::ClusterId;
 use malai_protocol::local::Role;
 use malai_protocol::peer::{ALPN, JOIN_ALPN};
 use malai_protocol::snapshot::{Order, Snapshot, order};
+use parking_lot::{Mutex, MutexGuard};
 use tokio_util::task::TaskTracker;
 
 use crate::admin::manager::Manager;
@@ -101,7 +102,7 @@ impl Clusters {
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Cluster>> {
-        self.map.lock().unwrap_or_else(PoisonError::into_inner)
+        self.map.lock()
     }
 
     /// What all of them share.
@@ -153,14 +154,14 @@ impl Clusters {
         stop(before).await;
         if let Some(held) = held {
             let last = Arc::clone(&held.borrow());
-            self.newest.lock().unwrap_or_else(PoisonError::into_inner).insert(alias.to_owned(), last);
+            self.newest.lock().insert(alias.to_owned(), last);
         }
         endpoint::released(&sockets).await;
         let cluster = match duty::caught(self.serve(alias)).await.unwrap_or_else(|| Err(fault())) {
             Ok(cluster) => cluster,
             Err(_) if store::clusters::is_gone(&self.shared.home, alias) => {
                 tracing::info!(cluster = alias, "not loaded again: it was left");
-                self.newest.lock().unwrap_or_else(PoisonError::into_inner).remove(alias);
+                self.newest.lock().remove(alias);
                 return;
             }
             Err(failure) => {
@@ -169,7 +170,7 @@ impl Clusters {
             }
         };
         if !matches!(cluster, Cluster::Broken(_)) {
-            self.newest.lock().unwrap_or_else(PoisonError::into_inner).remove(alias);
+            self.newest.lock().remove(alias);
         }
         self.lock().insert(alias.to_owned(), cluster);
     }
@@ -233,7 +234,7 @@ impl Clusters {
         self.end_sessions(alias, &tables).await;
         let _changing = self.changing.write().await;
         let known = self.lock().remove(alias);
-        self.newest.lock().unwrap_or_else(PoisonError::into_inner).remove(alias);
+        self.newest.lock().remove(alias);
         stop(known).await;
         // It may have been taken in again meanwhile, and have let sessions in; now no more can come.
         self.end_sessions(alias, &tables).await;
@@ -345,7 +346,7 @@ impl Clusters {
 
     /// The stored snapshot, or a newer one of the same cluster that was held before.
     fn newest(&self, alias: &str, stored: Snapshot) -> Result<Arc<Held>, Failure> {
-        let before = self.newest.lock().unwrap_or_else(PoisonError::into_inner).get(alias).cloned();
+        let before = self.newest.lock().get(alias).cloned();
         let newer = |held: &Arc<Held>| {
             let header = held.snapshot.header();
             header.cluster == stored.header().cluster && order(header, Some(stored.header())) == Order::Newer
@@ -535,7 +536,7 @@ async fn keep_addresses(membership: Arc<Membership>) {
 /// Writes the cache of last known addresses, and logs the first of several failures.
 pub(crate) fn remember(membership: &Membership) {
     let kept = write_addresses(membership);
-    let is_news = membership.addresses_said.lock().unwrap_or_else(PoisonError::into_inner).is_news(kept.is_ok());
+    let is_news = membership.addresses_said.lock().is_news(kept.is_ok());
     if let Err(failure) = kept
         && is_news
     {

@@ -6,11 +6,12 @@
 //! server has its key is checked as always. Every other server is known by `[network] ca`, else by the web's roots.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use iroh::tls::CaTlsConfig;
 use malai_protocol::config::Network;
 use malai_protocol::failure::{Failure, Kind};
+use parking_lot::{Mutex, MutexGuard};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::pem::PemObject;
@@ -43,7 +44,7 @@ impl Trust {
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Known>> {
-        self.hosts.lock().unwrap_or_else(PoisonError::into_inner)
+        self.hosts.lock()
     }
 
     /// Takes the pins of another config in place of those there are. It holds from the next handshake on.

@@ -1,7 +1,7 @@
 //! The clusters of a relay: the snapshot that it holds of each, and whom that admits.
 
 use std::collections::HashSet;
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::Arc;
 use std::time::Duration;
 
 use iroh::endpoint::Connection;
@@ -9,6 +9,7 @@ use malai_protocol::failure::Failure;
 use malai_protocol::home::RelayDir;
 use malai_protocol::id::{ClusterId, MachineId};
 use malai_protocol::snapshot::{Header, Order, SignedHeader, Snapshot, order};
+use parking_lot::{RwLock, RwLockReadGuard};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -148,7 +149,7 @@ impl Cluster {
     }
 
     fn read(&self) -> RwLockReadGuard<'_, State> {
-        self.state.read().unwrap_or_else(PoisonError::into_inner)
+        self.state.read()
     }
 
     /// The snapshot that is held.
@@ -213,7 +214,7 @@ impl Cluster {
             self.raise(AlarmCause::Unusable, text);
         })?;
         let header = *held.snapshot.header();
-        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state.write();
         match order(&header, state.held.as_ref().map(|held| held.snapshot.header())) {
             Order::Newer => state.take(held),
             Order::Fork => {

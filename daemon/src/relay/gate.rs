@@ -2,8 +2,8 @@
 //! disconnected.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use iroh::EndpointId;
@@ -11,6 +11,7 @@ use iroh_relay::server::clients::Clients as Connections;
 use iroh_relay::server::{Access, AccessControl, ClientRequest, ConnectionId};
 use malai_protocol::id::{ClusterId, MachineId};
 use malai_protocol::ticket::{Ticket, TicketError};
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -103,7 +104,7 @@ impl Gate {
     }
 
     fn connected(&self) -> MutexGuard<'_, HashMap<ConnectionId, Client>> {
-        self.connected.lock().unwrap_or_else(PoisonError::into_inner)
+        self.connected.lock()
     }
 
     /// How many connections there are, and how many of them by a ticket.
@@ -207,7 +208,7 @@ impl Gate {
 
     fn log_refusal(&self, key: EndpointId, why: Denied) {
         let before = self.refused.fetch_add(1, Ordering::Relaxed);
-        let mut logged = self.logged.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut logged = self.logged.lock();
         let now = Instant::now();
         if logged.is_none_or(|at| now.duration_since(at) >= LOG_PACE) {
             *logged = Some(now);

@@ -2,11 +2,12 @@
 //! connections that they count, and the endpoint when it is bound anew.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 
 use malai_protocol::id::{ClusterId, Incarnation};
 use malai_protocol::local::{ClusterMetrics, Metrics};
+use parking_lot::Mutex;
 
 use crate::clusters::Clusters;
 use crate::clusters::membership::Membership;
@@ -101,14 +102,14 @@ pub(crate) struct Registry {
 impl Registry {
     /// A cluster's.
     pub(crate) fn of(&self, cluster: ClusterId) -> Arc<Counters> {
-        let mut all = self.clusters.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = self.clusters.lock();
         Arc::clone(all.entry(cluster).or_default())
     }
 
     /// Takes in how many panics an executor says that it had; returns those of all executors that were asked.
     fn executor_panics(&self, told: Option<(Incarnation, u64)>) -> u64 {
         if let Some((executor, panics)) = told {
-            let mut last = self.executor.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut last = self.executor.lock();
             let before = last.filter(|(of, _)| *of == executor).map_or(0, |(_, panics)| panics);
             self.executor_panics.add(panics.saturating_sub(before));
             *last = Some((executor, panics));

@@ -13,7 +13,6 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
@@ -23,6 +22,7 @@ use malai_protocol::home::Home;
 use malai_protocol::local;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
+use parking_lot::Mutex;
 use tokio_util::codec::Decoder;
 
 use super::disk_failure;
@@ -122,7 +122,7 @@ impl Lock {
     pub(crate) fn confirm(&self) -> Result<Option<Holder>, Failure> {
         let path = self.home.lock();
         let fail = |e: io::Error| disk_failure("lock", &path, &e);
-        let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut file = self.file.lock();
         // A home that was removed as a whole is not made again.
         if is_named(&file, &path).map_err(fail)? || !self.home.root().exists() {
             return Ok(None);
@@ -167,7 +167,7 @@ impl Part {
 impl Drop for Lock {
     fn drop(&mut self) {
         // The file keeps its words: whoever finds the lock held a moment before this must not take an agent for a daemon.
-        release(&self.file.lock().unwrap_or_else(PoisonError::into_inner));
+        release(&self.file.lock());
     }
 }
 
@@ -489,7 +489,7 @@ mod tests {
         let (_dir, home) = home();
         let lock = Lock::take(&home, Part::Daemon).expect("free");
         let changes = Changes::begin(&home).expect("free");
-        for file in [&*lock.file.lock().expect("whole"), &changes.file] {
+        for file in [&*lock.file.lock(), &changes.file] {
             assert_eq!(fcntl(file, FcntlArg::F_GETFD), Ok(FdFlag::FD_CLOEXEC.bits()));
         }
     }
@@ -498,7 +498,7 @@ mod tests {
     fn a_lock_that_is_let_go_is_free_although_a_copy_of_it_is_open() {
         let (_dir, home) = home();
         let lock = Lock::take(&home, Part::Daemon).expect("free");
-        let _copy = lock.file.lock().expect("whole").try_clone().expect("as in a child that is being spawned");
+        let _copy = lock.file.lock().try_clone().expect("as in a child that is being spawned");
         drop(lock);
         drop(Lock::take(&home, Part::Daemon).expect("free again"));
     }

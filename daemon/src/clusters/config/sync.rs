@@ -1,6 +1,6 @@
 //! Fetches, verifies and holds snapshots, and lets running sessions feel them.
 
-use std::sync::{Arc, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use iroh::endpoint::Connection;
@@ -9,6 +9,7 @@ use malai_protocol::failure::Failure;
 use malai_protocol::id::ClusterId;
 use malai_protocol::peer::{Close, Pull};
 use malai_protocol::snapshot::{Header, Order, Signed, Snapshot, order};
+use parking_lot::MutexGuard;
 use tokio::sync::watch;
 
 use crate::admin::manager::Manager;
@@ -205,7 +206,7 @@ async fn note_unnoted(membership: Arc<Membership>) {
 }
 
 fn unnoted(membership: &Membership) -> MutexGuard<'_, Option<Snapshot>> {
-    membership.unnoted.lock().unwrap_or_else(PoisonError::into_inner)
+    membership.unnoted.lock()
 }
 
 async fn note_foreign(membership: &Membership, snapshot: Snapshot) -> Result<(), Failure> {

@@ -1,7 +1,7 @@
 //! The cluster manager's desk for newcomers, at the cluster key: it takes invites and knocks, and answers with the
 //! snapshot. Nothing is ever executed here.
 
-use std::sync::{Arc, Mutex as SyncMutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use iroh::Endpoint;
@@ -10,6 +10,7 @@ use malai_protocol::codec::{CodecError, Frame, Kind, MAX_HELLO};
 use malai_protocol::failure::{Failure, Kind as FailureKind};
 use malai_protocol::id::MachineId;
 use malai_protocol::peer::{Announce, Close, Knock, Redeem, VERSION};
+use parking_lot::{Mutex as SyncMutex, MutexGuard};
 use serde::de::DeserializeOwned;
 use tokio::sync::{Mutex, Semaphore};
 use tokio_util::sync::CancellationToken;
@@ -105,7 +106,7 @@ impl Desk {
 
     /// Who knocks.
     pub(crate) fn pending(&self) -> MutexGuard<'_, Pending> {
-        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+        self.pending.lock()
     }
 
     /// Closes it.

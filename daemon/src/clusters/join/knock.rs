@@ -1,12 +1,13 @@
 //! A cluster that this machine was told to join and that has sent no config yet: the daemon knocks until it does.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use malai_protocol::config::{Network, Relay};
 use malai_protocol::failure::{Failure, Kind};
 use malai_protocol::id::MachineId;
+use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -74,12 +75,12 @@ impl Waiting {
 
     /// What is waited for, in words.
     pub(crate) fn what(&self) -> String {
-        self.what.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.what.lock().clone()
     }
 
     /// Says what is waited for now, and logs it when it is not what was said before.
     fn say(&self, text: String) {
-        let mut what = self.what.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut what = self.what.lock();
         if *what != text {
             tracing::info!(cluster = %self.alias, "{text}");
         }

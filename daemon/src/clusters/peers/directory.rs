@@ -4,7 +4,7 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
@@ -15,6 +15,7 @@ use malai_protocol::codec::{CodecError, Frame, Kind, MAX_HELLO};
 use malai_protocol::failure::{Failure, Kind as FailureKind};
 use malai_protocol::id::MachineId;
 use malai_protocol::peer::{MAX_ADDRESSES, MAX_HOPS, Resolve, Resolved};
+use parking_lot::Mutex;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::{Instant, timeout};
 
@@ -69,7 +70,7 @@ impl Default for Limits {
 impl Limits {
     /// Takes so much of the asker's room. False when it is not free.
     fn take(&self, id: MachineId, price: Duration, now: Instant) -> bool {
-        let mut askers = self.free_at.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut askers = self.free_at.lock();
         if askers.len() >= REMEMBERED {
             askers.retain(|_, free_at| *free_at > now);
         }

@@ -1,13 +1,13 @@
 //! Machines on the same network, by mDNS. While nothing is looked for, hardly a packet is sent: an idle daemon wakes no
 //! other, nor itself. A lookup asks at once, a few times, and everybody hears the answers.
 
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::stream::BoxStream;
 use iroh::address_lookup::{AddressLookup, AddressLookupBuilder, AddressLookupBuilderError, EndpointData, Error, Item};
 use iroh::{Endpoint, EndpointId};
 use iroh_mdns_address_lookup::{MdnsAddressLookup, MdnsAddressLookupBuilder};
+use parking_lot::Mutex;
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -78,7 +78,7 @@ impl Default for Search {
 impl Lookup {
     /// Asks the network, unless that was done a moment ago.
     fn search(&self) {
-        let mut latest = self.search.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut latest = self.search.lock();
         let now = Instant::now();
         if latest.next_at.is_some_and(|at| now < at) {
             return;

@@ -1,7 +1,7 @@
 //! From where the addresses of a machine are known: what tells which way a connection was found.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -9,6 +9,7 @@ use futures_util::stream::BoxStream;
 use iroh::address_lookup::{AddressLookup, AddressLookupBuilder, AddressLookupBuilderError, EndpointData, Error, Item};
 use iroh::{Endpoint, EndpointId, TransportAddr};
 use malai_protocol::session::Reached;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -59,7 +60,7 @@ impl Default for Ways {
 
 impl Ways {
     fn lock(&self) -> MutexGuard<'_, HashMap<EndpointId, Vec<Named>>> {
-        self.named.lock().unwrap_or_else(PoisonError::into_inner)
+        self.named.lock()
     }
 
     /// These addresses are dialled because this machine has them, whoever else tells them too.
@@ -133,17 +134,17 @@ impl Ways {
 
     /// A way could not be asked, or was not understood.
     fn fails(&self, way: &Way, why: String) {
-        let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut failed = self.failed.lock();
         failed.insert(Arc::clone(way), (Instant::now(), why));
     }
 
     fn works(&self, way: &Way) {
-        self.failed.lock().unwrap_or_else(PoisonError::into_inner).remove(way);
+        self.failed.lock().remove(way);
     }
 
     /// The ways that failed lately, and why.
     pub(crate) fn failures(&self) -> Vec<String> {
-        let failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
+        let failed = self.failed.lock();
         let lately = failed.iter().filter(|(_, (at, _))| at.elapsed() < LATELY);
         lately.map(|(way, (_, why))| format!("{way}: {why}")).collect()
     }

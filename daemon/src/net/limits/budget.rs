@@ -1,12 +1,13 @@
 //! What one machine may have here in requests that are not decided yet, over all of its connections: it is taken before
 //! the memory is.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use bytes::BytesMut;
 use malai_protocol::codec::{CodecError, Frame, FrameCodec, HEADER_LEN, MAX_EXEC};
 use malai_protocol::failure::{Failure, Kind as FailureKind};
 use malai_protocol::session::ExecSpec;
+use parking_lot::{Mutex, MutexGuard};
 use tokio_util::codec::Decoder;
 
 /// All undecided requests of one machine, in bytes: sixteen of the largest, or 2048 small ones.
@@ -33,7 +34,7 @@ impl From<Exceeded> for Failure {
 
 impl Budget {
     fn lock(&self) -> MutexGuard<'_, usize> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+        self.held.lock()
     }
 
     /// Begins a request, with what its stream costs.

@@ -3,11 +3,11 @@
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::net::{IpAddr, Ipv4Addr};
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use iroh::EndpointId;
 use iroh::endpoint::IncomingAddr;
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 /// Between two streams of one machine on average: its commands take longer than that to start.
@@ -54,7 +54,7 @@ impl Pace {
 
     /// Waits until the next stream may be served. What is opened meanwhile waits in QUIC, at its sender.
     pub(crate) async fn turn(&self) {
-        let wait = self.0.lock().unwrap_or_else(PoisonError::into_inner).add(Instant::now(), STREAM, STREAMS);
+        let wait = self.0.lock().add(Instant::now(), STREAM, STREAMS);
         if !wait.is_zero() {
             tokio::time::sleep(wait).await;
         }
@@ -81,7 +81,7 @@ impl<K: Hash + Eq> Visits<K> {
 
     /// Whether this one may come now. When it may not, that counts for nothing.
     pub(crate) fn may_come(&self, who: K) -> bool {
-        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut seen = self.seen.lock();
         let now = Instant::now();
         if seen.len() >= self.most {
             seen.retain(|_, debt| !debt.is_paid(now));
@@ -183,7 +183,7 @@ mod tests {
         assert!(!visits.may_come(REMEMBERED));
         tokio::time::sleep(Duration::from_secs(1)).await;
         assert!(visits.may_come(REMEMBERED));
-        assert_eq!(visits.seen.lock().unwrap().len(), 1, "those that had their time are forgotten");
+        assert_eq!(visits.seen.lock().len(), 1, "those that had their time are forgotten");
     }
 
     #[tokio::test(start_paused = true)]
@@ -207,7 +207,7 @@ mod tests {
         assert_eq!(begun, HANDSHAKES as usize);
         let others: Vec<Origin> = (0..2 * REMEMBERED as u32).map(|n| Origin::V4(Ipv4Addr::from_bits(n))).collect();
         assert!(others.iter().all(|origin| handshakes.may_come(*origin)));
-        assert!(handshakes.seen.lock().unwrap().len() <= REMEMBERED);
+        assert!(handshakes.seen.lock().len() <= REMEMBERED);
         assert!(!handshakes.may_come(from("192.0.2.1:1")), "it is still remembered");
         tokio::time::sleep(HANDSHAKE).await;
         assert!(handshakes.may_come(from("192.0.2.1:1")));

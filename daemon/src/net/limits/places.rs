@@ -3,8 +3,9 @@
 //! speaks.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio_util::sync::CancellationToken;
 
 /// The places, and who has them, the oldest first.
@@ -29,7 +30,7 @@ impl Places {
     }
 
     fn lock(&self) -> MutexGuard<'_, VecDeque<Arc<CancellationToken>>> {
-        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+        self.taken.lock()
     }
 
     /// Returns how many are taken.

@@ -3,8 +3,9 @@
 
 use std::collections::HashMap;
 use std::hash::Hash;
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
 
 /// Sets for how long further refusals of the same one are only counted after a line about it.
 const REFUSAL_LINE_INTERVAL: Duration = Duration::from_secs(3600);
@@ -59,7 +60,7 @@ impl<K: Hash + Eq> Tally<K> {
     }
 
     fn refused_at(&self, who: K, now: Instant) -> Option<u64> {
-        let mut lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut lines = self.0.lock();
         if lines.each.len() >= MAX_REMEMBERED_REFUSED && !lines.each.contains_key(&who) {
             // Those with a count have their line with their next refusal.
             lines.each.retain(|_, line| now < line.written_at + REFUSAL_LINE_INTERVAL);
@@ -75,7 +76,7 @@ impl<K: Hash + Eq> Tally<K> {
 
     /// Forgets a peer that is let in: its next refusal is news.
     pub(crate) fn forget(&self, who: &K) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).each.remove(who);
+        self.0.lock().each.remove(who);
     }
 }
 
@@ -108,7 +109,7 @@ mod tests {
         let (tally, now) = (Tally::default(), Instant::now());
         let lines = (0..100_000).filter(|who| tally.refused_at(*who, now).is_some()).count();
         assert_eq!(lines, MAX_REMEMBERED_REFUSED + 1);
-        assert_eq!(tally.0.lock().unwrap().each.len(), MAX_REMEMBERED_REFUSED);
+        assert_eq!(tally.0.lock().each.len(), MAX_REMEMBERED_REFUSED);
         let later = now + REFUSAL_LINE_INTERVAL;
         assert_eq!(tally.refused_at(100_000, later), Some(0), "there is room again");
     }

@@ -2,13 +2,14 @@
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use iroh::endpoint::{Connection, PathId};
 use iroh::{RelayUrl, TransportAddr};
 use malai_protocol::id::{Incarnation, MachineId};
 use malai_protocol::snapshot::Header;
+use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use crate::net::finding::hearsay::canonical;
@@ -74,14 +75,14 @@ impl PeerConn {
 
     /// The peer offers a snapshot. True when it has to be fetched by the caller: nobody fetches from this peer now.
     pub(crate) fn offer(&self, header: Header) -> bool {
-        let mut offers = self.offers.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut offers = self.offers.lock();
         offers.newest = Some(header);
         !std::mem::replace(&mut offers.fetching, true)
     }
 
     /// What is to be fetched next. After `None` another has to fetch.
     pub(crate) fn next_offer(&self) -> Option<Header> {
-        let mut offers = self.offers.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut offers = self.offers.lock();
         let next = offers.newest.take();
         offers.fetching = next.is_some();
         next

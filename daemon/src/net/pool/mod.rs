@@ -10,9 +10,11 @@ mod lives;
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+
+use parking_lot::{Mutex, MutexGuard};
 
 use iroh::TransportAddr;
 use malai_protocol::id::{Incarnation, MachineId};
@@ -111,7 +113,7 @@ impl Pool {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<MachineId, Peer>> {
-        self.peers.lock().unwrap_or_else(PoisonError::into_inner)
+        self.peers.lock()
     }
 
     /// Wakes whoever watches.

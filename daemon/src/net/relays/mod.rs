@@ -11,8 +11,10 @@ mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
+
+use parking_lot::{Mutex, MutexGuard};
 
 use futures_util::future::join_all;
 use iroh::endpoint::RelayStatus;
@@ -150,7 +152,7 @@ impl Relays {
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<RelayUrl, Entry>> {
-        self.set.lock().unwrap_or_else(PoisonError::into_inner)
+        self.set.lock()
     }
 
     /// Returns the proxy that an endpoint is bound with.
@@ -212,7 +214,7 @@ impl Relays {
     }
 
     fn suspects(&self) -> MutexGuard<'_, BTreeSet<RelayUrl>> {
-        self.suspects.lock().unwrap_or_else(PoisonError::into_inner)
+        self.suspects.lock()
     }
 
     /// Nothing comes over this relay any more: it is asked whether it is there. iroh itself would notice after 20 s.

@@ -14,8 +14,10 @@ use std::fs::{DirBuilder, File};
 use std::io::{self, ErrorKind, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::DirBuilderExt;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use malai_protocol::home::Home;
 use malai_protocol::local::LostLines;
@@ -112,7 +114,7 @@ impl Log {
             if left.is_zero() {
                 return;
             }
-            queue = self.inner.changed.wait_timeout(queue, left).unwrap_or_else(PoisonError::into_inner).0;
+            self.inner.changed.wait_for(&mut queue, left);
         }
     }
 
@@ -137,7 +139,7 @@ impl Write for Log {
 
 impl Inner {
     fn lock(&self) -> MutexGuard<'_, Queue> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+        self.queue.lock()
     }
 
     fn put(&self, text: &[u8]) {
@@ -171,7 +173,7 @@ impl Inner {
     fn next(&self, writer: &mut Writer) -> (VecDeque<Vec<u8>>, Option<LostLines>) {
         let mut queue = self.lock();
         while queue.lines.is_empty() && !queue.wants_reopening {
-            queue = self.changed.wait(queue).unwrap_or_else(PoisonError::into_inner);
+            self.changed.wait(&mut queue);
         }
         queue.is_writing = true;
         queue.bytes = 0;

@@ -7,11 +7,11 @@
 //! so that a loop of commands becomes slower instead of failing.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use malai_protocol::failure::{Failure, Kind};
 use malai_protocol::id::MachineId;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::time::Instant;
 
 /// Bounds what one caller writes at once.
@@ -43,7 +43,7 @@ pub(crate) struct Allowances(Mutex<HashMap<MachineId, Instant>>);
 
 impl Allowances {
     fn lock(&self) -> MutexGuard<'_, HashMap<MachineId, Instant>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 
     /// Takes what a session costs whose start line has these bytes, unless its turn would be too late.

@@ -17,9 +17,11 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+
+use parking_lot::{Mutex, MutexGuard};
 
 use malai_protocol::audit::{Entry, KEPT};
 use malai_protocol::escape;
@@ -217,7 +219,7 @@ impl Audit {
 
     fn lock(&self) -> MutexGuard<'_, Log> {
         // A poisoned lock means that a thread died in between; the file is still a file.
-        self.log.lock().unwrap_or_else(PoisonError::into_inner)
+        self.log.lock()
     }
 
     fn failure(&self, error: &io::Error) -> Failure {

@@ -10,8 +10,10 @@ mod back;
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
+
+use parking_lot::{Mutex, MutexGuard};
 
 use malai_protocol::id::MachineId;
 use tokio::task::JoinSet;
@@ -160,7 +162,7 @@ pub(crate) struct Rebuilt {
 }
 
 fn rebuilds(membership: &Membership) -> MutexGuard<'_, HashMap<String, Rebuilt>> {
-    membership.shared.rebuilds.lock().unwrap_or_else(PoisonError::into_inner)
+    membership.shared.rebuilds.lock()
 }
 
 /// Whether it is time to rebuild an endpoint with which nobody is heard; takes it as done then.
