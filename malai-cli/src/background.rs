@@ -6,11 +6,11 @@ use std::fs::OpenOptions;
 use std::io::{self, BufRead, BufReader, ErrorKind, Write};
 use std::os::fd::RawFd;
 use std::process::{ChildStdout, Command, Stdio};
-use std::sync::mpsc::{Receiver, TryRecvError, sync_channel};
 
 use malai_protocol::failure::{Failure, Kind};
 use malai_protocol::home::Home;
 use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc;
 
 use crate::home::VARIABLE;
 
@@ -29,21 +29,10 @@ pub(crate) enum Report {
     Failed(Failure),
 }
 
-/// Says what a process that starts has reported.
-#[derive(Debug)]
-pub(crate) enum News {
-    /// Nothing yet: it is still starting.
-    Nothing,
-    /// Its next report.
-    Report(Report),
-    /// It reports nothing more: it runs on its own, or it has ended.
-    Closed,
-}
-
-/// A process that was started and may not be ready yet.
+/// Holds a process that was started and may not be ready yet.
 #[derive(Debug)]
 pub(crate) struct Child {
-    reports: Receiver<Report>,
+    reports: mpsc::Receiver<Report>,
 }
 
 impl Child {
@@ -64,27 +53,18 @@ impl Child {
             .spawn()
             .map_err(fail)?;
         let stdout = child.stdout.take().ok_or_else(|| fail(io::Error::other("no pipe")))?;
-        // Two are enough: what is not taken keeps the thread waiting, not the process.
-        let (sender, reports) = sync_channel(2);
+        // Two are enough: the thread waits with what is not taken, and the process does not.
+        let (sender, reports) = mpsc::channel(2);
         std::thread::Builder::new()
             .name("reports".into())
-            .spawn(move || read_reports(stdout).try_for_each(|report| sender.send(report)))
+            .spawn(move || read_reports(stdout).try_for_each(|report| sender.blocking_send(report)))
             .map_err(fail)?;
         Ok(Self { reports })
     }
 
-    /// Returns its next report, if there is one by now.
-    pub(crate) fn news(&mut self) -> News {
-        match self.reports.try_recv() {
-            Ok(report) => News::Report(report),
-            Err(TryRecvError::Empty) => News::Nothing,
-            Err(TryRecvError::Disconnected) => News::Closed,
-        }
-    }
-
-    /// The next report; `None` when the process has closed its end.
-    pub(crate) fn wait(&mut self) -> Option<Report> {
-        self.reports.recv().ok()
+    /// Returns its next report; `None` when it reports nothing more, because it runs on its own, or has ended. Cancel-safe.
+    pub(crate) async fn next(&mut self) -> Option<Report> {
+        self.reports.recv().await
     }
 }
 

@@ -14,6 +14,8 @@ mod escape;
 mod home;
 mod logging;
 mod output;
+mod platform;
+mod random;
 mod session;
 mod stdio;
 mod timestamp;

@@ -6,11 +6,15 @@ use malai_protocol::failure::Failure;
 use malai_protocol::id::FollowerId;
 use tokio::time::Instant;
 
+use super::Context;
 use super::exec::{refuse, unasked};
 use super::explain::explain;
-use super::place::Place;
-use super::{Context, process};
-use crate::session::{End, Manner, Name, Parts, Request, Signals, Subject, follow};
+use super::place::SessionPlace;
+use crate::random::random_id;
+use crate::session::{
+    OutputManner, OutputSink, SessionEnd, SessionLimits, SessionName, SessionParts, SessionRequest, SessionSubject,
+    SignalStream, follow,
+};
 use crate::{client, duration};
 
 /// Follow a session: its output, and how it ends
@@ -31,14 +35,14 @@ pub(crate) struct Attach {
     #[arg(long, value_name = "DURATION", value_parser = duration::parse, default_value = "10m")]
     lost_after: Duration,
     #[command(flatten)]
-    place: Place,
+    place: SessionPlace,
 }
 
 impl Attach {
-    /// Follows it and returns its exit code.
+    /// Follows the session, and returns its exit code.
     ///
     /// # Errors
-    /// Never: what goes wrong is told as part of the stream.
+    /// Never: a failure is reported as part of the stream.
     pub(super) fn run(self, cx: &Context) -> Result<u8, Failure> {
         let typed = match self.place.typed() {
             Ok(typed) => typed,
@@ -46,20 +50,17 @@ impl Attach {
         };
         let outcome = client::block_on(async {
             let (name, owner) = self.place.find(cx, &typed).await?;
-            let subject = Subject::Session { owner, id: name.id, from_end: self.from_end };
+            let subject = SessionSubject::Session { owner, id: name.id, from_end: self.from_end };
             let (connect_timeout, lost_after) = (self.place.connect_timeout, Some(self.lost_after));
-            let parts = Parts {
-                connect: process::connect(cx),
-                request: Request {
-                    target: name.target.clone(),
-                    subject,
-                    follower: FollowerId::from_bytes(process::random()?),
-                },
-                signals: Signals::listen().map_err(|e| process::local(&e))?,
+            let follower = FollowerId::from_bytes(random_id()?);
+            let parts = SessionParts {
+                dialler: client::dialler(&cx.home, cx.out),
+                request: SessionRequest { target: name.target.clone(), subject, follower },
+                signals: SignalStream::listen()?,
                 source: None,
-                sink: process::sink()?,
-                manner: Manner { json: cx.out.json, verbose: false },
-                patience: process::patience(Instant::now(), connect_timeout, lost_after),
+                sink: OutputSink::standard()?,
+                manner: OutputManner { json: cx.out.json, verbose: false },
+                limits: SessionLimits::new(Instant::now(), connect_timeout, lost_after),
             };
             Ok((name, follow(parts).await))
         });
@@ -70,20 +71,20 @@ impl Attach {
     }
 }
 
-/// Tells how following ended, and returns the exit code.
-fn ended(cx: &Context, name: &Name, end: Result<End, Failure>) -> u8 {
+/// Says how following ended, and returns the exit code.
+fn ended(cx: &Context, name: &SessionName, end: Result<SessionEnd, Failure>) -> u8 {
     match end {
-        Ok(End::Ended(record)) => {
+        Ok(SessionEnd::Ended(record)) => {
             explain(cx.out, &name.target.to_string(), &record, None, false);
             record.exit_code()
         }
-        Ok(End::Left { signal, followed }) => {
+        Ok(SessionEnd::Left { signal, followed }) => {
             if followed {
                 cx.out.last_note(&format!("the command goes on; malai attach {name} follows it again"));
             }
             128u8.saturating_add(signal)
         }
-        Ok(End::Detached(_)) => cx.out.failure(&unasked()),
+        Ok(SessionEnd::Detached(_)) => cx.out.failure(&unasked()),
         Err(failure) => {
             cx.out.last_words(&failure);
             failure.kind.exit_code()

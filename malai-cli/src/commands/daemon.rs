@@ -88,22 +88,24 @@ impl Daemon {
 
 /// Starts a detached daemon and tells what it says until it is ready.
 fn start(cx: &Context) -> Result<u8, Failure> {
-    let mut child = Child::start(&cx.home, &["daemon", "detached"])?;
-    while let Some(report) = child.wait() {
-        match report {
-            Report::Warning(words) => cx.out.note(&format!("warning: {words}")),
-            Report::Failed(failure) => return Err(failure),
-            Report::Ready { pid } => {
-                cx.out.note(&format!("daemon ready, pid {pid}"));
-                if cx.out.json {
-                    cx.out.document(&serde_json::json!({ "ready": true, "pid": pid }))?;
+    client::block_on(async {
+        let mut child = Child::start(&cx.home, &["daemon", "detached"])?;
+        while let Some(report) = child.next().await {
+            match report {
+                Report::Warning(words) => cx.out.note(&format!("warning: {words}")),
+                Report::Failed(failure) => return Err(failure),
+                Report::Ready { pid } => {
+                    cx.out.note(&format!("daemon ready, pid {pid}"));
+                    if cx.out.json {
+                        cx.out.document(&serde_json::json!({ "ready": true, "pid": pid }))?;
+                    }
+                    return Ok(0);
                 }
-                return Ok(0);
             }
         }
-    }
-    Err(Failure::new(Kind::Internal, "the daemon ended before it was ready")
-        .hint(format!("see what it says: malai daemon --foreground, or {}", cx.home.log().display())))
+        Err(Failure::new(Kind::Internal, "the daemon ended before it was ready")
+            .hint(format!("see what it says: malai daemon --foreground, or {}", cx.home.log().display())))
+    })
 }
 
 fn serve_in_foreground(cx: &Context) -> Result<u8, Failure> {
@@ -370,7 +372,7 @@ fn restart(cx: &Context) -> Result<u8, Failure> {
 fn status(cx: &Context) -> Result<u8, Failure> {
     let answer = client::block_on(async {
         match client::dial_patiently(&cx.home, false).await? {
-            Ok(stream) => client::ask(stream, Request::DaemonStatus, cx.out).await.map(Ok),
+            Ok(stream) => client::answer(client::greet(stream).await?.0, Request::DaemonStatus, cx.out).await.map(Ok),
             Err(holder) => Ok(Err(holder)),
         }
     })?;

@@ -13,21 +13,23 @@ use serde::Serialize;
 use serde_bytes::ByteBuf;
 use tokio::time::Instant;
 
+use super::Context;
 use super::explain::explain;
 use super::meant::Typed;
-use super::{Context, process};
 use crate::output::{self, Output};
+use crate::random::random_id;
 use crate::session::{
-    ANSWER_MARGIN, Begin, End, Line, Manner, Name, Parts, Patience, Request, Signals, Subject, follow,
+    InputBegin, InputSource, OutputManner, OutputSink, SessionEnd, SessionEvent, SessionLimits, SessionName,
+    SessionParts, SessionRequest, SessionSubject, SignalStream, follow,
 };
 use crate::{client, duration};
 
-/// How long to wait until a machine answers.
-const CONNECT: Duration = Duration::from_secs(10);
-/// The same for a machine that is known to have gone, unless a time is given.
-const GONE: Duration = Duration::from_secs(1);
-/// For as long as nobody interrupts it: a hundred years.
-const EVER: &str = "36500d";
+/// Bounds how long a machine may take to answer, unless a time is given.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Bounds the same for a machine that is known to have gone.
+const GONE_TIMEOUT: Duration = Duration::from_secs(1);
+/// Is how long `--wait` waits without a time: a hundred years, and so until a signal ends it.
+const WAIT_WITHOUT_END: &str = "36500d";
 
 /// Run a command on a machine
 ///
@@ -69,7 +71,7 @@ pub(crate) struct Exec {
     #[arg(long, value_name = "DURATION", value_parser = duration::parse)]
     connect_timeout: Option<Duration>,
     /// Wait for a machine that is not there to come, and run the command then; without a time: until interrupted
-    #[arg(long, value_name = "DURATION", value_parser = duration::parse, num_args = 0..=1, require_equals = true, default_missing_value = EVER)]
+    #[arg(long, value_name = "DURATION", value_parser = duration::parse, num_args = 0..=1, require_equals = true, default_missing_value = WAIT_WITHOUT_END)]
     wait: Option<Duration>,
     /// How long to try to follow the command again when the connection is lost; default: as long as the machine waits
     #[arg(long, value_name = "DURATION", value_parser = duration::parse)]
@@ -125,24 +127,24 @@ impl Exec {
             Err(failure) if self.detach => return Err(failure),
             Err(failure) => return Ok(refuse(cx.out, &self.target, failed.insert(failure))),
         };
-        let name = Name { target: target.clone(), id: spec.id };
+        let name = SessionName { target: target.clone(), id: spec.id };
         let outcome = client::block_on(async {
-            let begin = if self.eager_stdin { Begin::AtOnce } else { Begin::Started };
-            let source = if spec.stdin { Some(process::source(begin)?) } else { None };
-            let subject = Subject::Command(Box::new(spec));
-            let parts = Parts {
-                connect: process::connect(cx),
-                request: Request { target, subject, follower: FollowerId::from_bytes(process::random()?) },
-                signals: Signals::listen().map_err(|e| process::local(&e))?,
+            let begin = if self.eager_stdin { InputBegin::AtOnce } else { InputBegin::Started };
+            let source = if spec.stdin { Some(InputSource::stdin(begin)?) } else { None };
+            let subject = SessionSubject::Command(Box::new(spec));
+            let parts = SessionParts {
+                dialler: client::dialler(&cx.home, cx.out),
+                request: SessionRequest { target, subject, follower: FollowerId::from_bytes(random_id()?) },
+                signals: SignalStream::listen()?,
                 source,
-                sink: process::sink()?,
+                sink: OutputSink::standard()?,
                 // What is started and left has one document, and not one for each event.
-                manner: Manner { json: cx.out.json && !self.detach, verbose: self.verbose },
-                patience: self.patience(started),
+                manner: OutputManner { json: cx.out.json && !self.detach, verbose: self.verbose },
+                limits: self.limits(started),
             };
             Ok(follow(parts).await)
         });
-        if let Ok(Ok(End::Left { signal, .. })) = &outcome {
+        if let Ok(Ok(SessionEnd::Left { signal, .. })) = &outcome {
             cx.out.last_note(&format!("interrupted; nothing was started on {}", name.target));
             return Ok(128u8.saturating_add(*signal));
         }
@@ -159,21 +161,19 @@ impl Exec {
                 cx.out.last_words(&failure);
                 Ok(failed.insert(failure).kind.exit_code())
             }
-            Ok(Ok(End::Ended(record))) => {
+            Ok(Ok(SessionEnd::Ended(record))) => {
                 explain(cx.out, &target, &record, self.timeout, self.verbose);
                 Ok(record.exit_code())
             }
-            Ok(Ok(End::Detached(_) | End::Left { .. })) => Err(unasked()),
+            Ok(Ok(SessionEnd::Detached(_) | SessionEnd::Left { .. })) => Err(unasked()),
         }
     }
 
-    fn patience(&self, started: Instant) -> Patience {
-        let connect = self.connect_timeout.unwrap_or(CONNECT);
-        let patience = process::patience(started, connect, self.lost_after);
-        let gone = self.connect_timeout.is_none().then_some(GONE);
-        let Some(wait) = self.wait else { return Patience { gone, ..patience } };
-        let connect_by = started + wait;
-        Patience { connect_by, answer_by: connect_by + ANSWER_MARGIN, gone, wait_until: Some(connect_by), ..patience }
+    fn limits(&self, started: Instant) -> SessionLimits {
+        let connect = self.connect_timeout.unwrap_or(CONNECT_TIMEOUT);
+        let gone = self.connect_timeout.is_none().then_some(GONE_TIMEOUT);
+        let limits = SessionLimits { gone, ..SessionLimits::new(started, connect, self.lost_after) };
+        self.wait.map_or(limits, |wait| limits.wait_for_machine(started, wait))
     }
 
     /// What was typed, as the request that it means.
@@ -200,7 +200,7 @@ impl Exec {
         };
         let bytes = |word: OsString| ByteBuf::from(word.into_vec());
         let spec = ExecSpec {
-            id: SessionId::from_bytes(process::random()?),
+            id: SessionId::from_bytes(random_id()?),
             words: words.into_iter().map(bytes).collect(),
             literal: literal || self.shell.is_some(),
             shell: self.shell.is_some(),
@@ -227,7 +227,7 @@ pub(super) fn refuse(out: Output, target: &str, error: &Failure) -> u8 {
     out.explain(error);
     if out.json {
         // The failure was told above; a standard output that fails too changes nothing about it.
-        drop(out.document(&Line::Error { target, code, error }));
+        drop(out.document(&SessionEvent::Error { target, code, error }));
     }
     code
 }
@@ -242,8 +242,8 @@ struct Detached<'a> {
 }
 
 /// Prints the name of a command that was started and left.
-fn detached(out: Output, name: &Name, end: &End) -> Result<u8, Failure> {
-    let End::Detached(started) = end else { return Err(with_name(unasked(), name)) };
+fn detached(out: Output, name: &SessionName, end: &SessionEnd) -> Result<u8, Failure> {
+    let SessionEnd::Detached(started) = end else { return Err(with_name(unasked(), name)) };
     let session = name.to_string();
     let printed = if out.json {
         out.document(&Detached { session, target: name.target.to_string(), id: name.id, started })
@@ -259,7 +259,7 @@ fn detached(out: Output, name: &Name, end: &End) -> Result<u8, Failure> {
 }
 
 /// Where it is not known whether the command started, its name is how to find out.
-fn with_name(failure: Failure, name: &Name) -> Failure {
+fn with_name(failure: Failure, name: &SessionName) -> Failure {
     if failure.kind != Kind::Unknown {
         return failure;
     }

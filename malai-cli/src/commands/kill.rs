@@ -5,11 +5,11 @@ use malai_protocol::id::SessionId;
 use malai_protocol::session::{EndedBy, ExitRecord};
 use serde::Serialize;
 
+use super::Context;
 use super::explain::state_of;
-use super::place::Place;
-use super::{Context, process};
+use super::place::SessionPlace;
 use crate::client;
-use crate::session::{self, Killed, Name};
+use crate::session::{self, Killed, SessionName};
 
 /// The signals by name, with the numbers that they have on Linux: those travel.
 const SIGNALS: &[(&str, u8)] = &[
@@ -59,7 +59,7 @@ pub(crate) struct Kill {
     #[arg(long, value_name = "NAME|NUMBER", value_parser = parse_signal)]
     signal: Option<u8>,
     #[command(flatten)]
-    place: Place,
+    place: SessionPlace,
 }
 
 /// Reads a name, with or without `SIG`, or a number.
@@ -95,8 +95,8 @@ impl Kill {
         let typed = self.place.typed()?;
         let (name, killed) = client::block_on(async {
             let (name, owner) = self.place.find(cx, &typed).await?;
-            let mut connect = process::connect(cx);
-            let killed = session::kill(&mut connect, &name, owner, self.signal, self.place.connect_timeout).await?;
+            let mut dialler = client::dialler(&cx.home, cx.out);
+            let killed = session::kill(&mut dialler, &name, owner, self.signal, self.place.connect_timeout).await?;
             Ok((name, killed))
         })?;
         let record = match &killed {
@@ -116,7 +116,7 @@ impl Kill {
     }
 }
 
-fn words(name: &Name, record: &ExitRecord) -> String {
+fn words(name: &SessionName, record: &ExitRecord) -> String {
     match record.ended_by {
         _ if record.left > 0 => {
             let reason = record.reason.as_deref().unwrap_or("they are not named");
@@ -146,7 +146,7 @@ mod tests {
 
     #[test]
     fn what_was_over_before_is_not_called_ended_by_this() {
-        let name = Name { target: "web01".parse().expect("a target"), id: SessionId::from_bytes([0; 16]) };
+        let name = SessionName { target: "web01".parse().expect("a target"), id: SessionId::from_bytes([0; 16]) };
         let (status, ended_by) = (Status::Exited { code: 3 }, EndedBy::Itself);
         let record = ExitRecord {
             status,

@@ -18,7 +18,6 @@ mod meant;
 mod metrics;
 mod ping;
 mod place;
-mod process;
 mod publication;
 mod relay;
 mod rescan;

@@ -8,9 +8,9 @@ use malai_protocol::local::{self, MIN_PING_INTERVAL_MS, PingAnswer, PingOutcome,
 use malai_protocol::target::Target;
 use serde::Serialize;
 
-use super::{Context, process};
+use super::Context;
 use crate::output::Output;
-use crate::session::Signals;
+use crate::session::SignalStream;
 use crate::{client, duration, stdio};
 
 /// The exit code when no answer came, or none over a direct path where one was waited for.
@@ -90,7 +90,7 @@ impl Ping {
 
     /// Tells of each ping until there were enough, a signal comes, or the reader leaves.
     async fn follow(&self, cx: &Context, target: &Target, tally: &mut Tally) -> Result<(), Failure> {
-        let mut signals = Signals::listen().map_err(|e| process::local(&e))?;
+        let mut signals = SignalStream::listen()?;
         let (name, request) = (target.to_string(), self.request(target));
         let mut frames = tokio::select! {
             _ = signals.next() => return Ok(()),

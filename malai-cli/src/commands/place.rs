@@ -5,13 +5,13 @@ use std::time::Duration;
 use malai_protocol::failure::Failure;
 use malai_protocol::id::MachineId;
 
-use super::{Context, process};
-use crate::duration;
-use crate::session::{self, Name, Typed};
+use super::Context;
+use crate::session::{self, SessionName, TypedSessionName};
+use crate::{client, duration};
 
 /// `[TARGET] SESSION`.
 #[derive(Debug, clap::Args)]
-pub(super) struct Place {
+pub(super) struct SessionPlace {
     /// How long to wait until the machine answers
     #[arg(long, value_name = "DURATION", value_parser = duration::parse, default_value = "10s")]
     pub(super) connect_timeout: Duration,
@@ -21,21 +21,25 @@ pub(super) struct Place {
     pub(super) session: String,
 }
 
-impl Place {
-    /// What was typed.
+impl SessionPlace {
+    /// Reads what was typed.
     ///
     /// # Errors
     /// When it is no name of a session.
-    pub(super) fn typed(&self) -> Result<Typed, Failure> {
-        Typed::parse(self.target.as_deref(), &self.session)
+    pub(super) fn typed(&self) -> Result<TypedSessionName, Failure> {
+        TypedSessionName::parse(self.target.as_deref(), &self.session)
     }
 
-    /// Asks the machine which session that is, and whose.
+    /// Asks the machine which session that is, and which machine owns it.
     ///
     /// # Errors
     /// When it cannot be asked, or has none or several that begin so.
-    pub(super) async fn find(&self, cx: &Context, typed: &Typed) -> Result<(Name, Option<MachineId>), Failure> {
-        let listed = session::list(&mut process::connect(cx), &typed.target, self.connect_timeout).await?;
-        typed.find(&listed)
+    pub(super) async fn find(
+        &self,
+        cx: &Context,
+        typed: &TypedSessionName,
+    ) -> Result<(SessionName, Option<MachineId>), Failure> {
+        let mut dialler = client::dialler(&cx.home, cx.out);
+        typed.find(&session::list(&mut dialler, &typed.target, self.connect_timeout).await?)
     }
 }

@@ -10,11 +10,11 @@ use malai_protocol::sessions::{State, Summary};
 use malai_protocol::target::Target;
 use serde::Serialize;
 
+use super::Context;
 use super::explain::state_of;
-use super::{Context, process};
 use crate::client::{self, Otherwise};
 use crate::output::{self, Output};
-use crate::session::{self, Name};
+use crate::session::{self, SessionName};
 use crate::{duration, timestamp};
 
 /// How many machines are asked at a time: each takes a descriptor here and at the daemon.
@@ -66,7 +66,7 @@ struct Unreachable<'a> {
 struct Asked {
     /// For people.
     target: String,
-    answer: Result<Vec<(Name, Summary)>, Failure>,
+    answer: Result<Vec<(SessionName, Summary)>, Failure>,
 }
 
 impl Sessions {
@@ -120,8 +120,8 @@ fn everywhere(status: &Status) -> Result<(Vec<Target>, Vec<Asked>), Failure> {
 }
 
 async fn ask(cx: &Context, target: Target, within: Duration) -> Asked {
-    let listed = session::list(&mut process::connect(cx), &target, within).await;
-    let named = |one: Summary| (Name { target: target.clone(), id: one.id }, one);
+    let listed = session::list(&mut client::dialler(&cx.home, cx.out), &target, within).await;
+    let named = |one: Summary| (SessionName { target: target.clone(), id: one.id }, one);
     let answer = listed.map(|all| all.into_iter().map(named).collect());
     Asked { target: target.to_string(), answer }
 }
@@ -165,7 +165,7 @@ fn document<'a>(all: &'a [Asked], status: &'a Status) -> Document<'a> {
     document
 }
 
-fn row(name: &Name, one: &Summary, status: &Status) -> Vec<String> {
+fn row(name: &SessionName, one: &Summary, status: &Status) -> Vec<String> {
     let owner = machine(one.owner, status).map_or_else(|| one.owner.short(), str::to_owned);
     vec![name.to_string(), owner, state(one), timestamp::utc(one.since_ms), one.command.clone()]
 }

@@ -7,10 +7,10 @@ use malai_protocol::id::SessionId;
 use malai_protocol::session::ExitRecord;
 use serde::Serialize;
 
+use super::Context;
 use super::explain::explain;
-use super::place::Place;
-use super::{Context, process};
-use crate::session::{self, Pace};
+use super::place::SessionPlace;
+use crate::session::{self, WaitLimits};
 use crate::{client, duration};
 
 /// Wait until a session is over, and exit as its command did
@@ -23,10 +23,10 @@ pub(crate) struct Wait {
     #[arg(long, value_name = "DURATION", value_parser = duration::parse, default_value = "10m")]
     lost_after: Duration,
     #[command(flatten)]
-    place: Place,
+    place: SessionPlace,
 }
 
-/// `malai wait --json`.
+/// Is the answer of `malai wait --json`.
 #[derive(Serialize)]
 struct Ended<'a> {
     session: String,
@@ -41,19 +41,14 @@ impl Wait {
     /// Waits, and returns the command's exit code.
     ///
     /// # Errors
-    /// Why there is none.
+    /// Why there is no exit code.
     pub(super) fn run(self, cx: &Context) -> Result<u8, Failure> {
         let typed = self.place.typed()?;
-        let pace = Pace {
-            connect: self.place.connect_timeout,
-            retry: process::RETRY,
-            say_after: process::SAY_AFTER,
-            lost_after: self.lost_after,
-        };
+        let limits = WaitLimits::new(self.place.connect_timeout, self.lost_after);
         let (name, record) = client::block_on(async {
             let (name, owner) = self.place.find(cx, &typed).await?;
-            let mut connect = process::connect(cx);
-            let record = session::wait(&mut connect, &name, owner, pace, |text| cx.out.note(text)).await?;
+            let mut dialler = client::dialler(&cx.home, cx.out);
+            let record = session::wait(&mut dialler, &name, owner, limits, |text| cx.out.note(text)).await?;
             Ok((name, record))
         })?;
         let (target, code) = (name.target.to_string(), record.exit_code());

@@ -16,27 +16,26 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::timeout;
 use tokio_util::codec::Framed;
 
-use super::connection::{Connect, Dial, FAREWELL, is_loss};
-use super::name::Name;
-use crate::{client, duration};
+use super::name::SessionName;
+use super::patience::ANSWER_MARGIN;
+use super::socket::FAREWELL_TIMEOUT;
+use crate::client::{self, DialOptions, Dialler};
+use crate::duration;
 
-/// The daemon gives up on an unreachable machine by `--connect-timeout`, and so much later the CLI gives up on the
-/// daemon: of two answers the one that knows why has to win.
-pub(crate) const ANSWER_MARGIN: Duration = Duration::from_millis(500);
-/// The most sessions that are taken from one machine: more than it runs at once and keeps, and no list without an end.
-pub(super) const MAX_SESSIONS: usize = 8192;
+/// Bounds the sessions that one machine may list: more than it runs at once and keeps, and no list without an end.
+pub(super) const MAX_LISTED_SESSIONS: usize = 8192;
 
-/// What came of a question.
+/// Says what came of a question.
 pub(super) enum Reply {
     /// A frame.
     Frame(Frame),
-    /// There is no answer, and why.
+    /// Why there is no answer.
     Refused(Failure),
     /// The connection ended.
     Lost,
 }
 
-/// A question that was asked.
+/// Holds a question that was asked.
 pub(super) struct Answers<S> {
     frames: Framed<S, FrameCodec>,
     /// The machine, for people.
@@ -46,17 +45,17 @@ pub(super) struct Answers<S> {
 /// Asks on a connection of its own.
 ///
 /// # Errors
-/// When the daemon is not there or is not understood: nothing was asked.
+/// When the daemon is not there, or its answer is not understood: nothing was asked.
 pub(super) async fn ask<S: AsyncRead + AsyncWrite + Unpin, T: Serialize>(
-    connect: &mut Connect<S>,
+    dialler: &mut Dialler<S>,
     target: &Target,
-    dial: Dial,
+    dial: DialOptions,
     (kind, question): (FrameKind, &T),
 ) -> Result<Answers<S>, Failure> {
-    ask_on(connect(dial).await?, target, dial.within, (kind, question)).await
+    ask_on(dialler(dial).await?, target, dial.within, (kind, question)).await
 }
 
-/// Asks on this connection.
+/// Asks on this connection, with the same errors as [`ask`].
 async fn ask_on<S: AsyncRead + AsyncWrite + Unpin, T: Serialize>(
     stream: S,
     target: &Target,
@@ -79,20 +78,20 @@ async fn ask_on<S: AsyncRead + AsyncWrite + Unpin, T: Serialize>(
         frames.feed(request).await?;
         frames.send(question).await
     };
-    // A daemon that takes no more may have said why, and its end is seen when that is read.
+    // A daemon that reads no more may have said why. That, or the end, is what is read next.
     drop::<Result<(), CodecError>>(send.await);
     Ok(Answers { frames, target: target.to_string() })
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Answers<S> {
-    /// What comes next. Cancel-safe.
+    /// Returns what comes next. Cancel-safe.
     ///
     /// # Errors
-    /// When it is against the rules.
+    /// When what comes is against the rules.
     pub(super) async fn next(&mut self) -> Result<Reply, Failure> {
         match self.frames.next().await {
             None => Ok(Reply::Lost),
-            Some(Err(e)) if is_loss(&e) => Ok(Reply::Lost),
+            Some(Err(e)) if client::is_loss(&e) => Ok(Reply::Lost),
             Some(Err(e)) => Err(self.broken(&e.to_string())),
             Some(Ok(frame)) if frame.kind == FrameKind::Refused => Ok(Reply::Refused(self.decode(&frame)?)),
             Some(Ok(frame)) => Ok(Reply::Frame(frame)),
@@ -103,29 +102,29 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Answers<S> {
         frame.decode().map_err(|e| self.broken(&e.to_string()))
     }
 
-    /// An answer that fits no question.
+    /// Returns the failure for an answer that fits no question.
     pub(super) fn unexpected(&self, frame: &Frame) -> Failure {
         self.broken(&format!("a {:?} frame where none may come", frame.kind))
     }
 
     fn broken(&self, why: &str) -> Failure {
         Failure::new(Kind::Internal, format!("what {} answers is not understood: {why}", self.target))
-            .hint(client::RESTART)
+            .hint(client::RESTART_HINT)
     }
 
     /// Leaves in good order.
     pub(super) async fn farewell(mut self) {
         // The answer is here: nothing depends on whether the daemon hears of it.
-        drop(timeout(FAREWELL, self.frames.send(Frame::empty(FrameKind::Goodbye))).await);
+        drop(timeout(FAREWELL_TIMEOUT, self.frames.send(Frame::empty(FrameKind::Goodbye))).await);
     }
 }
 
-/// All sessions at a machine that this one may see.
+/// Lists all sessions at a machine that this one may see.
 ///
 /// # Errors
 /// When the list cannot be had, or not to its end.
 pub(crate) async fn list<S: AsyncRead + AsyncWrite + Unpin>(
-    connect: &mut Connect<S>,
+    dialler: &mut Dialler<S>,
     target: &Target,
     within: Duration,
 ) -> Result<Vec<Summary>, Failure> {
@@ -133,12 +132,12 @@ pub(crate) async fn list<S: AsyncRead + AsyncWrite + Unpin>(
         Failure::new(Kind::Unreachable, format!("{target} did not answer within {}", duration::words(within)))
             .hint("give it longer: --connect-timeout 30s")
     };
-    // An agent that is still to start takes nothing of the machine's time.
-    let stream = connect(Dial { within, agent: true }).await?;
-    timeout(within.saturating_add(ANSWER_MARGIN), list_at_leisure(stream, target, within)).await.map_err(late)?
+    // The start of an agent is no part of the machine's time.
+    let stream = dialler(DialOptions { within, agent: true }).await?;
+    timeout(within.saturating_add(ANSWER_MARGIN), list_untimed(stream, target, within)).await.map_err(late)?
 }
 
-async fn list_at_leisure<S: AsyncRead + AsyncWrite + Unpin>(
+async fn list_untimed<S: AsyncRead + AsyncWrite + Unpin>(
     stream: S,
     target: &Target,
     within: Duration,
@@ -162,9 +161,9 @@ async fn list_at_leisure<S: AsyncRead + AsyncWrite + Unpin>(
             return Err(answers.broken("a list that goes on with nothing"));
         }
         sessions.extend(listed.sessions);
-        if sessions.len() > MAX_SESSIONS {
+        if sessions.len() > MAX_LISTED_SESSIONS {
             let message =
-                format!("{target} lists more than {MAX_SESSIONS} sessions, which is more than a machine keeps");
+                format!("{target} lists more than {MAX_LISTED_SESSIONS} sessions, which is more than a machine keeps");
             return Err(Failure::new(Kind::Internal, message));
         }
         if !listed.more {
@@ -174,7 +173,7 @@ async fn list_at_leisure<S: AsyncRead + AsyncWrite + Unpin>(
     }
 }
 
-/// What came of [`kill`].
+/// Says what came of [`kill`].
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Killed {
     /// The signal was sent.
@@ -188,16 +187,16 @@ pub(crate) enum Killed {
 /// # Errors
 /// When it was refused, or what came of it is not known.
 pub(crate) async fn kill<S: AsyncRead + AsyncWrite + Unpin>(
-    connect: &mut Connect<S>,
-    name: &Name,
+    dialler: &mut Dialler<S>,
+    name: &SessionName,
     owner: Option<MachineId>,
     signal: Option<u8>,
     within: Duration,
 ) -> Result<Killed, Failure> {
     let question = Kill { owner, id: name.id, signal };
-    let dial = Dial { within, agent: true };
-    let mut answers = ask(connect, &name.target, dial, (FrameKind::Kill, &question)).await?;
-    // What is not understood may well have been done.
+    let dial = DialOptions { within, agent: true };
+    let mut answers = ask(dialler, &name.target, dial, (FrameKind::Kill, &question)).await?;
+    // It may have been done although the answer is not understood.
     let unknown = |failure: Failure| {
         let what = if signal.is_some() { "signalled" } else { "ended" };
         Failure::new(Kind::Unknown, format!("{}; whether {name} was {what} is not known", failure.message))

@@ -1,196 +1,229 @@
-//! One connection to the daemon, and what there is in its place while it is lost.
+//! The way from a session to its target: one connection to the daemon after the other, and what was asked for on them.
 
-use std::io;
-use std::pin::Pin;
 use std::time::Duration;
 
 use bytes::BytesMut;
-use futures_util::StreamExt;
-use malai_protocol::codec::{CodecError, Frame, FrameCodec, Kind as FrameKind};
-use malai_protocol::failure::Failure;
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
+use malai_protocol::codec::{CodecError, Frame, Kind as FrameKind};
+use malai_protocol::failure::{Failure, Kind};
+use malai_protocol::id::Incarnation;
+use malai_protocol::session::{Resend, Sent};
+use serde::Serialize;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::{Instant, sleep_until, timeout};
-use tokio_util::codec::FramedRead;
 
-/// How long the last words to the daemon may take.
-pub(super) const FAREWELL: Duration = Duration::from_secs(1);
+use super::patience::Patience;
+use super::request::{FollowerRole, SessionRequest};
+use super::socket::{AnswerStage, Asked, FAREWELL_TIMEOUT, Socket, SocketEvent};
+use crate::client::{DialOptions, Dialler, Dialling};
+use crate::{duration, platform};
 
-/// A connection that is being made.
-pub(crate) type Dialling<S> = Pin<Box<dyn Future<Output = Result<S, Failure>> + Send>>;
-/// Makes connections to the daemon.
-pub(crate) type Connect<S> = Box<dyn FnMut(Dial) -> Dialling<S> + Send>;
-
-/// How a connection is to be made.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Dial {
-    /// How long it may take, the start of an agent aside.
-    pub(crate) within: Duration,
-    /// Start an agent when nobody listens. Not at once after a loss: a daemon that is replaced is back in a moment.
-    pub(crate) agent: bool,
-}
-
-/// What was sent first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Asked {
-    /// The command, for the first time.
-    Exec,
-    /// The command, once more.
-    Again,
-    /// To follow it.
-    Attach,
-}
-
-/// How far the answer is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Stage {
-    /// The daemon has not greeted.
-    Greeting,
-    /// The target has not answered.
-    Waiting,
-    /// The session is followed, and its command is about to run.
-    Attached,
-    /// The command runs, and is followed.
-    Running,
-}
-
-/// The connection, or how there will be one.
-pub(super) enum Link<S> {
+/// Holds the connection, or how there will be one.
+enum ConnectionState<S> {
     /// None until then.
     Down(Instant),
     /// About to be.
     Dialling(Dialling<S>),
     /// There.
-    Up(Connection<S>),
+    Up(Socket<S>),
 }
 
-/// What a link tells.
-pub(super) enum Moment<S> {
+/// Says what happened to a connection.
+pub(super) enum ConnectionEvent<S> {
+    /// Another one is to be tried.
     Due,
+    /// The daemon is there, or why it is not.
     Dialled(Result<S, Failure>),
-    Sent(io::Result<usize>),
-    HungUp,
-    Frame(Option<Result<Frame, CodecError>>),
+    /// Something happened on the socket.
+    Socket(SocketEvent),
 }
 
-impl<S: AsyncRead + AsyncWrite> Link<S> {
-    /// What happens next; frames are read only if there is room for what they carry. Cancel-safe.
-    pub(super) async fn next(&mut self, has_room: bool) -> Moment<S> {
-        match self {
-            Self::Down(until) => {
-                sleep_until(*until).await;
-                Moment::Due
-            }
-            Self::Dialling(dialling) => Moment::Dialled(dialling.await),
-            Self::Up(connection) => connection.next(has_room).await,
-        }
-    }
-
-    pub(super) fn connection(&mut self) -> Option<&mut Connection<S>> {
-        match self {
-            Self::Up(connection) => Some(connection),
-            _ => None,
-        }
-    }
+/// Holds what is known of the request until it is answered.
+#[derive(Debug, Default)]
+struct Sending {
+    /// When it was sent first, on the clock that counts sleep.
+    first: Option<Duration>,
+    /// The incarnation of the target's executor that the first sending met.
+    met: Option<Incarnation>,
+    /// A sending may have reached the target, and what became of it was not answered.
+    is_open: bool,
 }
 
-/// A connection with an attachment on it.
+/// Holds the connections of a session.
 pub(super) struct Connection<S> {
-    frames: FramedRead<ReadHalf<S>, FrameCodec>,
-    to_daemon: WriteHalf<S>,
-    /// Bytes for the daemon.
-    out: BytesMut,
-    /// The daemon still takes bytes; when it does not, what it sent before may still say why.
-    is_writable: bool,
-    /// It is to be told that nothing more comes.
-    hangs_up: bool,
-    /// What was asked.
-    pub(super) asked: Asked,
-    /// How far the answer is.
-    pub(super) stage: Stage,
-    /// The daemon told that the request is on its way.
-    pub(super) sent: bool,
+    dialler: Dialler<S>,
+    state: ConnectionState<S>,
+    /// How many attachments were asked for.
+    number: u32,
+    sending: Sending,
 }
 
 impl<S: AsyncRead + AsyncWrite> Connection<S> {
-    /// Asks by these first bytes.
-    pub(super) fn new(stream: S, asked: Asked, first: BytesMut) -> Self {
-        let (from_daemon, to_daemon) = tokio::io::split(stream);
-        Self {
-            frames: FramedRead::new(from_daemon, FrameCodec::new()),
-            to_daemon,
-            out: first,
-            is_writable: true,
-            hangs_up: false,
-            asked,
-            stage: Stage::Greeting,
-            sent: false,
+    pub(super) fn new(dialler: Dialler<S>) -> Self {
+        Self { dialler, state: ConnectionState::Down(Instant::now()), number: 0, sending: Sending::default() }
+    }
+
+    /// Returns what happens next. Frames are read only if there is room for what they carry. Cancel-safe.
+    pub(super) async fn next(&mut self, has_room: bool) -> ConnectionEvent<S> {
+        match &mut self.state {
+            ConnectionState::Down(until) => {
+                sleep_until(*until).await;
+                ConnectionEvent::Due
+            }
+            ConnectionState::Dialling(dialling) => ConnectionEvent::Dialled(dialling.await),
+            ConnectionState::Up(socket) => ConnectionEvent::Socket(socket.next(has_room).await),
         }
     }
 
-    async fn next(&mut self, has_room: bool) -> Moment<S> {
-        let writes = self.is_writable && !self.out.is_empty();
-        let (to_daemon, out) = (&mut self.to_daemon, &mut self.out);
-        let write = async {
-            match writes {
-                true => Some(to_daemon.write_buf(out).await),
-                false => to_daemon.shutdown().await.err().and(None),
+    pub(super) fn socket(&mut self) -> Option<&mut Socket<S>> {
+        match &mut self.state {
+            ConnectionState::Up(socket) => Some(socket),
+            _ => None,
+        }
+    }
+
+    /// Tells whether nothing was asked yet.
+    pub(super) fn is_unasked(&self) -> bool {
+        self.number == 0
+    }
+
+    /// Tells whether a sending may have reached the target, without an answer.
+    pub(super) fn is_open(&self) -> bool {
+        self.sending.is_open
+    }
+
+    /// Tells whether the daemon has said that the request is on its way.
+    pub(super) fn is_sent(&mut self) -> bool {
+        self.socket().is_some_and(|socket| socket.is_sent)
+    }
+
+    /// Returns what was asked for on the present connection.
+    pub(super) fn asked(&mut self) -> Asked {
+        self.socket().map_or(Asked::Exec, |socket| socket.asked)
+    }
+
+    /// Tells whether frames reach the target now.
+    pub(super) fn is_followed(&mut self) -> bool {
+        self.socket().is_some_and(|socket| socket.is_followed())
+    }
+
+    pub(super) fn set_stage(&mut self, stage: AnswerStage) {
+        self.socket().into_iter().for_each(|socket| socket.stage = stage);
+    }
+
+    /// Begins to make a connection.
+    pub(super) fn dial(&mut self, options: DialOptions) {
+        self.state = ConnectionState::Dialling((self.dialler)(options));
+    }
+
+    /// Makes a connection besides, for something else.
+    pub(super) fn dial_besides(&mut self, within: Duration) -> Dialling<S> {
+        (self.dialler)(DialOptions { within, agent: false })
+    }
+
+    /// Has another connection made then. Until the command is known to run, a sending may have reached the target.
+    pub(super) fn lose(&mut self, again_at: Instant, runs: bool) {
+        self.sending.is_open |= !runs;
+        self.state = ConnectionState::Down(again_at);
+    }
+
+    /// Has the request sent as a first one again then: nothing of it has left the daemon here.
+    pub(super) fn start_over(&mut self, again_at: Instant) {
+        (self.number, self.sending) = (0, Sending::default());
+        self.state = ConnectionState::Down(again_at);
+    }
+
+    /// Asks on a new connection: for the command until it is known to run, and then for its output from `out_offset`.
+    ///
+    /// # Errors
+    /// When the request has no form in frames.
+    pub(super) fn ask(
+        &mut self,
+        stream: S,
+        request: &SessionRequest,
+        runs: bool,
+        out_offset: u64,
+        patience: &Patience,
+    ) -> Result<(), Failure> {
+        self.number += 1;
+        let (number, left) = (self.number, patience.connect_left());
+        let (asked, first) = match self.sending.first {
+            _ if runs => (Asked::Attach, request.attach(number, out_offset, false, patience.reconnect())?),
+            _ if request.role() == FollowerRole::Watcher => (Asked::Attach, request.attach(number, 0, true, left)?),
+            None => {
+                self.sending.first = Some(platform::since_boot()?);
+                (Asked::Exec, request.exec(patience.search())?)
+            }
+            Some(first) => {
+                let since_ms = duration::millis(platform::since_boot()?.saturating_sub(first));
+                (Asked::Again, request.resend(Resend { number, met: self.sending.met, since_ms }, left)?)
             }
         };
-        tokio::select! {
-            sent = write, if writes || self.hangs_up => match sent {
-                Some(sent) => Moment::Sent(sent),
-                None => {
-                    (self.hangs_up, self.is_writable) = (false, false);
-                    Moment::HungUp
-                }
-            },
-            frame = self.frames.next(), if has_room => Moment::Frame(frame),
-            else => std::future::pending().await,
+        self.state = ConnectionState::Up(Socket::new(stream, asked, first));
+        Ok(())
+    }
+
+    /// Notes that the request is on its way. Returns false when that was said before.
+    pub(super) fn note_sent(&mut self, sent: &Sent) -> bool {
+        let Some(socket) = self.socket() else { return true };
+        if std::mem::replace(&mut socket.is_sent, true) {
+            return false;
+        }
+        if socket.asked == Asked::Exec {
+            self.sending.met = sent.met;
+        }
+        true
+    }
+
+    /// Sends a frame to the target.
+    ///
+    /// # Errors
+    /// When it has no form in frames.
+    pub(super) fn send<T: Serialize>(&mut self, kind: FrameKind, value: &T) -> Result<(), CodecError> {
+        let frame = Frame::control(kind, value)?;
+        self.socket().into_iter().for_each(|socket| socket.queue(&frame));
+        Ok(())
+    }
+
+    /// Decides what a refusal means for the request: whether it never ran by any sending.
+    ///
+    /// What the target answers after it has read the request holds for all sendings. What is said on the way, or without
+    /// reading, holds for none before.
+    pub(super) fn is_certain(&mut self, refusal: &Failure) -> bool {
+        if !self.is_sent() {
+            return !self.sending.is_open;
+        }
+        match self.asked() {
+            Asked::Again => !matches!(refusal.kind, Kind::Unreachable | Kind::Busy | Kind::NotAMember),
+            Asked::Exec | Asked::Attach => refusal.kind != Kind::Unreachable,
         }
     }
 
-    /// Whether input may follow: its place is known where this is the first sending, and where the target has told it.
-    pub(super) fn takes_input(&self) -> bool {
-        self.is_answered() || self.asked == Asked::Exec
-    }
-
-    /// Whether the session is followed.
-    pub(super) fn is_answered(&self) -> bool {
-        matches!(self.stage, Stage::Attached | Stage::Running)
-    }
-
-    /// How many bytes wait for the socket.
-    pub(super) fn waiting(&self) -> usize {
-        self.out.len()
-    }
-
-    /// Nothing more is sent; what the daemon still says is read.
-    pub(super) fn hang_up(&mut self) {
-        self.hangs_up = true;
-    }
-
-    pub(super) fn queue(&mut self, frame: &Frame) {
-        if self.is_writable {
-            frame.write_to(&mut self.out);
+    /// Returns the request by which the daemon hears that the caller is gone. It is needed while the attachment is lost: no
+    /// socket is there then whose end would say so.
+    pub(super) fn parting_request(&self, request: &SessionRequest, out_offset: u64) -> Option<BytesMut> {
+        if matches!(self.state, ConnectionState::Up(_)) {
+            return None;
         }
+        request.attach(self.number + 1, out_offset, false, FAREWELL_TIMEOUT).ok()
     }
 
-    pub(super) fn sent(&mut self, sent: &io::Result<usize>) {
-        if !matches!(sent, Ok(1..)) {
-            self.is_writable = false;
-            self.out.clear();
+    /// Closes the connection, with a farewell where the session `ended` in good order. `parting` is asked for on a
+    /// connection of its own, which closes without `Goodbye`.
+    pub(super) async fn close(self, ended: bool, parting: Option<BytesMut>) {
+        let Self { mut dialler, state, .. } = self;
+        match state {
+            ConnectionState::Up(socket) if ended => socket.farewell().await,
+            state => drop(state),
         }
+        let Some(mut first) = parting else { return };
+        let part = async {
+            let stream = dialler(DialOptions { within: FAREWELL_TIMEOUT, agent: false }).await.ok()?;
+            let (mut reader, mut writer) = tokio::io::split(stream);
+            writer.write_all_buf(&mut first).await.ok()?;
+            // A daemon whose greeting is not read by anybody reads no request.
+            reader.read_u8().await.ok()
+        };
+        // Where no daemon listens, the command ends when the target has waited long enough. The user does not wait for it.
+        drop(timeout(FAREWELL_TIMEOUT, part).await);
     }
-
-    /// Leaves in good order.
-    pub(super) async fn farewell(mut self) {
-        self.queue(&Frame::empty(FrameKind::Goodbye));
-        // The session is over on the other side: nothing depends on whether the daemon hears of it from here.
-        drop(timeout(FAREWELL, self.to_daemon.write_all_buf(&mut self.out)).await);
-    }
-}
-
-/// Whether a connection ended so, and did not break its rules: a daemon that dies leaves frames unread or cut.
-pub(super) fn is_loss(error: &CodecError) -> bool {
-    matches!(error, CodecError::Io(_) | CodecError::Truncated)
 }

@@ -5,10 +5,10 @@ use malai_protocol::failure::Failure;
 use malai_protocol::session::{ExitRecord, Output, Reached, Started};
 use serde::Serialize;
 
-/// One object.
+/// Is one object.
 #[derive(Debug, Serialize)]
 #[serde(tag = "event", rename_all = "lowercase")]
-pub(crate) enum Event<'a> {
+pub(crate) enum SessionEvent<'a> {
     /// The request is on its way, over this path.
     Reached {
         target: &'a str,
@@ -25,25 +25,25 @@ pub(crate) enum Event<'a> {
     Stdout(Chunk<'a>),
     /// Error output, cut anywhere.
     Stderr(Chunk<'a>),
-    /// The machine is not there, and is waited for.
+    /// The machine is not there, and malai waits for it.
     Waiting { target: &'a str },
     /// The connection is lost, and the command goes on.
     Lost { target: &'a str },
     /// The command is followed again.
     Back {
         target: &'a str,
-        /// How long it was not.
+        /// How long it was not followed.
         after_ms: u64,
     },
     /// The session belongs to another machine, and this one may only watch it.
     Watching { target: &'a str },
-    /// Output that is not kept any more, so that it is not among what follows.
+    /// Output is missing here: it is not kept any more.
     Missing {
         target: &'a str,
-        /// So many bytes.
+        /// How many bytes.
         bytes: u64,
     },
-    /// The session is followed no more, and goes on; last.
+    /// This process leaves the session, which goes on; last.
     Left {
         target: &'a str,
         /// What `malai` exits with.
@@ -66,7 +66,7 @@ pub(crate) enum Event<'a> {
     },
 }
 
-/// Bytes: as text where they are UTF-8, else in base64.
+/// Holds bytes: as text where they are UTF-8, else in base64.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Chunk<'a> {
@@ -76,8 +76,8 @@ pub(crate) enum Chunk<'a> {
     Base64(String),
 }
 
-impl<'a> Event<'a> {
-    /// A piece of output.
+impl<'a> SessionEvent<'a> {
+    /// Returns the object for a piece of output.
     pub(crate) fn output(stream: Output, bytes: &'a [u8]) -> Self {
         let chunk = match std::str::from_utf8(bytes) {
             Ok(text) => Chunk::Text(text),
@@ -89,7 +89,7 @@ impl<'a> Event<'a> {
         }
     }
 
-    /// The object as a line.
+    /// Returns the object as a line.
     ///
     /// # Errors
     /// When it has no form in JSON.
@@ -105,7 +105,7 @@ mod tests {
     use malai_protocol::id::Incarnation;
     use malai_protocol::session::{EndedBy, Status};
 
-    fn line(event: &Event<'_>) -> String {
+    fn line(event: &SessionEvent<'_>) -> String {
         String::from_utf8(event.line().expect("json").to_vec()).expect("text")
     }
 
@@ -135,18 +135,18 @@ mod tests {
             found_by: Some("directory (by db01)".into()),
         };
         let all = [
-            line(&Event::Reached { target: "web01.c", reached: &reached }),
-            line(&Event::Started { target: "web01.c", started: &started }),
-            line(&Event::output(Output::Stdout, b"hi\n\x1b")),
-            line(&Event::output(Output::Stderr, b"\xff")),
-            line(&Event::Waiting { target: "web01.c" }),
-            line(&Event::Lost { target: "web01.c" }),
-            line(&Event::Back { target: "web01.c", after_ms: 12_345 }),
-            line(&Event::Watching { target: "web01.c" }),
-            line(&Event::Missing { target: "web01.c", bytes: 9 }),
-            line(&Event::Left { target: "web01.c", code: 130 }),
-            line(&Event::Exit { target: "web01.c", code: 3, record: &record }),
-            line(&Event::Error { target: "web01.c", code: 254, error: &failure }),
+            line(&SessionEvent::Reached { target: "web01.c", reached: &reached }),
+            line(&SessionEvent::Started { target: "web01.c", started: &started }),
+            line(&SessionEvent::output(Output::Stdout, b"hi\n\x1b")),
+            line(&SessionEvent::output(Output::Stderr, b"\xff")),
+            line(&SessionEvent::Waiting { target: "web01.c" }),
+            line(&SessionEvent::Lost { target: "web01.c" }),
+            line(&SessionEvent::Back { target: "web01.c", after_ms: 12_345 }),
+            line(&SessionEvent::Watching { target: "web01.c" }),
+            line(&SessionEvent::Missing { target: "web01.c", bytes: 9 }),
+            line(&SessionEvent::Left { target: "web01.c", code: 130 }),
+            line(&SessionEvent::Exit { target: "web01.c", code: 3, record: &record }),
+            line(&SessionEvent::Error { target: "web01.c", code: 254, error: &failure }),
         ];
         insta::assert_snapshot!(all.concat(), @r#"
         {"event":"reached","target":"web01.c","path":"direct 192.0.2.7:4001","rtt_us":1200,"found_by":"directory (by db01)"}

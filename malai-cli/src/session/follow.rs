@@ -1,225 +1,132 @@
-//! The loop of one session, and what signals, input and written output do to it.
+//! The loop of one session. It owns the session's parts, and decides what happens when signals, frames, input, written
+//! output and time come in.
 
-use std::collections::VecDeque;
 use std::io;
 use std::time::Duration;
 
-use futures_util::{Stream, StreamExt};
-use malai_protocol::codec::{Frame, Kind as FrameKind, MAX_DATA};
+use bytes::Bytes;
+use futures_util::Stream;
+use malai_protocol::codec::{CodecError, Frame, Kind as FrameKind, MAX_DATA};
 use malai_protocol::failure::{Failure, Kind};
 use malai_protocol::id::Incarnation;
-use malai_protocol::session::{Ack, ExitRecord, Output, Signal, Started, StopOutput, Superseded};
+use malai_protocol::session::{Attached, DEFAULT_GRACE_MS, Output as OutputStream, Sent, Started, Superseded};
 use serde::Serialize;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::time::{Instant, sleep_until};
 
-use super::arrival::Arrival;
-use super::connection::{Connect, Link, Moment};
-use super::end::note_broken;
+use super::answers::{self, Answer};
+use super::connection::{Connection, ConnectionEvent};
+use super::end::{self, SessionEnd};
+use super::events::SessionEvent;
+use super::failures;
 use super::input::Input;
-use super::loss::{Loss, Sending};
-use super::request::{Part, Request};
-use super::signals::{HUP, Heard, INT, TERM};
-use super::sink::{Event as Written, Sink};
-use super::source::Source;
+use super::output::{Output, OutputManner};
+use super::patience::{Patience, SessionLimits, in_brackets, until};
+use super::request::{FollowerRole, SessionRequest};
+use super::signals::{HUP, INT, SignalQueue, TERM};
+use super::sink::{OutputSink, SinkEvent};
+use super::socket::{AnswerStage, Asked, SocketEvent};
+use super::source::InputSource;
+use crate::client::{self, Dialler};
+use crate::duration;
 
-/// Written output is acknowledged after so many bytes, or when nothing waits to be written.
-const ACK_EVERY: u64 = 32 * 1024;
-/// How many signals are kept for a command that cannot be told of them now, or may not have heard of them.
-const MAX_PENDING: usize = 16;
+/// Is the signal that a program gets whose reader has left.
+const PIPE: u8 = 13;
 
-/// How long what may take.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Patience {
-    /// Until when the daemon has to have reached the target.
-    pub(crate) connect_by: Instant,
-    /// Until when the target has to answer.
-    pub(crate) answer_by: Instant,
-    /// How long one try to reach the target again may take.
-    pub(crate) reconnect: Duration,
-    /// Between the beginnings of two such tries.
-    pub(crate) retry: Duration,
-    /// A loss that lasts longer is told.
-    pub(crate) say_after: Duration,
-    /// How long a loss may last; absent = as long as the target waits.
-    pub(crate) lost_after: Option<Duration>,
-    /// What HUP or TERM may take to end the command, and what the loss of a command may that ends with its connection.
-    pub(crate) ending: Duration,
-    /// Between two INT that mean it.
-    pub(crate) second_int: Duration,
-    /// Between two signals of one kind that are the same: `timeout` and a terminal that closes send each of them twice.
-    pub(crate) same_signal: Duration,
-    /// How long at most a machine is dialled that is known to have gone; absent = as long as any.
-    pub(crate) gone: Option<Duration>,
-    /// Until when a machine is waited for that is not there; absent = not at all.
-    pub(crate) wait_until: Option<Instant>,
-}
-
-/// How a session shows itself.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Manner {
-    /// Objects, one a line, instead of the streams.
-    pub(crate) json: bool,
-    /// Say where it runs.
-    pub(crate) verbose: bool,
-}
-
-/// What a session is made of.
-pub(crate) struct Parts<S, G> {
+/// Holds what a session is made of.
+pub(crate) struct SessionParts<S, G> {
     /// Makes connections to the daemon.
-    pub(crate) connect: Connect<S>,
+    pub(crate) dialler: Dialler<S>,
     /// What is asked for on them.
-    pub(crate) request: Request,
+    pub(crate) request: SessionRequest,
     /// Numbers of signals for the command.
     pub(crate) signals: G,
     /// Standard input; absent when none is sent.
-    pub(crate) source: Option<Source>,
+    pub(crate) source: Option<InputSource>,
     /// Standard output and error.
-    pub(crate) sink: Sink,
-    /// How it shows itself.
-    pub(crate) manner: Manner,
+    pub(crate) sink: OutputSink,
+    /// How the session shows itself.
+    pub(crate) manner: OutputManner,
     /// How long it waits.
-    pub(crate) patience: Patience,
-}
-
-/// How following ended.
-#[derive(Debug)]
-pub(crate) enum End {
-    /// With the session: its record, all of whose output has been written.
-    Ended(ExitRecord),
-    /// The command runs, and is left to itself as it was asked for.
-    Detached(Started),
-    /// This process follows no more, by this signal; the command goes on.
-    Left {
-        /// The signal's number.
-        signal: u8,
-        /// The session was followed before.
-        followed: bool,
-    },
+    pub(crate) limits: SessionLimits,
 }
 
 /// Follows a session to its end, over as many connections as it takes, or until there is no more to be done here.
 ///
 /// # Errors
 /// Why there is no result: refused, lost, given up, or with output missing.
-pub(crate) async fn follow<S, G>(parts: Parts<S, G>) -> Result<End, Failure>
+pub(crate) async fn follow<S, G>(parts: SessionParts<S, G>) -> Result<SessionEnd, Failure>
 where
     S: AsyncRead + AsyncWrite,
     G: Stream<Item = u8> + Unpin,
 {
+    let SessionParts { dialler, request, signals, source, sink, manner, limits } = parts;
     let mut session = Session {
-        link: Link::Down(Instant::now()),
-        connect: parts.connect,
-        target: parts.request.target.to_string(),
-        part: parts.request.part(),
-        request: parts.request,
-        number: 0,
-        sending: Sending::default(),
-        life: None,
-        told: false,
-        loss: None,
-        retried: None,
-        first_dial: None,
-        signals: parts.signals,
-        pending: VecDeque::new(),
-        signalled: 0,
-        input: Input::new(parts.source),
-        sink: parts.sink,
-        manner: parts.manner,
-        arrival: Arrival::until(parts.patience.wait_until),
-        patience: parts.patience,
-        received: [0; 2],
-        skipped: 0,
-        acked: 0,
-        stopped: [false; 2],
-        last_int: None,
-        heard: Heard::new(parts.patience.same_signal),
-        give_up_at: None,
-        gave_up: false,
-        cut: None,
+        target: request.target.to_string(),
+        role: request.role(),
+        runs: None,
+        is_shown: false,
         superseded: None,
+        gave_up: false,
+        connection: Connection::new(dialler),
+        input: Input::new(source),
+        output: Output::new(sink, manner),
+        signals: SignalQueue::new(signals, limits.same_signal, limits.second_int),
+        patience: Patience::new(limits, request.kills_on_lost()),
+        request,
     };
     let outcome = session.run().await;
     session.finish(outcome).await
 }
 
-/// The command that was started.
+/// Holds the command that was started.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Life {
-    /// The life of the executor that has it.
-    pub(super) incarnation: Incarnation,
+struct RunningCommand {
+    /// The incarnation of the executor that has it.
+    incarnation: Incarnation,
     /// How long the target waits for its caller.
-    pub(super) grace: Duration,
+    grace: Duration,
 }
 
-/// All that outlives a connection.
-pub(super) struct Session<S, G> {
-    pub(super) link: Link<S>,
-    pub(super) connect: Connect<S>,
-    pub(super) request: Request,
+/// Holds a session: all that outlives a connection.
+struct Session<S, G> {
+    request: SessionRequest,
     /// The target, for people.
-    pub(super) target: String,
-    pub(super) part: Part,
-    /// Attachments that were asked for.
-    pub(super) number: u32,
-    /// What is known of the request until it is answered.
-    pub(super) sending: Sending,
+    target: String,
+    role: FollowerRole,
     /// The command that runs; absent until the target says so.
-    pub(super) life: Option<Life>,
+    runs: Option<RunningCommand>,
     /// It was shown that the command runs.
-    pub(super) told: bool,
-    /// The attachment is lost.
-    pub(super) loss: Option<Loss>,
-    /// When an attachment was last tried again.
-    pub(super) retried: Option<Instant>,
-    /// Since when the daemon is dialled that nothing was asked of yet.
-    pub(super) first_dial: Option<Instant>,
-    pub(super) signals: G,
-    /// The last signals for the command: those that were told are told again after a loss.
-    pub(super) pending: VecDeque<Signal>,
-    /// How many there were.
-    pub(super) signalled: u32,
-    pub(super) input: Input,
-    pub(super) sink: Sink,
-    pub(super) manner: Manner,
-    /// Whether the machine is waited for.
-    pub(super) arrival: Arrival,
-    pub(super) patience: Patience,
-    /// Bytes of standard output and of standard error.
-    pub(super) received: [u64; 2],
-    /// Bytes of output that the target did not keep.
-    pub(super) skipped: u64,
-    /// The target knows that output up to here arrived.
-    pub(super) acked: u64,
-    /// Output streams whose reader is gone.
-    pub(super) stopped: [bool; 2],
-    pub(super) last_int: Option<Instant>,
-    /// Which signals came lately.
-    pub(super) heard: Heard,
-    pub(super) give_up_at: Option<Instant>,
-    pub(super) gave_up: bool,
-    /// What was lost of the session, in words.
-    pub(super) cut: Option<String>,
-    /// Another attachment follows the session now.
-    pub(super) superseded: Option<Superseded>,
+    is_shown: bool,
+    /// Another process follows the session now.
+    superseded: Option<Superseded>,
+    /// The caller wants the session to end.
+    gave_up: bool,
+    connection: Connection<S>,
+    input: Input,
+    output: Output,
+    signals: SignalQueue<G>,
+    patience: Patience,
 }
 
 enum Event<S> {
     Signal(u8),
-    Written(Option<Written>),
-    Link(Moment<S>),
-    Input(io::Result<bytes::Bytes>),
-    Say,
+    Written(Option<SinkEvent>),
+    Connection(ConnectionEvent<S>),
+    Input(io::Result<Bytes>),
+    TellLoss,
     Deadline,
 }
+
+/// Is what an event comes to: the end, or nothing yet.
+type Step = Result<Option<SessionEnd>, Failure>;
 
 impl<S, G> Session<S, G>
 where
     S: AsyncRead + AsyncWrite,
     G: Stream<Item = u8> + Unpin,
 {
-    /// Until the exit record, or the reason why none will come or is waited for.
-    async fn run(&mut self) -> Result<End, Failure> {
+    /// Runs until the exit record, or the reason why none will come or is waited for.
+    async fn run(&mut self) -> Result<SessionEnd, Failure> {
         loop {
             self.feed();
             self.acknowledge()?;
@@ -227,14 +134,11 @@ where
                 Event::Signal(number) => self.signal(number),
                 Event::Written(event) => self.written(event),
                 Event::Input(chunk) => {
-                    if let Err(e) = self.input.take(chunk) {
-                        let why = format!("standard input could not be read, and the command saw it end early: {e}");
-                        self.cut = Some(why);
-                    }
+                    self.take_input(chunk);
                     Ok(None)
                 }
-                Event::Link(moment) => self.linked(moment),
-                Event::Say => self.say().map(|()| None),
+                Event::Connection(event) => self.connected(event),
+                Event::TellLoss => self.tell_loss(),
                 Event::Deadline => Err(self.late()),
             };
             if let Some(end) = end? {
@@ -243,155 +147,453 @@ where
         }
     }
 
-    /// In no fixed order: a command that never stops writing must not keep its own input waiting.
+    /// Returns what happens next, in no fixed order: a command that never stops writing must not keep its own input
+    /// waiting.
     async fn next(&mut self) -> Event<S> {
-        let (deadline, say_at, has_room) = (self.deadline(), self.say_at(), self.sink.has_room());
+        let deadline = self.patience.deadline(self.runs.map(|command| command.grace));
+        let (tell_at, has_room) = (self.patience.tell_at(self.runs.is_some()), self.output.has_room());
         tokio::select! {
             Some(number) = self.signals.next() => Event::Signal(number),
-            event = self.sink.next() => Event::Written(event),
-            moment = self.link.next(has_room) => Event::Link(moment),
+            event = self.output.next() => Event::Written(event),
+            event = self.connection.next(has_room) => Event::Connection(event),
             chunk = self.input.read() => Event::Input(chunk),
-            () = until(say_at) => Event::Say,
+            () = until(tell_at) => Event::TellLoss,
             () = until(deadline) => Event::Deadline,
         }
     }
 
-    fn linked(&mut self, moment: Moment<S>) -> Result<Option<End>, Failure> {
-        match moment {
-            Moment::Due => self.dial(),
-            Moment::Dialled(Ok(stream)) => {
-                self.dialled();
-                self.ask(stream)?;
-            }
-            Moment::Dialled(Err(failure)) => self.not_dialled(failure)?,
-            Moment::HungUp => {}
-            Moment::Sent(sent) => self.link.connection().into_iter().for_each(|link| link.sent(&sent)),
-            Moment::Frame(Some(Ok(frame))) => return self.frame(&frame),
-            Moment::Frame(None) => return self.cut_off(),
-            Moment::Frame(Some(Err(e))) if super::connection::is_loss(&e) => return self.cut_off(),
-            Moment::Frame(Some(Err(e))) => return Err(self.broken(&e.to_string())),
-        }
-        Ok(None)
-    }
-
-    fn cut_off(&mut self) -> Result<Option<End>, Failure> {
-        let end = self.confirmed();
-        if end.is_none() {
-            self.lose(None);
-        }
-        Ok(end)
-    }
-
-    /// At most one frame of input waits for the socket: a signal never stands behind more.
+    /// Gives the connection input. At most one frame of it waits for the socket: a signal never stands behind more.
     fn feed(&mut self) {
-        if self.keeps_input() {
+        let runs = self.runs.is_some();
+        let Some(socket) = self.connection.socket().filter(|socket| socket.takes_input()) else { return };
+        // While the machine is waited for, the daemon has to notice at once when this process leaves, and reads only so far.
+        if self.patience.is_waiting() && !runs && !socket.is_sent {
             return;
         }
-        let Some(connection) = self.link.connection().filter(|connection| connection.takes_input()) else { return };
-        while connection.waiting() < MAX_DATA {
+        while socket.waiting() < MAX_DATA {
             match self.input.frame() {
-                Some(frame) => connection.queue(&frame),
+                Some(frame) => socket.queue(&frame),
                 None => return self.input.ask(),
             }
         }
     }
 
     fn acknowledge(&mut self) -> Result<(), Failure> {
-        let written = self.sink.written().saturating_add(self.skipped);
-        let due = written.saturating_sub(self.acked);
-        if self.is_followed() && (due >= ACK_EVERY || (due > 0 && self.sink.is_idle())) {
-            self.acked = written;
-            self.tell(FrameKind::Ack, &Ack { out_offset: written })?;
+        if !self.connection.is_followed() {
+            return Ok(());
         }
-        Ok(())
+        self.output.ack().map_or(Ok(()), |ack| self.send(FrameKind::Ack, &ack))
     }
 
-    /// Whether frames reach the target now.
-    pub(super) fn is_followed(&mut self) -> bool {
-        self.link.connection().is_some_and(|connection| connection.is_answered())
+    fn take_input(&mut self, chunk: io::Result<Bytes>) {
+        if let Err(e) = self.input.take(chunk) {
+            self.output.cut(|| format!("standard input could not be read, and the command saw it end early: {e}"));
+        }
     }
 
-    pub(super) fn tell<T: Serialize>(&mut self, kind: FrameKind, value: &T) -> Result<(), Failure> {
-        let frame = Frame::control(kind, value).map_err(|e| self.broken(&e.to_string()))?;
-        self.link.connection().into_iter().for_each(|connection| connection.queue(&frame));
-        Ok(())
+    fn send<T: Serialize>(&mut self, kind: FrameKind, value: &T) -> Result<(), Failure> {
+        self.connection.send(kind, value).map_err(|e| self.broken(&e.to_string()))
     }
 
-    /// INT, TERM, HUP and QUIT go to the command, later if it cannot be told now. Before it runs there is nobody to send
-    /// them to, and when it does not heed them the caller leaves: the daemon sees the socket close without `Goodbye` and
-    /// has the command's tree ended. One who looks on just leaves.
-    fn signal(&mut self, number: u8) -> Result<Option<End>, Failure> {
-        if !self.heard.is_new(number) {
-            return Ok(None);
-        }
-        if self.part == Part::Watcher {
-            return Ok(Some(self.leave(number)));
-        }
-        if self.life.is_none() {
-            return self.signal_early(number);
-        }
-        let now = Instant::now();
-        if number == INT {
-            let recent = |last: Instant| now.duration_since(last) <= self.patience.second_int;
-            if self.last_int.replace(now).is_some_and(recent) {
-                return Err(self.left("interrupted twice"));
-            }
-        }
-        if number == HUP || number == TERM {
-            self.give_up_at.get_or_insert(now + self.patience.ending);
-        }
-        self.signalled = self.signalled.saturating_add(1);
-        let signal = Signal { number, order: self.signalled };
-        if self.pending.len() >= MAX_PENDING {
-            self.pending.pop_front();
-        }
-        self.pending.push_back(signal);
-        if self.is_followed() { self.tell(FrameKind::Signal, &signal).map(|()| None) } else { Ok(None) }
-    }
-
-    /// Tells a target that follows again what it was not told before, or may not have heard.
-    pub(super) fn catch_up(&mut self) -> Result<(), Failure> {
-        for at in 0..self.pending.len() {
-            let Some(signal) = self.pending.get(at).copied() else { break };
-            self.tell(FrameKind::Signal, &signal)?;
-        }
-        let stopped = self.stopped;
-        let mut gone = [Output::Stdout, Output::Stderr].into_iter().filter(|stream| stopped[*stream as usize]);
-        gone.try_for_each(|stream| self.tell(FrameKind::StopOutput, &StopOutput { stream }))
-    }
-
-    fn written(&mut self, event: Option<Written>) -> Result<Option<End>, Failure> {
+    fn written(&mut self, event: Option<SinkEvent>) -> Step {
         match event {
-            Some(Written::Written { .. }) => Ok(None),
-            Some(Written::Broken(stream, error)) if self.part == Part::Watcher => {
+            Some(SinkEvent::Written { .. }) => Ok(None),
+            Some(SinkEvent::Broken(stream, error)) if self.role == FollowerRole::Watcher => {
                 self.not_shown(stream, &error).map(Some)
             }
-            Some(Written::Broken(stream, error)) => {
-                note_broken(&mut self.cut, stream, &error);
-                // In objects, both streams of the command went to the one that broke.
-                let both = [Output::Stdout, Output::Stderr];
-                let gone: &[Output] = if self.manner.json { &both } else { std::slice::from_ref(&stream) };
-                gone.iter().for_each(|&stream| self.stopped[stream as usize] = true);
-                if !self.is_followed() {
-                    return Ok(None);
+            Some(SinkEvent::Broken(stream, error)) => {
+                let stopped = self.output.stop(stream, &error);
+                if self.connection.is_followed() {
+                    stopped.iter().try_for_each(|stop| self.send(FrameKind::StopOutput, stop))?;
                 }
-                gone.iter().try_for_each(|&stream| self.tell(FrameKind::StopOutput, &StopOutput { stream }))?;
                 Ok(None)
             }
-            None => Err(self.give_up("the thread that writes the output is gone".into())),
+            None => Err(self.give_up(Failure::new(Kind::Unknown, "the thread that writes the output is gone"))),
         }
+    }
+
+    /// Ends a watcher whose output cannot be written. That is nothing to the command, which keeps its pipes.
+    fn not_shown(&mut self, stream: OutputStream, error: &io::Error) -> Result<SessionEnd, Failure> {
+        if error.kind() == io::ErrorKind::BrokenPipe {
+            return Ok(self.leave(PIPE));
+        }
+        Err(self.give_up(failures::not_shown(&self.target, stream, error)))
+    }
+
+    /// Sends INT, TERM, HUP and QUIT to the command, later if it is not followed now. Before it runs there is nothing to
+    /// send them to. When it does not heed them the caller leaves: the daemon sees the socket close without `Goodbye`, and
+    /// has the command's tree ended. A process that looks on just leaves.
+    fn signal(&mut self, number: u8) -> Step {
+        if !self.signals.is_new(number) {
+            return Ok(None);
+        }
+        if self.role == FollowerRole::Watcher {
+            return Ok(Some(self.leave(number)));
+        }
+        if self.runs.is_none() {
+            return self.signal_early(number);
+        }
+        if number == INT && self.signals.is_second_int() {
+            return Err(self.leave_command("interrupted twice"));
+        }
+        if number == HUP || number == TERM {
+            self.patience.begin_ending();
+        }
+        let signal = self.signals.keep(number);
+        if self.connection.is_followed() {
+            self.send(FrameKind::Signal, &signal)?;
+        }
+        Ok(None)
+    }
+
+    /// Handles a signal before there is a command. Where malai waits for the machine, the daemon confirms that nothing was
+    /// sent.
+    fn signal_early(&mut self, number: u8) -> Step {
+        if !self.patience.is_waiting() || self.patience.interrupted().is_some() || self.connection.is_open() {
+            return Err(self.interrupted_early());
+        }
+        match self.connection.socket() {
+            Some(socket) => socket.hang_up(),
+            None => return Ok(Some(SessionEnd::Left { signal: number, followed: false })),
+        }
+        self.patience.interrupt_wait(number);
+        Ok(None)
+    }
+
+    /// Sends a target that follows again what it may not have had.
+    fn catch_up(&mut self) -> Step {
+        let (signals, stopped): (Vec<_>, Vec<_>) = (self.signals.pending().collect(), self.output.stopped().collect());
+        signals.iter().try_for_each(|signal| self.send(FrameKind::Signal, signal))?;
+        stopped.iter().try_for_each(|stop| self.send(FrameKind::StopOutput, stop))?;
+        Ok(None)
+    }
+
+    fn connected(&mut self, event: ConnectionEvent<S>) -> Step {
+        match event {
+            ConnectionEvent::Due => {
+                let is_first = self.connection.is_unasked() && self.runs.is_none();
+                self.connection.dial(self.patience.begin_dial(is_first, self.runs.is_some()));
+            }
+            ConnectionEvent::Dialled(Ok(stream)) => {
+                self.patience.dialled();
+                let (runs, offset) = (self.runs.is_some(), self.output.offset());
+                self.connection.ask(stream, &self.request, runs, offset, &self.patience)?;
+            }
+            // The first time, that is the end; later it is a try that failed.
+            ConnectionEvent::Dialled(Err(failure)) if self.connection.is_unasked() => return Err(failure),
+            ConnectionEvent::Dialled(Err(failure)) => self.lose(Some(failure)),
+            ConnectionEvent::Socket(SocketEvent::Wrote) => {}
+            ConnectionEvent::Socket(SocketEvent::Frame(frame)) => return self.frame(frame),
+        }
+        Ok(None)
+    }
+
+    fn frame(&mut self, frame: Option<Result<Frame, CodecError>>) -> Step {
+        let frame = match frame {
+            Some(Ok(frame)) => frame,
+            Some(Err(e)) if !client::is_loss(&e) => return Err(self.broken(&e.to_string())),
+            None | Some(Err(_)) => {
+                let end = self.unsent();
+                if end.is_none() {
+                    self.lose(None);
+                }
+                return Ok(end);
+            }
+        };
+        let Some((stage, asked)) = self.connection.socket().map(|socket| (socket.stage, socket.asked)) else {
+            return Ok(None);
+        };
+        match answers::read(&frame, stage, asked, self.role).map_err(|why| self.broken(&why))? {
+            Answer::Greeted => self.connection.set_stage(AnswerStage::Waiting),
+            Answer::Sent(sent) => self.on_its_way(&sent)?,
+            Answer::Refused(failure) => return self.refused(failure),
+            Answer::Attached(attached) if self.role == FollowerRole::Watcher => return self.watched(&attached),
+            Answer::Attached(attached) => return self.attached(&attached),
+            Answer::Started { started, is_again } => {
+                // Input follows a first sending at once, and a later one only now.
+                if is_again {
+                    self.input.restart().map_err(|why| self.broken(why))?;
+                }
+                return self.started(&started);
+            }
+            Answer::Superseded(by) => {
+                self.superseded = Some(by);
+                return Err(failures::followed_elsewhere(&self.target, by, &by.by.to_string()));
+            }
+            Answer::InputTaken(ack) => self.input.acknowledge(ack).map_err(|why| self.broken(why))?,
+            Answer::InputClosed => self.input.close(),
+            Answer::Output(stream, bytes) => self.output.show(stream, bytes)?,
+            Answer::Ended(record) => return Ok(Some(SessionEnd::Ended(record))),
+            Answer::Failed(failure) => return Err(failure),
+            Answer::Nothing => {}
+        }
+        Ok(None)
+    }
+
+    /// Notes that the daemon has a connection to the target, and that the request is on it.
+    fn on_its_way(&mut self, sent: &Sent) -> Result<(), Failure> {
+        if !self.connection.note_sent(sent) {
+            return Err(self.broken("a request is sent once on a connection"));
+        }
+        if let Some(reached) = &sent.reached {
+            let text = format!("{}: {}", self.target, reached.words());
+            self.output.detail(&text, &SessionEvent::Reached { target: &self.target, reached })?;
+        }
+        if self.patience.interrupted().is_some() {
+            return Err(self.interrupted_early());
+        }
+        self.patience.end_wait();
+        Ok(())
+    }
+
+    /// Returns the end of a waiting that a signal ended, when the daemon has closed the connection, or refused.
+    fn unsent(&mut self) -> Option<SessionEnd> {
+        let signal = self.patience.interrupted()?;
+        (!self.connection.is_sent()).then_some(SessionEnd::Left { signal, followed: false })
+    }
+
+    /// Decides what happens without an attachment, when the daemon or the target says why there is none.
+    fn refused(&mut self, failure: Failure) -> Step {
+        if let Some(end) = self.unsent() {
+            return Ok(Some(end));
+        }
+        let runs = self.runs.is_some();
+        if self.role == FollowerRole::Watcher && !runs && !self.patience.loss.is_some() {
+            return Err(failure);
+        }
+        if self.waits_on(&failure)? {
+            return Ok(None);
+        }
+        let asked = self.connection.asked();
+        if asked != Asked::Attach && self.connection.is_certain(&failure) {
+            return Err(failure);
+        }
+        if matches!(failure.kind, Kind::Unreachable | Kind::NotConfigured | Kind::Busy | Kind::Internal) {
+            self.lose(Some(failure));
+            return Ok(None);
+        }
+        Err(match asked {
+            Asked::Attach if runs => failures::not_followed(&self.target, failure),
+            Asked::Attach => failure,
+            Asked::Exec | Asked::Again => self.unanswered(Some(&failure)),
+        })
+    }
+
+    /// Waits for a machine that was not reached, where that was asked for. Nothing was sent, so the request is sent for the
+    /// first time when the machine comes.
+    fn waits_on(&mut self, failure: &Failure) -> Result<bool, Failure> {
+        if self.connection.asked() != Asked::Exec || self.connection.is_sent() {
+            return Ok(false);
+        }
+        let Some((again_at, is_news)) = self.patience.wait_on(failure) else { return Ok(false) };
+        if is_news {
+            let seen = failure.seen.as_ref().map_or_else(String::new, |seen| format!(" ({seen})"));
+            let text = format!("{} is not there{seen}; waiting for it to come…", self.target);
+            self.output.note(&text, &SessionEvent::Waiting { target: &self.target })?;
+        }
+        self.connection.start_over(again_at);
+        Ok(true)
+    }
+
+    fn started(&mut self, started: &Started) -> Step {
+        let grace = Duration::from_millis(started.grace_ms.unwrap_or(DEFAULT_GRACE_MS));
+        self.runs = Some(RunningCommand { incarnation: started.incarnation, grace });
+        self.is_shown = true;
+        self.input.started();
+        self.connection.set_stage(AnswerStage::Running);
+        let Started { hostname, user, pid, .. } = started;
+        let text = format!("{} runs it on host {hostname} as {user}, pid {pid}", self.target);
+        self.output.detail(&text, &SessionEvent::Started { target: &self.target, started })?;
+        if self.role == FollowerRole::Starter {
+            return Ok(Some(SessionEnd::Detached(started.clone())));
+        }
+        self.tell_back()?;
+        self.catch_up()
+    }
+
+    /// Goes on with a session that is there, at the byte that its target says.
+    fn attached(&mut self, attached: &Attached) -> Step {
+        let gap = self.gap(attached)?;
+        if gap > 0 {
+            self.output.skip(gap);
+            self.output.cut(|| format!("{gap} bytes of output were not kept while the connection was lost"));
+        }
+        self.output.note_acked(attached.out_offset);
+        // First: a command that has started has taken what was read for it, also when it closed its input by now.
+        if attached.started.is_some() {
+            self.input.started();
+        }
+        self.input.resume(attached).map_err(|why| self.broken(why))?;
+        let incarnation = self.runs.map(|command| command.incarnation);
+        let started = attached.started.as_ref();
+        if incarnation.or(started.map(|started| started.incarnation)).is_some_and(|one| one != attached.incarnation) {
+            return Err(failures::another_incarnation(&self.target));
+        }
+        match (self.runs, started) {
+            (Some(_), None) => return Err(self.broken("a command that runs has not been started")),
+            (None, None) => self.connection.set_stage(AnswerStage::Attached),
+            (None, Some(started)) => return self.started(started),
+            (Some(_), Some(_)) => {
+                self.connection.set_stage(AnswerStage::Running);
+                self.tell_back()?;
+            }
+        }
+        self.catch_up()
+    }
+
+    /// Goes on with a session that this process looks on at. Another executor may have it by now: what is kept of a session
+    /// outlives the one that ran it.
+    fn watched(&mut self, attached: &Attached) -> Step {
+        let gap = self.gap(attached)?;
+        if gap > 0 {
+            self.miss(gap)?;
+        }
+        if attached.watches && self.runs.is_none() {
+            let text = format!(
+                "this only watches, until a process attaches that may do more; to take the session over, this machine has \
+                 to be in `allow_control` of [machine.{}]",
+                self.request.target.machine
+            );
+            self.output.note(&text, &SessionEvent::Watching { target: &self.target })?;
+        }
+        self.output.note_acked(attached.out_offset);
+        let grace = Duration::from_millis(DEFAULT_GRACE_MS);
+        self.runs.get_or_insert(RunningCommand { incarnation: attached.incarnation, grace });
+        match &attached.started {
+            Some(started) if !self.is_shown => return self.started(started),
+            Some(_) => self.connection.set_stage(AnswerStage::Running),
+            None => self.connection.set_stage(AnswerStage::Attached),
+        }
+        self.tell_back()?;
+        Ok(None)
+    }
+
+    /// Returns how much output is missing before the byte at which the target goes on.
+    fn gap(&self, attached: &Attached) -> Result<u64, Failure> {
+        let gap = attached.out_offset.checked_sub(self.output.offset());
+        gap.ok_or_else(|| self.broken("it repeats output that was written here"))
+    }
+
+    /// Notes output that will not come, and says so unless only new output was asked for.
+    fn miss(&mut self, bytes: u64) -> Result<(), Failure> {
+        let is_first = self.runs.is_none();
+        self.output.skip(bytes);
+        if is_first && self.request.is_from_end() {
+            return Ok(());
+        }
+        let text = if is_first {
+            format!("{bytes} earlier bytes of output are not kept any more")
+        } else {
+            format!("{bytes} bytes of output are missing here: they are not kept any more")
+        };
+        self.output.note(&text, &SessionEvent::Missing { target: &self.target, bytes })
+    }
+
+    /// Notes that the connection is gone; the session is not.
+    fn lose(&mut self, why: Option<Failure>) {
+        let again_at = self.patience.lose(why);
+        self.connection.lose(again_at, self.runs.is_some());
+    }
+
+    /// Says that the session is followed again, if the user has heard of the loss.
+    fn tell_back(&mut self) -> Result<(), Failure> {
+        let Some(after) = self.patience.loss.end() else { return Ok(()) };
+        let text = format!("connection to {} is back after {} s", self.target, after.as_secs());
+        let event = SessionEvent::Back { target: &self.target, after_ms: duration::millis(after) };
+        self.output.note(&text, &event)
+    }
+
+    /// Says that the connection is lost.
+    fn tell_loss(&mut self) -> Step {
+        self.patience.loss.set_told();
+        let what =
+            if self.request.kills_on_lost() { "which ends the command" } else { "the command goes on; retrying…" };
+        let text = format!("connection to {} lost, {what}", self.target);
+        self.output.note(&text, &SessionEvent::Lost { target: &self.target })?;
+        Ok(None)
+    }
+
+    /// Returns what a deadline that has passed means.
+    fn late(&mut self) -> Failure {
+        let Some(command) = self.runs else { return self.unanswered(None) };
+        if self.patience.is_ending_over() {
+            return self.leave_command("the command did not heed the signal");
+        }
+        let (target, why) = (&self.target, self.patience.loss.reason());
+        if self.role == FollowerRole::Watcher {
+            return failures::lost_from_view(target, "the command", self.patience.watch_lost_after(), &why);
+        }
+        if self.request.kills_on_lost() {
+            return failures::killed_by_loss(target, &why);
+        }
+        failures::lost(target, self.patience.lost_after(command.grace), command.grace, &why)
+    }
+
+    fn unanswered(&mut self, refusal: Option<&Failure>) -> Failure {
+        let is_lost = self.patience.loss.is_some() || refusal.is_some();
+        let why = refusal.map_or_else(|| self.patience.loss.reason(), in_brackets);
+        self.gave_up |= self.role != FollowerRole::Watcher;
+        failures::unanswered(&self.target, self.role, is_lost, &why)
+    }
+
+    fn broken(&self, why: &str) -> Failure {
+        let ended = self.runs.is_some() || self.role == FollowerRole::Watcher;
+        failures::broken(&self.target, if ended { "ended" } else { "started" }, why)
+    }
+
+    fn interrupted_early(&mut self) -> Failure {
+        self.give_up(failures::interrupted_early(&self.target, !self.connection.is_unasked()))
+    }
+
+    /// Leaves a command that runs, which ends it.
+    fn leave_command(&mut self, why: &str) -> Failure {
+        self.give_up(failures::left(&self.target, why, self.patience.loss.is_some()))
+    }
+
+    /// Leaves a session that goes on.
+    fn leave(&mut self, signal: u8) -> SessionEnd {
+        self.gave_up = true;
+        SessionEnd::Left { signal, followed: self.runs.is_some() }
     }
 
     /// Ends the session because the caller wants it.
-    pub(super) fn give_up(&mut self, message: String) -> Failure {
+    fn give_up(&mut self, failure: Failure) -> Failure {
         self.gave_up = true;
-        Failure::new(Kind::Unknown, message)
+        failure
     }
-}
 
-pub(super) async fn until(deadline: Option<Instant>) {
-    match deadline {
-        Some(deadline) => sleep_until(deadline).await,
-        None => std::future::pending().await,
+    /// Says farewell, writes out what is left, and returns the outcome.
+    async fn finish(mut self, outcome: Result<SessionEnd, Failure>) -> Result<SessionEnd, Failure> {
+        // Only an exit record ends a session in good order, and a process that leaves it to go on. Otherwise it is over with
+        // the socket, at once.
+        let is_orderly = outcome.is_ok();
+        let is_watcher = self.role == FollowerRole::Watcher;
+        let outcome = match self.superseded {
+            Some(by) => self.name_who_follows(by).await.map_or(outcome, Err),
+            None => outcome.and_then(|end| {
+                let missing = match &end {
+                    SessionEnd::Ended(record) => self.output.missing(record, is_watcher),
+                    _ => None,
+                };
+                end::check(end, &self.target, missing.as_deref())
+            }),
+        };
+        end::show(&mut self.output, &self.target, &outcome)?;
+        let is_caller = self.role == FollowerRole::Caller && self.runs.is_some();
+        let parting = match self.gave_up && is_caller {
+            true => self.connection.parting_request(&self.request, self.output.offset()),
+            false => None,
+        };
+        self.connection.close(is_orderly, parting).await;
+        end::write_out(&mut self.output, &mut self.signals, self.gave_up).await;
+        end::check(outcome?, &self.target, self.output.lost())
+    }
+
+    /// Returns the failure with the name of the machine from which the session is followed now, where the daemon here
+    /// knows it.
+    async fn name_who_follows(&mut self, by: Superseded) -> Option<Failure> {
+        let dialling = self.connection.dial_besides(end::NAMING_TIMEOUT);
+        let name = end::name_of(dialling, self.request.target.cluster.as_deref(), by.by).await?;
+        Some(failures::followed_elsewhere(&self.target, by, &name))
     }
 }

@@ -7,46 +7,57 @@ use bytes::{Buf, Bytes, BytesMut};
 use malai_protocol::codec::{Frame, Kind as FrameKind, MAX_DATA};
 use malai_protocol::session::{Attached, STDIN_CREDIT, StdinAck};
 
-use super::source::Source;
+use super::source::InputSource;
 
-/// Standard input on its way. All offsets count from the start of the session.
+/// Holds standard input on its way. All offsets count from the start of the session.
 #[derive(Debug)]
 pub(super) struct Input {
     /// Absent when none is sent, or nothing more is to be read or noted of it.
-    source: Option<Source>,
+    source: Option<InputSource>,
     /// What the target has not confirmed: at most [`STDIN_CREDIT`] bytes.
     kept: BytesMut,
     /// Where `kept` begins.
     confirmed: u64,
-    /// What comes next on the present connection.
+    /// Where the present connection goes on.
     next: u64,
-    /// The most that went out on any connection.
+    /// Up to where input went out on any connection.
     sent: u64,
-    /// The most that may go out.
+    /// Up to where input may go out.
     credit: u64,
     /// It was read to its end.
     ended: bool,
     /// The command has started.
     started: bool,
-    /// The present connection was told so.
-    told: bool,
-    /// Nobody takes more.
+    /// The end was sent on the present connection.
+    end_sent: bool,
+    /// The command takes no more.
     closed: bool,
 }
 
 impl Input {
-    pub(super) fn new(source: Option<Source>) -> Self {
+    pub(super) fn new(source: Option<InputSource>) -> Self {
         let closed = source.is_none();
         let (kept, credit) = (BytesMut::new(), STDIN_CREDIT);
-        Self { source, kept, confirmed: 0, next: 0, sent: 0, credit, ended: false, started: false, told: false, closed }
+        Self {
+            source,
+            kept,
+            confirmed: 0,
+            next: 0,
+            sent: 0,
+            credit,
+            ended: false,
+            started: false,
+            end_sent: false,
+            closed,
+        }
     }
 
-    /// Where what was read ends.
+    /// Returns where what was read ends.
     fn end(&self) -> u64 {
         self.confirmed + self.kept.len() as u64
     }
 
-    /// Has more read, as far as it may be sent at once: nothing is taken that the command could not have.
+    /// Has more read, as far as it may be sent at once: nothing is taken from the stream that the command could not have.
     pub(super) fn ask(&mut self) {
         let most = self.credit.min(self.confirmed.saturating_add(STDIN_CREDIT)).saturating_sub(self.end());
         if let Some(source) = self.source.as_mut().filter(|_| most > 0 && !self.ended) {
@@ -54,7 +65,7 @@ impl Input {
         }
     }
 
-    /// What was read; never without an asking. Cancel-safe.
+    /// Returns what was read, once [`Input::ask`] has asked for it. Cancel-safe.
     pub(super) async fn read(&mut self) -> io::Result<Bytes> {
         match self.source.as_mut() {
             Some(source) => source.next().await,
@@ -62,10 +73,10 @@ impl Input {
         }
     }
 
-    /// Takes what was read.
+    /// Keeps what was read for the command.
     ///
     /// # Errors
-    /// What kept the rest from being read: the command sees the end.
+    /// Why the rest cannot be read: the command sees the end.
     pub(super) fn take(&mut self, chunk: io::Result<Bytes>) -> io::Result<()> {
         let end = match chunk {
             Ok(bytes) if !bytes.is_empty() => {
@@ -76,25 +87,26 @@ impl Input {
             Err(e) => Err(e),
         };
         self.ended = true;
-        self.let_go();
+        self.drop_source();
         end
     }
 
-    /// The command has started, and takes from standard input from here on.
+    /// Notes that the command has started: what is read from here on counts as taken.
     pub(super) fn started(&mut self) {
         self.started = true;
-        self.source.iter_mut().for_each(Source::started);
-        self.let_go();
+        self.source.iter_mut().for_each(InputSource::started);
+        self.drop_source();
     }
 
-    /// Of what has ended the position is still to be moved when the command starts.
-    fn let_go(&mut self) {
+    /// Drops the source when nothing more is to be done with it. The position of a file that was read to its end is still
+    /// to be moved when the command starts.
+    fn drop_source(&mut self) {
         if self.ended && self.started {
             self.source = None;
         }
     }
 
-    /// The next frame for the present connection.
+    /// Returns the next frame for the present connection.
     pub(super) fn frame(&mut self) -> Option<Frame> {
         if self.closed {
             return None;
@@ -103,9 +115,9 @@ impl Input {
         let most = usize::try_from(self.credit.saturating_sub(self.next)).unwrap_or(usize::MAX).min(MAX_DATA);
         let rest = self.kept.get(from..)?;
         if rest.is_empty() {
-            let tells = self.ended && !self.told;
-            self.told |= tells;
-            return tells.then(|| Frame::empty(FrameKind::StdinEof));
+            let sends = self.ended && !self.end_sent;
+            self.end_sent |= sends;
+            return sends.then(|| Frame::empty(FrameKind::StdinEof));
         }
         let bytes = Bytes::copy_from_slice(&rest[..rest.len().min(most)]);
         if bytes.is_empty() {
@@ -116,7 +128,7 @@ impl Input {
         Some(Frame::data(FrameKind::Stdin, bytes))
     }
 
-    /// The command has taken some.
+    /// Notes that the command has taken some.
     ///
     /// # Errors
     /// When that cannot be.
@@ -129,7 +141,7 @@ impl Input {
         Ok(())
     }
 
-    /// Another connection goes on where the target says.
+    /// Goes on, on another connection, where the target says.
     ///
     /// # Errors
     /// When it says what cannot be.
@@ -148,11 +160,11 @@ impl Input {
         self.confirm(stdin_offset);
         self.next = stdin_offset;
         self.credit = self.credit.max(credit);
-        self.told = false;
+        self.end_sent = false;
         Ok(())
     }
 
-    /// Another connection started the command: all of the input is for it.
+    /// Begins again, for a command that another connection started.
     ///
     /// # Errors
     /// When some of it is not kept any more.
@@ -161,11 +173,11 @@ impl Input {
             return Err("it started a command whose input was taken before");
         }
         self.next = 0;
-        self.told = false;
+        self.end_sent = false;
         Ok(())
     }
 
-    /// Nobody takes more.
+    /// Sends nothing more: the command takes no more.
     pub(super) fn close(&mut self) {
         self.closed = true;
         self.source = None;
@@ -182,7 +194,7 @@ impl Input {
 
 #[cfg(test)]
 mod tests {
-    use super::super::source::Begin;
+    use super::super::source::InputBegin;
     use super::*;
     use malai_protocol::id::Incarnation;
 
@@ -212,7 +224,7 @@ mod tests {
     }
 
     fn input(text: &'static [u8]) -> Input {
-        let mut input = Input::new(Some(Source::start(io::empty(), Begin::AtOnce).expect("a thread")));
+        let mut input = Input::new(Some(InputSource::start(io::empty(), InputBegin::AtOnce).expect("a thread")));
         input.take(Ok(Bytes::from_static(text))).expect("read");
         input
     }
@@ -225,7 +237,7 @@ mod tests {
         input.acknowledge(StdinAck { offset: 3, credit: STDIN_CREDIT }).expect("sound");
         input.resume(&attached(7, STDIN_CREDIT)).expect("sound");
         assert_eq!(drain(&mut input), (b"789".to_vec(), true));
-        assert!(input.frame().is_none(), "the end is told once");
+        assert!(input.frame().is_none(), "the end is sent once");
         input.resume(&attached(10, STDIN_CREDIT)).expect("sound");
         assert_eq!(drain(&mut input), (Vec::new(), true));
     }

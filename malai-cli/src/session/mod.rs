@@ -3,38 +3,43 @@
 //! The session outlives its connections to the daemon. What it has received, and the input that the target has not
 //! confirmed, is here, so that a new connection goes on at the exact byte in both directions.
 //!
-//! Nothing in the loop blocks. Standard input and output have threads of their own ([`source`], [`sink`]), and at most
-//! one frame of input waits for the socket, so that a signal or an ack never stands behind more than that.
+//! [`follow()`] is the loop. It owns the parts: `connection` is the way to the target, `input` and `output` are the
+//! streams, `signals` the signals for the command, `patience` says how long to wait for what. No part knows another one
+//! beside it, nor the loop. [`list()`], [`kill()`] and [`wait()`] ask about sessions without following them.
 //!
-//! Besides, what is asked about sessions without following them: [`list()`], [`wait()`], [`kill()`].
+//! Nothing in the loop blocks. Standard input and output have threads of their own ([`InputSource`], [`OutputSink`]), and
+//! at most one frame of input waits for the socket, so that a signal or an acknowledgement never stands behind more than
+//! that.
 
 mod answers;
-mod arrival;
 mod ask;
-mod clock;
 mod connection;
 mod end;
 mod events;
+mod failures;
 mod follow;
 mod input;
-mod loss;
 mod name;
+mod output;
+mod patience;
 mod request;
 mod signals;
 mod sink;
+mod socket;
 mod source;
 #[cfg(test)]
 mod tests;
 mod wait;
-mod watch;
 
-pub(crate) use ask::{ANSWER_MARGIN, Killed, kill, list};
-pub(crate) use connection::{Connect, Dial};
-pub(crate) use events::Event as Line;
-pub(crate) use follow::{End, Manner, Parts, Patience, follow};
-pub(crate) use name::{Name, Typed};
-pub(crate) use request::{Request, Subject};
-pub(crate) use signals::Signals;
-pub(crate) use sink::Sink;
-pub(crate) use source::{Begin, Source};
-pub(crate) use wait::{Pace, wait};
+pub(crate) use ask::{Killed, kill, list};
+pub(crate) use end::SessionEnd;
+pub(crate) use events::SessionEvent;
+pub(crate) use follow::{SessionParts, follow};
+pub(crate) use name::{SessionName, TypedSessionName};
+pub(crate) use output::OutputManner;
+pub(crate) use patience::SessionLimits;
+pub(crate) use request::{SessionRequest, SessionSubject};
+pub(crate) use signals::SignalStream;
+pub(crate) use sink::OutputSink;
+pub(crate) use source::{InputBegin, InputSource};
+pub(crate) use wait::{WaitLimits, wait};

@@ -6,106 +6,122 @@ use bytes::BytesMut;
 use malai_protocol::codec::{CodecError, Frame, Kind as FrameKind};
 use malai_protocol::failure::{Failure, Kind};
 use malai_protocol::id::{FollowerId, MachineId, SessionId};
-use malai_protocol::local::{Request as LocalRequest, SessionTarget};
+use malai_protocol::local::{Request, SessionTarget};
 use malai_protocol::peer::Gone;
 use malai_protocol::session::{Attach, ExecSpec, Resend};
 use malai_protocol::target::Target;
 
 use crate::{client, duration};
 
-/// A session at a machine, as often as it has to be sent or followed.
+/// Holds a session at a machine, to be sent or followed on each connection.
 #[derive(Debug)]
-pub(crate) struct Request {
+pub(crate) struct SessionRequest {
     /// The machine.
     pub(crate) target: Target,
     /// What is asked for there.
-    pub(crate) subject: Subject,
+    pub(crate) subject: SessionSubject,
     /// This process.
     pub(crate) follower: FollowerId,
 }
 
-/// How the daemon is to look for the machine.
+/// Says how the daemon is to look for the machine.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Look {
-    /// For how long.
+pub(super) struct MachineSearch {
+    /// How long it looks.
     pub(super) within: Duration,
-    /// For how long when it knows that the machine has gone; absent = as long as else.
+    /// How long it looks when it knows that the machine has gone; absent = as long as for any other.
     pub(super) gone: Option<Duration>,
-    /// The machine is waited for, and has to have answered before the request is sent.
+    /// Whether the machine is waited for, so that it has to have answered before the request is sent.
     pub(super) waits: bool,
 }
 
-impl Look {
-    /// For so long in any case.
-    pub(super) fn within(within: Duration) -> Self {
+impl MachineSearch {
+    /// Looks this long in any case.
+    fn within(within: Duration) -> Self {
         Self { within, gone: None, waits: false }
     }
 }
 
-/// What is asked for.
+/// Says what is asked for.
 #[derive(Debug)]
-pub(crate) enum Subject {
+pub(crate) enum SessionSubject {
     /// A command that is to run.
     Command(Box<ExecSpec>),
     /// A session that is there.
     Session {
-        /// Whose; absent = this machine's own.
+        /// The machine that it belongs to; absent = this one.
         owner: Option<MachineId>,
-        /// Its id.
+        /// The session's id.
         id: SessionId,
-        /// Only output that comes from now on.
+        /// Whether only output from now on is asked for.
         from_end: bool,
     },
 }
 
-/// What this process is to the session that it follows.
+/// Says what this process is to the session that it follows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Part {
-    /// Its caller: input and signals are the command's, and the caller's going away ends it.
+pub(super) enum FollowerRole {
+    /// Its caller: input and signals are the command's, and the command ends when the caller goes away.
     Caller,
-    /// Its caller, who leaves as soon as the command runs.
+    /// Its caller, which leaves as soon as the command runs.
     Starter,
-    /// One who looks on: nothing that happens here happens to the command.
+    /// A process that looks on: nothing that happens here happens to the command.
     Watcher,
 }
 
-impl Request {
-    pub(super) fn part(&self) -> Part {
+impl SessionRequest {
+    pub(super) fn role(&self) -> FollowerRole {
         match &self.subject {
-            Subject::Command(spec) if spec.detach => Part::Starter,
-            Subject::Command(_) => Part::Caller,
-            Subject::Session { .. } => Part::Watcher,
+            SessionSubject::Command(spec) if spec.detach => FollowerRole::Starter,
+            SessionSubject::Command(_) => FollowerRole::Caller,
+            SessionSubject::Session { .. } => FollowerRole::Watcher,
         }
     }
 
-    /// Whether the command ends with its connection.
+    /// Tells whether the command ends with its connection.
     pub(super) fn kills_on_lost(&self) -> bool {
-        matches!(&self.subject, Subject::Command(spec) if spec.kill_on_lost)
+        matches!(&self.subject, SessionSubject::Command(spec) if spec.kill_on_lost)
     }
 
-    /// Whose session, and its id.
+    /// Tells whether only output from now on is asked for.
+    pub(super) fn is_from_end(&self) -> bool {
+        matches!(self.subject, SessionSubject::Session { from_end: true, .. })
+    }
+
+    /// Returns the session's owner and id.
     fn session(&self) -> (Option<MachineId>, SessionId) {
         match &self.subject {
-            Subject::Command(spec) => (None, spec.id),
-            Subject::Session { owner, id, .. } => (*owner, *id),
+            SessionSubject::Command(spec) => (None, spec.id),
+            SessionSubject::Session { owner, id, .. } => (*owner, *id),
         }
     }
 
-    /// The first flight of an attachment that brings the command, for the second time or later with `resend`.
+    /// Returns the first bytes of an attachment that brings the command for the first time.
     ///
     /// # Errors
     /// When the command is too long, or there is none.
-    pub(super) fn exec(&self, resend: Option<Resend>, look: Look) -> Result<BytesMut, Failure> {
-        let Subject::Command(spec) = &self.subject else {
-            return Err(Failure::new(Kind::Internal, "a session that is there cannot be started"));
-        };
-        let number = resend.map_or(1, |resend| resend.number);
-        let spec = ExecSpec { follower: Some(self.follower), resend, ..(**spec).clone() };
-        self.flight(number, look, Frame::control(FrameKind::Exec, &spec))
+    pub(super) fn exec(&self, search: MachineSearch) -> Result<BytesMut, Failure> {
+        self.exec_or_resend(1, None, search)
     }
 
-    /// The first flight of an attachment to the session, whose output up to `out_offset` is here; `is_first` until one
-    /// was answered.
+    /// Returns the first bytes of an attachment that brings the command again.
+    ///
+    /// # Errors
+    /// When the command is too long, or there is none.
+    pub(super) fn resend(&self, resend: Resend, within: Duration) -> Result<BytesMut, Failure> {
+        self.exec_or_resend(resend.number, Some(resend), MachineSearch::within(within))
+    }
+
+    fn exec_or_resend(&self, number: u32, resend: Option<Resend>, search: MachineSearch) -> Result<BytesMut, Failure> {
+        let SessionSubject::Command(spec) = &self.subject else {
+            return Err(Failure::new(Kind::Internal, "a session that is there cannot be started"));
+        };
+        let spec = ExecSpec { follower: Some(self.follower), resend, ..(**spec).clone() };
+        self.first_bytes(number, search, Frame::control(FrameKind::Exec, &spec))
+    }
+
+    /// Returns the first bytes of an attachment to the session, whose output up to `out_offset` is here. `is_first` holds
+    /// until an attachment was answered.
     ///
     /// # Errors
     /// When it has no form in frames.
@@ -117,38 +133,39 @@ impl Request {
         within: Duration,
     ) -> Result<BytesMut, Failure> {
         let ((owner, id), follower) = (self.session(), self.follower);
-        let from_end = is_first && matches!(self.subject, Subject::Session { from_end: true, .. });
-        let is_watcher = self.part() == Part::Watcher;
-        // Whoever is followed by another by then was taken over on purpose: taking it back would never end.
+        let is_watcher = self.role() == FollowerRole::Watcher;
+        // A process that took the session over after the first attachment did so on purpose: taking it back would never
+        // end.
         let take_over = is_first && is_watcher;
         // Where this machine may only watch, watching is what was asked for.
         let or_watch = take_over;
-        let binding = !is_watcher;
+        let (binding, from_end) = (!is_watcher, is_first && self.is_from_end());
         let attach = Attach { owner, id, follower, number, out_offset, from_end, binding, take_over, or_watch };
-        self.flight(number, Look::within(within), Frame::control(FrameKind::Attach, &attach))
+        self.first_bytes(number, MachineSearch::within(within), Frame::control(FrameKind::Attach, &attach))
     }
 
-    fn flight(&self, number: u32, look: Look, last: Result<Frame, CodecError>) -> Result<BytesMut, Failure> {
+    fn first_bytes(
+        &self,
+        number: u32,
+        search: MachineSearch,
+        last: Result<Frame, CodecError>,
+    ) -> Result<BytesMut, Failure> {
         let (owner, id) = self.session();
         let to = SessionTarget {
             machine: self.target.machine.clone(),
             cluster: self.target.cluster.clone(),
-            connect_timeout_ms: duration::millis(look.within),
-            gone_timeout_ms: look.gone.map(duration::millis),
-            wait: look.waits,
+            connect_timeout_ms: duration::millis(search.within),
+            gone_timeout_ms: search.gone.map(duration::millis),
+            wait: search.waits,
             attachment: Some(Gone { owner, id, follower: self.follower, number }),
         };
         let too_long = |e| {
             Failure::new(Kind::Usage, format!("the command is too long: {e}"))
                 .hint("send what is long through standard input")
         };
-        let frames = [
-            Frame::control(FrameKind::LocalHello, &client::hello()),
-            Frame::control(FrameKind::Request, &LocalRequest::Session(to)),
-            last,
-        ];
+        let hello = Frame::control(FrameKind::LocalHello, &client::hello());
         let mut out = BytesMut::new();
-        for frame in frames {
+        for frame in [hello, Frame::control(FrameKind::Request, &Request::Session(to)), last] {
             frame.map_err(too_long)?.write_to(&mut out);
         }
         Ok(out)

@@ -1,37 +1,43 @@
 //! The signals that go to the command instead of to the CLI.
 
+use std::collections::VecDeque;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use futures_util::Stream;
+use futures_util::{Stream, StreamExt};
+use malai_protocol::failure::{Failure, Kind};
+use malai_protocol::session::Signal as SignalFrame;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::Instant;
 
-/// The forwarded signals, by the numbers that they have on Linux and on macOS alike.
-pub(crate) const HUP: u8 = 1;
-pub(crate) const INT: u8 = 2;
-pub(crate) const QUIT: u8 = 3;
-pub(crate) const TERM: u8 = 15;
+// Linux and macOS number these signals alike.
+pub(super) const HUP: u8 = 1;
+pub(super) const INT: u8 = 2;
+pub(super) const QUIT: u8 = 3;
+pub(super) const TERM: u8 = 15;
+/// Bounds how many signals are kept for a command that is not followed now, or may not have had them.
+const MAX_PENDING_SIGNALS: usize = 16;
 
-/// The numbers of HUP, INT, QUIT and TERM as they arrive; never ends.
+/// Yields the numbers of HUP, INT, QUIT and TERM as they arrive; never ends.
 #[derive(Debug)]
-pub(crate) struct Signals(Vec<(u8, Signal)>);
+pub(crate) struct SignalStream(Vec<(u8, Signal)>);
 
-impl Signals {
-    /// Takes the signals over from here on, except those that are ignored: `nohup` and a shell's `&` mean it.
+impl SignalStream {
+    /// Receives the signals from here on, except those that are ignored: `nohup` and a shell's `&` mean it.
     ///
     /// # Errors
     /// When the system refuses.
-    pub(crate) fn listen() -> io::Result<Self> {
+    pub(crate) fn listen() -> Result<Self, Failure> {
         let numbers = [HUP, INT, QUIT, TERM].into_iter().filter(|number| !is_ignored(*number));
         let listen = |number: u8| Ok((number, signal(SignalKind::from_raw(number.into()))?));
-        Ok(Self(numbers.map(listen).collect::<io::Result<_>>()?))
+        let failure = |e| Failure::new(Kind::Internal, format!("signals cannot be received: {e}"));
+        numbers.map(listen).collect::<io::Result<_>>().map(Self).map_err(failure)
     }
 }
 
-impl Stream for Signals {
+impl Stream for SignalStream {
     type Item = u8;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<u8>> {
@@ -44,19 +50,33 @@ impl Stream for Signals {
     }
 }
 
-/// Notes which signals came lately, so that one that is sent twice counts once. `timeout` sends its own to its child
-/// and then to the group that both are in; when a terminal closes, kernel and shell both send HUP.
+/// Holds the signals for a command: where they come from, and the last ones until the session ends.
 #[derive(Debug)]
-pub(super) struct Heard {
+pub(super) struct SignalQueue<G> {
+    numbers: G,
+    /// The time within which two signals of one kind count as one. `timeout` sends its own to its child and then to the
+    /// group that both are in; when a terminal closes, kernel and shell both send HUP.
     same_within: Duration,
+    /// The time within which a second INT is one too many.
+    second_int_within: Duration,
     /// When each of the four kinds last counted.
     last: Vec<(u8, Instant)>,
+    last_int: Option<Instant>,
+    /// The last signals for the command. All are sent again after a loss.
+    pending: VecDeque<SignalFrame>,
+    /// How many signals there were for the command.
+    count: u32,
 }
 
-impl Heard {
-    /// Takes signals of one kind that follow each other within this time for one.
-    pub(super) fn new(same_within: Duration) -> Self {
-        Self { same_within, last: Vec::new() }
+impl<G: Stream<Item = u8> + Unpin> SignalQueue<G> {
+    pub(super) fn new(numbers: G, same_within: Duration, second_int_within: Duration) -> Self {
+        let (last, pending) = (Vec::new(), VecDeque::new());
+        Self { numbers, same_within, second_int_within, last, last_int: None, pending, count: 0 }
+    }
+
+    /// Returns the next signal; `None` when there will be no more. Cancel-safe.
+    pub(super) async fn next(&mut self) -> Option<u8> {
+        self.numbers.next().await
     }
 
     /// Tells whether this signal counts. One that does not count changes nothing, so a key that is held down counts
@@ -74,6 +94,28 @@ impl Heard {
                 true
             }
         }
+    }
+
+    /// Notes an INT, and tells whether one came shortly before it.
+    pub(super) fn is_second_int(&mut self) -> bool {
+        let now = Instant::now();
+        self.last_int.replace(now).is_some_and(|last| now.duration_since(last) <= self.second_int_within)
+    }
+
+    /// Keeps a signal for the command, and returns it as it is sent.
+    pub(super) fn keep(&mut self, number: u8) -> SignalFrame {
+        self.count = self.count.saturating_add(1);
+        let signal = SignalFrame { number, order: self.count };
+        if self.pending.len() >= MAX_PENDING_SIGNALS {
+            self.pending.pop_front();
+        }
+        self.pending.push_back(signal);
+        signal
+    }
+
+    /// Returns the signals that a target gets again when it follows again: it may not have had them.
+    pub(super) fn pending(&self) -> impl Iterator<Item = SignalFrame> + '_ {
+        self.pending.iter().copied()
     }
 }
 

@@ -5,16 +5,19 @@ use std::fmt;
 use std::io::{self, Write};
 
 use bytes::Bytes;
+use malai_protocol::failure::{Failure, Kind};
 use malai_protocol::session::{OUTPUT_WINDOW_MAX, Output};
 use tokio::sync::mpsc;
 
-/// What is kept for a slow reader, in bytes, before no more is read from the daemon: as much as a target sends without
-/// an answer, so that with a sound target the reading never stops.
-const MAX_QUEUED: usize = OUTPUT_WINDOW_MAX as usize;
-/// What one queued piece costs besides its bytes: bounds the number of tiny ones.
-const PIECE: usize = 64;
+use crate::stdio::Descriptor;
 
-/// Something to be written.
+/// Bounds what is kept for a slow reader before nothing more is read from the daemon: as much as a target sends without an
+/// acknowledgement, so that with a sound target the reading never stops.
+const MAX_QUEUED_BYTES: usize = OUTPUT_WINDOW_MAX as usize;
+/// Is what one queued piece costs besides its bytes. It bounds the number of tiny ones.
+const PIECE_COST_BYTES: usize = 64;
+
+/// Holds bytes that are to be written.
 struct Piece {
     to: Output,
     bytes: Bytes,
@@ -22,9 +25,9 @@ struct Piece {
     counts: u64,
 }
 
-/// What the writing thread tells.
+/// Says what became of a piece.
 #[derive(Debug)]
-pub(crate) enum Event {
+pub(crate) enum SinkEvent {
     /// A piece was written, or thrown away because its reader is gone.
     Written {
         /// What it cost in the queue.
@@ -36,22 +39,31 @@ pub(crate) enum Event {
     Broken(Output, io::Error),
 }
 
-/// Standard output and standard error.
-pub(crate) struct Sink {
+/// Writes standard output and standard error.
+pub(crate) struct OutputSink {
     pieces: Option<std::sync::mpsc::Sender<Piece>>,
-    events: mpsc::UnboundedReceiver<Event>,
+    events: mpsc::UnboundedReceiver<SinkEvent>,
     queued: usize,
     written: u64,
 }
 
-impl fmt::Debug for Sink {
+impl fmt::Debug for OutputSink {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Sink {{ queued: {}, written: {} }}", self.queued, self.written)
+        write!(f, "OutputSink {{ queued: {}, written: {} }}", self.queued, self.written)
     }
 }
 
-impl Sink {
-    /// Writes on a thread that ends with the process, or when all is written after [`Sink::close`].
+impl OutputSink {
+    /// Writes standard output and standard error of this process.
+    ///
+    /// # Errors
+    /// When no descriptor is left, or no thread can be started.
+    pub(crate) fn standard() -> Result<Self, Failure> {
+        let start = || Self::start(Descriptor::of(&io::stdout())?, Descriptor::of(&io::stderr())?);
+        start().map_err(|e| Failure::new(Kind::Internal, format!("standard output cannot be written: {e}")))
+    }
+
+    /// Writes on a thread that ends with the process, or when all is written after [`OutputSink::close`].
     ///
     /// # Errors
     /// When no thread can be started.
@@ -67,7 +79,7 @@ impl Sink {
                     Output::Stdout => stdout.write(&piece.bytes),
                     Output::Stderr => stderr.write(&piece.bytes),
                 };
-                let written = Event::Written { cost: piece.bytes.len() + PIECE, counts: piece.counts };
+                let written = SinkEvent::Written { cost: piece.bytes.len() + PIECE_COST_BYTES, counts: piece.counts };
                 if broken.into_iter().chain([written]).any(|event| tell.send(event).is_err()) {
                     break;
                 }
@@ -76,39 +88,39 @@ impl Sink {
         Ok(Self { pieces: Some(pieces), events, queued: 0, written: 0 })
     }
 
-    /// Queues bytes that stand for `counts` bytes of the command's output; none after [`Sink::close`].
+    /// Queues bytes that stand for `counts` bytes of the command's output; none after [`OutputSink::close`].
     pub(crate) fn push(&mut self, to: Output, bytes: Bytes, counts: u64) {
-        self.queued += bytes.len() + PIECE;
+        self.queued += bytes.len() + PIECE_COST_BYTES;
         if let Some(pieces) = &self.pieces {
             // The thread ends only when this end is gone.
             drop(pieces.send(Piece { to, bytes, counts }));
         }
     }
 
-    /// Whether more should be read from the daemon.
+    /// Tells whether more should be read from the daemon.
     pub(crate) fn has_room(&self) -> bool {
-        self.queued < MAX_QUEUED
+        self.queued < MAX_QUEUED_BYTES
     }
 
-    /// Whether everything that was queued is written.
+    /// Tells whether everything that was queued is written.
     pub(crate) fn is_idle(&self) -> bool {
         self.queued == 0
     }
 
-    /// Bytes of the command's output that are written or thrown away.
+    /// Returns how many bytes of the command's output are written or thrown away.
     pub(crate) fn written(&self) -> u64 {
         self.written
     }
 
-    /// Queues nothing more; [`Sink::next`] returns `None` once all is written.
+    /// Queues nothing more; [`OutputSink::next`] returns `None` once all is written.
     pub(crate) fn close(&mut self) {
         self.pieces = None;
     }
 
-    /// The next event; `None` after the last one of a closed sink. Cancel-safe.
-    pub(crate) async fn next(&mut self) -> Option<Event> {
+    /// Returns the next event; `None` after the last one of a closed sink. Cancel-safe.
+    pub(crate) async fn next(&mut self) -> Option<SinkEvent> {
         let event = self.events.recv().await;
-        if let Some(Event::Written { cost, counts }) = &event {
+        if let Some(SinkEvent::Written { cost, counts }) = &event {
             self.queued -= cost;
             self.written += counts;
         }
@@ -116,17 +128,17 @@ impl Sink {
     }
 }
 
-/// One stream; without a writer once it failed.
+/// Holds one stream; without a writer once that failed.
 struct Stream<W> {
     to: Output,
     writer: Option<W>,
 }
 
 impl<W: Write> Stream<W> {
-    /// Writes all, or tells once why not.
-    fn write(&mut self, bytes: &[u8]) -> Option<Event> {
+    /// Writes all bytes. Returns why it could not, once.
+    fn write(&mut self, bytes: &[u8]) -> Option<SinkEvent> {
         let error = self.writer.as_mut()?.write_all(bytes).err()?;
         self.writer = None;
-        Some(Event::Broken(self.to, error))
+        Some(SinkEvent::Broken(self.to, error))
     }
 }

@@ -1,8 +1,8 @@
 //! Standard input, read on a thread of its own: files, pipes and terminals all block in their own way, and none of
 //! that may keep the CLI from a signal or from its end.
 //!
-//! Others have the same stream: the shell that started this process, and what it runs next. So nothing is taken from it
-//! before the command has started. A pipe and a terminal are not read until then. A file is read ahead without moving
+//! Other processes have the same stream: the shell that started this process, and what it runs next. So nothing is taken
+//! from it before the command has started. A pipe and a terminal are not read until then. A file is read ahead without moving
 //! its position, which moves only when the command has started. So nothing is lost, whatever ends this process before.
 //!
 //! The thread reads only when it is asked to, and at most as much as may be sent, so that nothing is taken from the
@@ -12,36 +12,37 @@ use std::io::{self, Read};
 
 use bytes::Bytes;
 use malai_protocol::codec::MAX_DATA;
+use malai_protocol::failure::{Failure, Kind};
 use tokio::sync::mpsc;
 
 use crate::stdio::{Descriptor, Nature};
 
 /// Says when a stream is read that loses what is read from it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Begin {
+pub(crate) enum InputBegin {
     /// When the command has started.
     Started,
     /// At once. What was read is lost when nothing starts.
     AtOnce,
 }
 
-/// Something to be read.
+/// Holds what the thread is to read.
 #[derive(Debug, Clone, Copy)]
-struct Ask {
+struct ReadOrder {
     /// The most bytes to read.
     most: usize,
     /// The place in the file to read from; absent = what comes next.
     at: Option<u64>,
 }
 
-/// Standard input.
+/// Reads standard input.
 #[derive(Debug)]
-pub(crate) struct Source {
-    asks: std::sync::mpsc::Sender<Ask>,
+pub(crate) struct InputSource {
+    orders: std::sync::mpsc::Sender<ReadOrder>,
     chunks: mpsc::Receiver<io::Result<Bytes>>,
     /// What the thread reads now.
-    asked: Option<Ask>,
-    begin: Begin,
+    ordered: Option<ReadOrder>,
+    begin: InputBegin,
     /// Whether the command has started.
     started: bool,
     /// What is read of a file without moving its position.
@@ -58,19 +59,25 @@ struct Ahead {
     bytes: u64,
 }
 
-impl Source {
-    /// Reads standard input as it is: a file ahead, the null device at once, and what else there is as `begin` says.
+impl InputSource {
+    /// Reads standard input.
     ///
     /// # Errors
-    /// When no thread can be started.
-    pub(crate) fn of(stdin: Descriptor, begin: Begin) -> io::Result<Self> {
+    /// When no descriptor is left, or no thread can be started.
+    pub(crate) fn stdin(begin: InputBegin) -> Result<Self, Failure> {
+        let source = Descriptor::of(&io::stdin()).and_then(|stdin| Self::of(stdin, begin));
+        source.map_err(|e| Failure::new(Kind::Internal, format!("standard input cannot be read: {e}")))
+    }
+
+    /// Reads a stream as it is: a file ahead, the null device at once, and anything else as `begin` says.
+    fn of(stdin: Descriptor, begin: InputBegin) -> io::Result<Self> {
         let nature = stdin.nature();
         let mut file = stdin.again()?;
         let read = move |buffer: &mut [u8], at: Option<u64>| match at {
             Some(at) => file.look(buffer, at),
             None => file.read(buffer),
         };
-        let begin = if nature == Nature::Stream { begin } else { Begin::AtOnce };
+        let begin = if nature == Nature::Stream { begin } else { InputBegin::AtOnce };
         let source = Self::on_a_thread(read, begin)?;
         let ahead = match nature {
             Nature::File(from) => Some(Ahead { file: stdin, from, bytes: 0 }),
@@ -85,47 +92,47 @@ impl Source {
     /// # Errors
     /// When no thread can be started.
     #[cfg(test)]
-    pub(crate) fn start(mut from: impl Read + Send + 'static, begin: Begin) -> io::Result<Self> {
+    pub(crate) fn start(mut from: impl Read + Send + 'static, begin: InputBegin) -> io::Result<Self> {
         Self::on_a_thread(move |buffer, _| from.read(buffer), begin)
     }
 
     fn on_a_thread(
         mut read: impl FnMut(&mut [u8], Option<u64>) -> io::Result<usize> + Send + 'static,
-        begin: Begin,
+        begin: InputBegin,
     ) -> io::Result<Self> {
-        let (asks, asked) = std::sync::mpsc::channel::<Ask>();
+        let (orders, ordered) = std::sync::mpsc::channel::<ReadOrder>();
         let (sender, chunks) = mpsc::channel(1);
         std::thread::Builder::new().name("stdin".into()).spawn(move || {
             let mut buffer = vec![0; MAX_DATA];
-            for Ask { most, at } in asked {
+            for ReadOrder { most, at } in ordered {
                 let chunk = read(&mut buffer[..most.min(MAX_DATA)], at).map(|n| Bytes::copy_from_slice(&buffer[..n]));
                 if sender.blocking_send(chunk).is_err() {
                     break;
                 }
             }
         })?;
-        Ok(Self { asks, chunks, asked: None, begin, started: false, ahead: None })
+        Ok(Self { orders, chunks, ordered: None, begin, started: false, ahead: None })
     }
 
     /// Asks for a chunk of at most `most` bytes, unless one is due already, or nothing may be read yet.
     pub(crate) fn ask(&mut self, most: u64) {
-        let may_read = self.started || self.begin == Begin::AtOnce;
-        if !may_read || self.asked.is_some() {
+        let may_read = self.started || self.begin == InputBegin::AtOnce;
+        if !may_read || self.ordered.is_some() {
             return;
         }
         let most = usize::try_from(most).unwrap_or(usize::MAX);
         let at = self.ahead.as_ref().filter(|_| !self.started).map(|ahead| ahead.from.saturating_add(ahead.bytes));
-        let ask = Ask { most, at };
+        let order = ReadOrder { most, at };
         // A thread that is gone shows in `next`.
-        self.asked = self.asks.send(ask).is_ok().then_some(ask);
+        self.ordered = self.orders.send(order).is_ok().then_some(order);
     }
 
-    /// The chunk that was asked for; an empty one is the end. Cancel-safe.
+    /// Returns the chunk that was asked for; an empty one is the end. Cancel-safe.
     pub(crate) async fn next(&mut self) -> io::Result<Bytes> {
-        let Some(ask) = self.asked else { return std::future::pending().await };
+        let Some(order) = self.ordered else { return std::future::pending().await };
         let chunk = self.chunks.recv().await.unwrap_or_else(|| Err(io::Error::other("the reading thread is gone")));
-        self.asked = None;
-        if let (Some(_), Ok(bytes)) = (ask.at, &chunk) {
+        self.ordered = None;
+        if let (Some(_), Ok(bytes)) = (order.at, &chunk) {
             self.was_read_ahead(bytes.len() as u64);
         }
         chunk

@@ -219,7 +219,7 @@ fn a_daemon_that_dies_before_it_answers_is_not_taken_for_done() {
     drop(peer);
     let ended = wait(child);
     assert_eq!(ended.code, 253, "{ended}");
-    assert!(ended.stderr.contains("whether it was done is not known"), "{ended}");
+    assert!(ended.stderr.contains("whether it did what was asked is not known"), "{ended}");
 }
 
 #[test]

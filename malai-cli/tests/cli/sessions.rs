@@ -520,7 +520,7 @@ fn an_attach_that_is_displaced_names_the_machine_that_displaced_it() {
     let ended = displaced(&["attach", &name], Some(status(&["laptop", "web02"], ClusterState::Ready)));
     assert_eq!(ended.code, 253);
     let words = "the command on web01.company goes on and is followed from elsewhere now, by process abababab of machine \
-        web02.company; how it ends is told there";
+        web02.company; that process will say how it ends";
     assert_eq!(ended.stderr, format!("malai: error: {words}\n"));
     let ended = displaced(&["attach", "--json", &name], Some(status(&["web02"], ClusterState::Ready)));
     let last: serde_json::Value = serde_json::from_str(ended.stdout.lines().last().expect("a line")).expect("json");

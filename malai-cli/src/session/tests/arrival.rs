@@ -9,7 +9,7 @@ use tokio::time::timeout;
 
 use super::lab::{Lab, NEVER, SOON, Wish, incarnation, record, started};
 use crate::session::signals::INT;
-use crate::session::{Begin, End};
+use crate::session::{InputBegin, SessionEnd};
 
 fn waiting() -> Wish {
     Wish { wait: Some(NEVER), ..Wish::default() }
@@ -67,7 +67,7 @@ async fn what_else_is_refused_is_not_waited_for() {
 #[tokio::test]
 async fn input_is_kept_back_until_the_request_is_on_its_way() {
     let stdin = io::Cursor::new(b"0123456789");
-    let mut lab = Lab::new(Wish { stdin: Some(Box::new(stdin)), begin: Begin::AtOnce, ..waiting() }).await;
+    let mut lab = Lab::new(Wish { stdin: Some(Box::new(stdin)), begin: InputBegin::AtOnce, ..waiting() }).await;
     first(&mut lab).await;
     lab.send(Kind::Refused, &away()).await;
     assert_eq!(lab.rest().await, [], "nothing follows the request");
@@ -85,7 +85,7 @@ async fn an_interrupt_hangs_up_and_is_certain_when_the_daemon_closes_without_hav
     assert_eq!(lab.rest().await, [], "it hangs up and says no more");
     assert!(!lab.session.is_finished(), "it waits for the daemon's last word");
     lab.daemon = None;
-    assert!(matches!(lab.end().await, Ok(End::Left { signal: INT, followed: false })));
+    assert!(matches!(lab.end().await, Ok(SessionEnd::Left { signal: INT, followed: false })));
 }
 
 #[tokio::test]
@@ -95,7 +95,7 @@ async fn an_interrupt_that_is_sent_twice_at_once_ends_the_waiting_as_one_does() 
     lab.signal(&[INT, INT]).await;
     assert_eq!(lab.rest().await, [], "it hangs up and says no more");
     lab.daemon = None;
-    assert!(matches!(lab.end().await, Ok(End::Left { signal: INT, followed: false })));
+    assert!(matches!(lab.end().await, Ok(SessionEnd::Left { signal: INT, followed: false })));
 }
 
 #[tokio::test]

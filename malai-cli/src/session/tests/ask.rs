@@ -16,19 +16,20 @@ use tokio_util::codec::Framed;
 
 use super::lab::{Dials, NEVER, SOON, owner, record};
 use crate::client;
-use crate::session::ask::MAX_SESSIONS;
-use crate::session::{Dial, Killed, Name, Pace, kill, list, wait};
+use crate::client::DialOptions;
+use crate::session::ask::MAX_LISTED_SESSIONS;
+use crate::session::{Killed, SessionName, WaitLimits, kill, list, wait};
 
 /// The machine's end of a question.
 struct Desk {
-    others: mpsc::UnboundedReceiver<(Dial, DuplexStream)>,
+    others: mpsc::UnboundedReceiver<(DialOptions, DuplexStream)>,
 }
 
 type Line = Framed<DuplexStream, FrameCodec>;
 
 impl Desk {
     /// Takes the next question.
-    async fn question(&mut self) -> (Dial, Line, Frame) {
+    async fn question(&mut self) -> (DialOptions, Line, Frame) {
         let (dial, stream) = timeout(SOON, self.others.recv()).await.expect("in time").expect("a connection");
         let mut line = Framed::new(stream, FrameCodec::new());
         assert_eq!(next(&mut line).await.expect("a frame").kind, Kind::LocalHello);
@@ -45,8 +46,8 @@ async fn next(line: &mut Line) -> Option<Frame> {
     timeout(SOON, line.next()).await.expect("in time").map(|frame| frame.expect("sound"))
 }
 
-fn name() -> Name {
-    Name { target: "web01.company".parse().unwrap(), id: SessionId::from_bytes([3; 16]) }
+fn name() -> SessionName {
+    SessionName { target: "web01.company".parse().unwrap(), id: SessionId::from_bytes([3; 16]) }
 }
 
 fn summary(n: u32) -> Summary {
@@ -106,12 +107,12 @@ async fn a_list_that_is_not_whole_is_none() {
 #[tokio::test]
 async fn a_list_without_an_end_is_cut_off() {
     let most = u32::try_from(MAX_LISTED).unwrap();
-    let enough = MAX_SESSIONS / MAX_LISTED;
+    let enough = MAX_LISTED_SESSIONS / MAX_LISTED;
     let failure = list_of(vec![listed(most, true); enough + 100]).await.expect_err("endless");
     assert!(failure.message.contains("more than 8192 sessions"), "{failure}");
     let mut whole = vec![listed(most, true); enough];
     whole.push(listed(0, false));
-    assert_eq!(list_of(whole).await.expect("as many as may be").len(), MAX_SESSIONS);
+    assert_eq!(list_of(whole).await.expect("as many as may be").len(), MAX_LISTED_SESSIONS);
     let failure = list_of(vec![listed(0, true); 100]).await.expect_err("of nothing");
     assert!(failure.message.contains("goes on with nothing"), "{failure}");
 }
@@ -186,7 +187,7 @@ struct Waiting {
     outcome: tokio::task::JoinHandle<Result<ExitRecord, Failure>>,
 }
 
-fn waiting(pace: Pace) -> Waiting {
+fn waiting(pace: WaitLimits) -> Waiting {
     let Dials { mut connect, others, .. } = Dials::new();
     let (say, said) = mpsc::unbounded_channel();
     let outcome = tokio::spawn(async move {
@@ -196,12 +197,12 @@ fn waiting(pace: Pace) -> Waiting {
     Waiting { desk: Desk { others }, said, outcome }
 }
 
-fn pace() -> Pace {
-    Pace { connect: NEVER, retry: Duration::from_millis(1), say_after: NEVER, lost_after: NEVER }
+fn pace() -> WaitLimits {
+    WaitLimits { connect: NEVER, retry: Duration::from_millis(1), say_after: NEVER, lost_after: NEVER }
 }
 
 impl Waiting {
-    async fn question(&mut self) -> (Dial, Line) {
+    async fn question(&mut self) -> (DialOptions, Line) {
         let (dial, line, question) = self.desk.question().await;
         let asked: sessions::Wait = question.expect(Kind::Wait, "to wait").unwrap();
         assert_eq!(asked, sessions::Wait { owner: Some(owner()), id: name().id });
@@ -239,7 +240,7 @@ async fn waiting_asks_again_after_every_loss_and_ends_with_the_record() {
 #[tokio::test]
 async fn a_loss_that_lasts_is_told_once_and_its_end_too() {
     let brief = Duration::from_millis(20);
-    let mut waiting = waiting(Pace { connect: brief, say_after: brief, ..pace() });
+    let mut waiting = waiting(WaitLimits { connect: brief, say_after: brief, ..pace() });
     drop(waiting.question().await);
     let unreachable = control(Kind::Refused, &Failure::new(failure::Kind::Unreachable, "the reason"));
     let words = loop {
@@ -261,7 +262,7 @@ async fn a_loss_that_lasts_is_told_once_and_its_end_too() {
 
 #[tokio::test]
 async fn waiting_is_given_up_as_unknown_when_a_loss_lasts_too_long() {
-    let mut waiting = waiting(Pace { lost_after: Duration::from_millis(20), ..pace() });
+    let mut waiting = waiting(WaitLimits { lost_after: Duration::from_millis(20), ..pace() });
     drop(waiting.question().await);
     // The next connection is there, and nobody greets on it.
     let failure = waiting.ends().await.expect_err("given up");

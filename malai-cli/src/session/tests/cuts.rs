@@ -10,7 +10,7 @@ use tokio::time::timeout;
 
 use super::lab::{Dials, Reader, SOON, Wish, parts};
 use super::target::{Cut, Target, WHOLE};
-use crate::session::{Begin, End, follow};
+use crate::session::{InputBegin, SessionEnd, follow};
 
 fn script() -> Vec<(Kind, Bytes)> {
     let pieces: [(Kind, &[u8]); 5] = [
@@ -25,11 +25,11 @@ fn script() -> Vec<(Kind, Bytes)> {
 
 /// Runs a session over connections that are cut so, and then over one that is not; checks that everything arrived, once.
 fn run(script: Vec<(Kind, Bytes)>, stdin: &[u8], cuts: &[Cut]) -> Target {
-    run_with(Begin::AtOnce, script, stdin, cuts)
+    run_with(InputBegin::AtOnce, script, stdin, cuts)
 }
 
 /// The same with an input that is read at once, or when the command has started.
-fn run_with(begin: Begin, script: Vec<(Kind, Bytes)>, stdin: &[u8], cuts: &[Cut]) -> Target {
+fn run_with(begin: InputBegin, script: Vec<(Kind, Bytes)>, stdin: &[u8], cuts: &[Cut]) -> Target {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let (stdout, stderr) = (Reader::default(), Reader::default());
     let mut target = Target::new(script);
@@ -48,7 +48,7 @@ fn run_with(begin: Begin, script: Vec<(Kind, Bytes)>, stdin: &[u8], cuts: &[Cut]
         timeout(SOON, serving).await.expect("served in time");
         timeout(SOON, session).await.expect("in time").expect("no panic")
     });
-    assert!(matches!(&outcome, Ok(End::Ended(record)) if record.exit_code() == 7), "{cuts:?}: {outcome:?}");
+    assert!(matches!(&outcome, Ok(SessionEnd::Ended(record)) if record.exit_code() == 7), "{cuts:?}: {outcome:?}");
     assert_eq!(stdout.bytes(), target.output(Kind::Stdout), "{cuts:?}");
     assert_eq!(stderr.bytes(), target.output(Kind::Stderr), "{cuts:?}");
     assert!(target.stdin == stdin, "{cuts:?}: {} of {} bytes of input", target.stdin.len(), stdin.len());
@@ -71,12 +71,12 @@ fn a_cut_after_any_byte_in_either_direction_loses_nothing_and_doubles_nothing() 
 #[test]
 fn an_input_that_is_read_when_the_command_has_started_survives_cuts_too() {
     let stdin = b"0123456789 typed";
-    let most = run_with(Begin::Started, script(), stdin, &[]).most;
+    let most = run_with(InputBegin::Started, script(), stdin, &[]).most;
     for up in 0..most.up {
-        run_with(Begin::Started, script(), stdin, &[Cut { up, ..WHOLE }]);
+        run_with(InputBegin::Started, script(), stdin, &[Cut { up, ..WHOLE }]);
     }
     for down in 0..most.down {
-        run_with(Begin::Started, script(), stdin, &[Cut { down, ..WHOLE }]);
+        run_with(InputBegin::Started, script(), stdin, &[Cut { down, ..WHOLE }]);
     }
 }
 

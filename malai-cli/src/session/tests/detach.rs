@@ -5,7 +5,7 @@ use malai_protocol::failure::{self, Failure};
 use malai_protocol::session::{Attached, ExecSpec, Sent};
 
 use super::lab::{Lab, Wish, attached, incarnation, started};
-use crate::session::End;
+use crate::session::SessionEnd;
 use crate::session::signals::INT;
 
 fn detached() -> Wish {
@@ -22,7 +22,7 @@ async fn who_detaches_leaves_in_good_order_as_soon_as_the_command_runs() {
     lab.output(Kind::Stdout, b"output").await;
     assert_eq!(lab.rest().await, [Kind::Goodbye]);
     let stdout = lab.stdout.clone();
-    let End::Detached(told) = lab.end().await.expect("runs") else { panic!("detached") };
+    let SessionEnd::Detached(told) = lab.end().await.expect("runs") else { panic!("detached") };
     assert_eq!((told, stdout.bytes()), (started(), Vec::new()));
 }
 
@@ -40,7 +40,7 @@ async fn a_detached_command_is_sent_again_as_one_until_it_is_known_to_run() {
     lab.send(Kind::Attached, &Attached { started: None, ..attached(0, 0) }).await;
     lab.send(Kind::Started, &started()).await;
     assert_eq!(lab.rest().await, [Kind::Goodbye]);
-    assert!(matches!(lab.end().await, Ok(End::Detached(_))));
+    assert!(matches!(lab.end().await, Ok(SessionEnd::Detached(_))));
 }
 
 #[tokio::test]
@@ -51,7 +51,7 @@ async fn a_detached_command_that_ran_since_the_first_sending_counts_as_started()
     lab.again().await;
     lab.send(Kind::Attached, &attached(0, 0)).await;
     assert_eq!(lab.rest().await, [Kind::Goodbye]);
-    assert!(matches!(lab.end().await, Ok(End::Detached(_))));
+    assert!(matches!(lab.end().await, Ok(SessionEnd::Detached(_))));
 }
 
 #[tokio::test]

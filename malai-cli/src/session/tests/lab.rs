@@ -19,8 +19,11 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 use tokio_util::codec::Framed;
 
-use crate::client;
-use crate::session::{Begin, Connect, Dial, End, Manner, Parts, Patience, Request, Sink, Source, Subject, follow};
+use crate::client::{self, DialOptions, Dialler};
+use crate::session::{
+    InputBegin, InputSource, OutputManner, OutputSink, SessionEnd, SessionLimits, SessionParts, SessionRequest,
+    SessionSubject, follow,
+};
 
 pub(super) const SOON: Duration = Duration::from_secs(10);
 pub(super) const NEVER: Duration = Duration::from_secs(3600);
@@ -70,7 +73,7 @@ impl Write for Reader {
 pub(super) struct Wish {
     pub(super) stdin: Option<Box<dyn Read + Send>>,
     /// When it is read.
-    pub(super) begin: Begin,
+    pub(super) begin: InputBegin,
     pub(super) json: bool,
     pub(super) verbose: bool,
     pub(super) kill_on_lost: bool,
@@ -93,7 +96,7 @@ impl Default for Wish {
     fn default() -> Self {
         Self {
             stdin: None,
-            begin: Begin::Started,
+            begin: InputBegin::Started,
             json: false,
             verbose: false,
             kill_on_lost: false,
@@ -146,7 +149,7 @@ pub(super) fn record(code: u8, stdout_bytes: u64, stderr_bytes: u64) -> ExitReco
     }
 }
 
-fn request(wish: &Wish) -> Request {
+fn request(wish: &Wish) -> SessionRequest {
     let spec = ExecSpec {
         id: SessionId::from_bytes([3; 16]),
         words: vec![serde_bytes::ByteBuf::from("cmd")],
@@ -165,27 +168,27 @@ fn request(wish: &Wish) -> Request {
         detach: wish.detach,
         needs: Vec::new(),
     };
-    let watched = |from_end| Subject::Session { owner: Some(owner()), id: spec.id, from_end };
-    let subject = wish.watch.map_or_else(|| Subject::Command(Box::new(spec.clone())), watched);
-    Request { target: "web01.company".parse().unwrap(), subject, follower: follower() }
+    let watched = |from_end| SessionSubject::Session { owner: Some(owner()), id: spec.id, from_end };
+    let subject = wish.watch.map_or_else(|| SessionSubject::Command(Box::new(spec.clone())), watched);
+    SessionRequest { target: "web01.company".parse().unwrap(), subject, follower: follower() }
 }
 
-/// A session that makes its connections by `connect`.
+/// A session that makes its connections by `dialler`.
 pub(super) fn parts<S, G: Stream<Item = u8>>(
     wish: Wish,
-    connect: Connect<S>,
+    dialler: Dialler<S>,
     signals: G,
     (stdout, stderr): (&Reader, &Reader),
-) -> Parts<S, G> {
+) -> SessionParts<S, G> {
     let now = Instant::now();
-    Parts {
-        connect,
+    SessionParts {
+        dialler,
         request: request(&wish),
         signals,
-        source: wish.stdin.map(|stdin| Source::start(stdin, wish.begin).unwrap()),
-        sink: Sink::start(stdout.clone(), stderr.clone()).unwrap(),
-        manner: Manner { json: wish.json, verbose: wish.verbose },
-        patience: Patience {
+        source: wish.stdin.map(|stdin| InputSource::start(stdin, wish.begin).unwrap()),
+        sink: OutputSink::start(stdout.clone(), stderr.clone()).unwrap(),
+        manner: OutputManner { json: wish.json, verbose: wish.verbose },
+        limits: SessionLimits {
             connect_by: now + wish.answer,
             answer_by: now + wish.answer,
             reconnect: NEVER,
@@ -210,8 +213,8 @@ pub(super) struct Failing {
 
 /// Connections whose other ends come out of a channel.
 pub(super) struct Dials {
-    pub(super) connect: Connect<DuplexStream>,
-    pub(super) others: mpsc::UnboundedReceiver<(Dial, DuplexStream)>,
+    pub(super) connect: Dialler<DuplexStream>,
+    pub(super) others: mpsc::UnboundedReceiver<(DialOptions, DuplexStream)>,
     failing: Arc<Mutex<Failing>>,
 }
 
@@ -220,7 +223,7 @@ impl Dials {
         let (sender, others) = mpsc::unbounded_channel();
         let failing = Arc::new(Mutex::new(Failing::default()));
         let fails = Arc::clone(&failing);
-        let connect: Connect<_> = Box::new(move |dial| {
+        let connect: Dialler<_> = Box::new(move |dial| {
             let mut failing = fails.lock().unwrap();
             let (ours, theirs) = tokio::io::duplex(256 * 1024);
             let outcome = match failing.with.clone() {
@@ -252,8 +255,8 @@ pub(super) struct Lab {
     pub(super) signals: mpsc::UnboundedSender<u8>,
     pub(super) stdout: Reader,
     pub(super) stderr: Reader,
-    pub(super) session: JoinHandle<Result<End, Failure>>,
-    dials: mpsc::UnboundedReceiver<(Dial, DuplexStream)>,
+    pub(super) session: JoinHandle<Result<SessionEnd, Failure>>,
+    dials: mpsc::UnboundedReceiver<(DialOptions, DuplexStream)>,
     failing: Arc<Mutex<Failing>>,
     taken: Arc<AtomicUsize>,
 }
@@ -305,7 +308,7 @@ impl Lab {
     }
 
     /// Takes the next connection.
-    pub(super) async fn dialled(&mut self) -> Dial {
+    pub(super) async fn dialled(&mut self) -> DialOptions {
         let (dial, stream) = timeout(SOON, self.dials.recv()).await.expect("in time").expect("a connection");
         self.daemon = Some(Framed::new(stream, FrameCodec::new()));
         dial
@@ -391,13 +394,13 @@ impl Lab {
 
     pub(super) async fn outcome(self) -> Result<ExitRecord, Failure> {
         match self.end().await? {
-            End::Ended(record) => Ok(record),
+            SessionEnd::Ended(record) => Ok(record),
             other => panic!("{other:?}"),
         }
     }
 
     /// How following ended, whatever that was.
-    pub(super) async fn end(self) -> Result<End, Failure> {
+    pub(super) async fn end(self) -> Result<SessionEnd, Failure> {
         timeout(SOON, self.session).await.expect("in time").expect("no panic")
     }
 

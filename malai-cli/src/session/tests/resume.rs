@@ -10,7 +10,7 @@ use malai_protocol::id::{FollowerId, Incarnation, MachineId};
 use malai_protocol::session::{Ack, Attached, ExecSpec, Output, Sent, Signal, Started, StopOutput, Superseded};
 
 use super::lab::{Lab, NEVER, SOON, Wish, attached, follower, incarnation, record, started};
-use crate::session::Begin;
+use crate::session::InputBegin;
 use crate::session::signals::{HUP, INT, TERM};
 
 const BRIEF: Duration = Duration::from_millis(20);
@@ -100,7 +100,8 @@ async fn input_follows_a_request_that_is_sent_again_only_when_its_place_is_known
     ];
     for (answer, rest) in answers {
         let stdin = io::Cursor::new(b"0123456789");
-        let mut lab = Lab::new(Wish { stdin: Some(Box::new(stdin)), begin: Begin::AtOnce, ..Wish::default() }).await;
+        let mut lab =
+            Lab::new(Wish { stdin: Some(Box::new(stdin)), begin: InputBegin::AtOnce, ..Wish::default() }).await;
         lab.flight().await;
         assert_eq!(lab.next().await.payload, Bytes::from_static(b"0123456789"));
         lab.daemon = None;

@@ -10,7 +10,7 @@ use malai_protocol::session::{Ack, Attach, Attached, ExitRecord, StdinAck, Super
 use tokio::time::timeout;
 
 use super::lab::{Lab, NEVER, SOON, Wish, attached, follower, owner, record, started};
-use crate::session::End;
+use crate::session::SessionEnd;
 use crate::session::signals::{HUP, INT, QUIT, TERM};
 
 const BRIEF: Duration = Duration::from_millis(20);
@@ -75,7 +75,7 @@ async fn one_that_may_only_look_on_is_told_so_once_and_leaves_by_an_interrupt() 
     lab.signal(&[INT]).await;
     assert_eq!(lab.rest().await, [Kind::Goodbye]);
     let stderr = lab.stderr.clone();
-    assert!(matches!(lab.end().await, Ok(End::Left { signal: INT, followed: true })));
+    assert!(matches!(lab.end().await, Ok(SessionEnd::Left { signal: INT, followed: true })));
     let said = String::from_utf8(stderr.bytes()).expect("text");
     assert_eq!(said.matches("this only watches").count(), 1, "{said}");
     assert!(said.contains("`allow_control` of [machine.web01]"), "{said}");
@@ -161,7 +161,7 @@ async fn an_interrupt_leaves_at_once_in_good_order_and_signals_nobody() {
         lab.signal(&[number]).await;
         assert_eq!(lab.rest().await, [Kind::Goodbye]);
         let end = lab.end().await;
-        assert!(matches!(end, Ok(End::Left { signal, followed: true }) if signal == number), "{end:?}");
+        assert!(matches!(end, Ok(SessionEnd::Left { signal, followed: true }) if signal == number), "{end:?}");
     }
 }
 
@@ -171,7 +171,7 @@ async fn leaving_before_there_is_an_answer_or_while_it_is_lost_asks_for_nothing_
     lab.flight().await;
     lab.signal(&[INT]).await;
     lab.rest().await;
-    assert!(matches!(lab.end().await, Ok(End::Left { signal: INT, followed: false })));
+    assert!(matches!(lab.end().await, Ok(SessionEnd::Left { signal: INT, followed: false })));
 
     let mut lab = Lab::watching(Wish { retry: NEVER, say: BRIEF, ..Wish::default() }, 0).await;
     lab.daemon = None;
@@ -180,7 +180,7 @@ async fn leaving_before_there_is_an_answer_or_while_it_is_lost_asks_for_nothing_
     lab.stderr.contains("the command goes on").await;
     lab.signal(&[INT]).await;
     let end = timeout(SOON, &mut lab.session).await.expect("in time").expect("no panic");
-    assert!(matches!(end, Ok(End::Left { signal: INT, followed: true })), "{end:?}");
+    assert!(matches!(end, Ok(SessionEnd::Left { signal: INT, followed: true })), "{end:?}");
     assert!(!lab.is_dialled(), "nobody is told that the caller is gone");
 }
 
@@ -191,7 +191,7 @@ async fn a_reader_that_leaves_does_not_close_the_commands_pipe() {
     lab.output(Kind::Stdout, b"x").await;
     let kinds = lab.rest().await;
     assert!(!kinds.contains(&Kind::StopOutput) && kinds.ends_with(&[Kind::Goodbye]), "{kinds:?}");
-    assert!(matches!(lab.end().await, Ok(End::Left { signal: 13, followed: true })));
+    assert!(matches!(lab.end().await, Ok(SessionEnd::Left { signal: 13, followed: true })));
 }
 
 #[tokio::test]
