@@ -17,9 +17,10 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::clusters::{self, Clusters};
+use crate::net::counters::Registry;
 use crate::requests::Context;
-use crate::requests::metrics::Registry;
 use crate::requests::socket;
+use crate::runtime::alarms::AlarmCause;
 use crate::runtime::backoff::Said;
 use crate::runtime::blocking::blocking;
 use crate::runtime::duty;
@@ -112,7 +113,7 @@ impl Daemon {
             boot: incarnation()?,
             user: user_name()?,
             root: Uid::effective().is_root(),
-            audit: Audit::open(&options.home)?,
+            audit: Arc::new(Audit::open(&options.home)?),
             metrics: Registry::default(),
             log: options.log,
             executor: ExecutorSlot::new(options.home.clone(), options.executor, sender, owe, tables),
@@ -195,7 +196,14 @@ impl Parts {
         let lock = Arc::clone(&self.lock);
         let mut serving = tokio::spawn(socket::serve(socket, lock, Arc::clone(&self.context), self.stop.clone()));
         let clusters = Arc::clone(&self.clusters);
-        self.keep("audit", move |_| audit::keep_paying(Arc::clone(&clusters)));
+        self.keep("audit", move |shared| {
+            let clusters = Arc::clone(&clusters);
+            audit::keep_paying(Arc::clone(&shared.audit), shared.home.clone(), move |text| {
+                for membership in clusters.ready() {
+                    membership.set_alarm(AlarmCause::FullDisk, text.clone());
+                }
+            })
+        });
         self.keep("executor of another program", replace_outdated);
         let mut remember = tokio::time::interval(REMEMBER);
         let mut restart = tokio::time::interval(EXECUTOR_RESTART_INTERVAL);

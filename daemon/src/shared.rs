@@ -16,7 +16,7 @@ use tokio::sync::{Mutex, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use crate::clusters::peers::recover::Rebuilds;
-use crate::requests::metrics::Registry;
+use crate::net::counters::Registry;
 use crate::runtime::logging::Log;
 use crate::runtime::program;
 use crate::store::audit::{self, Audit};
@@ -38,7 +38,7 @@ pub(crate) struct Shared {
     /// That user is root.
     pub(crate) root: bool,
     /// The audit.
-    pub(crate) audit: Audit,
+    pub(crate) audit: Arc<Audit>,
     /// The executor.
     pub(crate) executor: ExecutorSlot,
     /// What is counted.

@@ -27,9 +27,9 @@ use crate::clusters::peers::pulse;
 use crate::clusters::peers::removed;
 use crate::clusters::peers::twins;
 use crate::net::copy::{End, pump};
+use crate::net::counters::Counters;
 use crate::net::pool::{PeerConn, SessionGuard};
 use crate::net::{FIRST_FRAME, Frames, closed_with, code, send};
-use crate::requests::metrics::Counters;
 use crate::target;
 
 /// Sessions that this side opens on one connection; the target allows as many.

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use iroh::{Endpoint, TransportAddr};
 use malai_protocol::access::check_account;
-use malai_protocol::config::{Config, Machine, Name, Problem};
+use malai_protocol::config::{Machine, Name};
 use malai_protocol::failure::Failure;
 use malai_protocol::home::ClusterDir;
 use malai_protocol::id::{ClusterId, MachineId};
@@ -20,19 +20,21 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::clusters::alarms::{AlarmCause, Alarms};
-
+use crate::net::counters::Counters;
 use crate::net::endpoint::{self, Bound, Finding, own_addresses};
 use crate::net::finding::hearsay::Hearsay;
 use crate::net::limits::tally::Tally;
 use crate::net::pool::Pool;
 use crate::net::proxy;
 use crate::net::relays::Relays;
-use crate::requests::metrics::Counters;
+use crate::runtime::alarms::{AlarmCause, Alarms};
 use crate::runtime::backoff::Said;
 use crate::runtime::clock::now_ms;
 use crate::runtime::duty;
 use crate::shared::Shared;
+use crate::store::clusters;
+use crate::store::held::Held;
+use crate::store::keeper::Keeper;
 use crate::target::live::LiveTable;
 use crate::target::refusals::Refusals;
 
@@ -40,34 +42,6 @@ use crate::target::refusals::Refusals;
 const LAST_WORDS: Duration = Duration::from_millis(20);
 /// How long an answer may hold on to the endpoint that is let go.
 const HELD: Duration = Duration::from_secs(2);
-
-/// The snapshot that is held, and what it says.
-#[derive(Debug)]
-pub(crate) struct Held {
-    /// As signed.
-    pub(crate) snapshot: Snapshot,
-    /// As parsed by this version.
-    pub(crate) config: Config,
-}
-
-impl Held {
-    /// Reads a verified snapshot.
-    ///
-    /// # Errors
-    /// [`Failure`] when this version cannot make sense of the text at all.
-    pub(crate) fn new(snapshot: Snapshot) -> Result<Self, Failure> {
-        let config = Config::read(snapshot.text()).map_err(|problems| {
-            Problem::failure(&problems, "the signed config")
-                .hint("a newer malai may be needed: compare `malai --version` with the cluster manager's")
-        })?;
-        Ok(Self { snapshot, config })
-    }
-
-    /// Its generation.
-    pub(crate) fn generation(&self) -> u64 {
-        self.snapshot.header().generation
-    }
-}
 
 /// One cluster that this machine is a member of and holds a snapshot of.
 #[derive(Debug)]
@@ -153,7 +127,7 @@ impl Membership {
         let counters = shared.metrics.of(cluster);
         let live = shared.executor.tables().of(cluster);
         live.open();
-        let alarms = Alarms::default();
+        let alarms = Alarms::new(parts.alias.clone());
         if let Some(text) = parts.foreign {
             alarms.raise(AlarmCause::Foreign, text);
         }
@@ -324,16 +298,17 @@ impl Membership {
 
     /// Raises an alarm, and logs it when its text is new.
     pub(crate) fn raise(&self, cause: AlarmCause, text: String) {
-        if self.alarms.raise(cause, text.clone()) {
-            tracing::error!(cluster = %self.alias, "{text}");
-        }
+        self.alarms.raise(cause, text);
     }
 
     /// Clears the alarm of this cause.
     pub(crate) fn clear(&self, cause: AlarmCause) {
-        if self.alarms.clear(cause) {
-            tracing::info!(cluster = %self.alias, ?cause, "the alarm is over");
-        }
+        self.alarms.clear(cause);
+    }
+
+    /// Raises this alarm, or clears it where there is no text.
+    pub(crate) fn set_alarm(&self, cause: AlarmCause, text: Option<String>) {
+        self.alarms.set(cause, text);
     }
 
     /// Starts the tasks that run for as long as the cluster is served.
@@ -347,7 +322,7 @@ impl Membership {
             self.keep("link", crate::clusters::peers::link::run);
         }
         self.keep("review", crate::clusters::config::sync::review);
-        self.keep("snapshot", crate::clusters::config::keep::membership);
+        self.keep("snapshot", store_held);
         self.tasks.spawn(crate::clusters::config::network::run(Arc::clone(self)));
         self.keep("recover", crate::clusters::peers::recover::run);
     }
@@ -400,4 +375,12 @@ impl Membership {
         }
         endpoint::close(&self.endpoint, self.longest_rtt.get().copied().unwrap_or_default()).await;
     }
+}
+
+/// Stores what is held, for as long as the cluster is served.
+async fn store_held(membership: Arc<Membership>) {
+    let home = Some(membership.shared.home.clone());
+    let keeper = Keeper::new(clusters::place(&membership.dir), home, membership.filed);
+    let (changes, newest) = (membership.watch(), || Some(membership.held()));
+    keeper.run(changes, newest, &membership.alarms, membership.cancel.clone()).await;
 }

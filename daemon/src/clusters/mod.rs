@@ -1,6 +1,5 @@
 //! All clusters of one home: which are served, which wait for their config, which are broken.
 
-pub(crate) mod alarms;
 pub(crate) mod config;
 pub(crate) mod join;
 pub(crate) mod membership;
@@ -27,7 +26,6 @@ use crate::clusters::config::sync;
 use crate::clusters::config::tell;
 use crate::clusters::join::desk::Desk;
 use crate::clusters::join::knock::Waiting;
-use crate::clusters::membership::Held;
 use crate::clusters::membership::Membership;
 use crate::clusters::membership::Parts;
 use crate::net::endpoint::{self, Finding, bound_port};
@@ -38,6 +36,7 @@ use crate::runtime::duty;
 use crate::shared::Shared;
 use crate::store;
 use crate::store::clusters::Joining;
+use crate::store::held::Held;
 use crate::store::lock::Changes;
 use crate::target::live::LiveTable;
 

@@ -2,11 +2,14 @@
 
 mod congestion;
 pub(crate) mod copy;
+pub(crate) mod counters;
 pub(crate) mod endpoint;
 pub(crate) mod finding;
 pub(crate) mod limits;
+pub(crate) mod place;
 pub(crate) mod pool;
 pub(crate) mod proxy;
+pub(crate) mod pull;
 pub(crate) mod relays;
 #[cfg(test)]
 pub(crate) mod testing;

@@ -14,10 +14,10 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::settings::{Entry, Settings};
-use crate::clusters::alarms::{AlarmCause, Alarms};
-use crate::clusters::config::keep::Keeper;
-use crate::clusters::config::sync;
-use crate::clusters::membership::Held;
+use crate::net::pull::pull;
+use crate::runtime::alarms::{AlarmCause, Alarms};
+use crate::store::held::Held;
+use crate::store::keeper::Keeper;
 use crate::store::snapshot::Place;
 
 /// One that delivers slowly keeps nobody else from being asked.
@@ -115,7 +115,7 @@ impl Clusters {
             }
             Order::Same | Order::Older => return Ok(()),
         }
-        let snapshot = sync::pull(conn, &cluster.id, header).await?;
+        let snapshot = pull(conn, &cluster.id, header).await?;
         if cluster.install(snapshot)? {
             self.changes.send_modify(|changes| *changes = changes.wrapping_add(1));
         }
@@ -143,7 +143,7 @@ impl Cluster {
             place,
             filed: found.filed,
             state: RwLock::new(state),
-            alarms: Alarms::default(),
+            alarms: Alarms::new(entry.name.clone()),
             fetching: tokio::sync::Mutex::default(),
         })
     }
@@ -186,32 +186,20 @@ impl Cluster {
 
     fn fork(&self, header: &Header) {
         let text = format!(
-            "two snapshots were signed with generation {}: the second is refused. On the cluster manager run `malai \
+            "two snapshots have generation {}: the second is refused. On the cluster manager run `malai \
              rescan`: a new generation replaces both",
             header.generation
         );
-        self.raise(AlarmCause::Fork, text);
+        self.alarms.raise(AlarmCause::Fork, text);
     }
 
-    fn raise(&self, cause: AlarmCause, text: String) {
-        if self.alarms.raise(cause, text.clone()) {
-            tracing::error!(cluster = %self.name, "{text}");
-        }
-    }
-
-    fn clear(&self, cause: AlarmCause) {
-        if self.alarms.clear(cause) {
-            tracing::info!(cluster = %self.name, ?cause, "the alarm is over");
-        }
-    }
-
-    /// Holds a verified snapshot, so that who was removed goes; storing it is [`Cluster::keep`]'s business. True when it
+    /// Holds a verified snapshot, so that who was removed goes; [`Cluster::keep`] stores it. True when it
     /// was newer.
     fn install(&self, snapshot: Snapshot) -> Result<bool, Failure> {
         let generation = snapshot.header().generation;
         let held = Held::new(snapshot).inspect_err(|failure| {
             let text = format!("the config of generation {generation} cannot be used here: {failure}");
-            self.raise(AlarmCause::Unusable, text);
+            self.alarms.raise(AlarmCause::Unusable, text);
         })?;
         let header = *held.snapshot.header();
         let mut state = self.state.write();
@@ -226,20 +214,12 @@ impl Cluster {
         }
         drop(state);
         tracing::info!(cluster = %self.name, generation, "snapshot accepted");
-        self.clear(AlarmCause::Fork);
-        self.clear(AlarmCause::Unusable);
+        self.alarms.clear(AlarmCause::Fork);
+        self.alarms.clear(AlarmCause::Unusable);
         Ok(true)
     }
 
     async fn keep(&self, changes: watch::Receiver<u64>, cancel: CancellationToken) {
-        let tell = |unstored, unreserved| {
-            for (cause, text) in [(AlarmCause::Unstored, unstored), (AlarmCause::Unreserved, unreserved)] {
-                match text {
-                    Some(text) => self.raise(cause, text),
-                    None => self.clear(cause),
-                }
-            }
-        };
-        Keeper::new(self.place.clone(), None, self.filed).run(changes, || self.held(), tell, cancel).await;
+        Keeper::new(self.place.clone(), None, self.filed).run(changes, || self.held(), &self.alarms, cancel).await;
     }
 }

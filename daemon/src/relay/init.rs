@@ -10,8 +10,9 @@ use malai_protocol::id::MachineId;
 use malai_protocol::invite::Invite;
 use serde::Serialize;
 
-use super::settings::{Entry, MAX_CLUSTERS, Place, Settings};
+use super::settings::{Entry, MAX_CLUSTERS, Settings};
 use super::tls;
+use crate::net::place::RelayPlace;
 use crate::store;
 use crate::store::keys::RelayKey;
 use crate::store::lock::Changes;
@@ -93,7 +94,7 @@ fn begin(dir: &RelayDir, ask: &Init) -> Result<Settings, Failure> {
         return Err(Failure::new(Kind::Usage, "where will the machines reach this relay? --url is missing")
             .hint("malai relay init TOKEN --url https://HOST:7443"));
     };
-    let place = Place::parse(url)?;
+    let place = RelayPlace::parse(url)?;
     let (certificate, certificate_key) = match &ask.certificate {
         Some((certificate, key)) => (Some(absolute(certificate)?), Some(absolute(key)?)),
         None => {
@@ -110,7 +111,7 @@ fn begin(dir: &RelayDir, ask: &Init) -> Result<Settings, Failure> {
 
 /// The settings of a relay that is there already: what machines have of it must not change unnoticed.
 fn keep(settings: Settings, ask: &Init) -> Result<Settings, Failure> {
-    let url = ask.url.as_deref().map(Place::parse).transpose()?;
+    let url = ask.url.as_deref().map(RelayPlace::parse).transpose()?;
     let certificate = match &ask.certificate {
         Some((certificate, key)) => Some((absolute(certificate)?, absolute(key)?)),
         None => None,

@@ -11,7 +11,7 @@
 //! id52 = "…"
 //! ```
 
-use std::net::{Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use malai_protocol::config::Name;
@@ -19,8 +19,8 @@ use malai_protocol::failure::{Failure, Kind};
 use malai_protocol::home::RelayDir;
 use malai_protocol::id::ClusterId;
 use serde::{Deserialize, Serialize};
-use url::{Host, Url};
 
+use crate::net::place::RelayPlace;
 use crate::store;
 
 /// The most clusters of one relay: each greeting is compared with all of them.
@@ -66,7 +66,7 @@ impl Settings {
         let Some(text) = store::read_text(&path, MAX_FILE)? else { return Ok(None) };
         let settings: Self = store::settings::parse(&path, &text)?;
         let bad = |what: String| Failure::new(Kind::BadConfig, format!("{}: {what}", path.display()));
-        Place::parse(&settings.url).map_err(|failure| bad(failure.message))?;
+        RelayPlace::parse(&settings.url).map_err(|failure| bad(failure.message))?;
         if settings.cluster.len() > MAX_CLUSTERS {
             return Err(bad(format!("more than {MAX_CLUSTERS} clusters")));
         }
@@ -91,68 +91,13 @@ impl Settings {
     }
 }
 
-/// What the URL of a relay says: `https://HOST` or `https://HOST:PORT`, and nothing more.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Place {
-    /// The host as a certificate names it: an address without brackets, or a name.
-    pub(crate) host: String,
-    /// The port.
-    pub(crate) port: u16,
-    /// The URL in its one spelling.
-    pub(crate) url: String,
-}
-
-impl Place {
-    /// Reads a URL.
-    ///
-    /// # Errors
-    /// [`Kind::Usage`] with the form that is wanted.
-    pub(crate) fn parse(text: &str) -> Result<Self, Failure> {
-        let wrong = |why: &str| {
-            let message = format!("`{text}` cannot be the URL of a relay: {why}");
-            Failure::new(Kind::Usage, message).hint("write https://HOST or https://HOST:PORT, as the machines reach it")
-        };
-        let url: Url = text.parse().map_err(|_| wrong("it is not a URL"))?;
-        if url.scheme() != "https" {
-            return Err(wrong("a relay is reached by https"));
-        }
-        let bare = matches!(url.path(), "" | "/") && url.query().is_none() && url.fragment().is_none();
-        if !bare || !url.username().is_empty() || url.password().is_some() {
-            return Err(wrong("there is more in it than host and port"));
-        }
-        let host = match url.host() {
-            Some(Host::Ipv4(ip)) => ip.to_string(),
-            Some(Host::Ipv6(ip)) => ip.to_string(),
-            Some(Host::Domain(name)) => name.to_owned(),
-            None => return Err(wrong("it names no host")),
-        };
-        let port = url.port_or_known_default().filter(|port| *port != 0).ok_or_else(|| wrong("its port is 0"))?;
-        Ok(Self { host, port, url: url.as_str().trim_end_matches('/').to_owned() })
-    }
-
-    /// Where such a relay listens unless it is told otherwise.
-    pub(crate) fn listen(&self) -> SocketAddr {
-        (Ipv6Addr::UNSPECIFIED, self.port).into()
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv6Addr;
+
     use malai_protocol::home::Home;
 
     use super::*;
-
-    #[test]
-    fn a_url_says_host_and_port_and_nothing_more() {
-        let place = |text: &str| Place::parse(text).map(|place| (place.host, place.port, place.url));
-        let wanted = |host: &str, port, url: &str| Ok((host.to_owned(), port, url.to_owned()));
-        assert_eq!(place("https://203.0.113.5:7443/"), wanted("203.0.113.5", 7443, "https://203.0.113.5:7443"));
-        assert_eq!(place("https://Relay.Example"), wanted("relay.example", 443, "https://relay.example"));
-        assert_eq!(place("https://[2001:db8::1]:7443"), wanted("2001:db8::1", 7443, "https://[2001:db8::1]:7443"));
-        for bad in ["", "relay", "http://a", "https://a/b", "https://a?b", "https://u@a", "https://a:0", "https://"] {
-            assert_eq!(place(bad).map_err(|failure| failure.kind), Err(Kind::Usage), "{bad}");
-        }
-    }
 
     #[test]
     fn settings_survive_the_disk_and_an_unknown_key_is_refused_with_its_place() {

@@ -23,12 +23,12 @@ use tokio_util::sync::CancellationToken;
 
 use crate::admin::manager::Rescan as Outcome;
 use crate::admin::{self, Change, Scanned};
-use crate::clusters::alarms::AlarmCause;
 use crate::clusters::config::spread::spread;
 use crate::clusters::config::sync;
 use crate::clusters::join;
 use crate::clusters::{Cluster, Clusters, Served};
 use crate::net::endpoint::own_addresses;
+use crate::runtime::alarms::AlarmCause;
 use crate::runtime::blocking::blocking;
 use crate::runtime::clock::now_ms;
 use crate::store;

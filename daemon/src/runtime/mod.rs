@@ -1,6 +1,7 @@
-//! What a process of malai needs whatever it does: tasks that outlive a panic, pauses, a clock, a log, secrets that stay
-//! in its memory, and work beside the event loop.
+//! What a process of malai needs whatever it does: tasks that outlive a panic, pauses, a clock, a log, alarms, secrets
+//! that stay in its memory, and work beside the event loop.
 
+pub(crate) mod alarms;
 pub(crate) mod backoff;
 pub(crate) mod blocking;
 pub mod clock;

@@ -8,7 +8,8 @@
 //! # Layout
 //! [`keys`] the secret keys, and [`secret`] their place in memory; [`owners`] whose files are used; `lead`
 //! room beyond the end of a file; [`lines`] how files of lines are read; [`lock`] who may change what; [`clusters`] one
-//! directory for each cluster; [`snapshot`] the signed config, and [`reserve`] its place on a full disk; [`settings`]
+//! directory for each cluster; [`snapshot`] the signed config, and [`reserve`] its place on a full disk; `held` that config as it is
+//! read, and `keeper` what stores it; [`settings`]
 //! `malai.toml`; [`peers`] and [`ports`] what is remembered between starts; `socket` the sockets, which are bound again
 //! when they are removed.
 
@@ -27,6 +28,8 @@ use owners::Trusted;
 
 pub mod audit;
 pub mod clusters;
+pub(crate) mod held;
+pub(crate) mod keeper;
 pub mod keys;
 pub(crate) mod lead;
 pub mod lines;

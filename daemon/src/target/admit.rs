@@ -14,10 +14,11 @@ use tokio::time::{Instant, sleep_until};
 
 use super::live::{NotSent, Sent};
 use super::refusals::{self, Verdict};
-use crate::clusters::membership::{Held, Membership};
+use crate::clusters::membership::Membership;
 use crate::runtime::clock::now_ms;
 use crate::store::audit::Audit;
 use crate::store::audit::allowance::{self, Turn};
+use crate::store::held::Held;
 use crate::supervisor::Executor;
 use crate::target::ended::{Owed, end_line};
 

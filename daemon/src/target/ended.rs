@@ -20,7 +20,7 @@ use malai_protocol::session::EndedBy;
 use tokio::time::Instant;
 
 use crate::clusters::Clusters;
-use crate::clusters::alarms::AlarmCause;
+use crate::runtime::alarms::AlarmCause;
 use crate::runtime::backoff::Backoff;
 use crate::runtime::clock::now_ms;
 use crate::target::admit::line;

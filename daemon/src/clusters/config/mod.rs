@@ -1,6 +1,5 @@
 //! The config of a cluster as it is served: held, fetched, stored, announced, and given to the network.
 
-pub(crate) mod keep;
 pub(crate) mod network;
 pub(crate) mod spread;
 pub(crate) mod sync;

@@ -3,27 +3,24 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use iroh::endpoint::Connection;
-use malai_protocol::codec::{Frame, Kind, MAX_SNAPSHOT};
 use malai_protocol::failure::Failure;
-use malai_protocol::id::ClusterId;
-use malai_protocol::peer::{Close, Pull};
-use malai_protocol::snapshot::{Header, Order, Signed, Snapshot, order};
+use malai_protocol::peer::Close;
+use malai_protocol::snapshot::{Header, Order, Snapshot, order};
 use parking_lot::MutexGuard;
 use tokio::sync::watch;
 
 use crate::admin::manager::Manager;
-use crate::clusters::alarms::AlarmCause;
-use crate::clusters::membership::{Held, Membership};
+use crate::clusters::membership::Membership;
 use crate::net::pool::PeerConn;
-use crate::net::{FrameError, Frames, close, is_protocol_error, send};
+use crate::net::pull::pull;
+use crate::net::{FrameError, close, is_protocol_error};
+use crate::runtime::alarms::AlarmCause;
 use crate::runtime::backoff::Backoff;
 use crate::runtime::blocking::blocking;
 use crate::runtime::duty;
+use crate::store::held::Held;
 use crate::store::lock::Changes;
 
-/// How long the body of a snapshot may take: 4 MiB over a slow line.
-pub(crate) const BODY: Duration = Duration::from_secs(60);
 /// A snapshot that several peers announce is asked of one after the other; one that does not deliver in this time keeps
 /// nobody else from being asked.
 const PATIENCE: Duration = Duration::from_millis(250);
@@ -67,7 +64,7 @@ async fn fetch_offered(membership: &Arc<Membership>, conn: &Arc<PeerConn>) {
 
 fn fork(membership: &Membership, header: &Header, from: &str) {
     let text = format!(
-        "two snapshots were signed with generation {}: {from} holds another than this machine; it was refused. On the \
+        "two snapshots have generation {}: {from} holds a different one than this machine, and it was refused. On the \
          cluster manager run `malai rescan`: a new generation replaces both",
         header.generation
     );
@@ -94,23 +91,6 @@ pub(crate) async fn fetch(membership: &Arc<Membership>, conn: &Arc<PeerConn>, he
     Ok(())
 }
 
-/// Asks for the snapshot with this header, or a later one, and verifies what comes.
-///
-/// # Errors
-/// Whatever the stream or the snapshot say.
-pub(crate) async fn pull(conn: &Connection, cluster: &ClusterId, header: &Header) -> anyhow::Result<Snapshot> {
-    let (mut send_half, recv) = conn.open_bi().await?;
-    send(&mut send_half, Frame::control(Kind::Pull, &Pull { generation: header.generation })?).await?;
-    send_half.finish()?;
-    let answer = Frames::new(recv, MAX_SNAPSHOT).next(BODY).await?;
-    if answer.kind == Kind::Refused {
-        let failure: Failure = answer.decode()?;
-        anyhow::bail!("{failure}");
-    }
-    let signed: Signed = answer.expect(Kind::Snapshot, "Snapshot")?;
-    Ok(signed.verify(cluster)?)
-}
-
 /// Holds a verified snapshot that came over the network, and so enforces it. Storing it is `keep`'s business, for which
 /// nothing waits: what a snapshot takes away is taken away, whether or not the disk has room.
 fn install(membership: &Membership, snapshot: Snapshot, from: &str) -> Result<(), Failure> {
@@ -125,9 +105,8 @@ fn install(membership: &Membership, snapshot: Snapshot, from: &str) -> Result<()
     let generation = snapshot.header().generation;
     let held = Held::new(snapshot).inspect_err(|failure| {
         // What it takes away stays granted here: nobody may overlook that.
-        let text = format!(
-            "the config of generation {generation} cannot be used here, and an earlier one still holds: {failure}"
-        );
+        let text =
+            format!("cannot use the config of generation {generation}; an earlier one stays in force: {failure}");
         membership.raise(AlarmCause::Unusable, text);
     })?;
     let ungranted = membership.ungranted();

@@ -18,10 +18,10 @@ use malai_protocol::peer::{ALPN, Announce, Close, Hello, Pull, RESET_PROTOCOL};
 use tokio::time::Instant;
 use tokio_util::sync::DropGuard;
 
-use super::sync::BODY;
 use crate::clusters::membership::Membership;
+use crate::net::place::RelayPlace;
+use crate::net::pull::SNAPSHOT_BODY_TIMEOUT;
 use crate::net::{FIRST_FRAME, Frames, abandon, bare_hello, close, endpoint_id, send, spoken};
-use crate::relay::settings::Place;
 use crate::runtime::backoff::{Backoff, Said};
 use crate::runtime::duty;
 use crate::store::keys::random;
@@ -139,7 +139,7 @@ async fn talk(
 
 /// Where the relay of this URL is told: at its host, at the UDP port of the same number.
 async fn places(url: &str) -> anyhow::Result<Vec<TransportAddr>> {
-    let place = Place::parse(url)?;
+    let place = RelayPlace::parse(url)?;
     let found = tokio::net::lookup_host((place.host.as_str(), place.port)).await?;
     let found: Vec<SocketAddr> = found.take(ADDRESSES).collect();
     Ok(found.into_iter().map(TransportAddr::Ip).collect())
@@ -158,7 +158,7 @@ async fn speak(
     let mut frames = Frames::new(recv, MAX_HELLO);
     let _hello: Hello = spoken(&frames.next(FIRST_FRAME).await?, Kind::PeerHello, "PeerHello")?;
     // It says what it holds when it has fetched what it wants.
-    let mut holds = heard(membership, &mut frames, BODY).await?;
+    let mut holds = heard(membership, &mut frames, SNAPSHOT_BODY_TIMEOUT).await?;
     if said.is_news(true) {
         tracing::info!(cluster = %membership.alias, relay = %relay.0, generation = holds, "the relay is up to date");
     }
@@ -170,7 +170,7 @@ async fn speak(
             changed = snapshots.changed() => {
                 changed?;
                 announce(membership, &mut send_half).await?;
-                holds = heard(membership, &mut frames, BODY).await?;
+                holds = heard(membership, &mut frames, SNAPSHOT_BODY_TIMEOUT).await?;
                 tracing::info!(cluster = %membership.alias, relay = %relay.0, generation = holds, "the relay was told");
             }
             why = conn.closed() => {
@@ -206,7 +206,7 @@ async fn hand_out(membership: &Membership, conn: &Connection) -> anyhow::Error {
             let _pull: Pull = frames.next(FIRST_FRAME).await?.expect(Kind::Pull, "Pull")?;
             send(&mut send_half, Frame::control(Kind::Snapshot, &membership.held().snapshot.to_signed())?).await?;
             send_half.finish()?;
-            tokio::time::timeout(BODY, send_half.stopped()).await??;
+            tokio::time::timeout(SNAPSHOT_BODY_TIMEOUT, send_half.stopped()).await??;
             anyhow::Ok(())
         };
         if let Err(error) = answered.await {

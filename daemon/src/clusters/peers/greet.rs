@@ -12,15 +12,15 @@ use malai_protocol::snapshot::{SignedHeader, SnapshotError};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::clusters::alarms::AlarmCause;
 use crate::clusters::config::sync;
-use crate::clusters::membership::Held;
 use crate::clusters::membership::Membership;
 use crate::clusters::peers::removed;
 use crate::clusters::peers::twins;
 use crate::net::endpoint::parse_address;
 use crate::net::pool::PeerConn;
 use crate::net::{FIRST_FRAME, Frames, Unsupported, closed_with, greeting, is_protocol_error, send};
+use crate::runtime::alarms::AlarmCause;
+use crate::store::held::Held;
 
 /// A peer may announce at most one change in so long on average; more is a flood.
 const ANNOUNCE_PACE: Duration = Duration::from_millis(20);

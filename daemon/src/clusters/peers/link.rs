@@ -15,12 +15,12 @@ use malai_protocol::peer::Close;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until};
 
-use crate::clusters::membership::Held;
 use crate::clusters::membership::Membership;
 use crate::clusters::peers::dial;
 use crate::net::closed_with;
 use crate::net::pool::PeerConn;
 use crate::runtime::backoff::{Backoff, Said, jittered};
+use crate::store::held::Held;
 
 /// Bounds one attempt, in which the dialling itself repeats.
 const LINK_ATTEMPT_TIMEOUT: Duration = Duration::from_secs(5);

@@ -12,7 +12,6 @@ use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
 use super::greet::Greeted;
-use crate::clusters::config::sync::BODY;
 use crate::clusters::membership::Membership;
 use crate::clusters::peers::directory;
 use crate::clusters::peers::greet;
@@ -21,6 +20,7 @@ use crate::net::endpoint::MAX_SESSIONS;
 use crate::net::limits::budget::Exceeded;
 use crate::net::limits::pace::Pace;
 use crate::net::pool::PeerConn;
+use crate::net::pull::SNAPSHOT_BODY_TIMEOUT;
 use crate::net::{FIRST_FRAME, FrameError, Frames, abandon, close, code, is_protocol_error, send};
 use crate::runtime::duty;
 use crate::target;
@@ -270,9 +270,9 @@ async fn pull(
         // Until it is delivered it takes memory here.
         send_half.stopped().await.map_err(anyhow::Error::from)
     };
-    match tokio::time::timeout(BODY, answered).await {
+    match tokio::time::timeout(SNAPSHOT_BODY_TIMEOUT, answered).await {
         Ok(delivered) => delivered.map(|_| ()),
-        Err(_) => anyhow::bail!("the snapshot was not taken within {BODY:?}"),
+        Err(_) => anyhow::bail!("the snapshot was not taken within {SNAPSHOT_BODY_TIMEOUT:?}"),
     }
 }
 

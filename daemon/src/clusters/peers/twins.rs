@@ -5,9 +5,9 @@ use malai_protocol::id::MachineId;
 use malai_protocol::peer::{Announce, MAX_TWIN_LEN};
 
 use super::dial::ago;
-use crate::clusters::alarms::AlarmCause;
 use crate::clusters::membership::Membership;
 use crate::net::pool::{Life, PeerConn};
+use crate::runtime::alarms::AlarmCause;
 
 /// Logs that two machines with one key were seen.
 pub(crate) fn seen(membership: &Membership, id: MachineId) {

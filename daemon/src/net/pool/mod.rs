@@ -27,9 +27,9 @@ pub(crate) use lives::Life;
 use lives::Lives;
 
 use super::close;
+use crate::net::counters::Counters;
 use crate::net::limits::budget::Budget;
 use crate::net::limits::pace::Pace;
-use crate::requests::metrics::Counters;
 use crate::runtime::clock::now_ms;
 
 /// Connections from one machine at once. It needs one; some more are of its earlier lives, or on their way out.

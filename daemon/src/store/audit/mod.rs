@@ -31,8 +31,6 @@ use malai_protocol::home::Home;
 use tokio::sync::Notify;
 use tokio::time::sleep;
 
-use crate::clusters::Clusters;
-use crate::clusters::alarms::AlarmCause;
 use crate::runtime::backoff::Backoff;
 use crate::runtime::blocking::blocking;
 use crate::store::lead::{self, Lead, full, is_full};
@@ -360,27 +358,21 @@ pub(crate) fn reserved_commands(home: &Home) -> Option<u64> {
 }
 
 /// Writes what the audit owes, and takes its reserve again, as soon as the disk has room. Until then there is an alarm.
-pub(crate) async fn keep_paying(clusters: Arc<Clusters>) {
-    let shared = clusters.shared();
+pub(crate) async fn keep_paying(audit: Arc<Audit>, home: Home, alarm: impl Fn(Option<String>)) {
     loop {
-        shared.audit.owes.notified().await;
+        audit.owes.notified().await;
         let mut backoff = Backoff::new(OWED_RETRY_MIN_INTERVAL, OWED_RETRY_MAX_INTERVAL);
         loop {
-            if shared.audit.lock().last_room().is_some() {
-                let text = full_disk(&shared.home);
-                for membership in clusters.ready() {
-                    membership.raise(AlarmCause::FullDisk, text.clone());
-                }
+            if audit.lock().last_room().is_some() {
+                alarm(Some(full_disk(&home)));
             }
             sleep(backoff.pause()).await;
-            let paying = Arc::clone(shared);
-            if blocking(move || paying.audit.pay()).await.is_ok() {
+            let paying = Arc::clone(&audit);
+            if blocking(move || paying.pay()).await.is_ok() {
                 break;
             }
         }
-        for membership in clusters.ready() {
-            membership.clear(AlarmCause::FullDisk);
-        }
+        alarm(None);
     }
 }
 

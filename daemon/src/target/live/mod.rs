@@ -11,8 +11,8 @@ use malai_protocol::plan::{Decided, End, Live, Plan, SessionName};
 use malai_protocol::session::EndedBy;
 use tokio::sync::{Notify, watch};
 
-use crate::clusters::membership::Held;
 use crate::shared::Shared;
+use crate::store::held::Held;
 use crate::supervisor::Executor;
 
 /// Sessions of one cluster at once on this machine.

@@ -10,7 +10,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::*;
-use crate::requests::metrics::Registry;
+use crate::net::counters::Registry;
 use crate::shared::ExecutorSlot;
 use crate::store::audit::Audit;
 use crate::store::keys::{ClusterKey, MachineKey};
@@ -42,7 +42,7 @@ impl Scene {
             boot: Incarnation::from_bytes([1; 16]),
             user,
             root: Uid::effective().is_root(),
-            audit: Audit::open(&home).expect("an audit"),
+            audit: Arc::new(Audit::open(&home).expect("an audit")),
             metrics: Registry::default(),
             log: None,
             executor: ExecutorSlot::new(home.clone(), None, sender, mpsc::unbounded_channel().0, Arc::clone(&tables)),

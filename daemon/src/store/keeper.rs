@@ -1,8 +1,8 @@
 //! Stores the snapshot that is held in memory. It is in force already, so that storing may take time: it only has to be done
 //! before this process ends.
 //!
-//! A snapshot that the disk has no room for goes into the reserve at once, with an alarm, and is tried again until it is in
-//! its own file. Then the reserve is emptied for the next time.
+//! A snapshot that does not fit on the disk goes into the reserve at once, with an alarm. It is tried again until it is in
+//! its own file; then the reserve is emptied for the next time.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,11 +14,10 @@ use tokio::sync::watch;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
-use crate::clusters::alarms::AlarmCause;
-use crate::clusters::membership::{Held, Membership};
+use crate::runtime::alarms::{AlarmCause, Alarms};
 use crate::runtime::backoff::Backoff;
 use crate::runtime::blocking::blocking;
-use crate::store::clusters;
+use crate::store::held::Held;
 use crate::store::lock::Changes;
 use crate::store::snapshot::Place;
 
@@ -51,29 +50,15 @@ enum Kept {
     Unstored(String),
 }
 
-/// Stores what this membership holds, for as long as the cluster is served.
-pub(crate) async fn membership(membership: Arc<Membership>) {
-    let home = Some(membership.shared.home.clone());
-    let keeper = Keeper::new(clusters::place(&membership.dir), home, membership.filed);
-    let tell = |unstored, unreserved| {
-        for (cause, text) in [(AlarmCause::Unstored, unstored), (AlarmCause::Unreserved, unreserved)] {
-            match text {
-                Some(text) => membership.raise(cause, text),
-                None => membership.clear(cause),
-            }
-        }
-    };
-    keeper.run(membership.watch(), || Some(membership.held()), tell, membership.cancel.clone()).await;
-}
-
 impl Kept {
-    /// Passes on the texts of the alarms [`AlarmCause::Unstored`] and [`AlarmCause::Unreserved`]; absent = no alarm.
-    fn tell(self, tell: &impl Fn(Option<String>, Option<String>)) {
-        match self {
-            Self::Whole => tell(None, None),
-            Self::Unreserved(text) => tell(None, Some(text)),
-            Self::Unstored(text) => tell(Some(text), None),
-        }
+    fn tell(self, alarms: &Alarms) {
+        let (unstored, unreserved) = match self {
+            Self::Whole => (None, None),
+            Self::Unreserved(text) => (None, Some(text)),
+            Self::Unstored(text) => (Some(text), None),
+        };
+        alarms.set(AlarmCause::Unstored, unstored);
+        alarms.set(AlarmCause::Unreserved, unreserved);
     }
 }
 
@@ -83,13 +68,13 @@ impl Keeper {
         Self { place, home, filed, prepared: false }
     }
 
-    /// Stores what `newest` returns whenever `changes` reports another one, until `cancel`. `tell` takes the texts of two
-    /// alarms: that it is not stored, and that there is no reserve.
+    /// Stores what `newest` returns whenever `changes` reports another one, until `cancel`. Keeps the alarms
+    /// [`AlarmCause::Unstored`] and [`AlarmCause::Unreserved`] as they are true.
     pub(crate) async fn run<T>(
         mut self,
         mut changes: watch::Receiver<T>,
         newest: impl Fn() -> Option<Arc<Held>>,
-        tell: impl Fn(Option<String>, Option<String>),
+        alarms: &Alarms,
         cancel: CancellationToken,
     ) {
         let mut backoff = Backoff::new(STORE_RETRY_MIN_INTERVAL, STORE_RETRY_MAX_INTERVAL);
@@ -97,7 +82,7 @@ impl Keeper {
             changes.mark_unchanged();
             if let Some(held) = newest() {
                 let Some(kept) = self.keep_in_time(held, &cancel).await else { return };
-                kept.tell(&tell);
+                kept.tell(alarms);
             }
             let settled = newest().is_none_or(|held| self.prepared && self.has(&held));
             tokio::select! {
@@ -112,7 +97,7 @@ impl Keeper {
         if let Some(held) = newest().filter(|held| !self.has(held))
             && let Some(kept) = self.keep_in_time(held, &cancel).await
         {
-            kept.tell(&tell);
+            kept.tell(alarms);
         }
     }
 
@@ -174,7 +159,7 @@ impl Keeper {
         match unreserved {
             None => {
                 format!(
-                    "{what}; {reserve} has it, so that it is in force after a restart too. Make room: {}",
+                    "{what}; it is kept in {reserve}, so it stays in force after a restart. Make room: {}",
                     self.look()
                 )
             }
@@ -185,7 +170,7 @@ impl Keeper {
                 };
                 let why = &why.message;
                 format!(
-                    "{what}; nor does the reserve take it: {why}. After a restart {before}, so make room first: {}",
+                    "{what}, and not in the reserve either: {why}. After a restart {before}. Make room first: {}",
                     self.look()
                 )
             }
@@ -194,8 +179,8 @@ impl Keeper {
 
     fn unreserved(&self, failure: &Failure) -> String {
         format!(
-            "there is no reserve for the config, {}: what is withdrawn while the disk is full would be granted again \
-             after a restart. Make room: {}",
+            "there is no reserve for the config: {}. Access that is withdrawn while the disk is full would come back after a \
+             restart. Make room: {}",
             failure.message,
             self.look()
         )

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use parking_lot::{Mutex, MutexGuard};
-
 /// Says what an alarm is about. Of each cause there is at most one alarm at a time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum AlarmCause {
@@ -41,7 +40,7 @@ impl AlarmCause {
                 format!("malai machine leave {alias}; or on the cluster manager: malai cluster invite {alias}")
             }
             Self::FullDisk => {
-                format!("df -h {}; make room there: the reserve is whole again within 10 s then", dir.display())
+                format!("df -h {}; make room there: the reserve is complete again within 10 s", dir.display())
             }
             Self::Audit => format!("df -h {}; make room there: the lines are written then", dir.display()),
             Self::Unstored | Self::Unreserved => {
@@ -54,26 +53,47 @@ impl AlarmCause {
     }
 }
 
-/// Holds the alarms of one cluster.
-#[derive(Debug, Default)]
-pub(crate) struct Alarms(Mutex<BTreeMap<AlarmCause, String>>);
+/// Holds the alarms of one cluster, and logs each that is news.
+#[derive(Debug)]
+pub(crate) struct Alarms {
+    /// Names the cluster in the log.
+    cluster: String,
+    raised: Mutex<BTreeMap<AlarmCause, String>>,
+}
 
 impl Alarms {
+    /// Makes an empty list for the cluster of this name.
+    pub(crate) fn new(cluster: String) -> Self {
+        Self { cluster, raised: Mutex::default() }
+    }
+
     fn lock(&self) -> MutexGuard<'_, BTreeMap<AlarmCause, String>> {
-        self.0.lock()
+        self.raised.lock()
     }
 
-    /// Raises this alarm, in place of an earlier one of the same cause. Says whether the text is new.
-    pub(crate) fn raise(&self, cause: AlarmCause, text: String) -> bool {
-        self.lock().insert(cause, text.clone()).as_ref() != Some(&text)
+    /// Raises this alarm, in place of an earlier one of the same cause.
+    pub(crate) fn raise(&self, cause: AlarmCause, text: String) {
+        if self.lock().insert(cause, text.clone()).as_ref() != Some(&text) {
+            tracing::error!(cluster = %self.cluster, "{text}");
+        }
     }
 
-    /// Clears the alarm of this cause. Says whether there was one.
-    pub(crate) fn clear(&self, cause: AlarmCause) -> bool {
-        self.lock().remove(&cause).is_some()
+    /// Clears the alarm of this cause.
+    pub(crate) fn clear(&self, cause: AlarmCause) {
+        if self.lock().remove(&cause).is_some() {
+            tracing::info!(cluster = %self.cluster, ?cause, "the alarm is over");
+        }
     }
 
-    /// Whether there is an alarm of this cause.
+    /// Raises this alarm, or clears it where there is no text.
+    pub(crate) fn set(&self, cause: AlarmCause, text: Option<String>) {
+        match text {
+            Some(text) => self.raise(cause, text),
+            None => self.clear(cause),
+        }
+    }
+
+    /// Returns whether there is an alarm of this cause.
     pub(crate) fn has(&self, cause: AlarmCause) -> bool {
         self.lock().contains_key(&cause)
     }
@@ -95,13 +115,14 @@ mod tests {
 
     #[test]
     fn clearing_one_alarm_leaves_the_others() {
-        let alarms = Alarms::default();
-        assert!(alarms.raise(AlarmCause::Joined, "joined".into()));
-        assert!(alarms.raise(AlarmCause::Fork, "fork".into()));
-        assert!(!alarms.raise(AlarmCause::Fork, "fork".into()), "the same text is not news");
-        assert_eq!(alarms.all(), ["fork", "joined"]);
-        assert!(alarms.clear(AlarmCause::Fork));
-        assert!(!alarms.clear(AlarmCause::Fork));
+        let alarms = Alarms::new("company".into());
+        alarms.raise(AlarmCause::Joined, "joined".into());
+        alarms.set(AlarmCause::Fork, Some("fork".into()));
+        alarms.raise(AlarmCause::Fork, "another fork".into());
+        assert_eq!(alarms.all(), ["another fork", "joined"]);
+        alarms.clear(AlarmCause::Fork);
+        alarms.set(AlarmCause::Fork, None);
         assert_eq!(alarms.all(), ["joined"]);
+        assert!(alarms.has(AlarmCause::Joined) && !alarms.has(AlarmCause::Fork));
     }
 }
