@@ -68,9 +68,12 @@ async fn measure_all(idle: Handle) -> Result<()> {
     let wire = peer::exec(&conn, snapshot.header().cluster, &followed(&["cat"])).await?;
     let mut session = Session::begin(wire).await?;
     println!("\n## Floods\n");
-    println!("A session's echo at the cluster manager, every {} ms, without and during floods.", PAUSE.as_millis());
-    println!("Whoever floods runs on the same processors, when nobody else wants them.\n");
-    println!("| flood | tried | served | at most | echo p50 | p99 | most |\n|---|---|---|---|---|---|---|");
+    println!(
+        "The echo of a session at the cluster manager, every {} ms, without and during floods.",
+        PAUSE.as_millis()
+    );
+    println!("The flooding threads run on the same processors, but only when nothing else wants them.\n");
+    println!("| flood | tried | served | limit | echo p50 | p99 | max |\n|---|---|---|---|---|---|---|");
     println!("| none | - | - | - | {} |", spread(&session.echoes().await?));
     strangers(&idle, &laptop, &mut session).await?;
     member(&idle, &laptop, friend.id, &mut session).await?;
@@ -109,12 +112,12 @@ async fn member(idle: &Handle, laptop: &Arc<Machine>, other: MachineId, session:
         flood.start(idle, ping_on(conn.clone(), flood.counts()));
     }
     flood.measure(session).await?;
-    let mut flood = Flood::new("a member talks nonsense on 64 streams at once", PINGS, 1);
+    let mut flood = Flood::new("a member sends nonsense on 64 streams at once", PINGS, 1);
     for _ in 0..STREAMS {
         flood.start(idle, babble_on(conn.clone(), flood.counts()));
     }
     flood.measure(session).await?;
-    let mut flood = Flood::new("a member asks where another is on 64 streams at once", QUESTIONS, 1);
+    let mut flood = Flood::new("a member asks for another machine's addresses on 64 streams at once", QUESTIONS, 1);
     for _ in 0..STREAMS {
         flood.start(idle, ask_on(conn.clone(), other, flood.counts()));
     }

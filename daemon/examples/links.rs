@@ -90,12 +90,12 @@ async fn measure(sizes: &[usize]) -> Result<()> {
     let bare = Bare::connect().await?;
     println!("\n## Idle links\n");
     println!(
-        "Bytes of IP packets a second, both ways, over {} s in which nothing is done: of a connection between",
+        "Bytes of IP packets a second, in both directions, over {} s in which nothing happens: of one connection between",
         IDLE.as_secs()
     );
     println!("two bare endpoints, which iroh keeps alive, and of links. All machines are in one process.\n");
     println!(
-        "| machines | bare connection | link, at the manager | beyond the bare one | mDNS, all of it | machine, in all: mean | most |"
+        "| machines | bare connection | link, at the manager | link minus bare | mDNS in total | machine in total: mean | max |"
     );
     println!("|---|---|---|---|---|---|---|");
     let mut over = String::new();

@@ -19,9 +19,13 @@ const DELAY_MS: u64 = 10;
 
 pub(super) fn rows() -> Vec<Row> {
     let row = |(name, nat): (&'static str, Option<Nat>)| {
-        Row::new(format!("behind_{}_every_machine_is_reached_directly_where_that_can_be", name.replace('-', "_")), {
-            move || row(name, nat)
-        })
+        Row::new(
+            format!(
+                "with_nat_{}_a_caller_reaches_each_target_directly_if_a_direct_path_can_exist",
+                name.replace('-', "_")
+            ),
+            { move || row(name, nat) },
+        )
     };
     KINDS.into_iter().map(row).collect()
 }

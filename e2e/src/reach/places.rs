@@ -17,7 +17,7 @@ pub(super) fn rows() -> Vec<Row> {
         Row::new("customers_of_two_carriers_behind_two_translations_each_meet_directly", two_carriers),
         Row::new("two_customers_of_one_carrier_meet_directly", one_carrier),
         Row::new("two_machines_in_one_lan_behind_one_router_meet_inside_it", one_lan),
-        Row::new("a_machine_that_only_an_http_proxy_leads_out_of_is_met_at_the_relay", behind_a_proxy),
+        Row::new("a_machine_that_leaves_its_network_only_by_an_http_proxy_is_met_at_the_relay", behind_a_proxy),
         Row::new("machines_that_have_ipv6_only_meet_directly", ipv6_only),
         Row::new("a_machine_with_ipv4_only_and_one_with_both_meet_directly", ipv4_and_dual),
     ]

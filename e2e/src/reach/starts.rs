@@ -22,7 +22,7 @@ const PEERS: &str = "/root/malai-home/clusters/company/peers";
 pub(super) fn rows() -> Vec<Row> {
     vec![
         Row::new("the_first_command_of_a_daemon_just_started_behind_a_router_answers_within_1500_ms", cold),
-        Row::new("a_machine_of_which_no_directory_tells_is_found_at_the_clusters_relay", no_directory),
+        Row::new("a_machine_that_no_directory_knows_is_found_at_the_clusters_relay", no_directory),
         Row::new("the_first_command_on_one_lan_without_relay_and_dns_answers_within_1_s", same_lan),
     ]
 }

@@ -89,9 +89,9 @@ impl fmt::Display for Report {
         writeln!(f, "# Reach\n\nWritten by `scripts/reach`, which plays the table of networks anew; do not edit.\n")?;
         writeln!(
             f,
-            "Hosts in network namespaces, with a relay and a DNS server of the cluster's own; nothing is sent to any \
-             address\noutside of the cluster, by the kernel's count. Times are from the start of the client on the caller: \
-             to the first output\nof `hostname`, and until a ping, ten a second, is answered without a relay.\n"
+            "The hosts are in network namespaces, with a relay and a DNS server of the cluster's own. By the kernel's \
+             count, no packet\ngoes to an address outside the cluster. Times begin when the client starts on the caller. \
+             They end at the first output of\n`hostname`, and when a ping, ten a second, is first answered without a relay.\n"
         )?;
         writeln!(f, "| | |\n|---|---|")?;
         for (name, value) in &self.facts {
@@ -121,8 +121,8 @@ fn matrix(f: &mut fmt::Formatter<'_>, rows: &[Row]) -> fmt::Result {
     }
     writeln!(
         f,
-        "\n## Address translation\n\nCallers down, targets across, 40 ms apart, that have not talked before: first output, \
-         then the way. The middle one\nof all times.\n"
+        "\n## Address translation\n\nEach row is a caller, each column a target, 40 ms away. The two have not talked before. \
+         A cell has the time to the first\noutput, then the path. Each time is the median.\n"
     )?;
     let kinds = KINDS.map(|(kind, _)| kind);
     writeln!(f, "| | {} |\n|---|---|---|---|---|---|", kinds.join(" | "))?;
@@ -140,7 +140,10 @@ fn matrix(f: &mut fmt::Formatter<'_>, rows: &[Row]) -> fmt::Result {
 
 fn other(f: &mut fmt::Formatter<'_>, row: &Row) -> fmt::Result {
     let title = row.name.replace('_', " ");
-    writeln!(f, "\n## {title}\n\n| caller | target | taken | first output: middle, most | direct: middle, most |")?;
+    writeln!(
+        f,
+        "\n## {title}\n\n| caller | target | samples | first output: median, max | direct path: median, max |"
+    )?;
     writeln!(f, "|---|---|---|---|---|")?;
     for pair in &row.pairs {
         let Pair { from, to, firsts, directs, .. } = pair;
