@@ -19,13 +19,9 @@ const DELAY_MS: u64 = 10;
 
 pub(super) fn rows() -> Vec<Row> {
     let row = |(name, nat): (&'static str, Option<Nat>)| {
-        Row::new(
-            format!(
-                "with_nat_{}_a_caller_reaches_each_target_directly_if_a_direct_path_can_exist",
-                name.replace('-', "_")
-            ),
-            { move || row(name, nat) },
-        )
+        let kind = name.replace('-', "_");
+        let name_of_row = format!("with_nat_{kind}_a_caller_reaches_each_target_directly_if_a_direct_path_can_exist");
+        Row::new(name_of_row, move || row(name, nat))
     };
     KINDS.into_iter().map(row).collect()
 }

@@ -121,8 +121,8 @@ fn matrix(f: &mut fmt::Formatter<'_>, rows: &[Row]) -> fmt::Result {
     }
     writeln!(
         f,
-        "\n## Address translation\n\nEach row is a caller, each column a target, 40 ms away. The two have not talked before. \
-         A cell has the time to the first\noutput, then the path. Each time is the median.\n"
+        "\n## Address translation\n\nEach row is a caller, each column a target. The two have a round trip of 40 ms, and have \
+         not talked before. A cell has the\ntime to the first output, then the path. Each time is the median.\n"
     )?;
     let kinds = KINDS.map(|(kind, _)| kind);
     writeln!(f, "| | {} |\n|---|---|---|---|---|---|", kinds.join(" | "))?;
