@@ -32,13 +32,18 @@ struct Import {
     /// As it is written, from the crate's root on.
     path: Module,
     /// File and line.
-    place: String,
+    place: (String, usize),
+}
+
+/// Shows where an import is, and its path.
+fn written((file, line): &(String, usize), path: &[String]) -> String {
+    format!("{file}:{line} ({})", path.join("::"))
 }
 
 /// A crate's modules and what they import of each other.
 struct Imports {
     modules: BTreeSet<Module>,
-    all: BTreeSet<Import>,
+    all: Vec<Import>,
 }
 
 fn root() -> PathBuf {
@@ -382,10 +387,14 @@ impl Imports {
         let import = |(file, line, path): (&File, usize, Module)| Import {
             from: file.module.clone(),
             to: resolve(&path, &modules, &names, 8),
-            place: format!("{}:{line}", file.path),
+            place: (file.path.clone(), line),
             path,
         };
-        let all = found.into_iter().map(import).filter(|import| import.from != import.to).collect();
+        let mut all: Vec<Import> = found.into_iter().map(import).filter(|import| import.from != import.to).collect();
+        all.sort_by(|one, other| one.place.cmp(&other.place));
+        // One place in a file says enough; of the root everything counts.
+        let mut seen = BTreeSet::new();
+        all.retain(|import| import.to.is_empty() || seen.insert((import.place.0.clone(), import.to.clone())));
         Self { modules, all }
     }
 
@@ -398,7 +407,7 @@ impl Imports {
         let mut found: Vec<String> = homeless.map(|name| format!("{name} has no floor")).collect();
         for Import { from, to, path, place } in &self.all {
             let is_constant = path.last().is_some_and(|name| name.chars().all(|c| !c.is_lowercase()));
-            let place = format!("{place} ({})", path.join("::"));
+            let place = written(place, path);
             match (from.first(), to.first()) {
                 (Some(from), Some(to)) if from != to && floor(from) >= floor(to) => {
                     found.push(format!("{place}: {from} → {to} is no way down"));
@@ -426,7 +435,7 @@ impl Imports {
                 && counts(from)
                 && counts(to)
             {
-                ways.entry((from.to_vec(), to.to_vec())).or_default().push(format!("{place} ({})", path.join("::")));
+                ways.entry((from.to_vec(), to.to_vec())).or_default().push(written(place, path));
             }
         }
         let reaches = |from: &Module, wanted: &Module| {
