@@ -16,6 +16,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::caller::Caller;
 use crate::clusters::{self, Clusters};
 use crate::net::counters::Registry;
 use crate::requests::Context;
@@ -77,6 +78,7 @@ struct Parts {
     context: Arc<Context>,
     shared: Arc<Shared>,
     clusters: Arc<Clusters>,
+    caller: Arc<Caller>,
     events: mpsc::Receiver<Event>,
     /// An end that was told while an executor is started, whose sessions have to be taken over first.
     told: Option<Ended>,
@@ -135,13 +137,15 @@ impl Daemon {
         }
         shared.open.cancel();
         let stop = CancellationToken::new();
-        let context = Context::new(Arc::clone(&clusters), stop.clone());
+        let caller = Caller::new(Arc::clone(&clusters));
+        let context = Context::new(Arc::clone(&clusters), Arc::clone(&caller), stop.clone());
         let socket = Socket::bind(&shared.home.socket())?;
         let (lock, executor_said) = (Arc::new(lock), Arc::default());
         let parts = Parts {
             context,
             shared,
             clusters,
+            caller,
             events,
             told: None,
             owed,
@@ -317,9 +321,10 @@ impl Parts {
 
     /// Closes connections and endpoints; meanwhile ends are taken, so that nobody who has to tell one waits for this.
     async fn close_clusters(&mut self) {
-        let clusters = Arc::clone(&self.clusters);
+        let (clusters, caller) = (Arc::clone(&self.clusters), Arc::clone(&self.caller));
         let closing = async {
             clusters.close_connections();
+            caller.shutdown().await;
             clusters.shutdown().await;
         };
         tokio::pin!(closing);

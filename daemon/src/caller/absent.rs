@@ -14,8 +14,7 @@ use tokio::net::unix::OwnedWriteHalf;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use super::farewell;
-use crate::clusters::Clusters;
+use super::{Caller, farewell};
 use crate::runtime::duty;
 
 /// How many are watched at once; of one more nothing is known until it comes back.
@@ -117,17 +116,17 @@ fn started(id: i32) -> Option<u64> {
 
 /// Has the target told, should the process end before it comes back.
 pub(super) fn watch(
-    clusters: &Arc<Clusters>,
+    caller: &Arc<Caller>,
     cluster: ClusterId,
     machine: MachineId,
     gone: Gone,
     process: Option<Process>,
 ) {
     let Some(process) = process else { return };
-    let Some(back) = clusters.absent().lost(&gone) else { return };
-    let clusters = Arc::clone(clusters);
-    let stop = clusters.farewells().stopped();
-    clusters.clone().spawn(async move {
+    let Some(back) = caller.absent.lost(&gone) else { return };
+    let (caller, tasks) = (Arc::clone(caller), caller.tasks.clone());
+    let stop = caller.farewells.stopped();
+    tasks.spawn(async move {
         let watched = async {
             tokio::select! {
                 () = stop.cancelled() => false,
@@ -136,9 +135,9 @@ pub(super) fn watch(
             }
         };
         let ended = duty::caught(watched).await.unwrap_or(false);
-        clusters.absent().over(&gone);
+        caller.absent.over(&gone);
         if ended {
-            farewell::keep(&clusters, cluster, machine, gone);
+            farewell::keep(&caller, cluster, machine, gone);
         }
     });
 }

@@ -16,7 +16,7 @@ use parking_lot::{Mutex, MutexGuard};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::clusters::Clusters;
+use super::Caller;
 use crate::clusters::membership::Membership;
 use crate::clusters::peers::dial;
 use crate::net::pool::PeerConn;
@@ -124,28 +124,28 @@ impl Farewells {
 }
 
 /// Tells this machine of the cluster that the caller is gone, as soon as it can be reached.
-pub(super) fn keep(clusters: &Arc<Clusters>, cluster: ClusterId, machine: MachineId, gone: Gone) {
+pub(super) fn keep(caller: &Arc<Caller>, cluster: ClusterId, machine: MachineId, gone: Gone) {
     let to = To { cluster, machine };
     tracing::debug!(session = %gone.id.short(), machine = %machine.short(), "the target does not know yet that the caller is gone");
-    if clusters.farewells().note(Due { to, gone, until: Instant::now() + KEPT }) {
-        let stop = clusters.farewells().stop.clone();
-        let telling = Arc::clone(clusters);
+    if caller.farewells.note(Due { to, gone, until: Instant::now() + KEPT }) {
+        let stop = caller.farewells.stopped();
+        let telling = Arc::clone(caller);
         let tell = duty::keep("farewell", stop.clone(), move || tell(Arc::clone(&telling), to));
-        clusters.spawn(async move {
+        caller.tasks.spawn(async move {
             stop.run_until_cancelled_owned(tell).await;
         });
     }
 }
 
-async fn tell(clusters: Arc<Clusters>, to: To) {
+async fn tell(caller: Arc<Caller>, to: To) {
     let mut backoff = Backoff::new(PAUSE, FAREWELL_RETRY_MAX_INTERVAL);
     loop {
-        let next = clusters.farewells().next(to);
+        let next = caller.farewells.next(to);
         if next.is_empty() {
             return;
         }
-        let said = match clusters.by_id(&to.cluster) {
-            Some(membership) => say_all(&clusters, &membership, to, next).await,
+        let said = match caller.clusters.by_id(&to.cluster) {
+            Some(membership) => say_all(&caller.farewells, &membership, to, next).await,
             None => Err(anyhow::anyhow!("the cluster is not served")),
         };
         if let Err(why) = said {
@@ -157,7 +157,7 @@ async fn tell(clusters: Arc<Clusters>, to: To) {
     }
 }
 
-async fn say_all(clusters: &Clusters, membership: &Arc<Membership>, to: To, all: Vec<Due>) -> anyhow::Result<()> {
+async fn say_all(farewells: &Farewells, membership: &Arc<Membership>, to: To, all: Vec<Due>) -> anyhow::Result<()> {
     let conn = dial::connect(membership, to.machine, Instant::now() + ATTEMPT).await?;
     let one = |due: Due| {
         let conn = Arc::clone(&conn);
@@ -180,7 +180,7 @@ async fn say_all(clusters: &Clusters, membership: &Arc<Membership>, to: To, all:
             }
             Err(error) => return Err(error),
         }
-        clusters.farewells().done(&due);
+        farewells.done(&due);
     }
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! The caller's side of a session: resolve the name, find a connection, write one header, and copy.
 
-pub(crate) mod absent;
-pub(crate) mod farewell;
+mod absent;
+mod farewell;
 pub(crate) mod resolve;
 
 use std::sync::Arc;
@@ -19,6 +19,7 @@ use malai_protocol::session::Sent;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::time::{Instant, timeout};
+use tokio_util::task::TaskTracker;
 
 use crate::clusters::Clusters;
 use crate::clusters::membership::Membership;
@@ -31,6 +32,8 @@ use crate::net::counters::Counters;
 use crate::net::pool::{PeerConn, SessionGuard};
 use crate::net::{FIRST_FRAME, Frames, closed_with, code, send};
 use crate::target;
+use absent::Absent;
+use farewell::Farewells;
 
 /// Sessions that this side opens on one connection; the target allows as many.
 const MOST: u32 = crate::net::endpoint::MAX_SESSIONS;
@@ -46,20 +49,50 @@ const LONG: Duration = Duration::from_secs(60);
 /// How long a CLI that takes nothing any more may take to say goodbye.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
-/// One session for a CLI: `frames` and `writer` are the two halves of its socket, from which the request was read.
+/// Makes requests to other machines for the CLIs of this one, and remembers those whose end the target has to learn.
+#[derive(Debug)]
+pub(crate) struct Caller {
+    clusters: Arc<Clusters>,
+    farewells: Farewells,
+    absent: Absent,
+    tasks: TaskTracker,
+}
+
+impl Caller {
+    /// Makes a caller with nothing to do.
+    pub(crate) fn new(clusters: Arc<Clusters>) -> Arc<Self> {
+        let (farewells, absent, tasks) = (Farewells::default(), Absent::default(), TaskTracker::new());
+        Arc::new(Self { clusters, farewells, absent, tasks })
+    }
+
+    /// Returns whether no target has to be told that a caller is gone, nor may have to be.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.farewells.is_empty() && self.absent.is_empty()
+    }
+
+    /// Stops watching CLIs and telling targets of those that are gone.
+    pub(crate) async fn shutdown(&self) {
+        self.farewells.stop();
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+}
+
+/// Serves one session of a CLI: `frames` and `writer` are the two halves of its socket, from which the request was read.
 ///
 /// # Errors
 /// What went wrong with the CLI's socket or the stream; refusals are answered, and are no errors.
 pub(crate) async fn session(
-    clusters: &Arc<Clusters>,
+    caller: &Arc<Caller>,
     target: &SessionTarget,
     frames: Frames<OwnedReadHalf>,
     mut writer: OwnedWriteHalf,
 ) -> anyhow::Result<()> {
+    let clusters = &caller.clusters;
     if let Some(gone) = &target.attachment {
-        clusters.absent().returned(gone);
+        caller.absent.returned(gone);
     }
-    let (membership, id) = match crate::caller::resolve::resolve(clusters, target) {
+    let (membership, id) = match resolve::resolve(clusters, target) {
         Ok(found) => found,
         Err(failure) => return refuse(&mut writer, &failure).await,
     };
@@ -102,11 +135,11 @@ pub(crate) async fn session(
         None => unsent(target, &head),
     };
     match (left, target.attachment) {
-        (Left::Untold, Some(gone)) => farewell::keep(clusters, cluster, id, gone),
+        (Left::Untold, Some(gone)) => farewell::keep(caller, cluster, id, gone),
         (Left::Lost(why), Some(gone)) => {
             tracing::debug!(session = %gone.id.short(), "a CLI has to come back: {why:#}");
             // It sees that only when its socket is closed, and by then it is watched.
-            absent::watch(clusters, cluster, id, gone, cli);
+            absent::watch(caller, cluster, id, gone, cli);
         }
         (Left::Lost(why), None) => return Err(why),
         _ => {}
@@ -204,7 +237,7 @@ async fn reach(
         // With it the old sockets would stay open.
         drop(membership);
         clusters.settled().await;
-        membership = match crate::caller::resolve::resolve(clusters, target) {
+        membership = match resolve::resolve(clusters, target) {
             Ok((next, same)) if same == id && !next.cancel.is_cancelled() => next,
             _ => return Err(failure),
         };

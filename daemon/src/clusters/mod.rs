@@ -20,8 +20,6 @@ use parking_lot::{Mutex, MutexGuard};
 use tokio_util::task::TaskTracker;
 
 use crate::admin::manager::Manager;
-use crate::caller::absent::Absent;
-use crate::caller::farewell::Farewells;
 use crate::clusters::config::sync;
 use crate::clusters::config::tell;
 use crate::clusters::join::desk::Desk;
@@ -73,8 +71,6 @@ pub(crate) struct Clusters {
     settings: store::settings::Settings,
     map: Mutex<BTreeMap<String, Cluster>>,
     tasks: TaskTracker,
-    farewells: Farewells,
-    absent: Absent,
     refreshing: tokio::sync::Mutex<()>,
     /// The snapshot that was held of each cluster when it was taken in again. The disk may have had no room for it, and then
     /// has an older one.
@@ -92,8 +88,6 @@ impl Clusters {
             settings,
             map: Mutex::default(),
             tasks: TaskTracker::new(),
-            farewells: Farewells::default(),
-            absent: Absent::default(),
             refreshing: tokio::sync::Mutex::default(),
             newest: Mutex::default(),
             changing: tokio::sync::RwLock::default(),
@@ -107,21 +101,6 @@ impl Clusters {
     /// What all of them share.
     pub(crate) fn shared(&self) -> &Arc<Shared> {
         &self.shared
-    }
-
-    /// Callers that are gone, where the target does not know yet.
-    pub(crate) fn farewells(&self) -> &Farewells {
-        &self.farewells
-    }
-
-    /// CLIs that lost their attachment and have to come back.
-    pub(crate) fn absent(&self) -> &Absent {
-        &self.absent
-    }
-
-    /// Runs a task that ends when [`Clusters::farewells`] are stopped.
-    pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
-        self.tasks.spawn(task);
     }
 
     /// Takes in every cluster of the home. What is broken is kept as broken.
@@ -453,7 +432,6 @@ impl Clusters {
 
     /// Stops serving all clusters, side by side.
     pub(crate) async fn shutdown(&self) {
-        self.farewells.stop();
         self.tasks.close();
         self.tasks.wait().await;
         let all = std::mem::take(&mut *self.lock());

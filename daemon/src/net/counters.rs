@@ -2,8 +2,8 @@
 //! they count, and the endpoint when it is bound again.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use malai_protocol::id::{ClusterId, Incarnation};
 use parking_lot::Mutex;

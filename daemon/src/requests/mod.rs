@@ -23,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::admin::manager::Rescan as Outcome;
 use crate::admin::{self, Change, Scanned};
+use crate::caller::Caller;
 use crate::clusters::config::spread::spread;
 use crate::clusters::config::sync;
 use crate::clusters::join;
@@ -41,6 +42,7 @@ const END_LINES_TIMEOUT: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 pub(crate) struct Context {
     clusters: Arc<Clusters>,
+    caller: Arc<Caller>,
     stop: CancellationToken,
     connections: AtomicUsize,
     last: watch::Sender<Instant>,
@@ -59,13 +61,24 @@ impl Drop for Busy<'_> {
 
 impl Context {
     /// `stop` ends the daemon.
-    pub(crate) fn new(clusters: Arc<Clusters>, stop: CancellationToken) -> Arc<Self> {
-        Arc::new(Self { clusters, stop, connections: AtomicUsize::new(0), last: watch::Sender::new(Instant::now()) })
+    pub(crate) fn new(clusters: Arc<Clusters>, caller: Arc<Caller>, stop: CancellationToken) -> Arc<Self> {
+        Arc::new(Self {
+            clusters,
+            caller,
+            stop,
+            connections: AtomicUsize::new(0),
+            last: watch::Sender::new(Instant::now()),
+        })
     }
 
     /// All clusters.
     pub(crate) fn clusters(&self) -> &Arc<Clusters> {
         &self.clusters
+    }
+
+    /// Returns what makes requests to other machines.
+    pub(crate) fn caller(&self) -> &Arc<Caller> {
+        &self.caller
     }
 
     /// Whether this is an agent.
@@ -90,8 +103,7 @@ impl Context {
                 () = tokio::time::sleep_until(deadline.into()) => {}
             }
             let running = self.clusters.ready().iter().any(|membership| membership.live.len() > 0);
-            let told = self.clusters.farewells().is_empty() && self.clusters.absent().is_empty();
-            if self.connections.load(Ordering::Relaxed) == 0 && !running && told {
+            if self.connections.load(Ordering::Relaxed) == 0 && !running && self.caller.is_idle() {
                 return;
             }
             self.last.send_replace(Instant::now());

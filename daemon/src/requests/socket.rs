@@ -135,7 +135,7 @@ async fn connection(stream: UnixStream, context: &Arc<Context>) -> anyhow::Resul
         context.clusters().settled().await;
     }
     match request {
-        Request::Session(target) => caller::session(context.clusters(), &target, frames, writer).await,
+        Request::Session(target) => caller::session(context.caller(), &target, frames, writer).await,
         request => answer(context, request, frames, writer).await,
     }
 }
