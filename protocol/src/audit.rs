@@ -95,6 +95,37 @@ pub struct Entry {
 }
 
 impl Entry {
+    /// Makes a line that says only what happened, to which session of which cluster, by whom; the time is still 0, and
+    /// what else is known is put in.
+    #[must_use]
+    pub fn new(event: Event, cluster: &str, session: String, id52: String) -> Self {
+        Self {
+            at_ms: 0,
+            event,
+            cluster: cluster.to_owned(),
+            session,
+            who: None,
+            id52,
+            owner: None,
+            owner_name: None,
+            words: Vec::new(),
+            words_bytes: None,
+            words_blake3: None,
+            named: None,
+            user: None,
+            env: Vec::new(),
+            env_count: None,
+            reason: None,
+            signal: None,
+            code: None,
+            outcome: None,
+            count: None,
+            stdout_bytes: None,
+            stderr_bytes: None,
+            duration_ms: None,
+        }
+    }
+
     /// Puts a command's words in: as many as a line keeps, and where that is not all, the length and the hash.
     pub fn set_words(&mut self, words: &[ByteBuf]) {
         let mut room = Room(MAX_LINE_WORDS_BYTES);

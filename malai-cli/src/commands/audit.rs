@@ -174,28 +174,22 @@ mod tests {
     fn entry() -> Entry {
         Entry {
             at_ms: 1_767_225_600_000,
-            event: Event::End,
-            cluster: "company".into(),
-            session: "0123456789abcdef0123456789abcdef".into(),
             who: Some("laptop".into()),
-            id52: "0123456789abcdefghij".into(),
-            owner: None,
-            owner_name: None,
             words: vec!["echo".into(), "a b\x1b[2J".into()],
-            words_bytes: None,
-            words_blake3: None,
-            named: None,
             user: Some("deploy".into()),
             env: vec!["LANG".into()],
-            env_count: None,
             reason: Some("release 7".into()),
-            signal: None,
             code: Some(0),
             outcome: Some("self".into()),
-            count: None,
             stdout_bytes: Some(3),
             stderr_bytes: Some(0),
             duration_ms: Some(12),
+            ..Entry::new(
+                Event::End,
+                "company",
+                "0123456789abcdef0123456789abcdef".into(),
+                "0123456789abcdefghij".into(),
+            )
         }
     }
 

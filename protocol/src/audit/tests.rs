@@ -4,31 +4,7 @@ use super::*;
 use crate::escape::json;
 
 fn entry() -> Entry {
-    Entry {
-        at_ms: 1,
-        event: Event::Start,
-        cluster: "c".into(),
-        session: "00".into(),
-        who: None,
-        id52: "id".into(),
-        owner: None,
-        owner_name: None,
-        words: Vec::new(),
-        words_bytes: None,
-        words_blake3: None,
-        named: None,
-        user: None,
-        env: Vec::new(),
-        env_count: None,
-        reason: None,
-        signal: None,
-        code: None,
-        outcome: None,
-        count: None,
-        stdout_bytes: None,
-        stderr_bytes: None,
-        duration_ms: None,
-    }
+    Entry { at_ms: 1, ..Entry::new(Event::Start, "c", "00".into(), "id".into()) }
 }
 
 fn with_words(words: &[&[u8]]) -> Entry {

@@ -425,28 +425,9 @@ mod tests {
     fn entry(reason: &str) -> Entry {
         Entry {
             at_ms: 1,
-            event: Event::Start,
-            cluster: "company".into(),
-            session: "00".into(),
-            who: None,
-            id52: "id".into(),
-            owner: None,
-            owner_name: None,
             words: vec!["uptime".into()],
-            words_bytes: None,
-            words_blake3: None,
-            named: None,
-            user: None,
-            env: Vec::new(),
-            env_count: None,
             reason: Some(reason.into()),
-            signal: None,
-            code: None,
-            outcome: None,
-            count: None,
-            stdout_bytes: None,
-            stderr_bytes: None,
-            duration_ms: None,
+            ..Entry::new(Event::Start, "company", "00".into(), "id".into())
         }
     }
 
