@@ -10,7 +10,7 @@ use malai_protocol::failure::{Failure, Kind};
 use malai_protocol::home::Home;
 use malai_protocol::id::Incarnation;
 use malai_protocol::plan::Ended;
-use nix::unistd::{Uid, User};
+use nix::unistd::Uid;
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -26,6 +26,7 @@ use crate::runtime::backoff::Said;
 use crate::runtime::blocking::blocking;
 use crate::runtime::duty;
 use crate::runtime::logging::Log;
+use crate::runtime::user::own_user_name;
 use crate::shared::{ExecutorSlot, Shared};
 use crate::store::audit::{self, Audit};
 use crate::store::lock::{Lock, Part};
@@ -113,7 +114,7 @@ impl Daemon {
             rebuilds: Default::default(),
             agent: options.agent,
             boot: incarnation()?,
-            user: user_name()?,
+            user: own_user_name()?,
             root: Uid::effective().is_root(),
             audit: Arc::new(Audit::open(&options.home)?),
             metrics: Registry::default(),
@@ -383,11 +384,4 @@ fn incarnation() -> Result<Incarnation, Failure> {
     let mut bytes = [0; 16];
     getrandom::fill(&mut bytes).map_err(|e| Failure::new(Kind::Internal, format!("no randomness: {e}")))?;
     Ok(Incarnation::from_bytes(bytes))
-}
-
-/// The name of the user that this process runs as; its number where the system knows no name.
-fn user_name() -> Result<String, Failure> {
-    let uid = Uid::effective();
-    let user = User::from_uid(uid).map_err(|e| Failure::new(Kind::Internal, format!("who runs this? {e}")))?;
-    Ok(user.map_or_else(|| uid.to_string(), |user| user.name))
 }

@@ -12,7 +12,7 @@ use crate::store::clusters::{self, Cluster};
 ///
 /// # Errors
 /// What the disk says about the directory of clusters itself.
-pub fn cluster_list(home: &Home) -> Result<Vec<ClusterStatus>, Failure> {
+pub(super) fn cluster_list(home: &Home) -> Result<Vec<ClusterStatus>, Failure> {
     let found = clusters::list(home)?;
     Ok(found.into_iter().map(|found| one(home, found.alias)).collect())
 }

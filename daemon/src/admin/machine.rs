@@ -10,7 +10,7 @@ use malai_protocol::snapshot::{Order, Snapshot};
 use malai_protocol::ticket::Ticket;
 
 use super::hostname;
-use crate::admin::manager::NAMELESS;
+use super::manager::NAMELESS;
 use crate::store::clusters::{self, Cluster, Joining};
 use crate::store::keys::MachineKey;
 use crate::store::lock::Changes;
@@ -21,7 +21,7 @@ use crate::store::snapshot;
 /// # Errors
 /// [`Kind::Conflict`] when the alias is taken by another cluster, [`Kind::Usage`] for an alias or address that cannot be,
 /// else what the disk says.
-pub fn machine_init(changes: &Changes, ask: &MachineInit) -> Result<MachineMade, Failure> {
+pub(super) fn machine_init(changes: &Changes, ask: &MachineInit) -> Result<MachineMade, Failure> {
     for address in &ask.at {
         if address.parse::<std::net::SocketAddr>().is_err() {
             return Err(Failure::new(Kind::Usage, format!("{address:?} is not an address"))

@@ -6,24 +6,59 @@ use std::io;
 use malai_protocol::config::edit::enrolled_since;
 use malai_protocol::config::{Config, Name, Problem};
 use malai_protocol::failure::{Failure, Kind};
-use malai_protocol::local;
+use malai_protocol::local::{self, RescanOutcome, Rescanned, Response, Role};
 use malai_protocol::snapshot::{MAX_TEXT, Order, Snapshot, order};
 
-use crate::admin::manager::{Manager, diff};
+use super::Done;
+use super::manager::{Manager, diff, unpublished};
+use crate::store::clusters::{self, Found};
+use crate::store::lock::Changes;
 use crate::store::{self, disk_failure, snapshot};
 
-/// What came of a rescan.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Rescan {
-    /// It is in order; nothing was signed.
-    Checked {
-        /// A unified difference to the signed text; empty = none.
-        diff: String,
-    },
-    /// It is the signed text already; nothing new was signed.
-    Unchanged(Snapshot),
-    /// It was signed and stored.
-    Signed(Snapshot),
+/// Checks and signs `cluster.toml` of one cluster, or of all that are managed here, by alias. What fails in one does not
+/// stop the others.
+///
+/// # Errors
+/// [`Kind::NotConfigured`] when no cluster is managed here, [`Kind::Usage`] for a generation without its cluster.
+pub(super) fn rescan(changes: &Changes, ask: &local::Rescan, now_ms: u64) -> Result<Done, Failure> {
+    if ask.over.is_some() && ask.cluster.is_none() {
+        return Err(Failure::new(Kind::Usage, "--over is about the snapshot of one cluster")
+            .hint("name it: malai rescan CLUSTER --over GENERATION"));
+    }
+    let aliases: Vec<String> = match &ask.cluster {
+        Some(alias) => vec![alias.clone()],
+        // One that is broken is the manager's business if it has a cluster key, and is reported as such below.
+        None => clusters::list(changes.home())?
+            .into_iter()
+            .filter(|found| is_managed(changes, found))
+            .map(|found| found.alias)
+            .collect(),
+    };
+    if aliases.is_empty() {
+        return Err(Failure::new(Kind::NotConfigured, "no cluster is managed on this machine")
+            .hint("malai cluster init makes one; else run malai rescan on the cluster manager"));
+    }
+    let (mut all, mut signed) = (Vec::with_capacity(aliases.len()), Vec::new());
+    for alias in aliases {
+        let mut warnings = Vec::new();
+        let outcome = Manager::load(changes, &alias).and_then(|mut manager| {
+            let outcome = manager.rescan(ask, now_ms);
+            warnings = manager.warnings().to_vec();
+            if let Ok(RescanOutcome::Unchanged(_) | RescanOutcome::Published(_)) = outcome {
+                signed.push((alias.clone(), manager.signed()?.clone()));
+            }
+            outcome
+        });
+        all.push(Rescanned { alias, outcome: outcome.unwrap_or_else(RescanOutcome::Failed), warnings });
+    }
+    Ok(Done { answer: Response::Rescanned(all), signed })
+}
+
+fn is_managed(changes: &Changes, found: &Found) -> bool {
+    match found.role {
+        Ok(role) => role == Role::Manager,
+        Err(_) => changes.home().cluster(&found.alias).cluster_key().exists(),
+    }
 }
 
 impl Manager<'_> {
@@ -32,11 +67,11 @@ impl Manager<'_> {
     /// # Errors
     /// [`Kind::BadConfig`] with positions when the text is not in order; [`Kind::Conflict`] with the difference when it
     /// would drop machines enrolled meanwhile or publish over a snapshot made elsewhere, and that was not asked for.
-    pub fn rescan(&mut self, ask: &local::Rescan, now_ms: u64) -> Result<Rescan, Failure> {
+    pub fn rescan(&mut self, ask: &local::Rescan, now_ms: u64) -> Result<RescanOutcome, Failure> {
         let text = self.edited()?;
         let config = self.check(&text)?;
         if ask.check {
-            return Ok(Rescan::Checked { diff: self.diff_to(&text) });
+            return Ok(RescanOutcome::Checked { diff: self.diff_to(&text) });
         }
         self.check_foreign(ask.over, &text)?;
         if let Some(signed) = &self.signed
@@ -44,7 +79,7 @@ impl Manager<'_> {
             && self.foreign.is_none()
         {
             self.save_base(&text);
-            return Ok(Rescan::Unchanged(signed.clone()));
+            return Ok(RescanOutcome::Unchanged(unpublished(signed, &config)));
         }
         if !ask.yes {
             self.refuse_dropping(&config, &text)?;
@@ -52,18 +87,18 @@ impl Manager<'_> {
         let signed = self.sign(text, now_ms)?;
         self.settle_foreign();
         self.save_base(signed.text());
-        Ok(Rescan::Signed(signed))
+        Ok(RescanOutcome::Published(unpublished(&signed, &config)))
     }
 
-    /// A unified difference from the signed text to this one.
-    pub fn diff_to(&self, text: &str) -> String {
+    /// Returns a unified difference from the signed text to this one.
+    fn diff_to(&self, text: &str) -> String {
         let signed = self.signed.as_ref().map_or("", Snapshot::text);
         diff(("signed", signed), ("cluster.toml", text))
     }
 
     /// Notes a validly signed snapshot that a peer has shown. One that is newer than the last one made here, or another
     /// one of the same generation, was made elsewhere with this cluster's key: it is stored, and until an administrator
-    /// decides, nothing is published. Tells whether it is such a one.
+    /// decides, nothing is published. Says whether it is such a one.
     ///
     /// # Errors
     /// What the disk says.
@@ -84,7 +119,7 @@ impl Manager<'_> {
         Ok(true)
     }
 
-    /// What an administrator must look at: a snapshot that was made elsewhere.
+    /// Returns what an administrator must look at: a snapshot that was made elsewhere.
     pub fn alarm(&self) -> Option<String> {
         let foreign = self.foreign.as_ref()?.header().generation;
         Some(format!(

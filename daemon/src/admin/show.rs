@@ -8,15 +8,16 @@ use malai_protocol::local::{self, Can, Role, Verdict};
 use malai_protocol::snapshot::{MAX_TEXT, Snapshot};
 use serde_bytes::ByteBuf;
 
-use crate::admin::manager::diff;
+use super::manager::diff;
+use crate::runtime::user::own_user_name;
 use crate::store;
 use crate::store::clusters::{self, Cluster};
 
-/// The signed text, and at the manager the edited one with the difference.
+/// Reads the signed text, and at the manager the edited one with the difference.
 ///
 /// # Errors
 /// [`Kind::NotConfigured`] when there is no such cluster, or no snapshot yet; else what the disk says.
-pub fn config_show(home: &Home, alias: &str) -> Result<local::Config, Failure> {
+pub(super) fn config_show(home: &Home, alias: &str) -> Result<local::Config, Failure> {
     let cluster = clusters::load(home, alias)?;
     let snapshot = signed(&cluster)?;
     let edited = match cluster.role() {
@@ -40,7 +41,7 @@ pub fn config_show(home: &Home, alias: &str) -> Result<local::Config, Failure> {
 /// # Errors
 /// [`Kind::UnknownTarget`] and [`Kind::AmbiguousTarget`] for names that no cluster, or more than one, knows; else what
 /// the disk says.
-pub fn can(home: &Home, ask: &Can) -> Result<Verdict, Failure> {
+pub(super) fn can(home: &Home, ask: &Can) -> Result<Verdict, Failure> {
     let (cluster, config) = choose(home, ask)?;
     let find = |name: &str| {
         config.machine(name).ok_or_else(|| {
@@ -55,12 +56,12 @@ pub fn can(home: &Home, ask: &Can) -> Result<Verdict, Failure> {
     if target != cluster.machine_key.id() {
         return Ok(explain_elsewhere(&config, &target, &caller, &request));
     }
-    let user = own_user();
+    let user = own_user_name()?;
     let me = Me { id: &target, daemon_user: &user, root: nix::unistd::geteuid().is_root() };
     Ok(explain(&config, &me, &caller, &request))
 }
 
-/// The cluster that is named, else the only one that has such a machine. One that is broken is passed over in a search.
+/// Finds the cluster that is named, else the only one that has such a machine. A search passes over broken ones.
 fn choose(home: &Home, ask: &Can) -> Result<(Cluster, Config), Failure> {
     let load = |alias: &str| {
         let cluster = clusters::load(home, alias)?;
@@ -97,13 +98,4 @@ fn signed(cluster: &Cluster) -> Result<&Snapshot, Failure> {
             )),
         }
     })
-}
-
-/// The user that this process runs as.
-fn own_user() -> String {
-    let uid = nix::unistd::geteuid();
-    match nix::unistd::User::from_uid(uid) {
-        Ok(Some(user)) => user.name,
-        _ => uid.to_string(),
-    }
 }

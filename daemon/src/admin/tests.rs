@@ -1,15 +1,13 @@
-use malai_protocol::failure::Kind;
-use malai_protocol::home::Home;
+use malai_protocol::config::Config;
 use malai_protocol::invite::Invite;
-use malai_protocol::local::{
-    Can, ClusterApprove, ClusterInit, ClusterInvite, MachineInit, Request, Rescan, RescanOutcome, Response,
-};
+use malai_protocol::local::{Can, ClusterInit, ClusterInvite, MachineInit, Rescan};
 
+use super::machine::machine_init;
+use super::publish::rescan;
+use super::show::{can, config_show};
 use super::*;
-use crate::requests::offline::offline;
 use crate::store::clusters;
-use crate::store::keys::{ClusterKey, MachineKey};
-use crate::store::lock::{Changes, Lock, Part};
+use crate::store::keys::ClusterKey;
 
 const NOW: u64 = 1_700_000_000_000;
 
@@ -25,11 +23,6 @@ fn init(cluster: &str) -> ClusterInit {
 
 fn made(home: &Home, ask: &ClusterInit) -> Result<malai_protocol::local::ClusterMade, Failure> {
     cluster_init(&Changes::begin(home).expect("free"), ask, NOW)
-}
-
-fn ask_offline(home: &Home, request: Request) -> Response {
-    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
-    runtime.block_on(offline(home, request))
 }
 
 #[test]
@@ -88,7 +81,7 @@ fn an_invite_whose_token_nobody_would_read_is_refused() {
     for (length, token) in [(6 * 1024, Ok(())), (12 * 1024, Err(Kind::BadConfig))] {
         std::fs::write(&told.config, format!("{text}\n[network]\nca = \"{}\"\n", ca(length))).expect("written");
         let rescan = Rescan { cluster: None, check: false, yes: false, over: None };
-        super::rescan(&changes, &rescan, NOW + length as u64).expect("rescanned");
+        super::publish::rescan(&changes, &rescan, NOW + length as u64).expect("rescanned");
         let ask = ClusterInvite {
             cluster: "company".into(),
             name: None,
@@ -97,62 +90,9 @@ fn an_invite_whose_token_nobody_would_read_is_refused() {
             groups: Vec::new(),
             username: None,
         };
-        let invited = invite(&changes, &ask, Vec::new(), NOW);
+        let invited = Manager::load(&changes, "company").expect("loads").invite(&ask, Vec::new(), NOW);
         assert_eq!(invited.map(|i| assert!(i.token.parse::<Invite>().is_ok())).map_err(|f| f.kind), token);
     }
-}
-
-#[test]
-fn without_a_daemon_the_disk_part_is_done_and_nothing_is_said_to_be_published() {
-    let (_temp, home) = home();
-    let Response::Made(_) = ask_offline(&home, Request::ClusterInit(init("company"))) else { panic!("not made") };
-    let invite = ClusterInvite {
-        cluster: "company".into(),
-        name: Some("web01".into()),
-        uses: 1,
-        expires_s: 60,
-        groups: Vec::new(),
-        username: None,
-    };
-    let Response::Invited(invited) = ask_offline(&home, Request::ClusterInvite(invite)) else { panic!("not invited") };
-    assert_eq!(invited.token.parse::<Invite>().map(|i| i.expires_ms), Ok(invited.expires_ms));
-    let id = MachineKey::generate().expect("randomness").id();
-    let approve = ClusterApprove {
-        cluster: "company".into(),
-        id: id.to_string(),
-        name: Some("db01".into()),
-        groups: Vec::new(),
-        username: None,
-    };
-    let Response::Changed(changed) = ask_offline(&home, Request::ClusterApprove(approve)) else {
-        panic!("not changed")
-    };
-    assert_eq!((changed.machine.as_str(), changed.id), ("db01", id));
-    assert!(!changed.publication.published);
-    assert_eq!(
-        (changed.publication.holding, changed.publication.missing),
-        (vec!["laptop".into()], vec!["db01".into()])
-    );
-    let rescan = Rescan { cluster: None, check: false, yes: false, over: None };
-    let Response::Rescanned(all) = ask_offline(&home, Request::Rescan(rescan)) else { panic!("not rescanned") };
-    assert!(matches!(&all[0].outcome, RescanOutcome::Unchanged(p) if !p.published && p.missing == ["db01"]));
-    let Response::Failed(pending) = ask_offline(&home, Request::ClusterPending { cluster: "company".into() }) else {
-        panic!("nobody can know")
-    };
-    assert_eq!(pending.hint.as_deref(), Some("malai daemon"));
-}
-
-#[test]
-fn beside_a_daemon_nothing_is_changed_and_beside_an_agent_it_is() {
-    let (_temp, home) = home();
-    let daemon = Lock::take(&home, Part::Daemon).expect("free");
-    let Response::Failed(refused) = ask_offline(&home, Request::ClusterInit(init("company"))) else {
-        panic!("changed")
-    };
-    assert_eq!(refused.kind, Kind::Conflict);
-    drop(daemon);
-    let _agent = Lock::take(&home, Part::Agent).expect("free");
-    assert!(matches!(ask_offline(&home, Request::ClusterInit(init("company"))), Response::Made(_)));
 }
 
 #[test]
@@ -165,8 +105,12 @@ fn a_broken_cluster_does_not_stop_the_rescan_of_the_others() {
     std::fs::remove_file(home.cluster("b").machine_key()).expect("removed");
     let ask = Rescan { cluster: None, check: false, yes: false, over: None };
     let scanned = rescan(&Changes::begin(&home).expect("free"), &ask, NOW).expect("scans");
-    let outcomes: Vec<(&str, Option<Kind>)> =
-        scanned.iter().map(|s| (s.alias.as_str(), s.outcome.as_ref().err().map(|f| f.kind))).collect();
+    let Response::Rescanned(scanned) = scanned.answer else { panic!("another answer") };
+    let failed = |outcome: &RescanOutcome| match outcome {
+        RescanOutcome::Failed(failure) => Some(failure.kind),
+        _ => None,
+    };
+    let outcomes: Vec<(&str, Option<Kind>)> = scanned.iter().map(|s| (s.alias.as_str(), failed(&s.outcome))).collect();
     assert_eq!(outcomes, [("a", Some(Kind::BadConfig)), ("b", Some(Kind::BadConfig)), ("c", None)]);
 }
 

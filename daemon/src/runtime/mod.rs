@@ -9,3 +9,4 @@ pub mod duty;
 pub mod logging;
 pub(crate) mod program;
 pub mod secrecy;
+pub(crate) mod user;

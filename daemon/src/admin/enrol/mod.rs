@@ -4,54 +4,23 @@ use malai_protocol::config::edit::{NewMachine, add_machine, remove_machine};
 use malai_protocol::config::{Config, MAX_NAME, Name, Relay};
 use malai_protocol::failure::{Failure, Kind};
 use malai_protocol::id::MachineId;
-use malai_protocol::invite::Invite;
-use malai_protocol::local::{self, CameBy, InviteEntry};
+use malai_protocol::invite::{Invite, MAX_TOKEN};
+use malai_protocol::local::{self, Changed, InviteEntry, Invited};
 use malai_protocol::snapshot::MAX_TEXT;
 
 use super::invites::{Binding, Invites, MAX_OPEN_S, MAX_USES, Promise};
-use crate::admin::manager::{Manager, NAMELESS};
+use super::manager::{Manager, NAMELESS};
+use super::name;
 use crate::store;
 use crate::store::keys::{MachineKey, random};
 
-/// A machine that was put into the config or taken out of it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Enrolled {
-    /// Its name.
-    pub name: Name,
-    /// Its key.
-    pub id: MachineId,
-    /// A new snapshot was signed; otherwise the config was so already.
-    pub changed: bool,
-    /// What else must be said: `cluster.toml` could not be edited along.
-    pub warning: Option<String>,
-}
-
-/// A machine that was taken out of the config.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Removed {
-    /// Its name.
-    pub name: Name,
-    /// Its key.
-    pub id: MachineId,
-    /// What else must be said.
-    pub warning: Option<String>,
-    /// The invites by which it came, as far as they were open.
-    pub invites: Vec<CameBy>,
-}
-
 impl Manager<'_> {
-    /// Makes an invite, notes what it promises, and returns it with its id. `addresses` are those of the join endpoint, for
-    /// the token.
+    /// Makes an invite, and notes what it promises. `addresses` are those of the join endpoint, for the token.
     ///
     /// # Errors
     /// [`Kind::Usage`] for a name, group, user or number that cannot be, [`Kind::Conflict`] for a name that is taken,
-    /// [`Kind::Busy`] when too many are open, else what the disk says.
-    pub fn invite(
-        &self,
-        ask: &local::ClusterInvite,
-        addresses: Vec<String>,
-        now_ms: u64,
-    ) -> Result<(String, Invite), Failure> {
+    /// [`Kind::Busy`] when too many are open, [`Kind::BadConfig`] when the token would be too long, else what the disk says.
+    pub fn invite(&self, ask: &local::ClusterInvite, addresses: Vec<String>, now_ms: u64) -> Result<Invited, Failure> {
         self.refuse_while_alarmed()?;
         let config = self.config()?;
         let mut invites = self.books(now_ms)?;
@@ -91,7 +60,6 @@ impl Manager<'_> {
             }
         };
         invites.add(&secret, promise)?;
-        invites.save(&self.dir.invites())?;
         let (relays, pinned) = Relay::split(config.network.relays.as_deref());
         // Other relays ask for none, and are shown none.
         let is_asked_for = pinned.iter().any(Relay::takes_tickets);
@@ -108,7 +76,9 @@ impl Manager<'_> {
             ca: config.network.ca,
             ticket,
         };
-        Ok((id, invite))
+        let invited = invited(id, invite)?;
+        invites.save(&self.dir.invites())?;
+        Ok(invited)
     }
 
     /// Redeems an invite for the key whose connection showed its secret. A key that repeats gets the same answer.
@@ -122,7 +92,7 @@ impl Manager<'_> {
         key: MachineId,
         hostname: &str,
         now_ms: u64,
-    ) -> Result<Enrolled, Failure> {
+    ) -> Result<Changed, Failure> {
         self.try_redeem(secret, key, hostname, now_ms).map_err(for_newcomer)
     }
 
@@ -132,14 +102,14 @@ impl Manager<'_> {
         key: MachineId,
         hostname: &str,
         now_ms: u64,
-    ) -> Result<Enrolled, Failure> {
+    ) -> Result<Changed, Failure> {
         self.refuse_while_alarmed()?;
         let config = self.config()?;
         let path = self.dir.invites();
         let mut invites = self.books(now_ms)?;
         let promise = invites.get(secret).ok_or_else(unknown_invite)?;
         if let Some((known, _)) = config.machine_by_id(&key) {
-            return Ok(Enrolled { name: known.clone(), id: key, changed: false, warning: None });
+            return self.changed((known, key), None, Vec::new());
         }
         let name = match (promise.redeemed.get(&key), &promise.name) {
             (Some(bound), _) if bound.enrolled => return Err(removed_since(&bound.name)),
@@ -194,7 +164,7 @@ impl Manager<'_> {
         hostname: Option<&str>,
         ask: &local::ClusterApprove,
         now_ms: u64,
-    ) -> Result<Enrolled, Failure> {
+    ) -> Result<Changed, Failure> {
         let config = self.config()?;
         let asked = ask.name.as_deref().map(name).transpose()?;
         if let Some((known, _)) = config.machine_by_id(&id) {
@@ -202,7 +172,7 @@ impl Manager<'_> {
                 let message = format!("this machine is in the config already, as {known}");
                 return Err(Failure::new(Kind::Conflict, message).hint("rename it in cluster.toml, then: malai rescan"));
             }
-            return Ok(Enrolled { name: known.clone(), id, changed: false, warning: None });
+            return self.changed((known, id), None, Vec::new());
         }
         let name = match (asked, hostname) {
             (Some(name), _) => name,
@@ -221,10 +191,10 @@ impl Manager<'_> {
     /// # Errors
     /// [`Kind::Conflict`] when its name or key is taken or a snapshot made elsewhere is undecided, [`Kind::Usage`] when a
     /// name, user or group cannot be, else what the disk says.
-    pub fn enrol(&mut self, machine: &NewMachine, now_ms: u64) -> Result<Enrolled, Failure> {
+    pub fn enrol(&mut self, machine: &NewMachine, now_ms: u64) -> Result<Changed, Failure> {
         let there = |config: &Config| config.machine_by_id(&machine.id).is_some();
         let warning = self.edit(|text| add_machine(text, machine), there, now_ms)?;
-        Ok(Enrolled { name: machine.name.clone(), id: machine.id, changed: true, warning })
+        self.changed((&machine.name, machine.id), warning, Vec::new())
     }
 
     /// Takes a machine out of the last signed text and signs it, and out of `cluster.toml`. Where `revoke` says so, the
@@ -233,7 +203,7 @@ impl Manager<'_> {
     /// # Errors
     /// [`Kind::UnknownTarget`] when there is none of this name, [`Kind::Conflict`] when it is the manager or a snapshot
     /// made elsewhere is undecided, else what the disk says.
-    pub fn remove(&mut self, machine: &str, revoke: bool, now_ms: u64) -> Result<Removed, Failure> {
+    pub fn remove(&mut self, machine: &str, revoke: bool, now_ms: u64) -> Result<Changed, Failure> {
         let config = self.config()?;
         let unknown = || {
             Failure::new(Kind::UnknownTarget, format!("the cluster {} has no machine {machine:?}", self.alias))
@@ -270,7 +240,7 @@ impl Manager<'_> {
             self.save_base(&without);
         }
         let warning = [warning, unread].into_iter().flatten().reduce(|all, more| format!("{all}; {more}"));
-        Ok(Removed { name, id, warning, invites })
+        self.changed((&name, id), warning, invites)
     }
 
     /// Lists the invites that are kept.
@@ -359,6 +329,17 @@ fn check_numbers(ask: &local::ClusterInvite) -> Result<(), Failure> {
     Ok(())
 }
 
+fn invited(id: String, invite: Invite) -> Result<Invited, Failure> {
+    let token = invite.to_token();
+    if token.len() > MAX_TOKEN {
+        let message =
+            format!("the token would have {} characters, and nobody reads more than {MAX_TOKEN}", token.len());
+        return Err(Failure::new(Kind::BadConfig, message)
+            .hint("[network] is too long: shorten `ca`, or name fewer relays, then: malai rescan"));
+    }
+    Ok(Invited { id, token, expires_ms: invite.expires_ms, join_addresses: invite.addresses.clone() })
+}
+
 /// A newcomer need not know this machine's paths and files.
 pub(crate) fn for_newcomer(failure: Failure) -> Failure {
     match failure.kind {
@@ -404,10 +385,6 @@ fn in_use(config: &Config, name: &Name) -> bool {
 
 fn names(texts: &[String]) -> Result<Vec<Name>, Failure> {
     texts.iter().map(|text| name(text)).collect()
-}
-
-fn name(text: &str) -> Result<Name, Failure> {
-    text.parse().map_err(|e| Failure::new(Kind::Usage, format!("{text:?} cannot be a name: {e}")))
 }
 
 #[cfg(test)]

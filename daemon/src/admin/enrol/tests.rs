@@ -1,8 +1,7 @@
-use malai_protocol::local::{ClusterApprove, ClusterInvite, InviteState};
+use malai_protocol::local::{CameBy, ClusterApprove, ClusterInvite, InviteState, RescanOutcome};
 use malai_protocol::ticket::{Ticket, TicketError};
 
 use super::*;
-use crate::admin::manager::Rescan;
 use crate::admin::manager::tests::{Lab, NOW, YEAR, ask, machine};
 
 fn web01() -> NewMachine {
@@ -11,7 +10,7 @@ fn web01() -> NewMachine {
 
 fn invite(lab: &Lab, name: Option<&str>, uses: u32) -> Invite {
     let ask = invitation(name, uses);
-    lab.manager().invite(&ask, vec!["192.0.2.1:4002".into()], NOW).expect("invited").1
+    lab.manager().invite(&ask, vec!["192.0.2.1:4002".into()], NOW).expect("invited").token.parse().expect("a token")
 }
 
 fn invitation(name: Option<&str>, uses: u32) -> ClusterInvite {
@@ -26,7 +25,7 @@ fn invitation(name: Option<&str>, uses: u32) -> ClusterInvite {
 }
 
 fn redeem(lab: &Lab, invite: &Invite, key: MachineId, hostname: &str) -> Result<String, Failure> {
-    lab.manager().redeem(&invite.secret, key, hostname, NOW + 1000).map(|enrolled| enrolled.name.to_string())
+    lab.manager().redeem(&invite.secret, key, hostname, NOW + 1000).map(|changed| changed.machine)
 }
 
 fn signed(lab: &Lab) -> Config {
@@ -75,7 +74,7 @@ fn a_rescan_that_would_drop_a_new_machine_shows_it_and_needs_yes() {
     assert!(refused.message.contains("\n-[machine.web01]\n"), "{refused}");
     assert!(refused.hint.is_some_and(|hint| hint.ends_with("malai rescan company --yes")));
     let yes = local::Rescan { yes: true, ..ask() };
-    assert!(matches!(lab.manager().rescan(&yes, NOW + 3), Ok(Rescan::Signed(_))));
+    assert!(matches!(lab.manager().rescan(&yes, NOW + 3), Ok(RescanOutcome::Published(_))));
     assert!(signed(&lab).machine("web01").is_none());
 }
 
@@ -84,9 +83,9 @@ fn a_machine_that_an_edit_takes_out_on_purpose_needs_no_yes() {
     let lab = Lab::new();
     let before = lab.edited();
     lab.manager().enrol(&web01(), NOW + 1).expect("enrolled");
-    assert!(matches!(lab.manager().rescan(&ask(), NOW + 2), Ok(Rescan::Unchanged(_))));
+    assert!(matches!(lab.manager().rescan(&ask(), NOW + 2), Ok(RescanOutcome::Unchanged(_))));
     lab.edit(|_| before.clone());
-    assert!(matches!(lab.manager().rescan(&ask(), NOW + 3), Ok(Rescan::Signed(_))));
+    assert!(matches!(lab.manager().rescan(&ask(), NOW + 3), Ok(RescanOutcome::Published(_))));
     assert!(signed(&lab).machine("web01").is_none());
 }
 
@@ -156,7 +155,7 @@ fn a_lost_reply_does_not_burn_an_invite_and_a_second_key_is_refused() {
     assert_eq!(lab.manager().signed().expect("is signed").header().generation, generation);
     // Even after it has expired, the first key gets its answer.
     let late = lab.manager().redeem(&invite.secret, key, "web01", NOW + 3_600_001).expect("the same answer");
-    assert!(!late.changed);
+    assert_eq!(late.publication.generation, generation);
 }
 
 #[test]
@@ -321,17 +320,19 @@ fn an_approved_machine_is_named_by_the_administrator_or_by_its_host() {
     let (first, second) = (machine(), machine());
     let approve = |id, hostname, name| lab.manager().approve(id, hostname, &ask(name), NOW + 1);
     assert_eq!(approve(first, None, None).expect_err("no name at all").kind, Kind::Usage);
-    assert_eq!(approve(first, Some("db01.example.com"), None).expect("enrolled").name.as_str(), "db01");
-    assert_eq!(approve(second, Some("db01"), Some("web01")).expect("enrolled").name.as_str(), "web01");
+    assert_eq!(approve(first, Some("db01.example.com"), None).expect("enrolled").machine, "db01");
+    assert_eq!(approve(second, Some("db01"), Some("web01")).expect("enrolled").machine, "web01");
+    let generation = lab.manager().signed().expect("is signed").header().generation;
     let again = approve(first, None, Some("db01")).expect("is there already");
-    assert!(!again.changed);
+    assert_eq!(again.publication.generation, generation);
     assert_eq!(approve(first, None, Some("other")).expect_err("another name").kind, Kind::Conflict);
     assert_eq!(approve(machine(), None, Some("web01")).expect_err("taken").kind, Kind::Conflict);
 }
 
 /// Makes an invite with this number of uses; returns its id too.
 fn called(lab: &Lab, uses: u32) -> (String, Invite) {
-    lab.manager().invite(&invitation(None, uses), Vec::new(), NOW).expect("invited")
+    let invited = lab.manager().invite(&invitation(None, uses), Vec::new(), NOW).expect("invited");
+    (invited.id, invited.token.parse().expect("a token"))
 }
 
 fn listed(lab: &Lab, now_ms: u64) -> Vec<InviteEntry> {
@@ -531,7 +532,7 @@ fn revoked_invites_give_way_to_new_ones_and_free_their_names() {
     assert_eq!(crowded.kind, Kind::Busy);
     lab.manager().revoke_invite(&full[0], NOW).expect("revoked");
     let named = |name| lab.manager().invite(&invitation(Some(name), 1), Vec::new(), NOW);
-    let (id, _) = named("web01").expect("there is room");
+    let id = named("web01").expect("there is room").id;
     assert_eq!(named("web01").expect_err("promised").kind, Kind::Conflict);
     lab.manager().revoke_invite(&id, NOW).expect("revoked");
     named("web01").expect("the name is free");

@@ -1,36 +1,31 @@
-//! The cluster manager's part on the disk: the cluster key, the config that it signs, invites, knocks. No network.
+//! A cluster that this machine manages, as it is on the disk: the cluster key, and the config that it signs.
 //!
 //! A [`Manager`] is short-lived: it is loaded under [`Changes`], does one thing, and is dropped. What it signs is on the
-//! disk before anybody hears of it. The cluster key only signs here; nothing is ever executed by it.
-//!
-//! # Layout
-//! `publish` signs an edited `cluster.toml`, and stops at snapshots made elsewhere; `enrol` puts machines in and takes
-//! them out; [`invites`] what was promised to whom, and `shown` what strangers show of it; [`pending`] who knocks.
+//! disk before any machine hears of it. The cluster key only signs here; nothing is ever executed by it.
 
 use std::time::Duration;
 
-use malai_protocol::config::{Config, Problem};
+use malai_protocol::config::{Config, Name, Problem};
 use malai_protocol::failure::{Failure, Kind};
 use malai_protocol::home::ClusterDir;
 use malai_protocol::id::{ClusterId, MachineId};
+use malai_protocol::local::{CameBy, Changed, Publication, Response};
 use malai_protocol::snapshot::{MAX_TEXT, Snapshot, next_generation};
 
+use super::Done;
 use crate::store::clusters::{self, Cluster};
 use crate::store::keys::ClusterKey;
 use crate::store::lock::Changes;
 use crate::store::{self, snapshot};
 
-pub use crate::admin::enrol::{Enrolled, Removed};
-pub use crate::admin::publish::Rescan;
-
-/// The name of a machine whose host name gives none.
+/// Names a machine whose host name gives no name.
 pub(crate) const NAMELESS: &str = "host";
-/// A difference is for a person to read: more is cut off.
-const MAX_DIFF: usize = 256 * 1024;
-/// After so long a difference is shown coarser than it could be.
-const DIFF_TIME: Duration = Duration::from_secs(2);
+/// Bounds a difference, which a person reads: more is cut off.
+const MAX_DIFF_BYTES: usize = 256 * 1024;
+/// Bounds how long the finest difference is looked for; after that a coarser one is shown.
+const DIFF_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The cluster manager of one cluster, as it is on the disk.
+/// Manages one cluster: its key, and the config that it signed last.
 #[derive(Debug)]
 pub struct Manager<'c> {
     pub(super) _changes: &'c Changes,
@@ -68,7 +63,7 @@ impl<'c> Manager<'c> {
         })
     }
 
-    /// The cluster's key.
+    /// Returns the cluster's public key.
     pub fn id(&self) -> ClusterId {
         self.key.id()
     }
@@ -78,12 +73,12 @@ impl<'c> Manager<'c> {
         &self.warnings
     }
 
-    /// The last signed snapshot; absent only when its file was lost.
+    /// Returns the last signed snapshot; absent only when its file was lost.
     pub fn snapshot(&self) -> Option<&Snapshot> {
         self.signed.as_ref()
     }
 
-    /// The last signed snapshot, for what needs one.
+    /// Returns the last signed snapshot, for what needs one.
     ///
     /// # Errors
     /// [`Kind::BadConfig`] when its file was lost.
@@ -99,7 +94,7 @@ impl<'c> Manager<'c> {
         })
     }
 
-    /// The last signed config.
+    /// Reads the last signed config.
     ///
     /// # Errors
     /// As [`Manager::signed`], or [`Kind::BadConfig`] when this version cannot read it.
@@ -107,7 +102,7 @@ impl<'c> Manager<'c> {
         Config::read(self.signed()?.text()).map_err(|problems| Problem::failure(&problems, "the signed config"))
     }
 
-    /// The text of `cluster.toml`.
+    /// Reads the text of `cluster.toml`.
     ///
     /// # Errors
     /// [`Kind::BadConfig`] when it is missing, too large or not UTF-8.
@@ -122,6 +117,22 @@ impl<'c> Manager<'c> {
         })
     }
 
+    /// Ends a request whose answer says what is signed now.
+    pub(super) fn done(&self, answer: Response) -> Result<Done, Failure> {
+        Ok(Done { answer, signed: vec![(self.alias.clone(), self.signed()?.clone())] })
+    }
+
+    /// Says that a machine is in the signed config, or not any more, which only this machine is known to hold yet.
+    pub(super) fn changed(
+        &self,
+        (name, id): (&Name, MachineId),
+        warning: Option<String>,
+        invites: Vec<CameBy>,
+    ) -> Result<Changed, Failure> {
+        let publication = unpublished(self.signed()?, &self.config()?);
+        Ok(Changed { machine: name.to_string(), id, publication, warning, invites })
+    }
+
     /// Signs a checked text as the next generation and stores it. Disk before memory: on an error nothing has changed.
     pub(super) fn sign(&mut self, text: String, now_ms: u64) -> Result<Snapshot, Failure> {
         let generation = |snapshot: &Option<Snapshot>| snapshot.as_ref().map_or(0, |s| s.header().generation);
@@ -132,7 +143,7 @@ impl<'c> Manager<'c> {
         }
         let held = clusters::place(&self.dir).load(&self.id())?.newest;
         if held.as_ref().map(Snapshot::header) != self.signed.as_ref().map(Snapshot::header) {
-            let message = format!("the snapshot of {} was changed by somebody else meanwhile", self.alias);
+            let message = format!("the snapshot of {} was changed by another process meanwhile", self.alias);
             return Err(Failure::new(Kind::Conflict, message).hint("repeat the command"));
         }
         if self.signed.is_some() {
@@ -155,12 +166,21 @@ fn managed_elsewhere(cluster: &Cluster) -> Failure {
     .hint(format!("do it on {at}"))
 }
 
-/// A unified difference between two texts; empty when they are equal.
+/// Says of a snapshot that is signed and stored, and that no daemon publishes: this machine has it, and no other is known
+/// to.
+pub(super) fn unpublished(snapshot: &Snapshot, config: &Config) -> Publication {
+    let manager = &config.cluster.manager;
+    let missing = config.machines.keys().filter(|name| *name != manager).map(Name::to_string).collect();
+    let generation = snapshot.header().generation;
+    Publication { generation, published: false, holding: vec![manager.to_string()], missing }
+}
+
+/// Returns a unified difference between two texts; empty when they are equal.
 pub fn diff(from: (&str, &str), to: (&str, &str)) -> String {
-    let changes = similar::TextDiff::configure().timeout(DIFF_TIME).diff_lines(from.1, to.1);
+    let changes = similar::TextDiff::configure().timeout(DIFF_TIMEOUT).diff_lines(from.1, to.1);
     let mut text = changes.unified_diff().context_radius(3).header(from.0, to.0).to_string();
-    if text.len() > MAX_DIFF {
-        text.truncate(text.floor_char_boundary(MAX_DIFF));
+    if text.len() > MAX_DIFF_BYTES {
+        text.truncate(text.floor_char_boundary(MAX_DIFF_BYTES));
         text.push_str("\n… (more was cut off)\n");
     }
     text

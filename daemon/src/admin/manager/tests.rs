@@ -1,7 +1,7 @@
 //! Rescan, snapshots made elsewhere, and the harness that the tests of enrolling use too.
 
 use malai_protocol::home::Home;
-use malai_protocol::local::{ClusterInit, Rescan as Ask};
+use malai_protocol::local::{ClusterInit, Rescan as Ask, RescanOutcome};
 
 use super::*;
 use crate::admin::cluster_init;
@@ -68,10 +68,14 @@ fn an_edit_takes_effect_as_the_next_generation_and_survives_a_restart() {
     lab.edit(|text| text + "\n# a comment\n");
     let mut manager = lab.manager();
     let before = generation(&manager);
-    let Rescan::Signed(signed) = manager.rescan(&ask(), NOW + 5000).expect("is in order") else { panic!("not signed") };
+    let RescanOutcome::Published(told) = manager.rescan(&ask(), NOW + 5000).expect("is in order") else {
+        panic!("not signed")
+    };
+    let signed = manager.signed().expect("is signed");
     assert!(signed.header().generation > before);
+    assert_eq!((told.generation, told.published), (signed.header().generation, false));
     assert_eq!(signed.text(), lab.edited());
-    assert_eq!(lab.manager().snapshot(), Some(&signed));
+    assert_eq!(lab.manager().snapshot(), Some(signed));
 }
 
 #[test]
@@ -79,7 +83,10 @@ fn an_unchanged_text_is_not_signed_again() {
     let lab = Lab::new();
     let mut manager = lab.manager();
     let before = manager.snapshot().cloned().expect("is signed");
-    assert_eq!(manager.rescan(&ask(), NOW + 1), Ok(Rescan::Unchanged(before)));
+    let RescanOutcome::Unchanged(told) = manager.rescan(&ask(), NOW + 1).expect("is in order") else {
+        panic!("changed")
+    };
+    assert_eq!((told.generation, manager.snapshot()), (before.header().generation, Some(&before)));
 }
 
 #[test]
@@ -88,9 +95,8 @@ fn a_check_signs_nothing_and_shows_the_difference() {
     lab.edit(|text| text + "# one more line\n");
     let mut manager = lab.manager();
     let before = generation(&manager);
-    let Rescan::Checked { diff } = manager.rescan(&Ask { check: true, ..ask() }, NOW + 1).expect("is in order") else {
-        panic!("not only checked")
-    };
+    let checked = manager.rescan(&Ask { check: true, ..ask() }, NOW + 1).expect("is in order");
+    let RescanOutcome::Checked { diff } = checked else { panic!("not only checked") };
     assert!(diff.starts_with("--- signed\n+++ cluster.toml\n@@ "), "{diff}");
     assert!(diff.ends_with("\n+# one more line\n"), "{diff}");
     assert_eq!(generation(&lab.manager()), before);
@@ -149,7 +155,7 @@ fn a_clock_ten_years_off_never_stops_a_change() {
     for (number, now) in [NOW + 10 * YEAR, NOW, 0, NOW - 10 * YEAR].into_iter().enumerate() {
         lab.edit(|text| format!("{text}# {number}\n"));
         let mut manager = lab.manager();
-        assert!(matches!(manager.rescan(&ask(), now), Ok(Rescan::Signed(_))));
+        assert!(matches!(manager.rescan(&ask(), now), Ok(RescanOutcome::Published(_))));
         assert!(generation(&manager) > last, "at {now}");
         last = generation(&manager);
     }
@@ -174,7 +180,7 @@ fn a_foreign_snapshot_stops_publishing_until_it_is_named() {
     manager.rescan(&Ask { over: Some(theirs + 1), ..ask() }, NOW).expect_err("another generation");
 
     let over = Ask { over: Some(theirs), ..ask() };
-    assert!(matches!(manager.rescan(&over, NOW), Ok(Rescan::Signed(_))));
+    assert!(matches!(manager.rescan(&over, NOW), Ok(RescanOutcome::Published(_))));
     assert!(generation(&manager) > theirs);
     assert!(lab.manager().alarm().is_none());
     assert!(!lab.dir().foreign_snapshot().exists());
@@ -188,7 +194,7 @@ fn an_unchanged_text_is_signed_anew_over_a_foreign_snapshot() {
     let mut manager = lab.manager();
     let theirs = generation(&manager) + 1;
     assert_eq!(manager.note_foreign(lab.elsewhere(theirs, "# theirs\n")), Ok(true));
-    assert!(matches!(manager.rescan(&Ask { over: Some(theirs), ..ask() }, NOW), Ok(Rescan::Signed(_))));
+    assert!(matches!(manager.rescan(&Ask { over: Some(theirs), ..ask() }, NOW), Ok(RescanOutcome::Published(_))));
     assert!(generation(&manager) > theirs);
 }
 
@@ -241,7 +247,7 @@ fn a_lost_snapshot_is_signed_anew_and_a_broken_one_is_reported() {
     std::fs::remove_file(lab.dir().snapshot()).expect("removed");
     let refused = lab.manager().signed().expect_err("is lost").hint;
     assert!(refused.is_some_and(|hint| hint.ends_with("malai rescan company")));
-    assert!(matches!(lab.manager().rescan(&ask(), NOW), Ok(Rescan::Signed(_))));
+    assert!(matches!(lab.manager().rescan(&ask(), NOW), Ok(RescanOutcome::Published(_))));
 
     std::fs::write(lab.dir().snapshot(), "broken").expect("written");
     let refused = Manager::load(&lab.changes, "company").expect_err("is broken");
@@ -275,6 +281,6 @@ fn only_the_holder_of_the_cluster_key_manages() {
 fn a_long_difference_is_cut_off() {
     let long: String = (0..100_000).map(|n| format!("# line {n}\n")).collect();
     let text = diff(("signed", ""), ("cluster.toml", &long));
-    assert!(text.len() < MAX_DIFF + 100);
+    assert!(text.len() < MAX_DIFF_BYTES + 100);
     assert!(text.ends_with("more was cut off)\n"));
 }

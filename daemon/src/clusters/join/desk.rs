@@ -276,7 +276,7 @@ impl Desk {
         sync::publish(&self.membership, snapshot)?;
         if let Some(warning) = enrolled.warning {
             // Nobody types here: `status` is where the administrator reads it.
-            self.membership.raise(AlarmCause::Joined, format!("{} joined by invite: {warning}", enrolled.name));
+            self.membership.raise(AlarmCause::Joined, format!("{} joined by invite: {warning}", enrolled.machine));
         }
         tracing::info!(peer = %key.short(), cluster = %self.membership.alias, "joined by invite");
         Ok(())
