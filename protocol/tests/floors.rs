@@ -17,8 +17,14 @@ const PROTOCOL: &[&str] = &[
     "session snapshot ticket home",
     "failure id escape",
 ];
-const CLI: &[&str] =
-    &["commands", "session args", "client", "background", "output logging timestamp", "home stdio escape duration"];
+const CLI: &[&str] = &[
+    "commands",
+    "session args",
+    "client",
+    "background",
+    "output logging timestamp",
+    "home stdio escape duration platform random",
+];
 const E2E: &[&str] = &["harness reach survival", "cluster", "lab facts program toml"];
 
 /// A module's path below the root of its crate.

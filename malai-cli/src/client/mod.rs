@@ -1,4 +1,5 @@
-//! The CLI's end of the daemon's socket: greets and asks. [`dial`] reaches the socket, [`agent`] starts what listens there.
+//! The CLI's end of the daemon's socket: greets and asks. [`mod@dial`] reaches the socket, [`agent`]
+//! starts what listens there.
 
 mod agent;
 mod dial;

@@ -332,28 +332,8 @@ fn nearest_command(word: &str) -> Option<String> {
     let most = if word.len() < 5 { 1 } else { 2 };
     let root = Cli::command();
     let names = root.get_subcommands().filter(|command| !command.is_hide_set()).map(Command::get_name);
-    let near = names.filter(|name| name.len().abs_diff(word.len()) <= most).map(|name| (distance(&word, name), name));
+    let near = names
+        .filter(|name| name.len().abs_diff(word.len()) <= most)
+        .map(|name| (strsim::osa_distance(&word, name), name));
     near.filter(|(distance, _)| *distance <= most).min().map(|(_, name)| name.to_owned())
-}
-
-/// Counts the letters that must be changed, put in, left out, or exchanged with their neighbours (optimal string
-/// alignment).
-fn distance(from: &str, to: &str) -> usize {
-    let (from, to): (Vec<char>, Vec<char>) = (from.chars().collect(), to.chars().collect());
-    let mut before: Vec<usize> = Vec::new();
-    let mut above: Vec<usize> = (0..=to.len()).collect();
-    for (i, x) in from.iter().enumerate() {
-        let mut row = vec![i + 1];
-        for (j, y) in to.iter().enumerate() {
-            let cell = |row: &[usize], at: usize| row.get(at).copied().unwrap_or(usize::MAX);
-            let replaced = cell(&above, j).saturating_add(usize::from(x != y));
-            let mut best = replaced.min(cell(&above, j + 1).saturating_add(1)).min(cell(&row, j).saturating_add(1));
-            if i > 0 && j > 0 && from.get(i - 1) == Some(y) && to.get(j - 1) == Some(x) {
-                best = best.min(cell(&before, j - 1).saturating_add(1));
-            }
-            row.push(best);
-        }
-        before = std::mem::replace(&mut above, row);
-    }
-    above.last().copied().unwrap_or(0)
 }

@@ -7,10 +7,11 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::fmt::{self, Write as _};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use malai_daemon::runtime::logging::Log;
+use parking_lot::{Condvar, Mutex};
 use tracing::callsite::Identifier;
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
@@ -82,8 +83,9 @@ impl Repeats {
         let tick = move || {
             loop {
                 ticking.wait();
+                // Nothing is due before the first period is over.
                 std::thread::sleep(REPEATS_PERIOD);
-                let over = ticking.lock().over(Instant::now());
+                let over = ticking.counts.lock().over(Instant::now());
                 ticking.tell(&over);
             }
         };
@@ -92,14 +94,9 @@ impl Repeats {
         repeats
     }
 
-    fn lock(&self) -> MutexGuard<'_, Counts> {
-        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Waits until something is counted: a process that says nothing does not wake up for it.
     fn wait(&self) {
-        let counts = self.begun.wait_while(self.lock(), |counts| counts.kinds.is_empty());
-        drop(counts.unwrap_or_else(PoisonError::into_inner));
+        self.begun.wait_while(&mut self.counts.lock(), |counts| counts.kinds.is_empty());
     }
 
     /// Writes counts straight into the log: their lines were wanted there.
@@ -129,7 +126,7 @@ impl<S: Subscriber> Layer<S> for Repeats {
         if about.peer.is_empty() && meta.target().starts_with("malai") {
             about.peer.clone_from(&about.words);
         }
-        let (is_written, over) = self.lock().say(meta.callsite(), *meta.level(), about, Instant::now());
+        let (is_written, over) = self.counts.lock().say(meta.callsite(), *meta.level(), about, Instant::now());
         self.begun.notify_one();
         self.tell(&over);
         is_written
@@ -238,7 +235,7 @@ mod tests {
 
     impl io::Write for Written {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.0.lock().expect("whole").extend_from_slice(bytes);
+            self.0.lock().extend_from_slice(bytes);
             Ok(bytes.len())
         }
 
@@ -259,8 +256,8 @@ mod tests {
             .finish()
             .with(repeats.clone());
         tracing::subscriber::with_default(subscriber, say);
-        let text = String::from_utf8(written.0.lock().expect("whole").clone()).expect("text");
-        let over = repeats.lock().over(Instant::now() + REPEATS_PERIOD);
+        let text = String::from_utf8(written.0.lock().clone()).expect("text");
+        let over = repeats.counts.lock().over(Instant::now() + REPEATS_PERIOD);
         (text.lines().map(ToOwned::to_owned).collect(), over)
     }
 
