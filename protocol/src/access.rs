@@ -13,7 +13,7 @@ use crate::id::MachineId;
 use crate::local::Verdict;
 use crate::plan::Decided;
 
-/// The machine that decides, as its daemon knows itself.
+/// Describes the machine that decides, as its daemon knows itself.
 #[derive(Debug, Clone, Copy)]
 pub struct Me<'a> {
     /// Its key.
@@ -24,7 +24,7 @@ pub struct Me<'a> {
     pub root: bool,
 }
 
-/// What is asked for. Every kind of request is a variant, so that none is without a rule.
+/// Says what is asked for. Every kind of request is a variant, so that none goes undecided.
 #[derive(Debug, Clone, Copy)]
 pub enum Request<'a> {
     /// Run a command.
@@ -38,7 +38,7 @@ pub enum Request<'a> {
     },
 }
 
-/// What is done with a session that runs, or ran. Its owner may do all of it.
+/// Says what is done with a session that runs, or ran. Its owner may do all of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Act {
     /// List it, read its output, and wait for its end.
@@ -50,7 +50,7 @@ pub enum Act {
 }
 
 impl Act {
-    /// What `malai kill` does with this signal, by its number on Linux; with none, it ends the session.
+    /// Returns what `malai kill` does with this signal, by its number on Linux; without one, it ends the session.
     pub fn of_kill(signal: Option<u8>) -> Self {
         const SIGKILL: u8 = 9;
         const SIGTERM: u8 = 15;
@@ -61,7 +61,7 @@ impl Act {
     }
 }
 
-/// A command to run, as the caller sent it.
+/// Holds a command to run, as the caller sent it.
 #[derive(Debug, Clone, Copy)]
 pub struct Exec<'a> {
     /// The words after the target.
@@ -89,7 +89,7 @@ impl<'a> From<&'a Decided> for Request<'a> {
     }
 }
 
-/// What a decision allows.
+/// Says what a decision allows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Grant {
     /// Program and arguments: the caller's words, or the named command's.
@@ -117,7 +117,7 @@ impl Grant {
     }
 }
 
-/// What came of a request.
+/// Says what came of a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Decision {
     /// This, and nothing else, is allowed.
@@ -138,17 +138,20 @@ pub fn decide(config: &Config, me: &Me<'_>, caller: &MachineId, request: &Reques
     }
 }
 
-/// Decides a running session anew, by a config that came after its start: None when it may go on, else why not.
+/// Decides a running session again, by a config that came after its start. Returns why it may not go on, if so.
 pub fn decide_anew(config: &Config, me: &Me<'_>, caller: &MachineId, decided: &Decided) -> Option<Failure> {
     match decide(config, me, caller, &Request::from(decided)) {
         Decision::Refused(failure) => Some(failure),
         Decision::Allowed(grant) if grant.named != decided.named || grant.run_as != decided.run_as => {
-            Some(Failure::new(Kind::Denied, "the config now means another command or user by this request"))
+            Some(Failure::new(Kind::Denied, "the config changed: this request now means another command or user"))
         }
         // What an older daemon decided has no hash: there the name has to do.
         Decision::Allowed(grant) if decided.named_words.is_some() && grant.named_words() != decided.named_words => {
             let name = grant.named.unwrap_or_default();
-            Some(Failure::new(Kind::Denied, format!("the named command `{name}` now has other words")))
+            Some(Failure::new(
+                Kind::Denied,
+                format!("the config changed: the named command `{name}` now has other words"),
+            ))
         }
         Decision::Allowed(_) => None,
     }
@@ -175,7 +178,7 @@ pub fn check_account(config: &Config, me: &Me<'_>) -> Result<(), Failure> {
     case.run_as(None, None, &mut Vec::new()).map(drop)
 }
 
-/// Returns the users that the config names for commands on this machine, each with the section that names it.
+/// Returns the users that the config names for commands on this machine, each with the rule that names it.
 pub fn users_named(config: &Config, id: &MachineId) -> Vec<(String, String)> {
     let Some((name, machine)) = config.machine_by_id(id) else { return Vec::new() };
     let own = match (&machine.username, &config.defaults.username) {
@@ -191,14 +194,14 @@ pub fn users_named(config: &Config, id: &MachineId) -> Vec<(String, String)> {
     own.into_iter().chain(users).chain(commands).collect()
 }
 
-/// The daemon's own account.
+/// Holds the daemon's own account.
 #[derive(Debug, Clone, Copy)]
 struct Account<'a> {
     user: &'a str,
     root: bool,
 }
 
-/// A decision with the way to it.
+/// Holds a decision with the steps that led to it.
 struct Judgement {
     steps: Vec<String>,
     outcome: Result<Grant, Failure>,
@@ -216,7 +219,7 @@ impl Judgement {
     }
 }
 
-/// A member's request at a machine.
+/// Holds what decides a member's request at a machine.
 struct Case<'a> {
     config: &'a Config,
     name: &'a Name,
@@ -226,7 +229,7 @@ struct Case<'a> {
     account: Option<Account<'a>>,
 }
 
-/// The one interpretation of the config.
+/// Interprets the config. Nothing else does.
 fn judge(
     config: &Config,
     target: &MachineId,
@@ -235,11 +238,11 @@ fn judge(
     request: &Request<'_>,
 ) -> Judgement {
     let mut steps = Vec::new();
-    let outcome = rule(config, target, account, caller, request, &mut steps);
+    let outcome = interpret(config, target, account, caller, request, &mut steps);
     Judgement { steps, outcome }
 }
 
-fn rule(
+fn interpret(
     config: &Config,
     target: &MachineId,
     account: Option<Account<'_>>,

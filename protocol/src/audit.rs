@@ -22,10 +22,10 @@ pub const MAX_LINE_BYTES: usize = 16 * 1024;
 /// Stands at the end of a text that was cut off.
 const CUT_MARK: char = '…';
 
-/// How many older parts of the audit log are kept, besides the one being written.
+/// Says how many older parts of the audit log are kept, besides the one being written.
 pub const KEPT: u32 = 5;
 
-/// One line of `audit.jsonl`. Standard input and environment values are never in it.
+/// Holds one line of `audit.jsonl`. Standard input and environment values are never in it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Entry {
     /// When the line was written, milliseconds since the epoch.
@@ -126,7 +126,7 @@ impl Entry {
         }
     }
 
-    /// Puts a command's words in: as many as a line keeps, and where that is not all, the length and the hash.
+    /// Puts in a command's words, up to what a line keeps. Where that is not all, adds the length and the hash.
     pub fn set_words(&mut self, words: &[ByteBuf]) {
         let mut room = Room(MAX_LINE_WORDS_BYTES);
         let mut whole = true;
@@ -177,7 +177,7 @@ impl Entry {
     }
 }
 
-/// How many bytes of a line are left for texts.
+/// Counts the bytes of a line that are left for texts.
 struct Room(usize);
 
 impl Room {
@@ -225,7 +225,7 @@ fn cut(text: Option<&mut String>, most: usize) {
     }
 }
 
-/// What an audit line is about.
+/// Says what a line of the audit is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Event {

@@ -10,38 +10,39 @@ use tokio_util::codec::{Decoder, Encoder};
 
 /// Bytes before the payload: kind and length.
 pub const HEADER_LEN: usize = 5;
-/// The largest payload of a data frame: one pipe buffer of Linux, so that a full pipe travels as one frame.
+/// Bounds the payload of a data frame, in bytes: one pipe buffer of Linux, so that a full pipe travels as one frame.
 pub const MAX_DATA: usize = 64 * 1024;
-/// The largest payload of a control frame.
+/// Bounds the payload of a control frame, in bytes.
 pub const MAX_CONTROL: usize = 64 * 1024;
-/// The largest exec request or plan: room for a long argv, below Linux's usual 2 MiB for argv and environment.
+/// Bounds a request to run a command, in bytes: room for a long argv, below Linux's usual 2 MiB for argv and
+/// environment.
 pub const MAX_EXEC: usize = 1024 * 1024;
-/// The largest plan, or end of a session: it holds the request's words twice, as asked and as decided.
+/// Bounds a plan or the end of a session, in bytes: both hold the request's words twice, as asked and as decided.
 pub const MAX_PLAN: usize = 2 * MAX_EXEC + MAX_CONTROL;
 /// Bounds a greeting, all that a stranger may send, and the other short frames between machines, in bytes. A greeting with
 /// every key, seven IPv6 addresses and a relay whose URL is as long as the config allows has 1.8 KiB.
 pub const MAX_HELLO: usize = 2048;
-/// The largest frame that carries a snapshot: 4 MiB of text and its header.
+/// Bounds a frame that carries a snapshot, in bytes: 4 MiB of text and its header.
 pub const MAX_SNAPSHOT: usize = crate::snapshot::MAX_TEXT + 4096;
 
 /// Declares [`Kind`] with all numbers in one place. A retired number stays here, with the reason in its name.
 macro_rules! kinds {
     ($($(#[$doc:meta])* $name:ident = $number:literal, $cap:expr;)*) => {
-        /// What a frame is. One enum owns all numbers, on every hop, so that none is ever used twice.
+        /// Says what a frame is. One enum owns all numbers, on every hop, so that none is ever used twice.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
         #[repr(u8)]
         pub enum Kind { $($(#[$doc])* $name = $number,)* }
 
         impl Kind {
-            /// All kinds.
+            /// Lists all kinds.
             pub const ALL: &'static [Kind] = &[$(Kind::$name,)*];
 
-            /// The kind with this number.
+            /// Returns the kind with this number.
             pub fn from_number(number: u8) -> Option<Self> {
                 match number { $($number => Some(Kind::$name),)* _ => None }
             }
 
-            /// The largest payload that this kind may have, in bytes.
+            /// Returns the largest payload that this kind may have, in bytes.
             pub fn cap(self) -> usize {
                 match self { $(Kind::$name => $cap,)* }
             }
@@ -162,7 +163,7 @@ kinds! {
     Faults = 0x8b, MAX_CONTROL;
 }
 
-/// One frame: its kind and its payload, not interpreted.
+/// Holds one frame: its kind and its payload, not interpreted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Frame {
     /// What it is.
@@ -171,7 +172,7 @@ pub struct Frame {
     pub payload: Bytes,
 }
 
-/// Why bytes are not a frame, or a payload not what its kind says.
+/// Says why bytes are no frame, or why a payload is not what its kind says.
 #[derive(Debug, thiserror::Error)]
 pub enum CodecError {
     /// The kind's number is not assigned.
@@ -199,7 +200,7 @@ pub enum CodecError {
         why: String,
     },
     /// A frame that may not come here.
-    #[error("{got:?} frame where {wanted} was due")]
+    #[error("got a {got:?} frame instead of {wanted}")]
     OutOfOrder {
         /// The frame that came.
         got: Kind,
@@ -212,17 +213,17 @@ pub enum CodecError {
 }
 
 impl Frame {
-    /// A frame of raw bytes.
+    /// Makes a frame of raw bytes.
     pub fn data(kind: Kind, payload: Bytes) -> Self {
         Self { kind, payload }
     }
 
-    /// A frame without payload.
+    /// Makes a frame without payload.
     pub fn empty(kind: Kind) -> Self {
         Self { kind, payload: Bytes::new() }
     }
 
-    /// A control frame: `value` as CBOR.
+    /// Makes a control frame: `value` as CBOR.
     ///
     /// # Errors
     /// [`CodecError::TooLong`] when it does not fit the kind's cap.
@@ -235,7 +236,7 @@ impl Frame {
         Ok(Self { kind, payload: payload.into() })
     }
 
-    /// The value of a control frame.
+    /// Decodes the value of a control frame.
     ///
     /// # Errors
     /// [`CodecError::Payload`] when it does not decode, or when bytes follow the value.
@@ -244,10 +245,10 @@ impl Frame {
         let mut rest: &[u8] = &self.payload;
         // The depth that any message of ours needs is below ten; the limit bounds the decoder's stack.
         let value = ciborium::de::from_reader_with_recursion_limit(&mut rest, 32).map_err(|e| fail(e.to_string()))?;
-        if rest.is_empty() { Ok(value) } else { Err(fail("bytes follow the value".into())) }
+        if rest.is_empty() { Ok(value) } else { Err(fail("extra bytes after the value".into())) }
     }
 
-    /// The value of a control frame that must be of this kind.
+    /// Decodes the value of a control frame that must be of this kind.
     ///
     /// # Errors
     /// [`CodecError::OutOfOrder`] when it is of another kind, else as [`Frame::decode`].
@@ -258,7 +259,7 @@ impl Frame {
         self.decode()
     }
 
-    /// The frame as bytes: header and payload.
+    /// Returns the frame as bytes: header and payload.
     pub fn to_bytes(&self) -> Bytes {
         let mut out = BytesMut::with_capacity(HEADER_LEN + self.payload.len());
         self.write_to(&mut out);
@@ -281,12 +282,12 @@ pub struct FrameCodec {
 }
 
 impl FrameCodec {
-    /// Frames up to the cap of their kind.
+    /// Reads frames up to the cap of their kind.
     pub fn new() -> Self {
         Self { cap: usize::MAX }
     }
 
-    /// Frames up to `cap` bytes, and to the cap of their kind: for a phase that allows less.
+    /// Reads frames up to `cap` bytes, and to the cap of their kind: for a phase that allows less.
     pub fn capped(cap: usize) -> Self {
         Self { cap }
     }

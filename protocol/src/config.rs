@@ -1,7 +1,8 @@
 //! The cluster's config: what it says, and whether it is in order.
 //!
 //! The manager reads its text strictly ([`Config::check`]); a member reads what the manager signed tolerantly
-//! ([`Config::read`]), since it may be older than the manager. Every key is described in docs/config.md.
+//! ([`Config::read`]), since it may be older than the manager. Every key is described in docs/config.md. A *rule* is a
+//! table that grants: `[defaults]`, `[machine.NAME]` and `[machine.NAME.command.NAME]`.
 //!
 //! A newer version that adds a *restriction* has to put it under a machine, the defaults or a group: there a member
 //! that does not know it refuses to run commands. A key there that only *adds rights* has a name that begins with
@@ -38,7 +39,7 @@ use crate::id::{ClusterId, MachineId};
 use crate::session::DEFAULT_GRACE_MS;
 use walk::{Mode, Scope};
 
-/// A cluster's config.
+/// Holds a cluster's config.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
     /// The cluster itself.
@@ -57,7 +58,7 @@ pub struct Config {
     ignored: BTreeMap<Scope, String>,
 }
 
-/// `[cluster]`.
+/// Holds `[cluster]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cluster {
     /// The cluster's name.
@@ -68,7 +69,7 @@ pub struct Cluster {
     pub manager: Name,
 }
 
-/// `[network]`.
+/// Holds `[network]`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Network {
     /// The relays; absent = iroh's public ones, empty = none.
@@ -82,18 +83,18 @@ pub struct Network {
 }
 
 impl Network {
-    /// No relay and no discovery service at all.
+    /// Returns a network without any relay or discovery service.
     fn nothing() -> Self {
         Self { relays: Some(Vec::new()), discovery: Some(Vec::new()), ca: None, directory: Some(false) }
     }
 
-    /// Whether machines ask each other where another one is.
+    /// Tells whether machines ask each other where another one is.
     pub fn has_directory(&self) -> bool {
         self.directory.unwrap_or(true)
     }
 }
 
-/// `[defaults]`: what holds for machines without a rule of their own.
+/// Holds `[defaults]`: the rule for what a machine's own does not say.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Defaults {
     /// Who may run commands; absent = nobody.
@@ -106,7 +107,7 @@ pub struct Defaults {
     pub accept_env: Option<Vec<String>>,
 }
 
-/// `[machine.NAME]`.
+/// Holds `[machine.NAME]`: a machine, and the rule for it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Machine {
     /// The machine's key.
@@ -134,7 +135,7 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// A machine of which nothing but its key is said.
+    /// Makes a machine whose rule is empty.
     pub fn new(id: MachineId) -> Self {
         Self {
             id,
@@ -152,7 +153,7 @@ impl Machine {
     }
 }
 
-/// `[machine.NAME.command.NAME]`: a named command.
+/// Holds `[machine.NAME.command.NAME]`: a named command, and the rule for it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Command {
     /// Program and arguments; at least one word.
@@ -165,14 +166,14 @@ pub struct Command {
     pub accept_env: Option<Vec<String>>,
 }
 
-/// `[group.NAME]`.
+/// Holds `[group.NAME]`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Group {
     /// Machines and other groups.
     pub members: BTreeSet<Name>,
 }
 
-/// A list of who may do something.
+/// Lists who may do something.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Allow {
     /// `"*"`: every member of the cluster.
@@ -220,20 +221,21 @@ impl Config {
         sections::read(text, root.get_ref(), mode)
     }
 
-    /// Why nothing may be run on this machine by this config: a key, under the machine itself, the defaults or a group,
-    /// that this version does not understand, and that may be a restriction.
+    /// Tells why this config lets nothing run on this machine: a key, under the machine itself, the defaults or a
+    /// group, that this version does not understand, and that may be a restriction.
     pub fn blocked(&self, me: &Name) -> Option<String> {
         let own = self.unsupported.get(&Scope::Machine(me.to_string()));
         let key = own.or_else(|| self.unsupported.get(&Scope::Shared))?;
         Some(format!("the config has `{key}`, which this version of malai does not understand and so cannot obey"))
     }
 
-    /// How long the sessions of this machine wait for their callers to come back.
+    /// Returns how long the sessions of this machine wait for their callers to come back.
     pub fn grace(&self, machine: &Machine) -> Duration {
         machine.grace.or(self.defaults.grace).unwrap_or(Duration::from_millis(DEFAULT_GRACE_MS))
     }
 
-    /// What of `[network]` this version does not understand: the rest is used, which may be too little to be reached.
+    /// Tells what of `[network]` this version does not understand. It uses the rest, which may be too little to be
+    /// reached.
     pub fn unheeded(&self) -> Option<String> {
         let key = self.unsupported.get(&Scope::Network)?;
         Some(format!(
@@ -247,26 +249,26 @@ impl Config {
         let own = self.ignored.get(&Scope::Machine(me.to_string()));
         let key = own.or_else(|| self.ignored.get(&Scope::Shared))?;
         Some(format!(
-            "the config has `{key}`, which this version of malai does not know; it grants nothing by it, and obeys the rest"
+            "the config has `{key}`, which this version of malai does not know; it ignores that key, which grants nothing here, and obeys the rest"
         ))
     }
 
-    /// The machine with this key.
+    /// Returns the machine with this key.
     pub fn machine_by_id(&self, id: &MachineId) -> Option<(&Name, &Machine)> {
         self.machines.iter().find(|(_, machine)| machine.id == *id)
     }
 
-    /// The machine of this name.
+    /// Returns the machine of this name.
     pub fn machine(&self, name: &str) -> Option<&Machine> {
         self.machines.get(name)
     }
 }
 
-/// What the parser stumbled over.
+/// Returns the parser's error with its place.
 fn syntax(text: &str, error: &toml::de::Error) -> Problem {
     let span = error.span().unwrap_or_default();
     let message = match (error.message(), text.get(span.clone())) {
-        ("duplicate key", Some(key)) => format!("`{}` is there a second time", shown(key)),
+        ("duplicate key", Some(key)) => format!("`{}` appears twice", shown(key)),
         (message, _) => format!("not TOML: {}", message.trim()),
     };
     Problem::at(text, span.start, message, None)

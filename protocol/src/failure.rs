@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-/// What kind of failure: decides the exit code, and is what programs may match on.
+/// Says which kind of failure it is. It decides the exit code, and programs may match on it.
 ///
 /// Kinds travel as text; one that a version does not know reads as [`Kind::Internal`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -43,7 +43,7 @@ pub enum Kind {
     Internal,
 }
 
-/// Every kind with its name on the wire and in `--json`, and its exit code. The one place where these are decided.
+/// Decides the name of every kind on the wire and in `--json`, and its exit code. Nothing else does.
 const TABLE: &[(Kind, &str, u8)] = &[
     (Kind::Usage, "usage", 2),
     (Kind::NotExecutable, "not-executable", 126),
@@ -64,18 +64,18 @@ const TABLE: &[(Kind, &str, u8)] = &[
     (Kind::Internal, "internal", 255),
 ];
 
-/// `--timeout` passed and the command was killed.
+/// Is the exit code when `--timeout` passed and the command was killed.
 pub const EXIT_TIMEOUT: u8 = 252;
-/// The command did not end by itself, or its outcome is unknown.
+/// Is the exit code when the command did not end by itself, or its outcome is unknown.
 pub const EXIT_NOT_BY_ITSELF: u8 = 253;
 
 impl Kind {
-    /// The exit code of a command that failed so.
+    /// Returns the exit code of a command that failed so.
     pub fn exit_code(self) -> u8 {
         TABLE.iter().find(|(kind, ..)| *kind == self).map_or(255, |(_, _, code)| *code)
     }
 
-    /// The name on the wire and in `--json`.
+    /// Returns the name on the wire and in `--json`.
     pub fn name(self) -> &'static str {
         TABLE.iter().find(|(kind, ..)| *kind == self).map_or("internal", |(_, name, _)| name)
     }
@@ -97,7 +97,7 @@ impl<'de> Deserialize<'de> for Kind {
     }
 }
 
-/// A failure as it travels and as it is shown. It never carries an internal chain of causes.
+/// Holds a failure as it travels and as it is shown. It never carries an internal chain of causes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error("{message}")]
 pub struct Failure {
@@ -114,19 +114,19 @@ pub struct Failure {
 }
 
 impl Failure {
-    /// A failure without a hint.
+    /// Makes a failure without a hint.
     pub fn new(kind: Kind, message: impl Into<String>) -> Self {
         Self { kind, message: message.into(), hint: None, seen: None }
     }
 
-    /// The same failure with what to do next.
+    /// Adds what to do next.
     #[must_use]
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
         self
     }
 
-    /// The same failure with when the machine was last seen.
+    /// Adds when the machine was last seen.
     #[must_use]
     pub fn seen(mut self, seen: impl Into<String>) -> Self {
         self.seen = Some(seen.into());

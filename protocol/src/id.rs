@@ -11,7 +11,7 @@ use std::sync::LazyLock;
 use data_encoding::{Encoding, HEXLOWER, Specification};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-/// Why a text is not an id.
+/// Says why a text is not an id.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum IdError {
     /// The text has the wrong number of characters.
@@ -21,21 +21,21 @@ pub enum IdError {
     #[error("not an id52: only 0-9 and a-v, lower case, as malai prints it")]
     Alphabet,
     /// 32 bytes that are no ed25519 public key.
-    #[error("well formed, but not the public key of anything")]
+    #[error("well formed, but not a valid public key")]
     NotAKey,
     /// A session id that is not 32 hexadecimal digits.
     #[error("a session id is 32 hexadecimal digits")]
     Session,
 }
 
-/// How a public key is written: as id52.
+/// Writes public keys as id52.
 mod id52 {
     use super::*;
 
-    /// As many characters tell keys apart in logs and tables.
+    /// Says how many characters tell keys apart in logs and tables.
     pub(super) const SHORT: usize = 10;
 
-    /// Lowercase base32hex without padding; `data_encoding` checks the trailing bits.
+    /// Encodes as lowercase base32hex without padding; `data_encoding` checks the trailing bits.
     static ENCODING: LazyLock<Option<Encoding>> = LazyLock::new(|| {
         let mut spec = Specification::new();
         spec.symbols.push_str("0123456789abcdefghijklmnopqrstuv");
@@ -60,11 +60,11 @@ mod id52 {
     }
 }
 
-/// How a random id is written: in hexadecimal.
+/// Writes random ids in hexadecimal.
 mod hex {
     use super::*;
 
-    /// As many characters tell ids apart in logs and tables.
+    /// Says how many characters tell ids apart in logs and tables.
     pub(super) const SHORT: usize = 8;
 
     pub(super) fn encode(bytes: &[u8; 16]) -> String {
@@ -76,13 +76,13 @@ mod hex {
         bytes.try_into().map_err(|_| IdError::Session)
     }
 
-    /// Any bytes will do.
+    /// Accepts any bytes.
     pub(super) fn check(_bytes: &[u8; 16]) -> Result<(), IdError> {
         Ok(())
     }
 }
 
-/// What all ids have, whatever they are of: so many bytes, and the module that says how they are written.
+/// Makes an id type of this number of bytes, which the named module writes and reads.
 macro_rules! id_type {
     ($(#[$doc:meta])* $name:ident, $length:literal, $form:ident) => {
         $(#[$doc])*
@@ -150,7 +150,7 @@ macro_rules! key_type {
         id_type! { $(#[$doc])* $name, 32, id52 }
 
         impl $name {
-            /// The id of these 32 bytes, an ed25519 public key.
+            /// Makes the id of these 32 bytes, an ed25519 public key.
             ///
             /// # Errors
             /// [`IdError::NotAKey`] when they do not decode to a point of the curve.
@@ -176,7 +176,7 @@ macro_rules! random_id {
         id_type! { $(#[$doc])* $name, 16, hex }
 
         impl $name {
-            /// The id of these 16 random bytes.
+            /// Makes the id of these 16 random bytes.
             pub fn from_bytes(bytes: [u8; 16]) -> Self {
                 Self(bytes)
             }

@@ -15,10 +15,10 @@ use crate::id::ClusterId;
 
 const PREFIX: &str = "malai1";
 const CHECKSUM_LEN: usize = 4;
-/// The longest token that is looked at, in characters: sixteen pinned relays with a key each, and a few certificates.
+/// Bounds a token, in characters: sixteen pinned relays with a key each, and a few certificates.
 pub const MAX_TOKEN: usize = 16 * 1024;
 
-/// What a token carries.
+/// Holds what a token carries.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Invite {
     /// The cluster's key: where to redeem, and what snapshots must be signed by.
@@ -52,7 +52,7 @@ pub struct Invite {
     pub ticket: Option<String>,
 }
 
-/// Why a text is not an invite token.
+/// Says why a text is not an invite token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum TokenError {
     /// It does not begin as one.
@@ -88,7 +88,7 @@ impl fmt::Debug for Invite {
 }
 
 impl Invite {
-    /// What the host of a relay has to know of a cluster: which it is. It holds no secret and lets nobody in.
+    /// Makes the invite for the host of a relay: it names the cluster, holds no secret, and lets no machine in.
     pub fn for_relay(cluster: ClusterId, name: String) -> Self {
         Self {
             cluster,
@@ -104,17 +104,17 @@ impl Invite {
         }
     }
 
-    /// Whether it lets a machine in: one for the host of a relay does not.
+    /// Tells whether it lets a machine in: one for the host of a relay does not.
     pub fn lets_in(&self) -> bool {
         !is_no_secret(&self.secret)
     }
 
-    /// `[network] relays`; absent = iroh's public ones.
+    /// Returns `[network] relays`; absent = iroh's public ones.
     pub fn relays(&self) -> Option<Vec<Relay>> {
         Relay::unite(self.relays.as_deref(), &self.pinned)
     }
 
-    /// The token, one word.
+    /// Writes the token, one word.
     pub fn to_token(&self) -> String {
         let mut bytes = Vec::new();
         // Writing to a vector cannot fail; a token of nothing would be refused as damaged.

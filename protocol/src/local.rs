@@ -31,10 +31,10 @@ use crate::id::{ClusterId, MachineId};
 use crate::peer::Gone;
 use crate::session::Reached;
 
-/// The version that [`Hello`] tells.
+/// Numbers the version that [`Hello`] tells.
 pub const VERSION: u32 = 1;
 
-/// First frame both ways.
+/// Begins the connection: the first frame, both ways.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hello {
     /// The sender's [`VERSION`].
@@ -49,7 +49,7 @@ pub struct Hello {
     pub agent: bool,
 }
 
-/// What the CLI wants.
+/// Says what the CLI wants.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Request {
@@ -63,7 +63,8 @@ pub enum Request {
     Metrics,
     /// Look for what does not work: [`Checkup`].
     Doctor,
-    /// Ask a machine whether it is there, again and again. Answered by `Done` after so many pings as were asked for.
+    /// Ask a machine whether it is there, again and again. Answered by `Done` after the number of pings that was asked
+    /// for.
     Ping(Ping),
     /// Connect to a machine, and tell how.
     Connect(Connect),
@@ -137,7 +138,7 @@ pub enum Request {
     },
 }
 
-/// Where a session goes.
+/// Says where a session goes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SessionTarget {
     /// The machine's name.
@@ -159,7 +160,7 @@ pub struct SessionTarget {
 }
 
 impl SessionTarget {
-    /// A machine that is dialled for so many milliseconds at most.
+    /// Makes the target of a machine, which is dialled for this number of milliseconds at most.
     pub fn new(machine: &str, cluster: Option<&str>, connect_timeout_ms: u64) -> Self {
         Self {
             machine: machine.to_owned(),
@@ -172,7 +173,7 @@ impl SessionTarget {
     }
 }
 
-/// `malai cluster init`.
+/// Carries what `malai cluster init` asks for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClusterInit {
     /// The cluster's name, and its alias here.
@@ -185,7 +186,7 @@ pub struct ClusterInit {
     pub username: Option<String>,
 }
 
-/// `malai cluster invite`.
+/// Carries what `malai cluster invite` asks for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClusterInvite {
     /// The cluster's alias.
@@ -202,7 +203,7 @@ pub struct ClusterInvite {
     pub username: Option<String>,
 }
 
-/// `malai cluster approve`.
+/// Carries what `malai cluster approve` asks for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClusterApprove {
     /// The cluster's alias.
@@ -217,7 +218,7 @@ pub struct ClusterApprove {
     pub username: Option<String>,
 }
 
-/// `malai rescan`.
+/// Carries what `malai rescan` asks for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rescan {
     /// The cluster's alias; absent = all that are managed here.
@@ -230,7 +231,7 @@ pub struct Rescan {
     pub over: Option<u64>,
 }
 
-/// `malai can`.
+/// Carries what `malai can` asks for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Can {
     /// A machine's name: who would call.
@@ -247,7 +248,7 @@ pub struct Can {
     pub literal: bool,
 }
 
-/// What came of a request.
+/// Says what came of a request.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Response {
@@ -295,7 +296,7 @@ pub enum Response {
     Joined(Joined),
 }
 
-/// To [`Request::ClusterInit`].
+/// Answers [`Request::ClusterInit`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClusterMade {
     /// The cluster's alias.
@@ -312,7 +313,7 @@ pub struct ClusterMade {
     pub join_addresses: Vec<String>,
 }
 
-/// To [`Request::ClusterInvite`].
+/// Answers [`Request::ClusterInvite`].
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Invited {
     /// What the invite is called in the manager's books; no secret.
@@ -332,7 +333,7 @@ impl std::fmt::Debug for Invited {
     }
 }
 
-/// One that knocks.
+/// Describes a machine that knocks.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pending {
     /// Its key.
@@ -347,7 +348,7 @@ pub struct Pending {
     pub last_ms: u64,
 }
 
-/// A new snapshot, and who has it.
+/// Describes a new snapshot, and which machines have it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Publication {
     /// Its generation.
@@ -360,7 +361,7 @@ pub struct Publication {
     pub missing: Vec<String>,
 }
 
-/// To [`Request::ClusterApprove`] and [`Request::ClusterRemove`].
+/// Answers [`Request::ClusterApprove`] and [`Request::ClusterRemove`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Changed {
     /// The machine's name.
@@ -376,7 +377,7 @@ pub struct Changed {
     pub invites: Vec<CameBy>,
 }
 
-/// One cluster in the answer to [`Request::Rescan`].
+/// Describes one cluster in the answer to [`Request::Rescan`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rescanned {
     /// Its alias.
@@ -388,7 +389,7 @@ pub struct Rescanned {
     pub warnings: Vec<String>,
 }
 
-/// What came of rescanning one cluster.
+/// Says what came of rescanning one cluster.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum RescanOutcome {
@@ -405,7 +406,7 @@ pub enum RescanOutcome {
     Failed(Failure),
 }
 
-/// To [`Request::ConfigShow`].
+/// Answers [`Request::ConfigShow`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Config {
     /// The cluster's alias.
@@ -420,7 +421,7 @@ pub struct Config {
     pub diff: String,
 }
 
-/// To [`Request::Can`].
+/// Answers [`Request::Can`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Verdict {
     /// Whether it is allowed.

@@ -17,20 +17,20 @@ use crate::id::{ClusterId, FollowerId, Incarnation, MachineId, SessionId};
 use crate::seal::Epoch;
 use crate::snapshot::SignedHeader;
 
-/// Between the machines of a cluster, by their machine keys.
+/// Names the protocol between the machines of a cluster, by their machine keys.
 pub const ALPN: &[u8] = b"malai/1";
-/// For newcomers, at the cluster key.
+/// Names the protocol for newcomers, at the cluster key.
 pub const JOIN_ALPN: &[u8] = b"malai-join/1";
-/// The version that [`Hello`], [`Redeem`] and [`Knock`] tell.
+/// Numbers the version that [`Hello`], [`Redeem`] and [`Knock`] tell; [`version_of`] reads it first.
 pub const VERSION: u32 = 1;
-/// The features of [`Hello::needs`] and [`crate::session::ExecSpec::needs`] that this version knows.
+/// Lists the features of [`Hello::needs`] and [`crate::session::ExecSpec::needs`] that this version knows.
 pub const FEATURES: &[&str] = &[DETACH];
-/// The feature of commands that nobody follows.
+/// Names the feature of commands that nobody follows.
 pub const DETACH: &str = "detach";
-/// The most addresses that a [`Hello`] or [`Announce`] carries: more would not fit its frame.
+/// Bounds the addresses that a [`Hello`] or [`Announce`] carries: more would not fit its frame.
 pub const MAX_ADDRESSES: usize = 8;
 
-/// The most bytes of [`Announce::twin`].
+/// Bounds [`Announce::twin`], in bytes.
 pub const MAX_TWIN_LEN: usize = 128;
 
 /// Reads which version a `PeerHello`, `Redeem` or `Knock` is of. Every version has that key; all others may mean something
@@ -46,12 +46,12 @@ pub fn version_of(frame: &Frame) -> Result<u64, CodecError> {
     Ok(frame.decode::<Versioned>()?.version)
 }
 
-/// The first of `needs` that this version does not know.
+/// Returns the first of `needs` that this version does not know.
 pub fn unknown_need(needs: &[String]) -> Option<&str> {
     needs.iter().map(String::as_str).find(|need| !FEATURES.contains(need))
 }
 
-/// First frame on the control stream, both ways.
+/// Greets: the first frame on the control stream, both ways.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hello {
     /// The sender's [`VERSION`].
@@ -88,7 +88,8 @@ pub struct Hello {
     pub epoch: Option<Epoch>,
 }
 
-/// The sender holds another snapshot; or, from the cluster manager, another machine holds the receiver's key.
+/// Says that the sender holds another snapshot, or has other addresses. From the cluster manager also: another machine
+/// holds the receiver's key.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Announce {
     /// The header of the snapshot that the sender now holds.
@@ -115,14 +116,14 @@ impl Announce {
     }
 }
 
-/// First frame of a stream that asks for the snapshot; answered by `Snapshot` or `Refused`.
+/// Asks for the snapshot, first on a stream; answered by `Snapshot` or `Refused`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pull {
     /// The generation that was announced; a later one may come.
     pub generation: u64,
 }
 
-/// First frame of a session's stream.
+/// Begins a session's stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Open {
     /// The cluster in which the target was named.
@@ -131,8 +132,9 @@ pub struct Open {
     pub generation: u64,
 }
 
-/// First frame of a stream: the caller of an attachment went away for good, and the attachment's own stream could not tell.
-/// Counts only where that attachment is, or was last, the current one and binding. Answered by `Pong` once it was passed on.
+/// Says, first on a stream, that the caller of an attachment went away for good, which the attachment's own stream
+/// could not tell. Counts only where that attachment is, or was last, the current one and binding. Answered by `Pong`
+/// once it was passed on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Gone {
     /// Whose session; absent = the key's own that the connection is authenticated by.
@@ -146,7 +148,7 @@ pub struct Gone {
     pub number: u32,
 }
 
-/// A newcomer with an invite, on `malai-join/1`. Answered by `Refused`, or by `Announce` with the addresses of the
+/// Shows a newcomer's invite, on `malai-join/1`. Answered by `Refused`, or by `Announce` with the addresses of the
 /// manager's machine key and then `Snapshot`.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Redeem {
@@ -165,8 +167,7 @@ impl std::fmt::Debug for Redeem {
     }
 }
 
-/// A newcomer without an invite, on `malai-join/1`. Answered by `Waiting`, then as
-/// [`Redeem`].
+/// Asks for a newcomer without an invite to be let in, on `malai-join/1`. Answered by `Waiting`, then as [`Redeem`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Knock {
     /// The sender's [`VERSION`].
@@ -176,7 +177,7 @@ pub struct Knock {
     pub hostname: String,
 }
 
-/// Why a connection was closed, as QUIC's application error code.
+/// Says why a connection was closed, as QUIC's application error code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Close {
@@ -199,7 +200,7 @@ pub enum Close {
 }
 
 impl Close {
-    /// The close code with this number.
+    /// Returns the close code with this number.
     pub fn from_number(number: u64) -> Option<Self> {
         use Close::{Busy, Done, NotAMember, Protocol, Removed, Replaced, Shutdown, Unsupported};
         [Done, NotAMember, Protocol, Shutdown, Busy, Unsupported, Replaced, Removed]
@@ -208,18 +209,18 @@ impl Close {
     }
 }
 
-/// Stream reset by a caller's daemon: the caller of a binding attachment went away for good.
+/// Resets a stream, from a caller's daemon: the caller of a binding attachment went away for good.
 pub const RESET_CALLER_GONE: u32 = 0x10;
-/// Stream reset or stop: the attachment is lost, and nothing more is meant by it.
+/// Resets or stops a stream: the attachment is lost, and nothing more is meant by it.
 pub const RESET_LOST: u32 = 0x11;
-/// Stream reset or stop: the peer broke the protocol on this stream.
+/// Resets or stops a stream: the peer broke the protocol on it.
 pub const RESET_PROTOCOL: u32 = 0x12;
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// Returns as many addresses as are told: of IPv6, and one of a relay with the longest URL that a config may have.
+    /// Returns the longest addresses that a greeting tells: of IPv6, and a relay's longest URL.
     fn longest_addresses() -> Vec<String> {
         let relay = format!("https://{:x<1016}", "");
         let ips = std::iter::repeat_n("[2001:db8:ffff:ffff:ffff:ffff:ffff:ffff]:65535".to_owned(), MAX_ADDRESSES - 1);

@@ -2,7 +2,7 @@
 
 use crate::codec::{CodecError, HEADER_LEN, Kind};
 
-/// Which way a session's frames go, and so which kinds may pass.
+/// Says which way a session's frames go, and so which kinds may pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Direction {
     /// From the caller to the command.
@@ -12,7 +12,7 @@ pub enum Direction {
 }
 
 impl Direction {
-    /// Whether a frame of this kind may pass, once the session's first frame is through.
+    /// Tells whether a frame of this kind may pass, once the session's first frame is through.
     pub fn allows(self, kind: Kind) -> bool {
         match self {
             Direction::ToTarget => matches!(
@@ -49,17 +49,17 @@ pub struct Scanner {
 }
 
 impl Scanner {
-    /// A scanner at the beginning of a frame.
+    /// Makes a scanner at the beginning of a frame.
     pub fn new(direction: Direction) -> Self {
         Self { direction, header: [0; HEADER_LEN], have: 0, left: 0, last: None }
     }
 
-    /// The kind of the last frame that began.
+    /// Returns the kind of the last frame that began.
     pub fn last(&self) -> Option<Kind> {
         self.last
     }
 
-    /// Whether the bytes so far end where a frame ends.
+    /// Tells whether the bytes so far end where a frame ends.
     pub fn at_boundary(&self) -> bool {
         self.have == 0 && self.left == 0
     }

@@ -11,7 +11,7 @@ use serde_bytes::ByteArray;
 use crate::id::{ClusterId, MachineId};
 use crate::snapshot::SignedHeader;
 
-/// What a target's executor tells a caller, so that the caller can seal requests for it.
+/// Holds what a target's executor tells a caller, so that the caller can seal requests for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Epoch {
     /// Counts the epochs of this target for this caller.
@@ -20,7 +20,7 @@ pub struct Epoch {
     pub key: ByteArray<32>,
 }
 
-/// The caller's signature on the frame that follows it.
+/// Signs the frame that follows it, as the caller's.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Seal {
     /// The cluster in which the target was named.

@@ -13,24 +13,24 @@ use serde_bytes::ByteBuf;
 use crate::failure::{EXIT_NOT_BY_ITSELF, EXIT_TIMEOUT};
 use crate::id::{FollowerId, Incarnation, MachineId, SessionId};
 
-/// How many bytes of standard input may be sent before the first [`StdinAck`].
+/// Bounds the standard input that may be sent before the first [`StdinAck`], in bytes.
 pub const STDIN_CREDIT: u64 = 256 * 1024;
-/// How many bytes of output, both streams together, the target keeps unacknowledged before it stops reading the
-/// command's pipes.
+/// Bounds the output, both streams together, that the target keeps unacknowledged before it stops reading the
+/// command's pipes, in bytes.
 pub const OUTPUT_WINDOW: u64 = 1024 * 1024;
-/// The most to which the window grows on a path whose round trip leaves it empty-handed.
+/// Bounds the window where it grows, in bytes: on a path whose round trip takes longer than the window lasts.
 pub const OUTPUT_WINDOW_MAX: u64 = 8 * 1024 * 1024;
 
 /// Bounds the reason of a request, in bytes: each line of the audit about it has it.
 pub const MAX_REASON_BYTES: usize = 1024;
 
-/// How long a session waits for its caller to come back where the config does not say, in milliseconds.
+/// Says how long a session waits for its caller to come back where the config does not, in milliseconds.
 pub const DEFAULT_GRACE_MS: u64 = 600_000;
-/// How much longer than the time since a first send an executor must have lived to be sure that it would know of it, in
-/// milliseconds.
+/// Says how much longer an executor must have lived than a request was first sent ago, to be sure that it would know
+/// the request, in milliseconds.
 pub const RESEND_MARGIN_MS: u64 = 5_000;
 
-/// A command to run: what the caller typed, not interpreted.
+/// Holds a command to run: what the caller typed, not interpreted.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExecSpec {
     /// The session's id, chosen by the caller.
@@ -55,7 +55,7 @@ pub struct ExecSpec {
     /// Whether standard input is sent; otherwise the command has /dev/null.
     #[serde(default)]
     pub stdin: bool,
-    /// The command is killed after so many milliseconds.
+    /// The command is killed after this number of milliseconds.
     #[serde(default)]
     pub timeout_ms: Option<u64>,
     /// Wait until every holder of the output pipes has closed them, not only the main process.
@@ -73,8 +73,8 @@ pub struct ExecSpec {
     /// End the command as soon as its attachment is lost, instead of waiting for the caller to come back.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub kill_on_lost: bool,
-    /// It waits for nobody, and its output is kept for whoever comes: the caller leaves when it runs. Goes with
-    /// [`crate::peer::DETACH`] in `needs`, and without standard input.
+    /// It waits for no caller, and its output is kept for those that attach later: the caller leaves when it runs.
+    /// Goes with [`crate::peer::DETACH`] in `needs`, and without standard input.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub detach: bool,
     /// Features that must not be ignored; an unknown one is refused by name.
@@ -82,7 +82,7 @@ pub struct ExecSpec {
     pub needs: Vec<String>,
 }
 
-/// A request that is sent again: it runs only where it certainly did not run before.
+/// Says that a request is sent again: it runs only where it certainly did not run before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Resend {
     /// The number of the attachment that this sending makes: the first sending made 1.
@@ -95,8 +95,8 @@ pub struct Resend {
 }
 
 impl Resend {
-    /// Whether an executor of this life, which has lived for `alive_ms`, may run the request when it does not know its id:
-    /// the first sending met this very life, or could only have met it.
+    /// Tells whether an executor of this life, which has lived for `alive_ms`, may run the request when it does not
+    /// know its id: the first sending met this very life, or could only have met it.
     pub fn may_run(&self, incarnation: Incarnation, alive_ms: u64) -> bool {
         match self.met {
             Some(met) => met == incarnation,
@@ -135,7 +135,7 @@ pub struct Attach {
     pub or_watch: bool,
 }
 
-/// The session is followed from here on.
+/// Says that the session is followed from here on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Attached {
     /// The life of the executor that has it.
@@ -145,7 +145,7 @@ pub struct Attached {
     pub started: Option<Started>,
     /// Where the output that follows begins; later than asked for where it is not kept any more.
     pub out_offset: u64,
-    /// So many bytes of standard input arrived: the sender goes on there.
+    /// How many bytes of standard input arrived: the sender goes on there.
     pub stdin_offset: u64,
     /// Bytes of standard input that may have been sent in all, from the start of the session.
     pub credit: u64,
@@ -157,7 +157,7 @@ pub struct Attached {
     pub watches: bool,
 }
 
-/// Another attachment follows the session now; nothing follows this on the old one.
+/// Says that another attachment follows the session now. Nothing comes after it on the old one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Superseded {
     /// The key of the machine whence it is followed now.
@@ -166,7 +166,7 @@ pub struct Superseded {
     pub follower: FollowerId,
 }
 
-/// From the caller's daemon to its own CLI, before the target's answer: the request is on its way.
+/// Says that the request is on its way: from the caller's daemon to its own CLI, before the target's answer.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sent {
     /// The life of the target's executor, as the target's daemon told in its greeting.
@@ -177,7 +177,7 @@ pub struct Sent {
     pub reached: Option<Reached>,
 }
 
-/// The way to a machine over the connection that there is.
+/// Describes the way to a machine over the connection that there is.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reached {
     /// The path in use: `direct IP:PORT` or `relay URL`.
@@ -190,18 +190,18 @@ pub struct Reached {
 }
 
 impl Reached {
-    /// In `found_by`: the peer dialled, and so nothing was looked for here.
+    /// Stands in `found_by` where the peer dialled, so that nothing was looked for.
     pub const BY_THE_PEER: &str = "it dialled";
-    /// In `found_by`: the peer told the address over the connection that it had by another one.
-    pub const TOLD: &str = "told over the connection";
+    /// Stands in `found_by` where the peer told this address over the connection, which had begun by another one.
+    pub const TOLD: &str = "the connection itself";
 
-    /// All of it, for people.
+    /// Writes all of it, for people.
     pub fn words(&self) -> String {
         let Self { path, rtt_us, found_by } = self;
         let ms = *rtt_us as f64 / 1000.0;
         let found = match found_by.as_deref() {
             None => String::new(),
-            Some(itself @ (Self::BY_THE_PEER | Self::TOLD)) => format!(", {itself}"),
+            Some(itself @ Self::BY_THE_PEER) => format!(", {itself}"),
             Some(way) => format!(", found by {way}"),
         };
         format!("{path}, {ms:.1} ms{found}")
@@ -224,14 +224,14 @@ fn is_zero(number: &u32) -> bool {
     *number == 0
 }
 
-/// Output up to here was written out by the caller.
+/// Says that the caller wrote out the output up to here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ack {
     /// Bytes of both streams together, in the order they were sent.
     pub out_offset: u64,
 }
 
-/// One of the two output streams.
+/// Names one of the two output streams.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Output {
@@ -241,14 +241,14 @@ pub enum Output {
     Stderr,
 }
 
-/// The reader of one output stream is gone: the target closes that pipe, and the command gets its SIGPIPE.
+/// Says that the reader of one output stream is gone: the target closes that pipe, and the command gets its SIGPIPE.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StopOutput {
     /// Which.
     pub stream: Output,
 }
 
-/// The command runs.
+/// Says that the command runs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Started {
     /// The life of the executor that runs it.
@@ -264,7 +264,7 @@ pub struct Started {
     pub grace_ms: Option<u64>,
 }
 
-/// Standard input was taken.
+/// Says that the command took standard input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StdinAck {
     /// Bytes that the command's pipe has taken.
@@ -273,7 +273,7 @@ pub struct StdinAck {
     pub credit: u64,
 }
 
-/// How the main process ended.
+/// Says how the main process ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Status {
@@ -291,7 +291,7 @@ pub enum Status {
     },
 }
 
-/// Who ended a session.
+/// Says what ended a session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum EndedBy {
@@ -312,10 +312,10 @@ pub enum EndedBy {
     Shutdown,
 }
 
-/// The end of a session: the only source of a result.
+/// Records the end of a session: the only source of a result.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExitRecord {
-    /// How the main process ended.
+    /// Says how the main process ended.
     pub status: Status,
     /// Who ended it.
     pub ended_by: EndedBy,
@@ -342,7 +342,7 @@ fn is_none_left(left: &u32) -> bool {
 }
 
 impl ExitRecord {
-    /// The exit code that the CLI ends with.
+    /// Returns the exit code that the CLI ends with.
     pub fn exit_code(&self) -> u8 {
         match (self.ended_by, self.status) {
             (EndedBy::Itself, Status::Exited { code }) => code,

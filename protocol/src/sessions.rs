@@ -11,16 +11,16 @@ use crate::failure::Failure;
 use crate::id::{MachineId, SessionId};
 use crate::session::ExitRecord;
 
-/// The longest command that a [`Summary`] shows, in bytes.
+/// Bounds the command that a [`Summary`] shows, in bytes.
 pub const MAX_COMMAND: usize = 512;
-/// Sessions in one [`Listed`]: as many surely fit its frame.
+/// Bounds the sessions in one [`Listed`]: this number fits its frame in any case.
 pub const MAX_LISTED: usize = 16;
 
-/// Which sessions are there? All that the asking key owns, and those of others that it may attend.
+/// Asks which sessions are there: all that the asking key owns, and those of others that it may attend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct List {}
 
-/// The answer to [`List`].
+/// Answers [`List`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Listed {
     /// At most [`MAX_LISTED`], those that began first first.
@@ -30,7 +30,7 @@ pub struct Listed {
     pub more: bool,
 }
 
-/// One session.
+/// Describes one session.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Summary {
     /// Whose: the key that asked for it.
@@ -39,7 +39,7 @@ pub struct Summary {
     pub id: SessionId,
     /// The words of the request, for people: printable, cut at [`MAX_COMMAND`] bytes.
     pub command: String,
-    /// It was asked for with `--detach`: it waits for nobody, and its output is kept for whoever comes.
+    /// It was asked for with `--detach`: it waits for no caller, and its output is kept for those that attach later.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub detached: bool,
     /// The user it runs as; absent = the daemon's own.
@@ -51,7 +51,7 @@ pub struct Summary {
     pub state: State,
 }
 
-/// What became of a session.
+/// Says what became of a session.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum State {

@@ -9,14 +9,14 @@ use serde_bytes::{ByteArray, ByteBuf};
 
 use crate::id::ClusterId;
 
-/// The largest config text, in bytes.
+/// Bounds the config text, in bytes.
 pub const MAX_TEXT: usize = 4 * 1024 * 1024;
-/// The first bytes of what is signed, so that a signature means a malai snapshot and nothing else.
+/// Begins what is signed, so that a signature means a malai snapshot and nothing else.
 pub const DOMAIN: &[u8; 24] = b"malai cluster snapshot 1";
 /// Bytes of an encoded header: domain, cluster id, generation, issued-at, length, hash.
 pub const HEADER_LEN: usize = 24 + 32 + 8 + 8 + 8 + 32;
 
-/// What is signed.
+/// Holds what is signed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Header {
     /// Whose config this is.
@@ -31,7 +31,7 @@ pub struct Header {
     pub hash: [u8; 32],
 }
 
-/// Why a snapshot is not one.
+/// Says why a snapshot is not one.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SnapshotError {
     /// The header has another length or domain string.
@@ -41,10 +41,10 @@ pub enum SnapshotError {
     #[error("a snapshot of another cluster, {0}")]
     OtherCluster(ClusterId),
     /// The cluster key did not sign this header.
-    #[error("the signature is not the cluster's")]
+    #[error("the signature is not from the cluster key")]
     Signature,
     /// The text is not the one that was signed.
-    #[error("the text is not the one that was signed")]
+    #[error("the text differs from the signed one")]
     Text,
     /// The text is over [`MAX_TEXT`] or not UTF-8.
     #[error("the text is too large or not UTF-8")]
@@ -52,7 +52,7 @@ pub enum SnapshotError {
 }
 
 impl Header {
-    /// The exact bytes that are signed: integers little endian, in the order of the fields after [`DOMAIN`].
+    /// Returns the exact bytes that are signed: integers little endian, in the order of the fields after [`DOMAIN`].
     pub fn to_bytes(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(HEADER_LEN);
         out.extend_from_slice(DOMAIN);
@@ -80,7 +80,7 @@ impl Header {
     }
 }
 
-/// A header with its signature, as it travels: not verified.
+/// Holds a header with its signature, as it travels: not verified.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SignedHeader {
     header: ByteArray<HEADER_LEN>,
@@ -104,7 +104,7 @@ impl SignedHeader {
     }
 }
 
-/// A whole snapshot as it travels and as it is stored: not verified.
+/// Holds a whole snapshot as it travels and as it is stored: not verified.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Signed {
     /// The signed header.
@@ -113,7 +113,7 @@ pub struct Signed {
     pub text: ByteBuf,
 }
 
-/// A snapshot whose signature and text were verified. There is no other way to make one.
+/// Holds a snapshot whose signature and text were verified. There is no other way to make one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Snapshot {
     header: Header,
@@ -157,28 +157,28 @@ impl Snapshot {
         Ok(Self { header, signed, text })
     }
 
-    /// The verified header.
+    /// Returns the verified header.
     pub fn header(&self) -> &Header {
         &self.header
     }
 
-    /// The header with its signature, for a Hello.
+    /// Returns the header with its signature, for a Hello.
     pub fn signed_header(&self) -> &SignedHeader {
         &self.signed
     }
 
-    /// The TOML text.
+    /// Returns the TOML text.
     pub fn text(&self) -> &str {
         &self.text
     }
 
-    /// The snapshot as it travels and is stored.
+    /// Returns the snapshot as it travels and is stored.
     pub fn to_signed(&self) -> Signed {
         Signed { signed: self.signed.clone(), text: ByteBuf::from(self.text.clone().into_bytes()) }
     }
 }
 
-/// How a verified header stands to the one that is held.
+/// Says how a verified header stands to the one that is held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Order {
     /// The same snapshot.
@@ -202,7 +202,7 @@ pub fn order(offered: &Header, held: Option<&Header>) -> Order {
     }
 }
 
-/// The number of the next snapshot: above every validly signed one seen, and not below the clock.
+/// Returns the number of the next snapshot: above every validly signed one seen, and not below the clock.
 pub fn next_generation(highest_seen: u64, now_ms: u64) -> u64 {
     highest_seen.saturating_add(1).max(now_ms)
 }

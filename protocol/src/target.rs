@@ -6,10 +6,10 @@ use std::str::FromStr;
 use crate::config::{Name, NameError, is_user, shown};
 use crate::failure::{Failure, Kind};
 
-/// The longest target that is looked at, in bytes: a user, a machine and a cluster have at most 321.
+/// Bounds a target, in bytes: a user, a machine and a cluster have at most 321.
 const MAX_TARGET_BYTES: usize = 384;
 
-/// A parsed target. The names are well formed; whether they exist is another question.
+/// Holds a parsed target. The names are well formed; whether they exist is another question.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Target {
     /// The user to run as; absent = what the config says.

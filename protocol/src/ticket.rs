@@ -14,14 +14,14 @@ use zeroize::Zeroize;
 use crate::id::ClusterId;
 
 const PREFIX: &str = "malaiticket1";
-/// The first bytes of what is signed, so that a signature means a relay ticket and nothing else.
+/// Begins what is signed, so that a signature means a relay ticket and nothing else.
 pub const DOMAIN: &[u8; 20] = b"malai relay ticket 1";
 /// Bytes of a ticket: cluster id, expiry, random id, signature.
 const LEN: usize = 32 + 8 + 16 + 64;
 /// Characters of a ticket: its prefix, and eight for five bytes.
 pub const TEXT_LEN: usize = PREFIX.len() + LEN / 5 * 8;
 
-/// A ticket: what it says, and the signature, which only [`Ticket::verify`] checks.
+/// Holds a ticket: what it says, and the signature, which only [`Ticket::verify`] checks.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Ticket {
     cluster: ClusterId,
@@ -30,7 +30,7 @@ pub struct Ticket {
     signature: [u8; 64],
 }
 
-/// Why a text is no ticket, or a ticket is not valid.
+/// Says why a text is no ticket, or a ticket is not valid.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum TicketError {
     /// It has another beginning, length or alphabet.
@@ -40,7 +40,7 @@ pub enum TicketError {
     #[error("a ticket of another cluster")]
     OtherCluster,
     /// The cluster key did not sign it.
-    #[error("the signature is not the cluster's")]
+    #[error("the signature is not from the cluster key")]
     Signature,
     /// Its time is over.
     #[error("the ticket is expired")]
@@ -71,12 +71,12 @@ impl Ticket {
         Ok(Self { cluster, expires_ms, id, signature })
     }
 
-    /// The cluster that it names.
+    /// Returns the cluster that it names.
     pub fn cluster(&self) -> &ClusterId {
         &self.cluster
     }
 
-    /// From when on it is not valid, milliseconds since the epoch by the signer's clock.
+    /// Returns from when on it is not valid, milliseconds since the epoch by the signer's clock.
     pub fn expires_ms(&self) -> u64 {
         self.expires_ms
     }
@@ -96,7 +96,7 @@ impl Ticket {
         if now_ms >= self.expires_ms { Err(TicketError::Expired) } else { Ok(()) }
     }
 
-    /// The ticket, one word of [`TEXT_LEN`] characters.
+    /// Writes the ticket, one word of [`TEXT_LEN`] characters.
     pub fn to_text(&self) -> String {
         let mut bytes = fields(&self.cluster, self.expires_ms, &self.id);
         bytes.extend_from_slice(&self.signature);
@@ -143,12 +143,12 @@ impl<'de> Deserialize<'de> for Ticket {
     }
 }
 
-/// The exact bytes that are signed: the fields after [`DOMAIN`].
+/// Returns the exact bytes that are signed: the fields after [`DOMAIN`].
 fn signed(cluster: &ClusterId, expires_ms: u64, id: &[u8; 16]) -> Vec<u8> {
     [DOMAIN.as_slice(), &fields(cluster, expires_ms, id)].concat()
 }
 
-/// Cluster, expiry as a little-endian integer, id.
+/// Returns cluster, expiry as a little-endian integer, and id.
 fn fields(cluster: &ClusterId, expires_ms: u64, id: &[u8; 16]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(LEN);
     bytes.extend_from_slice(cluster.as_bytes());

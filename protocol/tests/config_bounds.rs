@@ -59,8 +59,8 @@ fn control_and_reordering_characters_are_refused_at_their_place() {
 
 #[test]
 fn the_same_thing_a_million_times_is_refused_at_the_second() {
-    assert_eq!(refused("keys", &"a = 1\n".repeat(600_000)), (2, 1, "`a` is there a second time".into()));
-    assert_eq!(refused("tables", &"[a]\n".repeat(1_000_000)), (2, 2, "`a` is there a second time".into()));
+    assert_eq!(refused("keys", &"a = 1\n".repeat(600_000)), (2, 1, "`a` appears twice".into()));
+    assert_eq!(refused("tables", &"[a]\n".repeat(1_000_000)), (2, 2, "`a` appears twice".into()));
 }
 
 #[test]

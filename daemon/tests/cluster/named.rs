@@ -34,12 +34,18 @@ async fn a_named_command_with_other_words_ends_its_sessions_and_the_same_words_e
     let (rests, naps) = (wires.pop().context("two")?, wires.pop().context("two")?);
     let record = follow(naps).await?.end.expect("a record");
     ensure!(record.ended_by == EndedBy::Revoked, "{record:?}");
-    ensure!(record.reason.as_deref() == Some("the named command `nap` now has other words"), "{record:?}");
+    ensure!(
+        record.reason.as_deref() == Some("the config changed: the named command `nap` now has other words"),
+        "{record:?}"
+    );
     // The other one goes on until its own words change.
     scene.publish(&text(&scene, &[rest, ("nap", "[\"true\"]")])).await?;
     scene.publish(&text(&scene, &[("rest", "[\"sleep\"]")])).await?;
     let record = follow(rests).await?.end.expect("a record");
-    ensure!(record.reason.as_deref() == Some("the named command `rest` now has other words"), "{record:?}");
+    ensure!(
+        record.reason.as_deref() == Some("the config changed: the named command `rest` now has other words"),
+        "{record:?}"
+    );
     scene.web01.stop().await?;
     Ok(())
 }

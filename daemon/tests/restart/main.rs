@@ -229,7 +229,10 @@ async fn a_named_command_with_other_words_is_ended_by_the_daemon_that_comes() ->
     snapshot::save(&home.cluster("c").snapshot(), &other)?;
     scene.web01 = support::Machine::start_with(dir, Some(program)).await?;
     let end = end_of(&home, &spec).await?;
-    ensure!(end.outcome.as_deref() == Some("revoked: the named command `rest` now has other words"), "{end:?}");
+    ensure!(
+        end.outcome.as_deref() == Some("revoked: the config changed: the named command `rest` now has other words"),
+        "{end:?}"
+    );
     ensure!(!lives(started.pid));
     scene.web01.end().await
 }

@@ -76,7 +76,7 @@ fn a_named_command_has_its_own_list_and_takes_no_words() -> Result<()> {
     let named = db01.run(malai(["web01.company", "who-are-you"]))?.success()?;
     assert_eq!(named.text(), "web01\nnamed  *\nroot");
     told(db01.run(malai(["web01.company", "hostname"]))?, 254, &["`db01` is not in `allow_from`"])?;
-    told(db01.run(malai(["web01.company", "who-are-you", "now"]))?, 254, &["takes no further words"])?;
+    told(db01.run(malai(["web01.company", "who-are-you", "now"]))?, 254, &["takes no arguments"])?;
     // After `--` it is an argv, and db01 may run none.
     told(db01.run(malai(["web01.company", "--", "who-are-you"]))?, 254, &["`db01` is not in `allow_from`"])?;
     // The list may be narrower than the machine's, too.
@@ -103,7 +103,7 @@ fn groups_of_groups_and_defaults_allow_whom_they_mean() -> Result<()> {
     company.unset("machine.web01", "allow_from")?;
     company.unset("defaults", "allow_from")?;
     company.rescan()?;
-    told(company.run(office.laptop(), web01, &["hostname"])?, 254, &["nobody may run commands on `web01`"])?;
+    told(company.run(office.laptop(), web01, &["hostname"])?, 254, &["no machine may run commands on `web01`"])?;
     company.allow(web01, &["*"])?;
     company.ran_remotely(db01, web01)
 }
@@ -141,9 +141,9 @@ fn a_daemon_that_is_not_root_runs_commands_as_its_own_user_only() -> Result<()> 
     assert_eq!(who("web01.company")?.success()?.text(), "web01\ndeploy\n/home/deploy");
     assert_eq!(who("deploy@web01.company")?.success()?.text(), "web01\ndeploy\n/home/deploy");
     company.publish("machine.web01", "users = [\"other\"]")?;
-    told(who("other@web01.company")?, 254, &["is not root", "`other`"])?;
+    told(who("other@web01.company")?, 254, &["not as root", "`other`"])?;
     company.publish("machine.web01", "username = \"root\"")?;
-    told(who("web01.company")?, 254, &["is not root", "`root`"])?;
+    told(who("web01.company")?, 254, &["not as root", "`root`"])?;
     Ok(())
 }
 

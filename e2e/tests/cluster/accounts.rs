@@ -104,7 +104,7 @@ fn own_account_decides(manager: &'static str, name: &str) -> Result<()> {
 
     // A daemon that is root does not guess, says so when it joins, and says what helps.
     let web02 = boot("web02", "root")?;
-    let told_so = "no command will run on this machine: no `username` says as whom";
+    let told_so = "no command will run on this machine: the config sets no `username`";
     told(manager.join(&web02, "root", &[])?, 0, &[told_so, "under [machine.web02]: username = \"root\""])?;
     let refused = told(manager.who("web02")?, 254, &["no `username`", "malai rescan"])?;
     manager.heed(&refused)?;
@@ -114,7 +114,7 @@ fn own_account_decides(manager: &'static str, name: &str) -> Result<()> {
     let web03 = boot("web03", "deploy")?;
     let joined = manager.join(&web03, "deploy", &["--username", "root"])?;
     told(joined, 0, &["no command will run on this machine: the daemon on `web03` runs as `deploy`"])?;
-    let refused = told(manager.who("web03")?, 254, &["is not root, and cannot run commands as `root`"])?;
+    let refused = told(manager.who("web03")?, 254, &["not as root, so it cannot run commands as `root`"])?;
     manager.heed(&refused)?;
     assert_eq!(manager.who("web03")?.success()?.text(), "deploy");
     Ok(())

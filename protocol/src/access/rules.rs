@@ -8,11 +8,11 @@ use crate::config::{Allow, Command, Name, Via, is_user, quoted_user, shown};
 use crate::failure::{Failure, Kind};
 use crate::id::MachineId;
 
-/// Longer lists are not repeated in a hint.
+/// Bounds the lists that a hint repeats.
 const MAX_SHOWN: usize = 12;
 
 impl Case<'_> {
-    /// Whether the caller may run this, and as whom.
+    /// Decides whether the caller may run this, and as which user.
     pub(super) fn exec(&self, exec: &Exec<'_>, steps: &mut Vec<String>) -> Result<Grant, Failure> {
         let command = self.named(exec);
         if let Some((name, _)) = command {
@@ -30,7 +30,7 @@ impl Case<'_> {
         Ok(Grant { argv, shell: exec.shell, run_as, named, who: self.who.to_string() })
     }
 
-    /// Whether the caller may do this with the sessions of this owner.
+    /// Decides whether the caller may do this with the sessions of this owner.
     pub(super) fn attend(
         &self,
         caller: &MachineId,
@@ -57,18 +57,18 @@ impl Case<'_> {
         };
         for (key, list) in &lists {
             if let Some(via) = list.as_ref().and_then(|list| self.config.via(list, self.who)) {
-                return Ok(format!("`{key}` of [{}] has {}", self.section(), described(&via, self.who)));
+                return Ok(format!("`{key}` of [{}] allows {}", self.rule(), described(&via, self.who)));
             }
         }
         let keys: Vec<String> = lists.iter().map(|(key, _)| format!("`{key}`")).collect();
-        let (who, section) = (self.who, self.section());
+        let (who, rule) = (self.who, self.rule());
         let why =
-            format!("the session is another machine's, and `{who}` is not in {} of [{section}]", keys.join(" or "));
+            format!("the session belongs to another machine, and `{who}` is not in {} of [{rule}]", keys.join(" or "));
         let (key, list) = if act == Act::Control { control } else { sessions };
-        Err(self.denied(why, &section, &self.allow_line(key, list.as_ref())))
+        Err(self.denied(why, &rule, &self.allow_line(key, list.as_ref())))
     }
 
-    /// The named command that the first word names.
+    /// Returns the named command that the first word names.
     fn named(&self, exec: &Exec<'_>) -> Option<(&Name, &Command)> {
         if exec.literal || exec.shell {
             return None;
@@ -77,32 +77,35 @@ impl Case<'_> {
         self.machine.commands.get_key_value(word)
     }
 
-    /// Whether the list that counts has the caller.
+    /// Checks that the list that counts has the caller: the first of command, machine and defaults that has one.
     fn listed(&self, command: Option<(&Name, &Command)>, steps: &mut Vec<String>) -> Result<(), Failure> {
         let (machine, defaults) = (&self.machine.allow_from, &self.config.defaults.allow_from);
-        let own = command.and_then(|(name, command)| Some((self.command_section(name), command.allow_from.as_ref()?)));
+        let own = command.and_then(|(name, command)| Some((self.command_rule(name), command.allow_from.as_ref()?)));
         let found = own
-            .or_else(|| Some((self.section(), machine.as_ref()?)))
+            .or_else(|| Some((self.rule(), machine.as_ref()?)))
             .or_else(|| Some(("defaults".to_owned(), defaults.as_ref()?)));
-        let Some((section, list)) = found else {
-            let why = format!("nobody may run commands on `{}`: neither it nor [defaults] has `allow_from`", self.name);
-            return Err(self.denied(why, &self.section(), &self.allow_line("allow_from", None)));
+        let Some((rule, list)) = found else {
+            let why = format!(
+                "no machine may run commands on `{0}`: neither [machine.{0}] nor [defaults] has `allow_from`",
+                self.name
+            );
+            return Err(self.denied(why, &self.rule(), &self.allow_line("allow_from", None)));
         };
         match self.config.via(list, self.who) {
             Some(via) => {
-                steps.push(format!("`allow_from` of [{section}] has {}", described(&via, self.who)));
+                steps.push(format!("`allow_from` of [{rule}] allows {}", described(&via, self.who)));
                 Ok(())
             }
             None => {
-                let why = format!("`{}` is not in `allow_from` of [{section}]", self.who);
+                let why = format!("`{}` is not in `allow_from` of [{rule}]", self.who);
                 // The line allows this on this machine only, even where the defaults decided.
-                let place = if section == "defaults" { self.section() } else { section };
+                let place = if rule == "defaults" { self.rule() } else { rule };
                 Err(self.denied(why, &place, &self.allow_line("allow_from", Some(list))))
             }
         }
     }
 
-    /// The line that adds the caller to a list.
+    /// Returns the line of the config that adds the caller to a list.
     fn allow_line(&self, key: &str, list: Option<&Allow>) -> String {
         let names: Vec<&Name> = list.into_iter().flat_map(|list| &list.names).collect();
         if names.len() > MAX_SHOWN {
@@ -116,20 +119,20 @@ impl Case<'_> {
         if let Some((name, _)) = command
             && exec.words.len() > 1
         {
-            let message = format!("`{name}` is a named command of `{}`, and takes no further words", self.name);
+            let message = format!("`{name}` is a named command of `{}` and takes no arguments", self.name);
             let hint = format!("give `{name}` alone; after `--` the words are a program and its arguments");
             return Err(Failure::new(Kind::Denied, message).hint(hint));
         }
         if exec.shell && exec.words.len() > 1 {
-            return Err(Failure::new(Kind::Usage, "the shell is given one string, and there are more words"));
+            return Err(Failure::new(Kind::Usage, "-c takes one string, but more words follow"));
         }
         if exec.words.iter().any(|word| word.contains(&0)) {
-            return Err(Failure::new(Kind::Usage, "no program can be given a word with a NUL byte in it"));
+            return Err(Failure::new(Kind::Usage, "a word of a command cannot contain a NUL byte"));
         }
         Ok(())
     }
 
-    /// The user to run as; None = the daemon's own.
+    /// Returns the user to run as; None = the daemon's own.
     pub(super) fn run_as(
         &self,
         asked: Option<&str>,
@@ -143,8 +146,8 @@ impl Case<'_> {
         };
         let run_as = match (user, self.account) {
             (None, Some(account)) if account.root => {
-                let why = format!("no `username` says as whom commands run on `{}`, and its daemon is root", self.name);
-                return Err(self.denied(why, &self.section(), "username = \"root\""));
+                let why = format!("the config sets no `username` for `{}`, and its daemon runs as root", self.name);
+                return Err(self.denied(why, &self.rule(), "username = \"root\""));
             }
             (None, _) => None,
             (Some(user), Some(account)) if account.user == user => None,
@@ -158,14 +161,15 @@ impl Case<'_> {
             (Some(user), None) => format!("it runs as `{user}`, if the daemon on `{}` is root or `{user}`", self.name),
             (None, Some(account)) => format!("it runs as `{}`, the daemon's own user", account.user),
             (None, None) => format!(
-                "it runs as the daemon's own user on `{}`; a daemon that is root would refuse, since no `username` is set",
+                "it runs as the account of the daemon on `{}`; if that is root, the command is refused, since no `username` is set",
                 self.name
             ),
         });
         Ok(run_as)
     }
 
-    /// The refusal of a daemon that is not root, and with it what really mends it: as another user it never runs anything.
+    /// Returns the refusal of a daemon that is not root, with what mends it: such a daemon runs nothing as another
+    /// user.
     fn cannot_become(
         &self,
         user: &str,
@@ -174,20 +178,19 @@ impl Case<'_> {
         command: Option<(&Name, &Command)>,
     ) -> Failure {
         let (name, own) = (self.name, account.user);
-        let why =
-            format!("the daemon on `{name}` runs as `{own}`, which is not root, and cannot run commands as `{user}`");
-        let by_root = format!("have root start malai's daemon on `{name}`");
+        let why = format!("the daemon on `{name}` runs as `{own}`, not as root, so it cannot run commands as `{user}`");
+        let by_root = format!("start malai's daemon on `{name}` as root");
         if is_chosen {
             return Failure::new(Kind::Denied, why).hint(format!("leave the user out; or {by_root}"));
         }
         if !is_user(own) {
             return Failure::new(Kind::Denied, why).hint(by_root);
         }
-        let section = match command {
-            Some((name, command)) if command.username.is_some() => self.command_section(name),
-            _ => self.section(),
+        let rule = match command {
+            Some((name, command)) if command.username.is_some() => self.command_rule(name),
+            _ => self.rule(),
         };
-        let denied = self.denied(why, &section, &format!("username = {}", quoted_user(own)));
+        let denied = self.denied(why, &rule, &format!("username = {}", quoted_user(own)));
         Failure { hint: denied.hint.map(|line| format!("{by_root}; or {line}")), ..denied }
     }
 
@@ -199,8 +202,8 @@ impl Case<'_> {
             .as_deref())
     }
 
-    /// Whether this user may be asked for. A named command runs as its own user only: its list may be wider than the
-    /// machine's.
+    /// Checks that the caller may ask for this user. A named command runs as its own user only: its list may be wider
+    /// than the machine's.
     fn may_ask_for<'u>(
         &self,
         user: &'u str,
@@ -216,7 +219,7 @@ impl Case<'_> {
             let message = format!("`{name}` runs as its own user only, not as `{}`", shown(user));
             return Err(Failure::new(Kind::Denied, message).hint("leave the user out"));
         }
-        let message = format!("commands on `{}` may not be run as `{}`", self.name, shown(user));
+        let message = format!("the config does not allow `{}` as a user on `{}`", shown(user), self.name);
         if !is_user(user) {
             return Err(Failure::new(Kind::Denied, message).hint("leave the user out"));
         }
@@ -226,10 +229,10 @@ impl Case<'_> {
             0..=MAX_SHOWN => format!("users = [{}]", quoted.join(", ")),
             _ => format!("add {} to users", quoted_user(user)),
         };
-        Err(self.denied(message, &self.section(), &line))
+        Err(self.denied(message, &self.rule(), &line))
     }
 
-    /// Whether the caller may set these variables.
+    /// Checks that the caller may set these variables.
     fn environment(
         &self,
         names: &[String],
@@ -238,7 +241,7 @@ impl Case<'_> {
     ) -> Result<(), Failure> {
         if names.len() > environment::MAX_REQUEST_VARIABLES {
             let most = environment::MAX_REQUEST_VARIABLES;
-            let why = format!("the request sets {} variables, and at most {most} are accepted", names.len());
+            let why = format!("the request sets {} variables; at most {most} are allowed", names.len());
             return Err(Failure::new(Kind::Usage, why).hint("put them into a file, or into standard input"));
         }
         let (machine, defaults) = (self.machine.accept_env.as_ref(), self.config.defaults.accept_env.as_ref());
@@ -251,16 +254,14 @@ impl Case<'_> {
                 Standing::Ask if listed() => {}
                 Standing::Ask => {
                     let why = format!("`{whose}` does not accept the variable `{}`", shown(name));
-                    let section = command.map_or_else(|| self.section(), |(name, _)| self.command_section(name));
-                    return Err(self.denied(why, &section, &accept_line(accepted, name)));
+                    let rule = command.map_or_else(|| self.rule(), |(name, _)| self.command_rule(name));
+                    return Err(self.denied(why, &rule, &accept_line(accepted, name)));
                 }
                 Standing::Never(reason) => {
                     let name = shown(name);
-                    let why = format!(
-                        "`{name}` may change which code runs or which server it uses, and no machine accepts it: {reason}"
-                    );
+                    let why = format!("no machine accepts `{name}`: {reason}");
                     return Err(Failure::new(Kind::Denied, why)
-                        .hint("leave this variable out; what has to be set can be set by a script on that machine"));
+                        .hint("leave this variable out; if it must be set, let a script on that machine set it"));
                 }
                 Standing::NotAName => {
                     let why = format!("`{}` is not the name of a variable", shown(name));
@@ -274,23 +275,24 @@ impl Case<'_> {
         Ok(())
     }
 
-    fn section(&self) -> String {
+    fn rule(&self) -> String {
         format!("machine.{}", self.name)
     }
 
-    fn command_section(&self, command: &Name) -> String {
+    fn command_rule(&self, command: &Name) -> String {
         format!("machine.{}.command.{command}", self.name)
     }
 
-    /// A refusal with the line of the config that would lift it.
-    fn denied(&self, why: String, section: &str, line: &str) -> Failure {
+    /// Returns a refusal with the line of the config that would lift it, and the rule where that line belongs.
+    fn denied(&self, why: String, rule: &str, line: &str) -> Failure {
         let manager = &self.config.cluster.manager;
         Failure::new(Kind::Denied, why)
-            .hint(format!("in cluster.toml on `{manager}`, under [{section}]: {line} - then run `malai rescan` there"))
+            .hint(format!("in cluster.toml on `{manager}`, under [{rule}]: {line} - then run `malai rescan` there"))
     }
 }
 
-/// The line that adds a variable to a list. What no machine accepts is left out of it: a check would refuse the line.
+/// Returns the line that adds a variable to a list. It leaves out what no machine accepts: a check would refuse the
+/// line.
 fn accept_line(accepted: &[String], name: &str) -> String {
     let useful = accepted.iter().map(String::as_str).filter(|pattern| environment::in_vain(pattern).is_none());
     let quoted: Vec<String> = useful.chain([name]).map(|item| format!("\"{item}\"")).collect();

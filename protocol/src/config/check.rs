@@ -34,7 +34,7 @@ pub(super) fn references(
     }
 }
 
-/// One key, one machine: who calls is told by the key alone.
+/// Checks that each key is of one machine: a target knows its caller by the key alone.
 fn keys(walk: &mut Walk<'_>, top: &Section<'_>, cluster: Option<&Cluster>, machines: &BTreeMap<Name, Machine>) {
     let mut seen: BTreeMap<&MachineId, &Name> = BTreeMap::new();
     let mut named: Vec<(usize, &Name, &Machine)> =
@@ -42,7 +42,7 @@ fn keys(walk: &mut Walk<'_>, top: &Section<'_>, cluster: Option<&Cluster>, machi
     named.sort_by_key(|(at, ..)| *at);
     for (at, name, machine) in named {
         if cluster.is_some_and(|cluster| cluster.id.as_bytes() == machine.id.as_bytes()) {
-            let message = format!("`id52` of [machine.{name}] is the cluster's; a machine has a key of its own");
+            let message = format!("[machine.{name}] has the cluster's id52; a machine needs a key of its own");
             walk.problem(at, message, Some("`malai status` on the machine prints it".into()));
         }
         if let Some(other) = seen.insert(&machine.id, name) {

@@ -11,7 +11,7 @@ use super::{Config, Machine, Name, Problem};
 use crate::failure::{Failure, Kind};
 use crate::id::{ClusterId, MachineId};
 
-/// What a new cluster's config is made of.
+/// Holds what a new cluster's config is made of.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Template {
     /// The cluster's name.
@@ -28,7 +28,7 @@ pub struct Template {
     pub username: Option<String>,
 }
 
-/// A machine to be enrolled.
+/// Describes a machine to be enrolled.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NewMachine {
     /// Its name.
@@ -41,7 +41,8 @@ pub struct NewMachine {
     pub username: Option<String>,
 }
 
-/// The config of a new cluster: its machine may call itself and those that join, and nobody may open a shell.
+/// Writes the config of a new cluster: its machine may call itself and those that join, and no machine may open a
+/// shell.
 ///
 /// # Errors
 /// [`Kind::Usage`] when a name or the user cannot be used, [`Kind::BadConfig`] when the result is not in order.
@@ -52,7 +53,7 @@ pub fn template(new: &Template) -> Result<String, Failure> {
     let network = if new.private {
         "[network]                            # goes to every machine\n\
          relays    = []                       # no relay: machines reach each other directly or not at all\n\
-         discovery = [\"mdns\"]                 # on the local network only: nothing is asked of a public service\n"
+         discovery = [\"mdns\"]                 # only on the local network: no public service is contacted\n"
     } else {
         "# [network]                          # goes to every machine; without it, iroh's public services are used\n\
          # relays    = [\"https://relay.example.com\"]\n\
@@ -71,8 +72,8 @@ pub fn template(new: &Template) -> Result<String, Failure> {
          {network}\
          \n\
          [defaults]\n\
-         allow_from = [\"admins\"]              # who may run commands, on machines without a list of their own\n\
-         # allow_shell = [\"admins\"] under a machine: who may open a shell there; without it nobody may\n\
+         allow_from = [\"admins\"]              # may run commands on machines without a list of their own\n\
+         # allow_shell = [\"admins\"] under a machine: may open a shell there; without it, no machine may\n\
          \n\
          [machine.{machine}]\n\
          id52 = \"{machine_id}\"\n\
@@ -87,7 +88,7 @@ pub fn template(new: &Template) -> Result<String, Failure> {
     }
 }
 
-/// The same text with one machine more: its id52, its username and its groups, and nothing else.
+/// Adds a machine to the text: its id52, its username and its groups, and nothing else.
 ///
 /// # Errors
 /// [`Kind::Conflict`] when the name or the key is taken, [`Kind::Usage`] when a name, the user or a group cannot be
@@ -119,7 +120,7 @@ pub fn add_machine(text: &str, new: &NewMachine) -> Result<String, Failure> {
     as_meant(document.to_string(), &with(config, new))
 }
 
-/// What the edited text has to mean.
+/// Returns what the edited text has to mean.
 fn with(mut config: Config, new: &NewMachine) -> Config {
     for group in &new.groups {
         if let Some(group) = config.groups.get_mut(group) {
@@ -131,8 +132,8 @@ fn with(mut config: Config, new: &NewMachine) -> Config {
     config
 }
 
-/// Machines that `signed` has and `edited` would drop, although nobody took them out: they were enrolled after `base`,
-/// the signed text that the edit began from. Without a base every dropped machine counts.
+/// Returns the machines that `signed` has and `edited` would drop, although nobody took them out: they were enrolled
+/// after `base`, the signed text that the edit began from. Without a base every dropped machine counts.
 pub fn enrolled_since(base: Option<&Config>, edited: &Config, signed: &Config) -> Vec<Name> {
     let has = |config: &Config, id| config.machine_by_id(id).is_some();
     let dropped = signed.machines.iter().filter(|(_, machine)| !has(edited, &machine.id));
@@ -140,7 +141,7 @@ pub fn enrolled_since(base: Option<&Config>, edited: &Config, signed: &Config) -
     new.map(|(name, _)| name.clone()).collect()
 }
 
-const ROOT: &str = "  # whoever may run commands here may do everything on it";
+const ROOT: &str = "  # a caller that may run commands here may do everything";
 
 fn username_line(username: Option<&str>) -> Result<String, Failure> {
     let Some(user) = username else { return Ok(String::new()) };
@@ -189,7 +190,7 @@ fn user_usable(user: &str) -> Result<(), Failure> {
     }
 }
 
-/// The edited text, if it is in order and means exactly what it was edited for.
+/// Returns the edited text if it is in order and means exactly what it was edited for.
 fn as_meant(text: String, meant: &Config) -> Result<String, Failure> {
     match Config::check_edit(&text) {
         Ok(config) if config == *meant => Ok(text),
@@ -204,7 +205,7 @@ fn parse(text: &str) -> Result<DocumentMut, Failure> {
     })
 }
 
-/// The table under this key, in whichever of TOML's forms it is written.
+/// Returns the table under this key, in any of TOML's forms.
 fn subtable<'d>(table: &'d mut dyn TableLike, key: &str) -> Result<&'d mut dyn TableLike, Failure> {
     table.get_mut(key).and_then(Item::as_table_like_mut).ok_or_else(|| not_editable(key))
 }

@@ -9,16 +9,17 @@ pub use families::{Family, REFUSED_VARIABLES, Refused};
 
 use super::Command;
 
-/// What every machine accepts.
+/// Lists what every machine accepts.
 const ALWAYS: &[&str] = &["LANG", "LC_*", "TERM"];
-/// Names that a family's pattern covers although no program runs anything, or trusts anybody, by their values.
+/// Lists names that a family's pattern covers although no program runs code, or trusts a server, by their values.
 const HARMLESS: &[&str] = &["NODE_ENV", "PYTHONUNBUFFERED"];
-/// The most variables of one request: more than any program is given by hand, and a bound on what is compared.
+/// Bounds the variables of one request: nobody writes more by hand, and each is compared with every pattern.
 pub(crate) const MAX_REQUEST_VARIABLES: usize = 1024;
-/// A pattern with fewer characters before its `*` reaches variables that its author does not have in mind.
+/// Bounds how short a pattern may be before its `*` without a warning: a shorter one reaches variables that its author
+/// does not have in mind.
 const MIN_PATTERN_PREFIX_CHARS: usize = 3;
 
-/// How a name stands before any config is asked.
+/// Says how a name stands before any config is asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Standing {
     /// Every machine accepts it.
@@ -108,7 +109,7 @@ pub(super) fn too_wide(pattern: &str) -> Option<String> {
     is_short.then(|| format!("accepts every variable that begins with `{beginning}`"))
 }
 
-/// Every pattern of what no machine accepts, with its row.
+/// Returns every pattern of what no machine accepts, with its row.
 fn rows() -> impl Iterator<Item = (&'static Refused, &'static str)> {
     REFUSED_VARIABLES
         .iter()
@@ -116,7 +117,7 @@ fn rows() -> impl Iterator<Item = (&'static Refused, &'static str)> {
         .flat_map(|row| row.names.iter().map(move |name| (row, *name)))
 }
 
-/// Whether a pattern of the tables means this name. Capitals do not count: some programs read `http_proxy` and
+/// Tells whether a pattern of the tables means this name. Capitals do not count: some programs read `http_proxy` and
 /// `npm_config_shell` in any spelling.
 fn covers(never: &str, name: &str) -> bool {
     if HARMLESS.contains(&name) {

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use super::{Allow, Config, Group, Name};
 
-/// How somebody comes to be in a list.
+/// Says how a machine comes to be in a list.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Via {
     /// The list has `"*"`.
@@ -16,7 +16,7 @@ pub enum Via {
 }
 
 impl Config {
-    /// How the machine of this name is in the list; None when it is not.
+    /// Returns how the machine of this name is in the list; None when it is not.
     pub fn via(&self, list: &Allow, who: &Name) -> Option<Via> {
         if list.everyone {
             return Some(Via::Everyone);
@@ -47,7 +47,7 @@ impl Config {
     }
 }
 
-/// The groups from the list to this one.
+/// Returns the groups from the list to this one.
 fn way(from: &BTreeMap<&Name, Option<&Name>>, last: &Name) -> Vec<Name> {
     let mut way = vec![last.clone()];
     let mut at = last;
@@ -59,7 +59,8 @@ fn way(from: &BTreeMap<&Name, Option<&Name>>, last: &Name) -> Vec<Name> {
     way
 }
 
-/// Groups that contain themselves, each once, with a way back to itself: `[a, b]` when a has b and b has a.
+/// Returns the groups that contain themselves, each once, with a way back to itself: `[a, b]` when a has b and b has
+/// a.
 pub(super) fn cycles(groups: &BTreeMap<Name, Group>) -> Vec<Vec<Name>> {
     #[derive(PartialEq)]
     enum State {

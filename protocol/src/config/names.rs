@@ -4,23 +4,23 @@ use std::borrow::Borrow;
 use std::fmt;
 use std::str::FromStr;
 
-/// The most characters of a name: a DNS label has at most 63, and two of these with a dot fit one line of a table.
+/// Bounds a name, in characters: a DNS label has at most 63, and two names with a dot fit one line of a table.
 pub const MAX_NAME: usize = 32;
 
-/// Words that read as "everyone", "nobody" or "this one" where names are listed.
+/// Lists words that mean "everyone", "nobody" or "this one" where names are listed.
 const RESERVED_WORDS: &[&str] = &["all", "any", "localhost", "none", "self"];
 
-/// malai's own commands: `malai status` must never be a question of what the config contains.
+/// Lists malai's own commands: what `malai status` means must never depend on the config.
 const RESERVED_COMMANDS: &[&str] = &[
     "agent", "attach", "audit", "can", "cluster", "config", "connect", "daemon", "doctor", "exec", "executor", "help",
     "kill", "machine", "metrics", "ping", "ps", "relay", "rescan", "sessions", "status", "version", "wait",
 ];
 
-/// The name of a cluster, a machine, a group or a named command: `[a-z0-9][a-z0-9-]{0,31}`.
+/// Names a cluster, a machine, a group or a named command: `[a-z0-9][a-z0-9-]{0,31}`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Name(String);
 
-/// Why a text is not a name.
+/// Says why a text is not a name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NameError {
     /// There is nothing.
@@ -36,18 +36,18 @@ pub enum NameError {
     #[error("a name has only a-z, 0-9 and `-`, not `{}`", .0.escape_default())]
     Character(char),
     /// A character beyond ASCII, perhaps one that looks like a letter.
-    #[error("a name has only a-z, 0-9 and `-`: the character U+{:04X} is another one, even if it looks the same", u32::from(*.0))]
+    #[error("a name has only a-z, 0-9 and `-`: the character U+{:04X} is not one of them, even if it looks the same", u32::from(*.0))]
     NotAscii(char),
 }
 
 impl Name {
-    /// The name as text.
+    /// Returns the name as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// The name that a host name stands for: its first label in lower case, other characters as `-`. None where
-    /// nothing usable is left, or only a reserved word.
+    /// Returns the name that a host name stands for: its first label in lower case, other characters as `-`. None
+    /// where nothing usable is left, or only a reserved word.
     pub fn from_hostname(hostname: &str) -> Option<Self> {
         let label = hostname.split('.').next().unwrap_or_default();
         let text: String = label
@@ -59,10 +59,10 @@ impl Name {
         if name.reserved().is_some() { None } else { Some(name) }
     }
 
-    /// Why this name may not be given to a machine or a group; None when it may.
+    /// Tells why this name may not be given to a machine or a group; None when it may.
     pub fn reserved(&self) -> Option<&'static str> {
         if RESERVED_WORDS.contains(&self.as_str()) {
-            Some("it would read as a word, not as a name")
+            Some("it has a meaning of its own in lists")
         } else if RESERVED_COMMANDS.contains(&self.as_str()) {
             Some("it is a command of malai")
         } else {
@@ -109,12 +109,12 @@ impl AsRef<str> for Name {
     }
 }
 
-/// The most bytes of a user's name: what Linux takes, without the final NUL.
+/// Bounds a user's name, in bytes: what Linux accepts, without the final NUL.
 pub const MAX_USER_LEN: usize = 255;
 
-/// Whether this may be the name of a user: ASCII letters, digits, `_`, `.` and `-`; `@` and `\` between them, as directory
-/// services write names with their domain; and `$` at the end, as machine accounts have it. It does not begin with `-` or
-/// `.`, and is not a number, which would leave open whether a name or a uid is meant.
+/// Tells whether this may be the name of a user: ASCII letters, digits, `_`, `.` and `-`; `@` and `\` between them, as
+/// directory services write names with their domain; and `$` at the end, as machine accounts have it. It does not
+/// begin with `-` or `.`, and is not a number, which would leave open whether a name or a uid is meant.
 pub fn is_user(text: &str) -> bool {
     let name = text.strip_suffix('$').unwrap_or(text);
     let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-' | '@' | '\\');
@@ -126,16 +126,16 @@ pub fn is_user(text: &str) -> bool {
         && !name.chars().all(|c| c.is_ascii_digit())
 }
 
-/// What a name must be that [`is_user`] refuses.
+/// Says what a name must be that [`is_user`] refuses.
 pub(crate) const USER_FORM: &str = "must be the name of a user on the machine, such as \"deploy\": ASCII letters, digits, `_`, \
      `.` and `-`, with `@` or `\\` before or after a domain, and no number";
 
-/// The name of a user as a TOML string.
+/// Writes the name of a user as a TOML string.
 pub(crate) fn quoted_user(user: &str) -> String {
     if user.contains('\\') { format!("'{user}'") } else { format!("\"{user}\"") }
 }
 
-/// Foreign text for a message: at most 64 characters, control characters escaped.
+/// Writes foreign text for a message: at most 64 characters, control characters escaped.
 pub(crate) fn shown(text: &str) -> String {
     let mut out: String = text.chars().take(64).flat_map(char::escape_debug).collect();
     if text.chars().nth(64).is_some() {
@@ -144,7 +144,7 @@ pub(crate) fn shown(text: &str) -> String {
     out
 }
 
-/// The candidate nearest to a misspelt word, if one is near enough to have been meant.
+/// Returns the candidate nearest to a misspelt word, if one is near enough to have been meant.
 pub fn nearest<'a>(word: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     // Longer words are no typing errors, and the distance costs the product of both lengths.
     if word.len() > 2 * MAX_NAME {

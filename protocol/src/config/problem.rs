@@ -4,10 +4,10 @@ use std::fmt;
 
 use crate::failure::{Failure, Kind};
 
-/// How many problems one check reports: more than anybody corrects at once, and a bound on a hostile text.
+/// Bounds the problems that one check reports: nobody corrects more at once, and a hostile text could have any number.
 pub const MAX_PROBLEMS: usize = 20;
 
-/// One thing that is wrong with a config.
+/// Describes one thing that is wrong with a config.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Problem {
     /// Line, from 1.
@@ -21,7 +21,7 @@ pub struct Problem {
 }
 
 impl Problem {
-    /// A problem at this byte of the text.
+    /// Makes a problem at this byte of the text.
     pub(super) fn at(text: &str, byte: usize, message: String, hint: Option<String>) -> Self {
         let (line, column) = position(text, byte);
         Self { line, column, message, hint }
@@ -35,7 +35,7 @@ impl Problem {
         }
     }
 
-    /// All problems of a text as the one failure that travels; `what` is the text's name for a person.
+    /// Joins all problems of a text to the one failure that travels; `what` is the text's name for a person.
     pub fn failure(problems: &[Problem], what: &str) -> Failure {
         let lines: Vec<String> = problems.iter().map(Problem::with_hint).collect();
         Failure::new(Kind::BadConfig, format!("{what}: {}", lines.join("; ")))
@@ -48,7 +48,7 @@ impl fmt::Display for Problem {
     }
 }
 
-/// Line and column of a byte, both from 1, the column in characters.
+/// Returns line and column of a byte, both from 1, the column in characters.
 fn position(text: &str, byte: usize) -> (usize, usize) {
     let mut end = byte.min(text.len());
     while !text.is_char_boundary(end) {

@@ -10,11 +10,11 @@ use super::walk::{Scope, Section, Walk, at_key};
 use super::{keys, values};
 use crate::id::MachineId;
 
-/// The most relays of one cluster: an endpoint measures the way to each of them again and again.
+/// Bounds the relays of one cluster: an endpoint measures the way to each of them again and again.
 pub const MAX_RELAYS: usize = 16;
 const FORM: &str = "{ url = \"https://203.0.113.5:7443\", sha256 = \"…\" }";
 
-/// One relay of a cluster.
+/// Describes one relay of a cluster.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Relay {
     /// Where it is, `https://` and a host; `http://` for one without TLS.
@@ -29,43 +29,43 @@ pub struct Relay {
 }
 
 impl Relay {
-    /// A relay of which only the URL is known.
+    /// Makes a relay of which only the URL is known.
     pub fn at(url: impl Into<String>) -> Self {
         Self { url: url.into(), sha256: None, id: None }
     }
 
-    /// Whether newcomers show it the ticket of their invite: it is known by its certificate, or is malai's and known by one
-    /// that `ca` or the web's roots vouch for.
+    /// Tells whether newcomers show it the ticket of their invite: it is known by its certificate, or is malai's and
+    /// known by one that `ca` or the web's roots vouch for.
     pub fn takes_tickets(&self) -> bool {
         self.sha256.is_some() || (self.id.is_some() && self.url.to_ascii_lowercase().starts_with("https://"))
     }
 
-    /// Whether there is nothing but the URL.
+    /// Tells whether there is nothing but the URL.
     fn is_plain(&self) -> bool {
         self.sha256.is_none() && self.id.is_none()
     }
 
-    /// Takes relays apart, for where they are told to versions that know URLs only: plain URLs, and the others.
+    /// Parts relays into plain URLs and the others, for versions that know URLs only.
     pub fn split(relays: Option<&[Self]>) -> (Option<Vec<String>>, Vec<Self>) {
         let Some(relays) = relays else { return (None, Vec::new()) };
         let (plain, pinned): (Vec<_>, Vec<_>) = relays.iter().cloned().partition(Self::is_plain);
         (Some(plain.into_iter().map(|relay| relay.url).collect()), pinned)
     }
 
-    /// The reverse of [`Relay::split`]; those with more than a URL come last.
+    /// Reverses [`Relay::split`]; those with more than a URL come last.
     pub fn unite(plain: Option<&[String]>, pinned: &[Self]) -> Option<Vec<Self>> {
         let relays = plain?.iter().map(Self::at).chain(pinned.iter().cloned());
         Some(relays.take(MAX_RELAYS).collect())
     }
 
-    /// Host and port in one form: what two spellings of the same URL have in common.
+    /// Returns host and port in one form: what two spellings of the same URL have in common.
     fn place(&self) -> String {
         let url = self.url.to_ascii_lowercase();
         let url = url.trim_end_matches('/');
         url.strip_prefix("https://").map_or(url, |rest| rest.strip_suffix(":443").unwrap_or(rest)).to_owned()
     }
 
-    /// The host alone, in one form. A certificate is known by it.
+    /// Returns the host alone, in one form. A certificate is known by it.
     fn host(&self) -> String {
         let place = self.place();
         let place = place.strip_prefix("http://").unwrap_or(&place);
@@ -75,7 +75,7 @@ impl Relay {
     }
 }
 
-/// A pin: hexadecimal where people may look, else bytes.
+/// Writes a pin: in hexadecimal where people may look, else as bytes.
 mod pin {
     use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
     use serde_bytes::ByteArray;
@@ -96,7 +96,7 @@ mod pin {
     }
 }
 
-/// The relays under `relays`; those that are not understood are left out.
+/// Reads the relays under `relays`; those that are not understood are left out.
 pub(super) fn read<'w>(walk: &mut Walk<'w>, section: &Section<'w>) -> Option<Vec<Relay>> {
     let key = "relays";
     let value = section.table.get(key)?;
@@ -122,7 +122,7 @@ pub(super) fn read<'w>(walk: &mut Walk<'w>, section: &Section<'w>) -> Option<Vec
         };
         let Some(relay) = relay else { continue };
         if !places.insert(relay.place()) {
-            let message = format!("the relay `{}` is there a second time", shown(&relay.url));
+            let message = format!("the relay `{}` appears twice", shown(&relay.url));
             walk.wrong(section, key, at, message, None);
         } else if relays.len() >= MAX_RELAYS {
             walk.wrong(section, key, at, format!("`relays` has more than {MAX_RELAYS} relays"), None);
@@ -140,7 +140,8 @@ fn url<'w>(walk: &mut Walk<'w>, section: &Section<'w>, key: &str, at: usize, tex
     values::url(text).map(|()| text.to_owned()).map_err(wrong).ok()
 }
 
-/// A relay as a table. With anything in it that is not understood it is left out: that may say whom not to trust.
+/// Reads a relay that is a table. With anything in it that is not understood it is left out: that may say what not to
+/// trust.
 fn table_of<'w>(walk: &mut Walk<'w>, section: &Section<'w>) -> Option<Relay> {
     walk.known(section, keys::RELAY);
     if !section.table.contains_key("url") {
@@ -171,13 +172,13 @@ fn table_of<'w>(walk: &mut Walk<'w>, section: &Section<'w>) -> Option<Relay> {
     Some(relay)
 }
 
-/// A pin holds for a host, whatever the port: another relay there has to have one, too.
+/// Checks that every relay of a host has a pin if one has: a pin holds for the host, whatever the port.
 fn neighbours<'w>(walk: &mut Walk<'w>, section: &Section<'w>, relays: &[(usize, Relay)]) {
     let pinned: BTreeSet<String> = relays.iter().filter(|(_, r)| r.sha256.is_some()).map(|(_, r)| r.host()).collect();
     for (at, relay) in relays.iter().filter(|(_, r)| r.sha256.is_none() && r.url.starts_with("https://")) {
         if pinned.contains(&relay.host()) {
             let message = format!("`{}` needs a `sha256`, as another relay on its host has one", shown(&relay.url));
-            walk.wrong(section, "relays", *at, message, Some("a pin holds for the whole host".into()));
+            walk.wrong(section, "relays", *at, message, Some("a pin is valid for the whole host".into()));
         }
     }
 }

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::id::IdError;
 
-/// The most bytes of a named command's words: an executor's plan has room for them beside all else.
+/// Bounds the words of a named command, in bytes: an executor's plan has room for them beside all else.
 const MAX_COMMAND: usize = 64 * 1024;
 
 /// Reads the whole config; beside it, what is in order and yet to be warned of.
@@ -50,7 +50,8 @@ pub(super) fn read<'w>(
     Ok((Config { cluster, network, defaults, machines, groups, unsupported, ignored }, warnings))
 }
 
-/// All tables `[kind.NAME]`: whom it touches when something is wrong with `kind` itself, and with each.
+/// Reads all tables `[kind.NAME]`. `all` and `each` say which machines are touched when something is wrong with `kind`
+/// itself, and with one of them.
 fn children<'w, T>(
     walk: &mut Walk<'w>,
     parent: &Section<'w>,
@@ -155,7 +156,7 @@ fn command<'w>(walk: &mut Walk<'w>, section: &Section<'w>) -> Option<Command> {
     let wrong = if words.first().is_none_or(|(_, word)| word.is_empty()) {
         Some("`command` must name a program, then its arguments")
     } else if words.iter().any(|(_, word)| word.contains('\0')) {
-        Some("no program can be given a word with a NUL byte in it")
+        Some("a word of a command cannot contain a NUL byte")
     } else if words.iter().map(|(_, word)| word.len() + 1).sum::<usize>() > MAX_COMMAND {
         Some("`command` is too long: put it into a script on the machine")
     } else {
@@ -190,7 +191,7 @@ fn required(walk: &mut Walk<'_>, section: &Section<'_>, keys: &[&str]) {
     }
 }
 
-/// The id52 of a section, of whichever kind its type says.
+/// Reads the id52 of a section, of the kind that its type says.
 fn id52<'w, T: FromStr<Err = IdError>>(walk: &mut Walk<'w>, section: &Section<'w>) -> Option<T> {
     let (at, text) = walk.string(section, "id52")?;
     match text.parse() {
@@ -203,7 +204,7 @@ fn id52<'w, T: FromStr<Err = IdError>>(walk: &mut Walk<'w>, section: &Section<'w
     }
 }
 
-/// The value under a key, by a parser that says what it must be.
+/// Reads the value under a key, by a parser that says what it must be.
 fn one<'w, T>(
     walk: &mut Walk<'w>,
     section: &Section<'w>,
@@ -215,7 +216,7 @@ fn one<'w, T>(
     value.map_err(|why| walk.wrong(section, key, at, format!("`{key}` {why}"), None)).ok()
 }
 
-/// The array under a key, each item by a parser that says what it must be.
+/// Reads the array under a key, each item by a parser that says what it must be.
 fn parsed<'w, T>(
     walk: &mut Walk<'w>,
     section: &Section<'w>,

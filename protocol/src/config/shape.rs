@@ -6,9 +6,9 @@ use toml_parser::lexer::TokenKind;
 use super::problem::Problem;
 use crate::snapshot::MAX_TEXT;
 
-/// The deepest nesting of brackets: a config needs two, and a newer one may need a few more.
+/// Bounds the nesting of brackets: a config needs two, and a newer one may need a few more.
 const MAX_DEPTH: usize = 8;
-/// The most parts of a dotted key: a config needs five (`machine.web01.command.restart.username`).
+/// Bounds the parts of a dotted key: a config needs five (`machine.web01.command.restart.username`).
 ///
 /// Parsed tables nest as deep as the product of both limits, and dropping them recurses: with the parser's own limits
 /// (80 and 80) that overflows the stack of a thread.
@@ -17,7 +17,7 @@ const MAX_DOTS: usize = 8;
 /// Refuses a text that is too large, too deeply nested, or has characters that nobody sees.
 pub(super) fn check(text: &str) -> Result<(), Problem> {
     if text.len() > MAX_TEXT {
-        let message = format!("the config has {} bytes, and at most {MAX_TEXT} are possible", text.len());
+        let message = format!("the config has {} bytes; at most {MAX_TEXT} are allowed", text.len());
         return Err(Problem { line: 1, column: 1, message, hint: None });
     }
     if let Some((at, c)) = text.char_indices().find(|(_, c)| invisible(*c)) {
@@ -28,7 +28,8 @@ pub(super) fn check(text: &str) -> Result<(), Problem> {
     nesting(text)
 }
 
-/// Control characters, and those that reorder the text around them, so that a reader sees another config than malai.
+/// Tells whether a reader might see another config than malai: by control characters, and those that reorder the text
+/// around them.
 fn invisible(c: char) -> bool {
     (c.is_control() && !matches!(c, '\n' | '\r' | '\t'))
         || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')

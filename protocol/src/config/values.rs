@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-/// The longest duration: what runs longer without its caller is a service, and wants a service manager.
+/// Bounds a duration: a command that runs longer without its caller is a service, and needs a service manager.
 const MAX_DURATION: Duration = Duration::from_secs(30 * 24 * 3600);
-/// The longest URL of a relay or server.
+/// Bounds the URL of a relay or server, in bytes.
 const MAX_URL: usize = 1024;
 
-/// A duration: a whole number and `s`, `m`, `h` or `d`.
+/// Parses a duration: a whole number and `s`, `m`, `h` or `d`.
 pub(super) fn duration(text: &str) -> Result<Duration, &'static str> {
     let form = "must be a whole number and s, m, h or d, from \"1s\" to \"30d\"";
     let unit = match text.chars().last() {
@@ -26,7 +26,7 @@ pub(super) fn duration(text: &str) -> Result<Duration, &'static str> {
     if duration.is_zero() || duration > MAX_DURATION { Err(form) } else { Ok(duration) }
 }
 
-/// Whether this is the URL of a relay or a server. Its parts are looked at where it is used.
+/// Checks that this is the URL of a relay or a server. Its parts are looked at where it is used.
 pub(super) fn url(text: &str) -> Result<(), &'static str> {
     let form = "must be a URL such as \"https://relay.example.com\"";
     let rest = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://")).ok_or(form)?;
@@ -40,14 +40,14 @@ pub(super) fn url(text: &str) -> Result<(), &'static str> {
     }
 }
 
-/// The SHA-256 of a certificate.
+/// Parses the SHA-256 of a certificate.
 pub(super) fn sha256(text: &str) -> Result<[u8; 32], &'static str> {
     let form = "must be 64 hexadecimal digits without colons";
     let bytes = data_encoding::HEXLOWER_PERMISSIVE.decode(text.as_bytes()).map_err(|_| form)?;
     bytes.try_into().map_err(|_| form)
 }
 
-/// Whether this is one or more certificates in PEM, and no key.
+/// Checks that this is one or more certificates in PEM, and no key.
 pub(super) fn certificates(text: &str) -> Result<(), &'static str> {
     if text.contains("PRIVATE KEY-----") {
         Err("has a private key in it: the config goes to every machine, so put the certificates only")

@@ -10,7 +10,7 @@ use super::names::{nearest, shown};
 use super::problem::{MAX_PROBLEMS, Problem};
 use super::{Allow, Name};
 
-/// How a text is read.
+/// Says how a text is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Mode {
     /// At the manager: everything has to be known and in order.
@@ -21,7 +21,7 @@ pub(super) enum Mode {
     Tolerant,
 }
 
-/// Whom it touches when something is not understood.
+/// Says which machines are touched when something is not understood.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Scope {
     /// Nobody's right to run commands: the cluster, whole sections that a newer version has.
@@ -38,7 +38,7 @@ pub(super) enum Scope {
 /// grants less without it, and so leaves it out instead of refusing everything.
 const RIGHT_PREFIX: &str = "allow_";
 
-/// In each scope the first key of a kind.
+/// Holds in each scope the first key of a kind.
 pub(super) type First = BTreeMap<Scope, String>;
 
 /// Holds what a reading found where the text has no problem.
@@ -51,7 +51,7 @@ pub(super) struct Findings {
     pub(super) warnings: Vec<Problem>,
 }
 
-/// One table of the config.
+/// Holds one table of the config.
 pub(super) struct Section<'w> {
     /// Its dotted name, as in its header.
     pub(super) path: String,
@@ -63,7 +63,7 @@ pub(super) struct Section<'w> {
     pub(super) table: &'w DeTable<'w>,
 }
 
-/// A reading in progress.
+/// Reads a config, and notes what is wrong with it.
 pub(super) struct Walk<'w> {
     text: &'w str,
     mode: Mode,
@@ -92,7 +92,7 @@ impl<'w> Walk<'w> {
         }
     }
 
-    /// What was found: problems, or everything else.
+    /// Returns what was found: problems, or everything else.
     pub(super) fn finish(self) -> Result<Findings, Vec<Problem>> {
         let (mut problems, mut warnings) = (self.problems, self.warnings);
         if problems.is_empty() {
@@ -103,17 +103,17 @@ impl<'w> Walk<'w> {
         Err(problems)
     }
 
-    /// Whether the text has to be in order throughout.
+    /// Tells whether the text has to be in order throughout.
     pub(super) fn strict(&self) -> bool {
         self.mode != Mode::Tolerant
     }
 
-    /// Whether a person waits to hear what hardly means what they wrote.
+    /// Tells whether a person waits for warnings about what they hardly meant.
     pub(super) fn picky(&self) -> bool {
         self.mode == Mode::Strict
     }
 
-    /// Something without which the text is no config, whoever reads it.
+    /// Notes something that makes the text no config for any reader.
     pub(super) fn problem(&mut self, at: usize, message: String, hint: Option<String>) {
         if self.problems.len() < MAX_PROBLEMS {
             self.problems.push(Problem::at(self.text, at, message, hint));
@@ -127,7 +127,7 @@ impl<'w> Walk<'w> {
         }
     }
 
-    /// A value that is not what its key wants, or that this version does not understand.
+    /// Notes a value that is not what its key wants, or that this version does not understand.
     pub(super) fn wrong(&mut self, section: &Section<'_>, key: &str, at: usize, message: String, hint: Option<String>) {
         if self.strict() || section.scope == Scope::Whole {
             self.problem(at, message, hint);
@@ -170,7 +170,7 @@ impl<'w> Walk<'w> {
         }
     }
 
-    /// The table under this key.
+    /// Returns the table under this key.
     pub(super) fn section(&mut self, parent: &Section<'w>, key: &str, scope: Scope) -> Option<Section<'w>> {
         let (name, value) = parent.table.get_key_value(key)?;
         let path = if parent.path.is_empty() { shown(key) } else { format!("{}.{}", parent.path, shown(key)) };
@@ -187,7 +187,7 @@ impl<'w> Walk<'w> {
         }
     }
 
-    /// The string under this key, and where it is.
+    /// Returns the string under this key, and where it is.
     pub(super) fn string(&mut self, section: &Section<'w>, key: &str) -> Option<(usize, &'w str)> {
         let value = section.table.get(key)?;
         match value.get_ref() {
@@ -200,7 +200,7 @@ impl<'w> Walk<'w> {
         }
     }
 
-    /// The truth value under this key.
+    /// Returns the truth value under this key.
     pub(super) fn boolean(&mut self, section: &Section<'w>, key: &str) -> Option<bool> {
         let value = section.table.get(key)?;
         match value.get_ref() {
@@ -213,7 +213,7 @@ impl<'w> Walk<'w> {
         }
     }
 
-    /// The array of strings under this key, each with where it is.
+    /// Returns the array of strings under this key, each with where it is.
     pub(super) fn strings(&mut self, section: &Section<'w>, key: &str) -> Option<Vec<(usize, &'w str)>> {
         let value = section.table.get(key)?;
         let items = match value.get_ref() {
@@ -238,7 +238,7 @@ impl<'w> Walk<'w> {
         Some(strings)
     }
 
-    /// The name under this key; it is not looked up.
+    /// Returns the name under this key, without looking it up.
     pub(super) fn name(&mut self, section: &Section<'w>, key: &str) -> Option<(usize, Name)> {
         let (at, text) = self.string(section, key)?;
         let name = self.parse_name(section, key, at, text)?;
@@ -257,7 +257,7 @@ impl<'w> Walk<'w> {
         }
     }
 
-    /// The list under this key of who may do something.
+    /// Returns the list under this key of who may do something.
     pub(super) fn allow(&mut self, section: &Section<'w>, key: &str) -> Option<Allow> {
         let mut allow = Allow::default();
         for (at, text) in self.strings(section, key)? {
@@ -270,7 +270,7 @@ impl<'w> Walk<'w> {
         Some(allow)
     }
 
-    /// The name of a machine or a group, which must exist.
+    /// Returns the name of a machine or a group, which must exist.
     pub(super) fn reference(&mut self, section: &Section<'_>, key: &str, at: usize, text: &str) -> Option<Name> {
         let name = self.parse_name(section, key, at, text)?;
         let exists = |names: Option<&DeTable<'_>>| names.is_some_and(|t| t.contains_key(text));
@@ -288,13 +288,13 @@ impl<'w> Walk<'w> {
     }
 }
 
-/// The dotted name of a key.
+/// Returns the dotted name of a key.
 fn path_of(section: &Section<'_>, key: &str) -> String {
     let key = shown(key);
     if section.path.is_empty() { key } else { format!("{}.{key}", section.path) }
 }
 
-/// Where a key of a table is; the table's own beginning when it has no such key.
+/// Returns where a key of a table is; the table's own beginning when it has no such key.
 pub(super) fn at_key(section: &Section<'_>, key: &str) -> usize {
     section.table.get_key_value(key).map_or(section.at, |(name, _)| name.span().start)
 }
@@ -304,7 +304,7 @@ fn described(value: &DeValue<'_>) -> String {
     format!("{article} {}", value.type_str())
 }
 
-/// A comma string as the array that was meant.
+/// Writes a comma string as the array that was meant.
 fn as_array(text: &str) -> String {
     let items: Vec<String> = text
         .split([',', ' '])

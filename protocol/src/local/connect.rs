@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-/// `malai connect`.
+/// Carries what `malai connect` asks for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Connect {
     /// The machine's name.

@@ -2,18 +2,18 @@
 
 use serde::{Deserialize, Serialize};
 
-/// To [`super::Request::Doctor`].
+/// Answers [`super::Request::Doctor`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Checkup {
     /// All of them, in the order in which they are shown.
     pub findings: Vec<Finding>,
 }
 
-/// How bad a [`Finding`] is.
+/// Says how bad a [`Finding`] is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Level {
-    /// As it should be.
+    /// Makes a finding that all is as it should be.
     Ok,
     /// Worth knowing; everything works.
     Note,
@@ -21,7 +21,7 @@ pub enum Level {
     Broken,
 }
 
-/// One thing that was looked at.
+/// Describes one thing that was looked at.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Finding {
     /// The cluster's name here; absent where it is about this machine as a whole.
@@ -39,17 +39,17 @@ pub struct Finding {
 }
 
 impl Finding {
-    /// As it should be.
+    /// Makes a finding that all is as it should be.
     pub fn ok(area: impl Into<String>, what: impl Into<String>) -> Self {
         Self::new(Level::Ok, area, what)
     }
 
-    /// Worth knowing.
+    /// Makes a finding that is worth knowing.
     pub fn note(area: impl Into<String>, what: impl Into<String>) -> Self {
         Self::new(Level::Note, area, what)
     }
 
-    /// Something does not work, and this mends it.
+    /// Makes a finding of something that does not work, with what mends it.
     pub fn broken(area: impl Into<String>, what: impl Into<String>, mend: impl Into<String>) -> Self {
         Self::new(Level::Broken, area, what).mend(mend)
     }
@@ -58,13 +58,13 @@ impl Finding {
         Self { cluster: None, area: area.into(), level, what: what.into(), mend: None }
     }
 
-    /// The same finding with what mends it.
+    /// Adds what mends it.
     #[must_use]
     pub fn mend(self, mend: impl Into<String>) -> Self {
         Self { mend: Some(mend.into()), ..self }
     }
 
-    /// The same finding, about this cluster.
+    /// Says which cluster it is about.
     #[must_use]
     pub fn of(self, cluster: &str) -> Self {
         Self { cluster: Some(cluster.to_owned()), ..self }

@@ -37,7 +37,7 @@ pub struct InviteEntry {
 pub enum InviteState {
     /// It lets machines in.
     Open,
-    /// As many machines redeemed it as it was made for.
+    /// It was redeemed by the number of machines that it was made for.
     UsedUp,
     /// Its time is over.
     Expired,

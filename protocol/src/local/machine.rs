@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::failure::Failure;
 use crate::id::{ClusterId, MachineId};
 
-/// `malai machine init`.
+/// Carries what `malai machine init` asks for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MachineInit {
     /// The cluster's key.
@@ -20,7 +20,7 @@ pub struct MachineInit {
     pub at: Vec<String>,
 }
 
-/// To [`Request::MachineInit`](super::Request::MachineInit).
+/// Answers [`Request::MachineInit`](super::Request::MachineInit).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MachineMade {
     /// The cluster's alias.
@@ -33,7 +33,7 @@ pub struct MachineMade {
     pub toml: String,
 }
 
-/// To [`Request::MachineJoin`](super::Request::MachineJoin).
+/// Answers [`Request::MachineJoin`](super::Request::MachineJoin).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Joined {
     /// The cluster's alias here.

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-/// To [`super::Request::Metrics`]. Totals count from the start of the daemon and never go back.
+/// Answers [`super::Request::Metrics`]. Totals count from the start of the daemon and never go back.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Metrics {
     /// The daemon's malai version.
@@ -20,7 +20,7 @@ pub struct Metrics {
     pub clusters: Vec<ClusterMetrics>,
 }
 
-/// One cluster in [`Metrics`].
+/// Describes one cluster in [`Metrics`].
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClusterMetrics {
     /// Its name here.

@@ -2,12 +2,12 @@
 
 use serde::{Deserialize, Serialize};
 
-/// The least time between two pings, in milliseconds: a person sees no more, and a peer has better things to do.
+/// Bounds how soon the next ping follows, in milliseconds: a person sees no more, and a peer has better things to do.
 pub const MIN_PING_INTERVAL_MS: u64 = 100;
-/// The path to the machine that asks.
+/// Stands for the path to the machine that asks.
 pub const THIS_MACHINE: &str = "this machine";
 
-/// `malai ping`.
+/// Carries what `malai ping` asks for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ping {
     /// The machine's name.
@@ -24,7 +24,7 @@ pub struct Ping {
     pub count: Option<u64>,
 }
 
-/// What came of one ping. They come as they are known: an answer overtakes an earlier ping that is lost.
+/// Says what came of one ping. Answers come as they are known: one overtakes an earlier ping that is lost.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PingAnswer {
     /// Which one, from 1 on.
@@ -33,7 +33,7 @@ pub struct PingAnswer {
     pub outcome: PingOutcome,
 }
 
-/// Whether a ping was answered.
+/// Says whether a ping was answered.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum PingOutcome {
@@ -52,7 +52,7 @@ pub enum PingOutcome {
 }
 
 impl PingOutcome {
-    /// Whether it was answered without a relay between.
+    /// Tells whether it was answered without a relay between.
     pub fn is_direct(&self) -> bool {
         match self {
             Self::Answered { path, .. } => path.starts_with("direct ") || path == THIS_MACHINE,

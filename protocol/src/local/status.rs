@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::failure::Failure;
 use crate::id::{ClusterId, MachineId};
 
-/// To [`super::Request::DaemonStatus`].
+/// Answers [`super::Request::DaemonStatus`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DaemonStatus {
     /// The daemon's process id.
@@ -27,7 +27,7 @@ pub struct DaemonStatus {
     pub lost_log: Option<LostLines>,
 }
 
-/// How a session's processes are found when it ends.
+/// Says how a session's processes are found when it ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Tree {
@@ -46,7 +46,7 @@ pub struct LostLines {
     pub why: String,
 }
 
-/// To [`super::Request::Status`] and [`super::Request::Probe`].
+/// Answers [`super::Request::Status`] and [`super::Request::Probe`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Status {
     /// The answering daemon.
@@ -65,7 +65,7 @@ pub enum Role {
     Machine,
 }
 
-/// Whether a cluster works here.
+/// Says whether a cluster works on this machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ClusterState {
@@ -77,7 +77,7 @@ pub enum ClusterState {
     Broken(Failure),
 }
 
-/// One cluster in [`Status`].
+/// Describes one cluster in [`Status`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClusterStatus {
     /// Its name here.
@@ -110,7 +110,7 @@ pub struct ClusterStatus {
     pub discovery_failures: Vec<String>,
 }
 
-/// One relay in [`ClusterStatus`].
+/// Describes one relay in [`ClusterStatus`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RelayStatus {
     /// Its URL.
@@ -121,7 +121,7 @@ pub struct RelayStatus {
     pub error: Option<String>,
 }
 
-/// How a relay does.
+/// Says how a relay does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum RelayState {
@@ -135,7 +135,7 @@ pub enum RelayState {
     Failed,
 }
 
-/// One machine in [`ClusterStatus`].
+/// Describes one machine in [`ClusterStatus`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MachineStatus {
     /// Its name.
@@ -160,7 +160,7 @@ pub struct MachineStatus {
     pub malai: Option<String>,
 }
 
-/// A live connection to a machine.
+/// Describes a live connection to a machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Connection {
     /// Since when, milliseconds since the epoch.

@@ -4,10 +4,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::id::MachineId;
 
-/// The most that [`Resolve::hops`] may be: whoever is asked may ask others, and these nobody.
+/// Bounds [`Resolve::hops`]: a machine that is asked may ask others, which ask no further.
 pub const MAX_HOPS: u8 = 1;
 
-/// First frame of a stream that asks where a machine is; answered by `Resolved` or `Refused`.
+/// Asks where a machine is, first on a stream; answered by `Resolved` or `Refused`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Resolve {
     /// The machine that is looked for.
@@ -17,14 +17,14 @@ pub struct Resolve {
     pub hops: u8,
 }
 
-/// Where a machine is. Only a hint: whoever dials learns by the key whether it is true.
+/// Says where a machine is. It is only a hint: the one that dials learns by the key whether it is true.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Resolved {
     /// Where it can be reached, as in [`super::Hello::addresses`]: at most [`super::MAX_ADDRESSES`] `IP:PORT` and relay
     /// URLs. Empty = it is not known.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub addresses: Vec<String>,
-    /// Whoever told the one that answers. Absent = the machine itself did.
+    /// The machine that told the one that answers. Absent = the one that is looked for told it itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub said_by: Option<MachineId>,
     /// How long ago the machine was heard, in milliseconds; 0 = it is connected.

@@ -6,10 +6,10 @@ use super::super::{Allow, Config, Name, Problem};
 use super::{as_meant, parse, subtable};
 use crate::failure::{Failure, Kind};
 
-/// The lists that may have a machine's name.
+/// Lists the keys whose lists may have a machine's name.
 const LISTS: &[&str] = &["allow_from", "allow_shell", "allow_sessions", "allow_control", "members"];
 
-/// The same text without this machine: neither its section nor its name in any list or group.
+/// Takes a machine out of the text: its table, and its name in every list and group.
 ///
 /// # Errors
 /// [`Kind::UnknownTarget`] when there is no such machine, [`Kind::Conflict`] when it is the cluster manager,
@@ -34,7 +34,7 @@ pub fn remove_machine(text: &str, name: &Name) -> Result<String, Failure> {
     as_meant(document.to_string(), &without(config, name))
 }
 
-/// What the edited text has to mean.
+/// Returns what the edited text has to mean.
 fn without(mut config: Config, name: &Name) -> Config {
     config.machines.remove(name);
     let mut lists: Vec<&mut Allow> = config.defaults.allow_from.iter_mut().collect();
@@ -76,8 +76,8 @@ fn strike(table: &mut dyn TableLike, name: &Name, level: u8) {
     }
 }
 
-/// Comments above the machine's section that a blank line separates from it, and so are not about it; and the
-/// section's place in the text.
+/// Returns the comments above the machine's table that a blank line separates from it, and so are not about it; and
+/// the table's place in the text.
 fn comments_above(document: &mut DocumentMut, name: &Name) -> Option<(isize, String)> {
     let machine = document.get("machine")?.get(name.as_str())?.as_table()?;
     let prefix = machine.decor().prefix()?.as_str()?;
@@ -100,7 +100,7 @@ fn put_back(document: &mut DocumentMut, position: isize, comments: &str) {
     }
 }
 
-/// The table that comes next after this place in the text. A checked config nests four deep.
+/// Returns the table that comes next after this place in the text. A checked config nests four deep.
 fn next_after(table: &mut Table, position: isize) -> Option<&mut Table> {
     let mut next: Option<&mut Table> = None;
     for (_, item) in table.iter_mut() {

@@ -49,10 +49,10 @@ fn a_private_clusters_config_names_no_relay_and_only_the_local_network() {
 
 #[test]
 fn a_username_of_root_says_what_it_means() {
-    assert!(template_of(false, Some("root")).contains("username = \"root\"  # whoever may run commands here"));
+    assert!(template_of(false, Some("root")).contains("username = \"root\"  # a caller that may run commands here"));
     assert!(template_of(false, Some("deploy")).contains("username = \"deploy\"\n"));
     let text = add_machine(&template_of(false, None), &new("web01", 2, &[], Some("root"))).expect("added");
-    assert!(text.contains("username = \"root\"  # whoever may run commands here"), "{text}");
+    assert!(text.contains("username = \"root\"  # a caller that may run commands here"), "{text}");
 }
 
 #[test]

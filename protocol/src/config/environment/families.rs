@@ -24,7 +24,7 @@ pub struct Family {
     pub refused: &'static [Refused],
 }
 
-/// A row of a family's table.
+/// Makes a row of a family's table.
 const fn row(names: &'static [&'static str], why: &'static str, source: &'static str) -> Refused {
     Refused { names, why, source }
 }
@@ -63,7 +63,7 @@ pub const REFUSED_VARIABLES: &[Family] = &[
     Family { title: "Names by their ending", refused: ENDINGS },
 ];
 
-/// What malai sets from the user's account, or for itself.
+/// Holds what malai sets from the user's account, or for itself.
 const ACCOUNT: &[Refused] = &[
     row(&["PATH"], "it decides which program a name means", "environ(7)"),
     row(&["HOME"], "programs read their settings from there", "environ(7)"),
@@ -73,7 +73,8 @@ const ACCOUNT: &[Refused] = &[
     row(&["MALAI_*"], "malai tells by them which session a process belongs to", "docs/protocol.md"),
 ];
 
-/// By convention a name that ends so names a program, a library or a server, whichever program reads it.
+/// Holds endings: by convention such a name stands for a program, a library or a server, in every program that reads
+/// it.
 const ENDINGS: &[Refused] = &[
     row(&["*EDITOR"], "it names a program that is run to edit a text", "environ(7), git(1), sudo(8), crontab(1)"),
     row(&["*PAGER"], "it names a program that is run to show a text", "environ(7), git(1), man(1), psql(1)"),
