@@ -17,7 +17,8 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::caller::Caller;
-use crate::clusters::{self, Clusters};
+use crate::clusters::Clusters;
+use crate::clusters::peers::known;
 use crate::net::counters::Registry;
 use crate::requests::Context;
 use crate::requests::socket;
@@ -297,7 +298,7 @@ impl Parts {
 
     fn remember(&self) {
         for membership in self.clusters.ready() {
-            clusters::remember(&membership);
+            known::remember(&membership);
         }
     }
 

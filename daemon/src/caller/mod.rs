@@ -253,7 +253,7 @@ async fn open(membership: &Arc<Membership>, id: MachineId, patience: &Patience) 
         }
     };
     tokio::pin!(connecting);
-    let waiting = membership.pool.wait();
+    let waiting = membership.peers.pool.wait();
     let soon = timeout(LONG, &mut connecting).await;
     drop(waiting);
     let found = match soon {
@@ -303,7 +303,7 @@ impl Patience {
     fn with(target: &SessionTarget, membership: &Membership, id: MachineId) -> Self {
         let asked = Duration::from_millis(target.connect_timeout_ms).min(LONGEST);
         let short = target.gone_timeout_ms.map(Duration::from_millis).filter(|short| *short < asked);
-        let short = short.filter(|_| membership.pool.is_gone(id, &membership.own_addresses()));
+        let short = short.filter(|_| membership.peers.pool.is_gone(id, &membership.peers.own_addresses()));
         Self { deadline: Instant::now() + short.unwrap_or(asked), gone: short.is_some(), waits: target.wait }
     }
 

@@ -20,7 +20,7 @@ pub(crate) fn resolve(clusters: &Clusters, target: &SessionTarget) -> Result<(Ar
         None => anywhere(clusters, &target.machine),
     };
     if let Ok((membership, _)) = &found {
-        membership.nudge();
+        membership.peers.nudge();
     }
     found
 }
@@ -35,7 +35,7 @@ fn in_cluster(clusters: &Clusters, alias: &str, machine: &str) -> Result<(Arc<Me
         }
         None => return Err(no_cluster(clusters, alias)),
     };
-    match membership.machine(machine) {
+    match membership.config.machine(machine) {
         Some((id, _)) => Ok((membership, id)),
         None => {
             let near =
@@ -54,7 +54,8 @@ fn anywhere(clusters: &Clusters, machine: &str) -> Result<(Arc<Membership>, Mach
             None => Err(no_cluster(clusters, machine)),
         };
     }
-    let found: Vec<_> = ready.iter().filter_map(|m| m.machine(machine).map(|(id, _)| (Arc::clone(m), id))).collect();
+    let found: Vec<_> =
+        ready.iter().filter_map(|m| m.config.machine(machine).map(|(id, _)| (Arc::clone(m), id))).collect();
     match <[_; 1]>::try_from(found) {
         Ok([one]) => Ok(one),
         Err(found) if found.is_empty() => {

@@ -1,47 +1,36 @@
 //! One joined cluster on this machine: its identity, its endpoint, the snapshot it holds, its connections.
 
-use std::collections::BTreeSet;
-use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 
-use iroh::{Endpoint, TransportAddr};
 use malai_protocol::access::check_account;
-use malai_protocol::config::{Machine, Name};
 use malai_protocol::failure::Failure;
 use malai_protocol::home::ClusterDir;
 use malai_protocol::id::{ClusterId, MachineId};
-use malai_protocol::peer::{Close, VERSION};
-use malai_protocol::snapshot::{Header, Snapshot};
-use parking_lot::Mutex;
-use tokio::sync::{Notify, watch};
-use tokio::time::Instant;
+use malai_protocol::peer::VERSION;
+use malai_protocol::snapshot::Header;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::clusters::config::ConfigState;
+use crate::clusters::peers::{Peers, twins};
 use crate::net::counters::Counters;
-use crate::net::endpoint::{self, Bound, Finding, own_addresses};
-use crate::net::finding::hearsay::Hearsay;
-use crate::net::limits::tally::Tally;
+use crate::net::endpoint::{self, Bound, Finding};
 use crate::net::pool::Pool;
 use crate::net::proxy;
-use crate::net::relays::Relays;
 use crate::runtime::alarms::{AlarmCause, Alarms};
-use crate::runtime::backoff::Said;
 use crate::runtime::clock::now_ms;
 use crate::runtime::duty;
 use crate::shared::Shared;
-use crate::store::clusters;
 use crate::store::held::Held;
-use crate::store::keeper::Keeper;
 use crate::target::live::LiveTable;
 use crate::target::refusals::Refusals;
 
-/// In so long, what was said last has left this machine.
-const LAST_WORDS: Duration = Duration::from_millis(20);
-/// How long an answer may hold on to the endpoint that is let go.
-const HELD: Duration = Duration::from_secs(2);
+/// Sets how long the last frames may take to leave this machine.
+const LAST_FRAMES_TIME: Duration = Duration::from_millis(20);
+/// Bounds how long an endpoint that is abandoned waits for what still uses it.
+const ENDPOINT_RELEASE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// One cluster that this machine is a member of and holds a snapshot of.
 #[derive(Debug)]
@@ -56,45 +45,24 @@ pub(crate) struct Membership {
     pub(crate) me: MachineId,
     /// This machine holds the cluster key.
     pub(crate) is_manager: bool,
-    /// The endpoint of the machine key.
-    pub(crate) endpoint: Endpoint,
-    /// Its relays.
-    pub(crate) relays: Relays,
-    /// How it finds the other machines.
-    pub(crate) finding: Finding,
-    /// What the others may ask of the directory.
-    pub(crate) directory: crate::clusters::peers::directory::Limits,
-    /// Connections to the other machines.
-    pub(crate) pool: Pool,
+    /// Holds the config that is in force.
+    pub(crate) config: ConfigState,
+    /// Holds the connections to the other machines.
+    pub(crate) peers: Peers,
     /// What is counted.
     pub(crate) counters: Arc<Counters>,
     /// Sessions on this machine, of this cluster.
     pub(crate) live: Arc<LiveTable>,
     /// What was refused lately.
     pub(crate) refusals: Refusals,
-    /// Whose connections were refused.
-    pub(crate) refused: Tally<MachineId>,
-    /// What all clusters of the daemon share.
+    /// Holds what all clusters of the daemon share.
     pub(crate) shared: Arc<Shared>,
-    pub(super) nudges: Notify,
-    /// Whether last known addresses could be stored, as the log has it.
-    pub(crate) addresses_said: Mutex<Said<bool>>,
-    pub(super) held: watch::Sender<Arc<Held>>,
-    /// What was stored where it belongs when the cluster was taken in.
-    pub(super) filed: Option<Header>,
-    /// Held while a snapshot is fetched, so that one that many announce comes once; but nobody waits long for it.
-    pub(super) fetching: tokio::sync::Mutex<()>,
-    /// One snapshot is installed at a time.
-    pub(super) installing: tokio::sync::Mutex<()>,
-    /// The newest snapshot made elsewhere that waits for the disk.
-    pub(super) unnoted: Mutex<Option<Snapshot>>,
-    pub(super) alarms: Alarms,
-    /// Nobody is heard: what it says last, nobody confirms.
-    pub(super) deaf: AtomicBool,
-    /// To a machine that was connected when the connections were closed.
-    pub(super) longest_rtt: OnceLock<Duration>,
+    /// Runs what ends with the membership.
     pub(crate) tasks: TaskTracker,
+    /// Ends those tasks.
     pub(crate) cancel: CancellationToken,
+    /// Ends with the membership, as a receiver notices. The last field: the endpoint is dropped before.
+    released: watch::Sender<()>,
 }
 
 /// What a membership is made of.
@@ -131,50 +99,38 @@ impl Membership {
         if let Some(text) = parts.foreign {
             alarms.raise(AlarmCause::Foreign, text);
         }
+        let pool = Pool::new(parts.me, Arc::clone(&counters));
         Arc::new(Self {
             alias: parts.alias,
             dir: parts.dir,
             cluster,
             me: parts.me,
             is_manager: parts.is_manager,
-            endpoint: parts.bound.endpoint,
-            relays: parts.bound.relays,
-            finding: parts.finding,
-            directory: crate::clusters::peers::directory::Limits::default(),
-            pool: Pool::new(parts.me, Arc::clone(&counters)),
+            config: ConfigState::new(parts.held, parts.filed, alarms),
+            peers: Peers::new(parts.bound, parts.finding, pool),
             counters,
             live,
             refusals: Refusals::default(),
-            refused: Tally::default(),
             shared,
-            nudges: Notify::new(),
-            addresses_said: Mutex::default(),
-            held: watch::Sender::new(parts.held),
-            filed: parts.filed,
-            fetching: tokio::sync::Mutex::default(),
-            installing: tokio::sync::Mutex::default(),
-            unnoted: Mutex::default(),
-            alarms,
-            deaf: AtomicBool::new(false),
-            longest_rtt: OnceLock::new(),
             tasks: TaskTracker::new(),
             cancel: CancellationToken::new(),
+            released: watch::Sender::new(()),
         })
     }
 
-    /// The snapshot that is held now.
+    /// Returns the snapshot that is held now.
     pub(crate) fn held(&self) -> Arc<Held> {
-        Arc::clone(&self.held.borrow())
+        self.config.held()
     }
 
-    /// Wakes whenever another snapshot is held.
+    /// Returns what wakes whenever another snapshot is held.
     pub(crate) fn watch(&self) -> watch::Receiver<Arc<Held>> {
-        self.held.subscribe()
+        self.config.watch()
     }
 
-    /// Whether this key is a member by the snapshot that is held.
+    /// Returns whether this is the key of a machine in the config.
     pub(crate) fn is_member(&self, id: &MachineId) -> bool {
-        self.held().config.machine_by_id(id).is_some()
+        self.config.is_member(id)
     }
 
     /// Whether commands can run here at all as the config says, under this daemon's account.
@@ -185,51 +141,14 @@ impl Membership {
         check_account(&self.held().config, &self.shared.me(&self.me))
     }
 
-    /// This machine's name in the config, when it is still in it.
+    /// Returns the name of this machine in the config, if it is still in it.
     pub(crate) fn my_name(&self) -> Option<String> {
-        self.held().config.machine_by_id(&self.me).map(|(name, _)| name.to_string())
+        self.config.name_of(&self.me)
     }
 
-    /// The machine with this name.
-    pub(crate) fn machine(&self, name: &str) -> Option<(MachineId, Machine)> {
-        let held = self.held();
-        let name: Name = name.parse().ok()?;
-        held.config.machines.get(&name).map(|machine| (machine.id, machine.clone()))
-    }
-
-    /// The cluster manager's key, unless that is this machine.
+    /// Returns the key of the cluster manager, unless that is this machine.
     pub(crate) fn manager_id(&self) -> Option<MachineId> {
-        let held = self.held();
-        let id = held.config.machines.get(&held.config.cluster.manager)?.id;
-        (id != self.me).then_some(id)
-    }
-
-    /// Where this machine can be reached.
-    pub(crate) fn addresses(&self) -> Vec<String> {
-        own_addresses(&self.endpoint, malai_protocol::peer::MAX_ADDRESSES)
-    }
-
-    /// This machine's own addresses as its network shows them now.
-    pub(crate) fn own_addresses(&self) -> BTreeSet<SocketAddr> {
-        self.endpoint.addr().ip_addrs().copied().collect()
-    }
-
-    /// Returns what addresses are compared with that others told.
-    pub(crate) fn hearsay(&self) -> Hearsay {
-        Hearsay {
-            relays: endpoint::relays(&self.held().config.network),
-            bound: self.endpoint.bound_sockets(),
-            own: self.own_addresses(),
-        }
-    }
-
-    /// Last known addresses of a machine, of which each may be contacted.
-    pub(crate) fn last_known(&self, id: MachineId) -> Vec<TransportAddr> {
-        let (mut addresses, is_recalled) = self.pool.addresses(id);
-        let hearsay = self.hearsay();
-        // Where the machine itself told them over a connection, they were compared with that.
-        addresses.retain(|addr| hearsay.admits(addr, |_| !is_recalled));
-        addresses
+        self.config.manager().filter(|id| *id != self.me)
     }
 
     /// This machine's greeting.
@@ -238,7 +157,7 @@ impl Membership {
             version: VERSION,
             needs: Vec::new(),
             header: Some(self.held().snapshot.signed_header().clone()),
-            addresses: if self.shared.agent { Vec::new() } else { self.addresses() },
+            addresses: if self.shared.agent { Vec::new() } else { self.peers.addresses() },
             caller_only: self.shared.agent,
             boot: Some(self.shared.boot),
             executor: self.shared.executor.incarnation(),
@@ -249,16 +168,6 @@ impl Membership {
         }
     }
 
-    /// Says that somebody runs something in this cluster: a manager that refused this machine is asked soon.
-    pub(crate) fn nudge(&self) {
-        self.nudges.notify_waiters();
-    }
-
-    /// Returns at the next nudge.
-    pub(crate) async fn nudged(&self) {
-        self.nudges.notified().await;
-    }
-
     /// Returns everything that an administrator must look at.
     pub(crate) fn alarms(&self) -> Vec<String> {
         let alarms = self.alarms_and_mends().into_iter().map(|(text, _)| text);
@@ -267,7 +176,7 @@ impl Membership {
 
     /// Whether the cluster manager says that this machine is not in the config any more.
     pub(crate) fn is_removed(&self) -> bool {
-        self.alarms.has(AlarmCause::Removed)
+        self.config.alarms.has(AlarmCause::Removed)
     }
 
     /// Returns which right on this machine this version leaves out of the config that is held.
@@ -281,12 +190,9 @@ impl Membership {
     /// Returns the same, each with what mends it.
     pub(crate) fn alarms_and_mends(&self) -> Vec<(String, String)> {
         let rescan = format!("on the cluster manager: malai rescan {}", self.alias);
-        let raised = self.alarms.by_cause().into_iter();
+        let raised = self.config.alarms.by_cause().into_iter();
         let raised = raised.map(|(cause, text)| (text, cause.mend(&self.alias, self.dir.root())));
-        raised
-            .chain(crate::clusters::peers::twins::alarms(self))
-            .chain(self.unheeded().map(|text| (text, rescan)))
-            .collect()
+        raised.chain(twins::alarms(self)).chain(self.unheeded().map(|text| (text, rescan))).collect()
     }
 
     /// What this version leaves out of the config that is held.
@@ -298,33 +204,17 @@ impl Membership {
 
     /// Raises an alarm, and logs it when its text is new.
     pub(crate) fn raise(&self, cause: AlarmCause, text: String) {
-        self.alarms.raise(cause, text);
+        self.config.alarms.raise(cause, text);
     }
 
     /// Clears the alarm of this cause.
     pub(crate) fn clear(&self, cause: AlarmCause) {
-        self.alarms.clear(cause);
+        self.config.alarms.clear(cause);
     }
 
     /// Raises this alarm, or clears it where there is no text.
     pub(crate) fn set_alarm(&self, cause: AlarmCause, text: Option<String>) {
-        self.alarms.set(cause, text);
-    }
-
-    /// Starts the tasks that run for as long as the cluster is served.
-    pub(crate) fn start(self: &Arc<Self>) {
-        crate::clusters::peers::directory::open(self);
-        if let Some(why) = self.ungranted() {
-            tracing::warn!(cluster = %self.alias, "{why}");
-        }
-        if !self.shared.agent {
-            self.keep("accept", crate::clusters::peers::accept::run);
-            self.keep("link", crate::clusters::peers::link::run);
-        }
-        self.keep("review", crate::clusters::config::sync::review);
-        self.keep("snapshot", store_held);
-        self.tasks.spawn(crate::clusters::config::network::run(Arc::clone(self)));
-        self.keep("recover", crate::clusters::peers::recover::run);
+        self.config.alarms.set(cause, text);
     }
 
     /// Does this for as long as the cluster is served.
@@ -339,16 +229,13 @@ impl Membership {
 
     /// Closes every connection, so that attachments are lost at once.
     pub(crate) fn close_connections(&self) {
-        self.longest_rtt.get_or_init(|| self.pool.longest_rtt());
         self.cancel.cancel();
-        for conn in self.pool.all() {
-            crate::net::close(&conn.conn, Close::Shutdown, "the daemon shuts down");
-        }
+        self.peers.close_connections();
     }
 
-    /// Has the endpoint bound anew, since nobody is heard with it.
+    /// Has the endpoint bound again, since no peer is heard with it.
     pub(crate) fn rebuild(&self) {
-        self.deaf.store(true, Ordering::Relaxed);
+        self.peers.set_cut_off();
         self.shared.reload(&self.alias);
     }
 
@@ -359,28 +246,20 @@ impl Membership {
         self.tasks.wait().await;
     }
 
-    /// Closes the endpoint, after the end of all tasks. One with which nobody is heard waits for nobody: its port is
-    /// needed at once.
-    pub(crate) async fn release(mut self: Arc<Self>) {
-        if self.deaf.load(Ordering::Relaxed) {
-            let deadline = Instant::now() + HELD;
-            while Instant::now() < deadline {
-                tokio::time::sleep(LAST_WORDS).await;
-                match Arc::try_unwrap(self) {
-                    Ok(last) => return endpoint::abandon(last.endpoint),
-                    Err(held) => self = held,
-                }
-            }
-            tracing::info!(cluster = %self.alias, "somebody still holds the endpoint that is rebuilt");
+    /// Closes the endpoint, after the end of all tasks. One that hears no peer waits for no peer: its port is needed at
+    /// once.
+    pub(crate) async fn release(self: Arc<Self>) {
+        if !self.peers.is_cut_off() {
+            return self.peers.close().await;
         }
-        endpoint::close(&self.endpoint, self.longest_rtt.get().copied().unwrap_or_default()).await;
+        let (endpoint, mut released, alias) =
+            (self.peers.endpoint.clone(), self.released.subscribe(), self.alias.clone());
+        tokio::time::sleep(LAST_FRAMES_TIME).await;
+        drop(self);
+        if tokio::time::timeout(ENDPOINT_RELEASE_TIMEOUT, released.changed()).await.is_ok() {
+            return endpoint::abandon(endpoint);
+        }
+        tracing::info!(cluster = %alias, "the endpoint that is rebuilt is still in use");
+        endpoint::close(&endpoint, Duration::ZERO).await;
     }
-}
-
-/// Stores what is held, for as long as the cluster is served.
-async fn store_held(membership: Arc<Membership>) {
-    let home = Some(membership.shared.home.clone());
-    let keeper = Keeper::new(clusters::place(&membership.dir), home, membership.filed);
-    let (changes, newest) = (membership.watch(), || Some(membership.held()));
-    keeper.run(changes, newest, &membership.alarms, membership.cancel.clone()).await;
 }

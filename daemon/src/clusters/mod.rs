@@ -4,6 +4,7 @@ pub(crate) mod config;
 pub(crate) mod join;
 pub(crate) mod membership;
 pub(crate) mod peers;
+pub(crate) mod spread;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -20,14 +21,13 @@ use parking_lot::{Mutex, MutexGuard};
 use tokio_util::task::TaskTracker;
 
 use crate::admin::manager::Manager;
-use crate::clusters::config::sync;
-use crate::clusters::config::tell;
+use crate::clusters::config::{network, sync, tell};
 use crate::clusters::join::desk::Desk;
 use crate::clusters::join::knock::Waiting;
 use crate::clusters::membership::Membership;
 use crate::clusters::membership::Parts;
+use crate::clusters::peers::{accept, directory, known, link, recover};
 use crate::net::endpoint::{self, Finding, bound_port};
-use crate::net::pool::Pool;
 use crate::runtime::blocking::blocking;
 use crate::runtime::clock::now_ms;
 use crate::runtime::duty;
@@ -37,9 +37,6 @@ use crate::store::clusters::Joining;
 use crate::store::held::Held;
 use crate::store::lock::Changes;
 use crate::target::live::LiveTable;
-
-/// Addresses that were learnt are written down after so long.
-const LEARNT: Duration = Duration::from_secs(1);
 
 /// How long sessions of a cluster that is left may take to end: TERM, KILL, and the lines of the audit.
 const REVOKED_ENDS_TIMEOUT: Duration = Duration::from_secs(10);
@@ -293,7 +290,7 @@ impl Clusters {
             foreign,
         };
         let membership = Membership::new(parts, Arc::clone(&self.shared));
-        recall(&membership.pool, &stored.dir);
+        known::recall(&membership.peers.pool, &stored.dir);
         let desk = match is_manager && !agent {
             true => match self.open_desk(&membership, &network, ports.join).await {
                 Ok(desk) => Some(desk),
@@ -309,14 +306,14 @@ impl Clusters {
             // The next start may get other ports. That is no reason not to serve now.
             tracing::warn!(cluster = alias, "the ports were not kept: {failure}");
         }
-        membership.start();
-        membership.keep("addresses", keep_addresses);
+        start(&membership);
+        membership.keep("addresses", known::keep);
         if let Some(desk) = &desk {
             desk.start();
         }
         if !agent {
             // A relay that holds no snapshot yet lets the cluster key through, and no machine.
-            let endpoint = desk.as_ref().map_or(&membership.endpoint, |desk| &desk.endpoint).clone();
+            let endpoint = desk.as_ref().map_or(&membership.peers.endpoint, |desk| &desk.endpoint).clone();
             membership.keep("relays", move |membership| tell::run(membership, endpoint.clone()));
         }
         Ok(Cluster::Ready(Served { membership, desk }))
@@ -454,7 +451,23 @@ fn fault() -> Failure {
 fn bound(cluster: Option<&Cluster>) -> Vec<SocketAddr> {
     let Some(Cluster::Ready(Served { membership, desk })) = cluster else { return Vec::new() };
     let desk = desk.iter().flat_map(|desk| desk.endpoint.bound_sockets());
-    membership.endpoint.bound_sockets().into_iter().chain(desk).collect()
+    membership.peers.endpoint.bound_sockets().into_iter().chain(desk).collect()
+}
+
+/// Starts the tasks that run as long as the cluster is served.
+fn start(membership: &Arc<Membership>) {
+    directory::open(membership);
+    if let Some(why) = membership.ungranted() {
+        tracing::warn!(cluster = %membership.alias, "{why}");
+    }
+    if !membership.shared.agent {
+        membership.keep("accept", accept::run);
+        membership.keep("link", link::run);
+    }
+    membership.keep("review", sync::review);
+    membership.keep("snapshot", sync::store);
+    membership.tasks.spawn(network::run(Arc::clone(membership)));
+    membership.keep("recover", recover::run);
 }
 
 async fn stop(cluster: Option<Cluster>) {
@@ -468,7 +481,7 @@ async fn stop(cluster: Option<Cluster>) {
             };
             let membership = async {
                 membership.shutdown().await;
-                remember(&membership);
+                known::remember(&membership);
                 membership.release().await;
             };
             tokio::join!(desk, membership);
@@ -480,55 +493,8 @@ async fn stop(cluster: Option<Cluster>) {
 
 fn keep_ports(membership: &Membership, desk: Option<&Desk>, kept: store::ports::Ports) -> Result<(), Failure> {
     let now = store::ports::Ports {
-        machine: bound_port(&membership.endpoint).or(kept.machine),
+        machine: bound_port(&membership.peers.endpoint).or(kept.machine),
         join: desk.and_then(|desk| bound_port(&desk.endpoint)).or(kept.join),
     };
     if now == kept { Ok(()) } else { store::ports::save(&membership.dir.ports(), &now) }
-}
-
-/// Reads the cache of last known addresses.
-fn recall(pool: &Pool, dir: &malai_protocol::home::ClusterDir) {
-    for (id, peer) in store::peers::load(&dir.peers()) {
-        let addresses = peer.addresses.iter().filter_map(|text| endpoint::parse_address(text)).collect();
-        pool.remember(id, (peer.seen_ms > 0).then_some(peer.seen_ms), addresses);
-    }
-}
-
-/// Writes addresses down soon after they were learnt: a daemon that is killed leaves them to the next one.
-async fn keep_addresses(membership: Arc<Membership>) {
-    loop {
-        tokio::select! {
-            () = membership.cancel.cancelled() => return,
-            () = membership.pool.learnt() => {}
-        }
-        tokio::select! {
-            () = membership.cancel.cancelled() => return,
-            // Greetings and announcements come in bunches.
-            () = tokio::time::sleep(LEARNT) => {}
-        }
-        remember(&membership);
-    }
-}
-
-/// Writes the cache of last known addresses, and logs the first of several failures.
-pub(crate) fn remember(membership: &Membership) {
-    let kept = write_addresses(membership);
-    let is_news = membership.addresses_said.lock().is_news(kept.is_ok());
-    if let Err(failure) = kept
-        && is_news
-    {
-        tracing::warn!(cluster = %membership.alias, "last known addresses were not kept: {failure}");
-    }
-}
-
-/// Of machines of the config only.
-fn write_addresses(membership: &Membership) -> Result<(), Failure> {
-    let known = membership.pool.known().into_iter().filter(|(id, ..)| membership.is_member(id));
-    let peers = known
-        .map(|(id, seen, addresses)| {
-            let addresses = addresses.iter().filter_map(endpoint::address_text).collect();
-            (id, store::peers::Peer { addresses, seen_ms: seen.unwrap_or(0) })
-        })
-        .collect();
-    store::peers::save(&membership.dir.peers(), &peers)
 }

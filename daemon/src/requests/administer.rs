@@ -9,7 +9,7 @@ use malai_protocol::peer::MAX_ADDRESSES;
 
 use super::Context;
 use crate::admin::{self, DeskState, Done};
-use crate::clusters::config::spread::spread;
+use crate::clusters::spread::spread;
 use crate::clusters::config::sync;
 use crate::net::endpoint::own_addresses;
 use crate::runtime::alarms::AlarmCause;

@@ -40,7 +40,7 @@ pub(crate) async fn connect(clusters: &Clusters, ask: &Connect) -> Result<Reache
         None => {
             let conn = {
                 // As for a command, a lost network is looked for anew meanwhile.
-                let _waiting = membership.pool.wait();
+                let _waiting = membership.peers.pool.wait();
                 dial::connect(&membership, id, deadline).await?
             };
             let rtt = proven(&conn.conn, deadline, &membership).await?;
@@ -90,7 +90,7 @@ impl Only {
     /// Tries the address with an endpoint of its own, which has no other way: what the machine's usual one knows, or finds,
     /// would be used too.
     async fn reach(&self, membership: &Membership) -> Result<Reached, Failure> {
-        let own = membership.endpoint.secret_key();
+        let own = membership.peers.endpoint.secret_key();
         let key = wiped::<SIGNING_STACK_BYTES, _>(|| Secret::copied(&own.to_bytes()));
         let endpoint = endpoint::bind_only(key, &membership.held().config.network, &self.at).await?;
         let reached = tokio::select! {

@@ -26,7 +26,7 @@ pub(crate) async fn executor_panics(shared: &Shared) -> u64 {
 }
 
 fn cluster(membership: &Membership) -> ClusterMetrics {
-    let (pool, counters) = (&membership.pool, &membership.counters);
+    let (pool, counters) = (&membership.peers.pool, &membership.counters);
     let (connections, traffic) = pool.traffic();
     ClusterMetrics {
         alias: membership.alias.clone(),

@@ -119,7 +119,7 @@ async fn reach(clusters: &Arc<Clusters>, ask: &Ping) -> Result<Way, Failure> {
         }
         let reached = {
             // As for a command, a lost network is looked for anew meanwhile.
-            let _waiting = way.membership.pool.wait();
+            let _waiting = way.membership.peers.pool.wait();
             dial::connect(&way.membership, way.id, deadline).await
         };
         match reached {
@@ -167,10 +167,10 @@ async fn one(membership: Arc<Membership>, id: MachineId, seq: u64, patience: Dur
         return PingAnswer { seq, outcome: PingOutcome::Answered { rtt_us: 0, path: THIS_MACHINE.to_owned() } };
     }
     let lost = Instant::now() + patience;
-    if let Some(conn) = membership.pool.live(id) {
+    if let Some(conn) = membership.peers.pool.live(id) {
         match timeout_at(lost, round_trip(&conn.conn)).await {
             Ok(Ok(took)) => {
-                membership.pool.heard(id);
+                membership.peers.pool.heard(id);
                 let (path, _) = conn.path();
                 let rtt_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
                 return PingAnswer { seq, outcome: PingOutcome::Answered { rtt_us, path } };

@@ -114,11 +114,11 @@ async fn ready(alias: String, served: &Served, how: How) -> ClusterStatus {
         state: ClusterState::Ready,
         generation: Some(membership.held().generation()),
         alarm: joined(membership.alarms()),
-        addresses: if agent { Vec::new() } else { own_addresses(&membership.endpoint, ADDRESSES) },
+        addresses: if agent { Vec::new() } else { own_addresses(&membership.peers.endpoint, ADDRESSES) },
         join_addresses: served.desk.as_ref().map_or_else(Vec::new, |desk| own_addresses(&desk.endpoint, ADDRESSES)),
         machines,
-        relays: membership.relays.states(&membership.endpoint),
-        discovery_failures: membership.finding.ways.failures(),
+        relays: membership.peers.relays.states(&membership.peers.endpoint),
+        discovery_failures: membership.peers.finding.ways.failures(),
     }
 }
 
@@ -145,7 +145,7 @@ async fn machines(membership: &Arc<Membership>, how: How) -> Vec<MachineStatus> 
     let held = membership.held();
     let keep = held.config.machines.len() <= KEPT;
     if how.probe {
-        membership.nudge();
+        membership.peers.nudge();
     }
     let mut asking = JoinSet::new();
     for id in held.config.machines.values().map(|machine| machine.id).filter(|id| *id != membership.me) {
@@ -159,8 +159,8 @@ async fn machines(membership: &Arc<Membership>, how: How) -> Vec<MachineStatus> 
     let rows = held.config.machines.iter().map(|(name, machine)| {
         let this = machine.id == membership.me;
         let Asked { probed, connection } = asked.remove(&machine.id).unwrap_or_default();
-        let seen = membership.pool.seen(machine.id);
-        let told = membership.pool.told_of(machine.id);
+        let seen = membership.peers.pool.seen(machine.id);
+        let told = membership.peers.pool.told_of(machine.id);
         MachineStatus {
             name: name.to_string(),
             id: machine.id,
@@ -182,7 +182,7 @@ async fn machines(membership: &Arc<Membership>, how: How) -> Vec<MachineStatus> 
 
 /// Asks a machine whether it is there, over the connection that there is, and over a new one where that does not answer.
 async fn ask(membership: &Arc<Membership>, id: MachineId, how: How, keep: bool) -> Asked {
-    let live = membership.pool.live(id);
+    let live = membership.peers.pool.live(id);
     if !how.probe {
         return match &live {
             Some(conn) if ping(&conn.conn, PROBE).await => answered(membership, conn),
@@ -203,8 +203,8 @@ async fn ask(membership: &Arc<Membership>, id: MachineId, how: How, keep: bool) 
 
 /// Waits until the machine has said what it holds and runs; its greeting comes with the first answer or right after it.
 async fn greeted(membership: &Membership, conn: &PeerConn, deadline: Instant) {
-    let mut changes = membership.pool.watch();
-    while membership.pool.told_of(conn.peer).is_none_or(|told| told.at_ms < conn.since_ms) {
+    let mut changes = membership.peers.pool.watch();
+    while membership.peers.pool.told_of(conn.peer).is_none_or(|told| told.at_ms < conn.since_ms) {
         if !matches!(timeout_at(deadline, changes.changed()).await, Ok(Ok(()))) {
             return;
         }
@@ -212,7 +212,7 @@ async fn greeted(membership: &Membership, conn: &PeerConn, deadline: Instant) {
 }
 
 fn answered(membership: &Membership, conn: &PeerConn) -> Asked {
-    membership.pool.heard(conn.peer);
+    membership.peers.pool.heard(conn.peer);
     let Reached { path, rtt_us, found_by } = conn.reached();
     let traffic = conn.traffic();
     let (sent_bytes, received_bytes) = (traffic.sent, traffic.received);

@@ -24,7 +24,7 @@ const FAULT_REBIND_INTERVAL: Duration = Duration::from_secs(30);
 
 /// Follows it at the machine key's endpoint until the membership ends.
 pub(crate) async fn run(membership: Arc<Membership>) {
-    let followed = follow(&membership, &membership.endpoint, &membership.relays, &membership.cancel);
+    let followed = follow(&membership, &membership.peers.endpoint, &membership.peers.relays, &membership.cancel);
     match duty::caught(followed).await {
         Some(true) => {}
         Some(false) => return,

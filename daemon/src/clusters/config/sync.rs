@@ -7,7 +7,6 @@ use malai_protocol::failure::Failure;
 use malai_protocol::peer::Close;
 use malai_protocol::snapshot::{Header, Order, Snapshot, order};
 use parking_lot::MutexGuard;
-use tokio::sync::watch;
 
 use crate::admin::manager::Manager;
 use crate::clusters::membership::Membership;
@@ -18,7 +17,9 @@ use crate::runtime::alarms::AlarmCause;
 use crate::runtime::backoff::Backoff;
 use crate::runtime::blocking::blocking;
 use crate::runtime::duty;
+use crate::store::clusters;
 use crate::store::held::Held;
+use crate::store::keeper::Keeper;
 use crate::store::lock::Changes;
 
 /// A snapshot that several peers announce is asked of one after the other; one that does not deliver in this time keeps
@@ -31,7 +32,7 @@ const FOREIGN_SNAPSHOT_RETRY_MAX_INTERVAL: Duration = Duration::from_secs(60);
 
 /// A peer offers a snapshot with this verified header: it is fetched in a task of its own when it is newer.
 pub(crate) fn offered(membership: &Arc<Membership>, conn: &Arc<PeerConn>, header: Header) {
-    match order(&header, Some(membership.held().snapshot.header())) {
+    match membership.config.order(&header) {
         Order::Same | Order::Older => {}
         Order::Fork if !membership.is_manager => fork(membership, &header, &conn.peer.short()),
         Order::Newer | Order::Fork if conn.callable() => {
@@ -76,13 +77,13 @@ fn fork(membership: &Membership, header: &Header, from: &str) {
 /// # Errors
 /// Whatever the stream, the snapshot or the disk say.
 pub(crate) async fn fetch(membership: &Arc<Membership>, conn: &Arc<PeerConn>, header: &Header) -> anyhow::Result<()> {
-    let _turn = tokio::time::timeout(PATIENCE, membership.fetching.lock()).await;
-    if matches!(order(header, Some(membership.held().snapshot.header())), Order::Same | Order::Older) {
+    let _turn = tokio::time::timeout(PATIENCE, membership.config.fetching.lock()).await;
+    if matches!(membership.config.order(header), Order::Same | Order::Older) {
         return Ok(());
     }
     let snapshot = pull(&conn.conn, &membership.cluster, header).await?;
     let from = conn.peer.short();
-    let _one_at_a_time = membership.installing.lock().await;
+    let _one_at_a_time = membership.config.installing.lock().await;
     if membership.is_manager {
         foreign(membership, snapshot).await;
     } else {
@@ -94,7 +95,7 @@ pub(crate) async fn fetch(membership: &Arc<Membership>, conn: &Arc<PeerConn>, he
 /// Holds a verified snapshot that came over the network, and so enforces it. Storing it is `keep`'s business, for which
 /// nothing waits: what a snapshot takes away is taken away, whether or not the disk has room.
 fn install(membership: &Membership, snapshot: Snapshot, from: &str) -> Result<(), Failure> {
-    match order(snapshot.header(), Some(membership.held().snapshot.header())) {
+    match membership.config.order(snapshot.header()) {
         Order::Newer => {}
         Order::Fork => {
             fork(membership, snapshot.header(), from);
@@ -110,7 +111,7 @@ fn install(membership: &Membership, snapshot: Snapshot, from: &str) -> Result<()
         membership.raise(AlarmCause::Unusable, text);
     })?;
     let ungranted = membership.ungranted();
-    if hold(&membership.held, held) {
+    if membership.config.hold(held) {
         tracing::info!(cluster = %membership.alias, generation, from, "snapshot accepted");
         replaced(membership);
         if let Some(why) = membership.ungranted().filter(|why| ungranted.as_ref() != Some(why)) {
@@ -118,18 +119,6 @@ fn install(membership: &Membership, snapshot: Snapshot, from: &str) -> Result<()
         }
     }
     Ok(())
-}
-
-/// Holds a snapshot that is newer than the one that is held, and says whether it was. The comparison and the exchange are
-/// one step: of two that come at once, the older one never takes the place of the newer one.
-fn hold(current: &watch::Sender<Arc<Held>>, next: Held) -> bool {
-    current.send_if_modified(|held| {
-        let is_newer = order(next.snapshot.header(), Some(held.snapshot.header())) == Order::Newer;
-        if is_newer {
-            *held = Arc::new(next);
-        }
-        is_newer
-    })
 }
 
 /// Clears what a newer snapshot settles.
@@ -185,7 +174,7 @@ async fn note_unnoted(membership: Arc<Membership>) {
 }
 
 fn unnoted(membership: &Membership) -> MutexGuard<'_, Option<Snapshot>> {
-    membership.unnoted.lock()
+    membership.config.unnoted.lock()
 }
 
 async fn note_foreign(membership: &Membership, snapshot: Snapshot) -> Result<(), Failure> {
@@ -208,19 +197,26 @@ async fn note_foreign(membership: &Membership, snapshot: Snapshot) -> Result<(),
 /// # Errors
 /// [`Failure`] when its own text cannot be read, which the check before the signature excludes.
 pub(crate) fn publish(membership: &Membership, snapshot: Snapshot) -> Result<(), Failure> {
-    if order(snapshot.header(), Some(membership.held().snapshot.header())) != Order::Newer {
+    if membership.config.order(snapshot.header()) != Order::Newer {
         return Ok(());
     }
     // Reading a large config takes a while, in which others publish too.
     let held = Held::new(snapshot)?;
     let generation = held.generation();
-    if hold(&membership.held, held) {
+    if membership.config.hold(held) {
         tracing::info!(cluster = %membership.alias, generation, "snapshot published");
         replaced(membership);
         // What was shown from elsewhere is decided before anything is signed.
         membership.clear(AlarmCause::Foreign);
     }
     Ok(())
+}
+
+/// Stores what is held, for as long as the cluster is served.
+pub(crate) async fn store(membership: Arc<Membership>) {
+    let (home, config) = (Some(membership.shared.home.clone()), &membership.config);
+    let keeper = Keeper::new(clusters::place(&membership.dir), home, config.filed);
+    keeper.run(config.watch(), || Some(config.held()), &config.alarms, membership.cancel.clone()).await;
 }
 
 /// Decides the running sessions anew, those that go on from before the cluster was taken in too, and again whenever

@@ -189,7 +189,7 @@ impl Desk {
         };
         // Where the manager's machine key is reached: without it a newcomer would need discovery for its link.
         let header = self.membership.held().snapshot.signed_header().clone();
-        let announce = Announce { addresses: self.membership.addresses(), ..Announce::of(header) };
+        let announce = Announce { addresses: self.membership.peers.addresses(), ..Announce::of(header) };
         send(&mut send_half, Frame::control(Kind::Announce, &announce)?).await?;
         send(&mut send_half, frame).await?;
         send_half.finish()?;

@@ -42,7 +42,7 @@ pub(crate) async fn run(membership: Arc<Membership>) {
     loop {
         let incoming = tokio::select! {
             () = membership.cancel.cancelled() => return,
-            incoming = membership.endpoint.accept() => incoming,
+            incoming = membership.peers.endpoint.accept() => incoming,
         };
         let Some(incoming) = incoming else { return };
         let Some(handshake) = handshakes.begin(incoming) else { continue };
@@ -68,12 +68,12 @@ async fn connection(membership: &Arc<Membership>, handshake: Handshake, stranger
     membership.counters.handshakes_ok.one();
     let Some(peer) = machine_id(&conn.remote_id()) else { return };
     if membership.is_member(&peer) {
-        membership.refused.forget(&peer);
+        membership.peers.refused.forget(&peer);
         return serve::spawn(membership, &PeerConn::new(conn, peer, false));
     }
     match introduce(membership, &conn, peer, strangers).await {
         Ok(Some(accepted)) => {
-            membership.refused.forget(&peer);
+            membership.peers.refused.forget(&peer);
             tracing::info!(peer = %accepted.peer.short(), "introduced itself with a newer snapshot");
         }
         Ok(None) => refuse(membership, &conn, peer, "not in the snapshot"),
@@ -82,7 +82,7 @@ async fn connection(membership: &Arc<Membership>, handshake: Handshake, stranger
 }
 
 fn refuse(membership: &Membership, conn: &Connection, peer: MachineId, why: &str) {
-    if let Some(left_out) = membership.refused.refused(peer) {
+    if let Some(left_out) = membership.peers.refused.refused(peer) {
         tracing::info!(peer = %peer.short(), cluster = %membership.alias, left_out, "connection refused: {why}");
     }
     membership.counters.connections_refused.one();

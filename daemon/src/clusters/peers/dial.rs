@@ -61,7 +61,7 @@ pub(crate) async fn connect(
     id: MachineId,
     deadline: Instant,
 ) -> Result<Arc<PeerConn>, Failure> {
-    if let Some(conn) = membership.pool.live(id) {
+    if let Some(conn) = membership.peers.pool.live(id) {
         return Ok(conn);
     }
     tokio::select! {
@@ -131,9 +131,9 @@ impl Drop for PassedOver {
 }
 
 async fn one_at_a_time(membership: &Arc<Membership>, id: MachineId) -> Result<Arc<PeerConn>, String> {
-    let lock = membership.pool.dial_lock(id);
+    let lock = membership.peers.pool.dial_lock(id);
     let _one_at_a_time = lock.lock().await;
-    match membership.pool.live(id) {
+    match membership.peers.pool.live(id) {
         Some(conn) => Ok(conn),
         None => dial(membership, id).await,
     }
@@ -147,8 +147,8 @@ async fn ask_around(membership: &Arc<Membership>, id: MachineId) -> Infallible {
     }
     let has_directory = membership.held().config.network.has_directory();
     if has_directory
-        && membership.pool.is_waited_for()
-        && membership.pool.all().iter().all(|conn| conn.peer == id || !conn.callable())
+        && membership.peers.pool.is_waited_for()
+        && membership.peers.pool.all().iter().all(|conn| conn.peer == id || !conn.callable())
     {
         let others = heard_last(membership, id);
         let mut dialling: FuturesUnordered<_> =
@@ -167,15 +167,15 @@ fn heard_last(membership: &Membership, but: MachineId) -> Vec<MachineId> {
         .filter(|id| *id != but && *id != membership.me)
         .filter(|id| Some(*id) == manager || !addresses(membership, *id).is_empty())
         .collect();
-    others.sort_by_cached_key(|id| (Some(*id) != manager, Reverse(membership.pool.seen(*id).last_seen_ms)));
+    others.sort_by_cached_key(|id| (Some(*id) != manager, Reverse(membership.peers.pool.seen(*id).last_seen_ms)));
     others.truncate(OTHERS);
     others
 }
 
 async fn arrival(membership: &Membership, id: MachineId) -> Arc<PeerConn> {
-    let mut changes = membership.pool.watch();
+    let mut changes = membership.peers.pool.watch();
     loop {
-        if let Some(conn) = membership.pool.live(id) {
+        if let Some(conn) = membership.peers.pool.live(id) {
             return conn;
         }
         if changes.changed().await.is_err() {
@@ -193,11 +193,11 @@ async fn dial(membership: &Arc<Membership>, id: MachineId) -> Result<Arc<PeerCon
     let mut begun = VecDeque::new();
     let mut pause = LONGEST_PAUSE / 5;
     loop {
-        if membership.endpoint.is_closed() {
+        if membership.peers.endpoint.is_closed() {
             return Err("the daemon shuts down".to_owned());
         }
         let addresses = tried(membership, id, key);
-        let ways = &membership.finding.ways;
+        let ways = &membership.peers.finding.ways;
         let (mut learnt, known) = (ways.learnt(), ways.count(key));
         // Without any address the attempt itself waits for what is told.
         let wants_more = !addresses.is_empty();
@@ -249,7 +249,7 @@ async fn attempt(
     membership: &Membership,
     addr: EndpointAddr,
 ) -> anyhow::Result<(Connection, (SendStream, RecvStream))> {
-    let conn = membership.endpoint.connect(addr, ALPN).await?;
+    let conn = membership.peers.endpoint.connect(addr, ALPN).await?;
     let control = conn.open_bi().await?;
     Ok((conn, control))
 }
@@ -258,7 +258,7 @@ async fn attempt(
 /// and not for ever at the one where it was last. Discovery adds its own.
 pub(crate) fn addresses(membership: &Membership, id: MachineId) -> Vec<TransportAddr> {
     let mut all = fixed(membership, id);
-    all.extend(membership.last_known(id));
+    all.extend(membership.peers.last_known(&membership.held().config.network, id));
     for relay in relays(membership) {
         if !all.contains(&relay) {
             all.push(relay);
@@ -274,14 +274,14 @@ fn fixed(membership: &Membership, id: MachineId) -> Vec<TransportAddr> {
 }
 
 fn relays(membership: &Membership) -> Vec<TransportAddr> {
-    membership.relays.urls().into_iter().map(TransportAddr::Relay).collect()
+    membership.peers.relays.urls().into_iter().map(TransportAddr::Relay).collect()
 }
 
 /// The same, noted as what is tried now.
 fn tried(membership: &Membership, id: MachineId, key: EndpointId) -> Vec<TransportAddr> {
-    let ways = &membership.finding.ways;
+    let ways = &membership.peers.finding.ways;
     ways.tried(key, &relays(membership), RELAY);
-    ways.tried(key, &membership.last_known(id), LAST_KNOWN);
+    ways.tried(key, &membership.peers.last_known(&membership.held().config.network, id), LAST_KNOWN);
     ways.tried(key, &fixed(membership, id), FIXED);
     addresses(membership, id)
 }
@@ -289,18 +289,18 @@ fn tried(membership: &Membership, id: MachineId, key: EndpointId) -> Vec<Transpo
 fn unreachable(membership: &Membership, id: MachineId, why: &str) -> Failure {
     let held = membership.held();
     let name = held.config.machine_by_id(&id).map_or_else(|| id.short(), |(name, _)| name.to_string());
-    let seen = membership.pool.seen(id).last_seen_ms.map_or_else(
+    let seen = membership.peers.pool.seen(id).last_seen_ms.map_or_else(
         || "it was never seen from here".to_owned(),
         |at| format!("last seen {} ago", ago(now_ms().saturating_sub(at))),
     );
-    let (known, ways) = (addresses(membership, id), &membership.finding.ways);
+    let (known, ways) = (addresses(membership, id), &membership.peers.finding.ways);
     let told = endpoint_id(id.as_bytes()).map(|key| ways.told_lately(key)).unwrap_or_default();
     let told = told.into_iter().filter(|(addr, _)| !known.iter().any(|one| is_same(one, addr))).take(MOST_TOLD);
     let tried: Vec<String> = (known.iter().map(text))
         .chain(told.map(|(addr, way)| format!("{} ({way})", text(&addr))))
         .chain(["discovery".to_owned()])
         .collect();
-    let relays = membership.relays.failures(&membership.endpoint);
+    let relays = membership.peers.relays.failures(&membership.peers.endpoint);
     let failed: String = ways.failures().iter().map(|failure| format!("; {failure}")).collect();
     let (alias, tried) = (&membership.alias, tried.join(", "));
     let message = format!("{name}.{alias} cannot be reached: {why}; tried {tried}{failed}; {seen}{relays}");

@@ -51,9 +51,9 @@ const HOPS: usize = 32;
 /// Askers remembered before those whose room is free are forgotten.
 const REMEMBERED: usize = 1024;
 
-/// What members may ask of this one.
+/// Bounds what members may ask of this machine.
 #[derive(Debug)]
-pub(crate) struct Limits {
+pub(crate) struct DirectoryLimits {
     /// When all of an asker's room is free.
     free_at: Mutex<HashMap<MachineId, Instant>>,
     hops: Semaphore,
@@ -61,13 +61,13 @@ pub(crate) struct Limits {
     turn: AtomicUsize,
 }
 
-impl Default for Limits {
+impl Default for DirectoryLimits {
     fn default() -> Self {
         Self { free_at: Mutex::default(), hops: Semaphore::new(HOPS), turn: AtomicUsize::new(0) }
     }
 }
 
-impl Limits {
+impl DirectoryLimits {
     /// Takes so much of the asker's room. False when it is not free.
     fn take(&self, id: MachineId, price: Duration, now: Instant) -> bool {
         let mut askers = self.free_at.lock();
@@ -86,7 +86,7 @@ impl Limits {
 /// Opens the directory to the endpoint of this membership.
 pub(crate) fn open(membership: &Arc<Membership>) {
     let weak = Arc::downgrade(membership);
-    membership.finding.directory.open(Box::new(move |key| {
+    membership.peers.finding.directory.open(Box::new(move |key| {
         MachineId::from_bytes(*key.as_bytes()).map_or_else(|_| stream::empty().boxed(), |id| search(&weak, id))
     }));
 }
@@ -116,7 +116,7 @@ async fn resolve(membership: &Arc<Membership>, conn: &PeerConn, asked: &Resolve)
         return Err(Failure::new(FailureKind::Denied, "the cluster's config says `directory = false`"));
     }
     let busy = || Failure::new(FailureKind::Busy, "this machine asks for too many machines at once");
-    if !membership.directory.take(conn.peer, PRICE, Instant::now()) {
+    if !membership.peers.directory.take(conn.peer, PRICE, Instant::now()) {
         return Err(busy());
     }
     if !membership.is_member(&asked.machine) {
@@ -131,10 +131,10 @@ async fn resolve(membership: &Arc<Membership>, conn: &PeerConn, asked: &Resolve)
     if others.is_empty() {
         return Ok(known.unwrap_or_default());
     }
-    if !membership.directory.take(conn.peer, PRICE * HOP_PRICE, Instant::now()) {
+    if !membership.peers.directory.take(conn.peer, PRICE * HOP_PRICE, Instant::now()) {
         return known.ok_or_else(busy);
     }
-    let Ok(_place) = membership.directory.hops.try_acquire() else { return known.ok_or_else(busy) };
+    let Ok(_place) = membership.peers.directory.hops.try_acquire() else { return known.ok_or_else(busy) };
     let mut answers: FuturesUnordered<_> = others.iter().map(|other| passed_on(other, asked.machine)).collect();
     let mut told: Vec<Resolved> = known.into_iter().collect();
     // All are waited for: the first to say that it has a connection may lie.
@@ -169,14 +169,19 @@ fn known(membership: &Membership, id: MachineId) -> Option<Resolved> {
         let addresses = membership.hello().addresses;
         return (!addresses.is_empty()).then_some(Resolved { addresses, ..Resolved::default() });
     }
-    let is_live = membership.pool.live(id).is_some();
-    if !is_live && membership.pool.all().iter().any(|conn| conn.peer == id && conn.is_caller_only()) {
+    let is_live = membership.peers.pool.live(id).is_some();
+    if !is_live && membership.peers.pool.all().iter().any(|conn| conn.peer == id && conn.is_caller_only()) {
         return None;
     }
-    let heard = membership.pool.seen(id).last_seen_ms?;
+    let heard = membership.peers.pool.seen(id).last_seen_ms?;
     let heard_ms_ago = if is_live { 0 } else { now_ms().saturating_sub(heard).max(1) };
-    let addresses: Vec<String> =
-        membership.last_known(id).iter().filter_map(address_text).take(MAX_ADDRESSES).collect();
+    let addresses: Vec<String> = membership
+        .peers
+        .last_known(&membership.held().config.network, id)
+        .iter()
+        .filter_map(address_text)
+        .take(MAX_ADDRESSES)
+        .collect();
     let is_told = !addresses.is_empty() && u128::from(heard_ms_ago) <= RECENT.as_millis();
     is_told.then_some(Resolved { addresses, said_by: None, heard_ms_ago })
 }
@@ -210,16 +215,16 @@ async fn ask(conn: &PeerConn, question: Resolve) -> anyhow::Result<Resolved> {
 /// nobody's key puts it before others for ever.
 fn others(membership: &Membership, but: &[MachineId], most: usize) -> Vec<Arc<PeerConn>> {
     let manager = membership.manager_id();
-    let mut ids: Vec<MachineId> = membership.pool.all().iter().map(|conn| conn.peer).collect();
+    let mut ids: Vec<MachineId> = membership.peers.pool.all().iter().map(|conn| conn.peer).collect();
     ids.sort_unstable_by_key(|id| (Some(*id) != manager, *id));
     ids.dedup();
     let fixed = usize::from(ids.first().copied() == manager);
     if let Some(rest @ [_, ..]) = ids.get_mut(fixed..) {
-        rest.rotate_left(membership.directory.turn.fetch_add(1, Ordering::Relaxed) % rest.len());
+        rest.rotate_left(membership.peers.directory.turn.fetch_add(1, Ordering::Relaxed) % rest.len());
     }
     let asked = ids.into_iter().filter(|id| !but.contains(id) && membership.is_member(id));
     // One that has not greeted yet may be an agent, which is asked nothing.
-    asked.filter_map(|id| membership.pool.live(id)).filter(|conn| conn.is_met()).take(most).collect()
+    asked.filter_map(|id| membership.peers.pool.live(id)).filter(|conn| conn.is_met()).take(most).collect()
 }
 
 /// Looks for a machine by asking those that are connected, and those that get connected meanwhile.
@@ -231,7 +236,7 @@ fn search(membership: &Weak<Membership>, id: MachineId) -> BoxStream<'static, Ve
         until: Instant::now() + SEARCH,
         asked: HashMap::new(),
         asking: FuturesUnordered::new(),
-        changes: strong.pool.watch(),
+        changes: strong.peers.pool.watch(),
     };
     stream::unfold(search, Search::next).boxed()
 }
@@ -254,7 +259,7 @@ impl Search {
         loop {
             let (cancel, again) = {
                 let membership = self.membership.upgrade()?;
-                if membership.pool.live(self.id).is_some() {
+                if membership.peers.pool.live(self.id).is_some() {
                     return None;
                 }
                 (membership.cancel.clone(), self.ask_all(&membership))
@@ -304,13 +309,14 @@ impl Search {
 /// Notes who said what, and returns the addresses that may be dialled on somebody's word.
 fn note(membership: &Membership, id: MachineId, by: MachineId, told: &Resolved) -> Vec<TransportAddr> {
     // Only who is on this very host knows others there.
-    let is_here = membership.pool.remote_sockets(by).iter().any(|socket| socket.ip().is_loopback());
-    let (hearsay, texts) = (membership.hearsay(), told.addresses.iter().take(MAX_ADDRESSES));
+    let is_here = membership.peers.pool.remote_sockets(by).iter().any(|socket| socket.ip().is_loopback());
+    let (hearsay, texts) =
+        (membership.peers.hearsay(&membership.held().config.network), told.addresses.iter().take(MAX_ADDRESSES));
     let addrs: Vec<_> = (texts.filter_map(|text| parse_address(text)))
         .filter(|addr| hearsay.admits(addr, |ip| is_here && ip.ip().is_loopback()))
         .collect();
     if let Some(key) = endpoint_id(id.as_bytes()) {
-        membership.finding.ways.told(key, &addrs, &words(membership, by, told.said_by));
+        membership.peers.finding.ways.told(key, &addrs, &words(membership, by, told.said_by));
     }
     addrs
 }
@@ -336,7 +342,7 @@ mod tests {
 
     #[test]
     fn an_asker_has_32_questions_at_once_and_8_a_second_and_others_have_their_own() {
-        let (limits, now) = (Limits::default(), Instant::now());
+        let (limits, now) = (DirectoryLimits::default(), Instant::now());
         let taken = |id, at| (0..1000).take_while(|_| limits.take(id, PRICE, at)).count();
         assert_eq!(taken(id(1), now), 32);
         assert_eq!(taken(id(2), now), 32);

@@ -141,7 +141,7 @@ fn meet(membership: &Arc<Membership>, conn: &Arc<PeerConn>, hello: &Hello) -> an
         conn.set_executor(executor);
     }
     if let Some(boot) = hello.boot
-        && membership.pool.booted(conn, boot)
+        && membership.peers.pool.booted(conn, boot)
     {
         twins::seen(membership, conn.peer);
     }
@@ -152,7 +152,7 @@ fn meet(membership: &Arc<Membership>, conn: &Arc<PeerConn>, hello: &Hello) -> an
     }
     conn.set_met();
     tracing::info!(peer = %conn.peer.short(), dialed = conn.dialed, "connected");
-    membership.pool.greeted(conn, hello);
+    membership.peers.pool.greeted(conn, hello);
     hear(membership, conn, hello.header.as_ref(), &hello.addresses)?;
     Ok(())
 }
@@ -165,10 +165,10 @@ fn hear(
     addresses: &[String],
 ) -> Result<(), SnapshotError> {
     let told = addresses.iter().take(MAX_ADDRESSES).filter_map(|text| parse_address(text));
-    let (hearsay, sockets) = (membership.hearsay(), conn.remote_sockets());
+    let (hearsay, sockets) = (membership.peers.hearsay(&membership.held().config.network), conn.remote_sockets());
     let addresses: Vec<TransportAddr> = told.filter(|addr| hearsay.admits(addr, |ip| sockets.contains(&ip))).collect();
     let header = header.map(|header| header.verify(&membership.cluster)).transpose()?;
-    membership.pool.told(conn.peer, header.as_ref().map(|header| header.generation), &addresses);
+    membership.peers.pool.told(conn.peer, header.as_ref().map(|header| header.generation), &addresses);
     if let Some(header) = header {
         sync::offered(membership, conn, header);
     }
@@ -184,8 +184,8 @@ async fn follow(
 ) -> anyhow::Result<()> {
     let pace = tokio::time::sleep(Duration::ZERO);
     tokio::pin!(pace);
-    let mut twins_seen = membership.pool.watch_twins();
-    let mut own_addresses = membership.endpoint.watch_addr();
+    let mut twins_seen = membership.peers.pool.watch_twins();
+    let mut own_addresses = membership.peers.endpoint.watch_addr();
     loop {
         if let Some(announce) = twins::news(membership, conn, &mut told.twin) {
             send(&mut send_half, Frame::control(Kind::Announce, &announce)?).await?;

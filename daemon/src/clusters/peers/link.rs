@@ -85,7 +85,7 @@ async fn keep(membership: &Arc<Membership>) {
         };
         let outcome = attempt(membership, manager, &mut said).await;
         // A connection that was replaced by another leaves the link in place.
-        if membership.pool.live(manager).is_some() {
+        if membership.peers.pool.live(manager).is_some() {
             continue;
         }
         tell(membership, manager, &mut said, &outcome);
@@ -138,7 +138,7 @@ async fn attempt(membership: &Arc<Membership>, manager: MachineId, said: &mut Sa
 
 /// Waits until the manager has greeted; false when the connection ends without that.
 async fn greeted(membership: &Membership, conn: &PeerConn) -> bool {
-    let mut changes = membership.pool.watch();
+    let mut changes = membership.peers.pool.watch();
     while !conn.is_met() {
         tokio::select! {
             _ = conn.conn.closed() => return conn.is_met(),
@@ -189,7 +189,7 @@ async fn rest(
     tokio::select! {
         () = sleep(pause) => Woken::ByTime,
         changed = snapshots.changed() => if changed.is_ok() { Woken::ByChange } else { Woken::Ended },
-        () = async { membership.nudged().await; sleep_until(nudge_from).await } => Woken::ByTime,
+        () = async { membership.peers.nudged().await; sleep_until(nudge_from).await } => Woken::ByTime,
         // Another network does not bring a machine back into the config.
         () = another_network(membership), if !is_refused => Woken::ByChange,
     }
@@ -198,7 +198,7 @@ async fn rest(
 /// Returns when this machine's network shows it at other addresses than now.
 async fn another_network(membership: &Membership) {
     let own = |addr: &iroh::EndpointAddr| addr.ip_addrs().copied().collect::<BTreeSet<SocketAddr>>();
-    let mut watcher = membership.endpoint.watch_addr();
+    let mut watcher = membership.peers.endpoint.watch_addr();
     let before = own(&watcher.get());
     loop {
         match watcher.updated().await {
@@ -215,7 +215,7 @@ async fn substitute(membership: &Arc<Membership>, manager: MachineId, turn: &mut
     let ids = held.config.machines.values().map(|machine| machine.id);
     let mut others: Vec<MachineId> = ids.filter(|id| *id != manager && *id != membership.me).collect();
     others.sort_unstable();
-    let connected = others.iter().filter(|id| membership.pool.live(**id).is_some()).count();
+    let connected = others.iter().filter(|id| membership.peers.pool.live(**id).is_some()).count();
     if others.is_empty() || connected >= SUBSTITUTES.min(others.len()) {
         return;
     }

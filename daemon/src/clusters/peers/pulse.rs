@@ -144,7 +144,7 @@ struct OwnAddresses<W> {
 
 impl OwnAddresses<()> {
     fn of(membership: &Membership) -> OwnAddresses<impl Watcher<Value = EndpointAddr> + use<>> {
-        let mut watcher = membership.endpoint.watch_addr();
+        let mut watcher = membership.peers.endpoint.watch_addr();
         let last = watcher.get().ip_addrs().copied().collect();
         OwnAddresses { watcher, last }
     }
@@ -205,8 +205,8 @@ async fn forgotten(membership: &Membership, conn: &PeerConn, let_go: Duration) -
     tokio::time::sleep(let_go).await;
     let relay = conn.relay_in_use();
     let has_other = relay.as_ref().is_some_and(|relay| {
-        membership.relays.suspect(relay);
-        membership.relays.has_other_than(relay)
+        membership.peers.relays.suspect(relay);
+        membership.peers.relays.has_other_than(relay)
     });
     if conn.has_relay_to_spare() || has_other {
         return "a relay may reach the peer";
@@ -230,7 +230,7 @@ async fn stalled(
     let_go: Duration,
 ) {
     conn.set_stalled(true);
-    membership.pool.touch();
+    membership.peers.pool.touch();
     let tell = heard.at + TELL;
     let other = async {
         if conn.is_caller_only() {
@@ -246,7 +246,7 @@ async fn stalled(
         () = again => None,
         why = forgotten(membership, conn, let_go) => {
             tracing::info!(peer = %conn.peer.short(), "its path is dead, and {why}: it is let go");
-            return membership.pool.forget_paths(conn, &format!("its path is dead, and {why}"));
+            return membership.peers.pool.forget_paths(conn, &format!("its path is dead, and {why}"));
         }
         () = other => Some(true),
         () = tokio::time::sleep_until(tell) => Some(false),
@@ -273,5 +273,5 @@ async fn stalled(
         }
     }
     conn.set_stalled(false);
-    membership.pool.touch();
+    membership.peers.pool.touch();
 }

@@ -71,8 +71,8 @@ fn begin(
     conn: Arc<PeerConn>,
     control: impl Future<Output = (Close, String)> + Send + 'static,
 ) {
-    if !membership.pool.add(&conn) {
-        if let Some(left_out) = membership.refused.refused(conn.peer) {
+    if !membership.peers.pool.add(&conn) {
+        if let Some(left_out) = membership.peers.refused.refused(conn.peer) {
             let (peer, cluster) = (conn.peer.short(), &membership.alias);
             tracing::info!(%peer, %cluster, left_out, "connection refused: too many from this machine");
         }
@@ -96,14 +96,14 @@ async fn run(membership: &Arc<Membership>, conn: &Arc<PeerConn>, control: impl F
     tracing::debug!(peer = %conn.peer.short(), cluster = %membership.alias, "connection ends: {}", why.1);
     close(&conn.conn, why.0, &why.1);
     greet::parted(membership, conn);
-    membership.pool.remove(conn, &membership.own_addresses());
+    membership.peers.pool.remove(conn, &membership.peers.own_addresses());
     streams.close();
     streams.wait().await;
 }
 
 /// Takes the streams that the peer opens, at its machine's pace.
 async fn accept(membership: &Arc<Membership>, conn: &Arc<PeerConn>, streams: &TaskTracker) -> (Close, String) {
-    let pace = membership.pool.streams(conn.peer);
+    let pace = membership.peers.pool.streams(conn.peer);
     loop {
         match next_stream(&conn.conn, &pace).await {
             Ok((send, recv)) => {
@@ -124,13 +124,13 @@ async fn next_stream(conn: &Connection, pace: &Pace) -> Result<(SendStream, Recv
 /// Waits until this connection has no use any more.
 async fn retire(membership: &Arc<Membership>, conn: &Arc<PeerConn>) -> (Close, String) {
     let mut snapshots = membership.watch();
-    let mut changes = membership.pool.watch();
+    let mut changes = membership.peers.pool.watch();
     let mut spare_since = None;
     loop {
         if !membership.is_member(&conn.peer) && removed(membership, conn).await {
             return (Close::Removed, REMOVED_MESSAGE.to_owned());
         }
-        let is_spare = membership.pool.is_spare(conn);
+        let is_spare = membership.peers.pool.is_spare(conn);
         let now = Instant::now();
         spare_since = (is_spare && conn.sessions() == 0).then(|| spare_since.unwrap_or(now));
         let spare_until = spare_since.unwrap_or(now) + SPARE_GRACE;
@@ -161,7 +161,7 @@ async fn removed(membership: &Membership, conn: &PeerConn) -> bool {
 
 /// One stream that the peer opened: its first frame says what it is.
 async fn stream(membership: Arc<Membership>, conn: Arc<PeerConn>, mut send_half: SendStream, recv: RecvStream) {
-    let charge = match membership.pool.undecided(conn.peer).begin() {
+    let charge = match membership.peers.pool.undecided(conn.peer).begin() {
         Ok(charge) => charge,
         Err(exceeded) => return turn_away(&conn, recv, &mut send_half, exceeded).await,
     };
@@ -177,7 +177,7 @@ async fn stream(membership: Arc<Membership>, conn: Arc<PeerConn>, mut send_half:
             return abandon(&mut send_half, &mut recv, RESET_PROTOCOL);
         }
     };
-    membership.pool.heard(conn.peer);
+    membership.peers.pool.heard(conn.peer);
     if first.kind != Kind::Open {
         frames.settle();
     }
@@ -257,7 +257,7 @@ async fn pull(
     send_half: &mut SendStream,
 ) -> anyhow::Result<()> {
     let _wanted: Pull = first.decode()?;
-    let Some(_place) = membership.pool.pull(conn.peer) else {
+    let Some(_place) = membership.peers.pool.pull(conn.peer) else {
         let failure = Failure::new(FailureKind::Busy, "this machine fetches the snapshot several times already");
         return answer(send_half, Frame::control(Kind::Refused, &failure)?).await;
     };

@@ -11,7 +11,7 @@ use crate::runtime::alarms::AlarmCause;
 
 /// Logs that two machines with one key were seen.
 pub(crate) fn seen(membership: &Membership, id: MachineId) {
-    if let Some(both) = membership.pool.twins(id) {
+    if let Some(both) = membership.peers.pool.twins(id) {
         tracing::error!(cluster = %membership.alias, "{}", alarm(membership, &id, &both));
     }
 }
@@ -19,13 +19,13 @@ pub(crate) fn seen(membership: &Membership, id: MachineId) {
 /// Returns an alarm for every key that two machines hold, with what to do about it. A key that is not in the config any
 /// more opens nothing.
 pub(crate) fn alarms(membership: &Membership) -> Vec<(String, String)> {
-    let all = membership.pool.all_twins().into_iter().filter(|(id, _)| membership.is_member(id));
+    let all = membership.peers.pool.all_twins().into_iter().filter(|(id, _)| membership.is_member(id));
     all.map(|(id, both)| (alarm(membership, &id, &both), mend(&membership.alias, &name(membership, &id)))).collect()
 }
 
 /// Refuses a request for a key that two machines hold, since it cannot be known which of them would act.
 pub(crate) fn refusal(membership: &Membership, id: MachineId) -> Option<Failure> {
-    let both = membership.pool.ambiguous(id)?;
+    let both = membership.peers.pool.ambiguous(id)?;
     let (name, alias) = (name(membership, &id), &membership.alias);
     let message = format!(
         "two machines hold the key of {name}.{alias}, {}: it cannot be known which of them would act, so nothing was sent",
@@ -39,7 +39,7 @@ pub(crate) fn news(membership: &Membership, conn: &PeerConn, told: &mut Option<S
     if !membership.is_manager || !membership.is_member(&conn.peer) {
         return None;
     }
-    let twin = membership.pool.twin_of(conn).map(|path| shortened(&path));
+    let twin = membership.peers.pool.twin_of(conn).map(|path| shortened(&path));
     if twin == *told {
         return None;
     }

@@ -59,7 +59,7 @@ async fn through_relays(membership: &Arc<Membership>, network: &Network, relays:
     let mut trials = JoinSet::new();
     for (index, relay) in relays.iter().take(TRIED).cloned().enumerate() {
         let own = is_own(membership, &relay);
-        let (network, tls) = (network.clone(), membership.endpoint.tls_config().clone());
+        let (network, tls) = (network.clone(), membership.peers.endpoint.tls_config().clone());
         trials.spawn(async move { (index, one_relay(&network, &relay, own, &tls).await) });
     }
     let report = match Trial::begin(network, &relays).await {
@@ -85,7 +85,7 @@ fn left_out(area: &str, named: usize) -> Option<Finding> {
 
 /// Whether the daemon's own endpoint is connected to this relay.
 fn is_own(membership: &Membership, relay: &RelayUrl) -> bool {
-    let mut status = membership.endpoint.home_relay_status();
+    let mut status = membership.peers.endpoint.home_relay_status();
     status.get().iter().any(|home| home.url() == relay && home.is_connected())
 }
 
@@ -320,7 +320,7 @@ async fn discovery(membership: &Arc<Membership>, network: &Network) -> Vec<Findi
 }
 
 async fn service(membership: &Membership, network: &Network, whom: Whom, way: &str) -> Vec<Finding> {
-    let endpoint = &membership.endpoint;
+    let endpoint = &membership.peers.endpoint;
     match way {
         "mdns" => {
             let heard = match Trial::by_mdns(network).await {

@@ -45,7 +45,7 @@ pub(super) async fn look(membership: &Arc<Membership>) -> Vec<Finding> {
     found.extend(generations(membership.held().generation(), &others));
     found.extend(versions(&others));
     found.extend(clocks(membership.manager_id().is_none(), &others, |id| {
-        let told = membership.pool.told_of(id)?;
+        let told = membership.peers.pool.told_of(id)?;
         Some(Compared { ahead_ms: told.ahead_ms?, ago: told.at.elapsed() })
     }));
     found

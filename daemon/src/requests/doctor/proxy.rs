@@ -52,7 +52,7 @@ async fn tried(proxy: &Proxy, named: &str, target: &Url, membership: &Membership
     let host = target.host_str().unwrap_or_default().trim_matches(['[', ']']);
     let port = target.port_or_known_default().unwrap_or_default();
     let begun = Instant::now();
-    match timeout(PROXY_ANSWER_TIMEOUT, proxy.connect(host, port, membership.endpoint.tls_config())).await {
+    match timeout(PROXY_ANSWER_TIMEOUT, proxy.connect(host, port, membership.peers.endpoint.tls_config())).await {
         Ok(Ok(_)) => {
             let ms = begun.elapsed().as_secs_f64() * 1e3;
             Finding::ok(PROXY_AREA, format!("{named}, which connects to {host}:{port} in {ms:.1} ms"))

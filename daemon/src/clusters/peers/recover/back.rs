@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use iroh::Watcher;
-use iroh::endpoint::RelayStatus;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
@@ -60,7 +59,7 @@ impl Back {
     /// Looks once more; `is_wanted`: a session needs the network. True when the relay did not answer, and then did, and
     /// there was no link even at the look after that: one that answers and never takes the link has no part in this.
     pub(super) fn is_back(&mut self, membership: &Arc<Membership>, is_wanted: bool) -> bool {
-        if is_up(membership) {
+        if membership.peers.is_relay_up() {
             *self = Self::default();
             return false;
         }
@@ -86,21 +85,16 @@ impl Back {
         if self.asked.is_empty() && self.ask_at.is_none_or(|at| at <= now) {
             self.ask_at = Some(now + if is_urgent { SOON } else { self.backoff.pause() });
             let membership = Arc::clone(membership);
-            self.asked.spawn(async move { membership.relays.answers(&membership.endpoint).await });
+            self.asked.spawn(async move { membership.peers.relays.answers(&membership.peers.endpoint).await });
         }
         false
     }
 }
 
-/// Whether there is a link to a home relay.
-pub(super) fn is_up(membership: &Membership) -> bool {
-    membership.endpoint.home_relay_status().get().iter().any(RelayStatus::is_connected)
-}
-
 /// Waits until there are relays and a link to none, and then until the next look is due.
 pub(super) async fn missed(membership: &Membership) {
-    let mut home = membership.endpoint.home_relay_status();
-    while !super::has_relays(membership) || is_up(membership) {
+    let mut home = membership.peers.endpoint.home_relay_status();
+    while !membership.config.has_relays() || membership.peers.is_relay_up() {
         if home.updated().await.is_err() {
             std::future::pending::<()>().await;
         }

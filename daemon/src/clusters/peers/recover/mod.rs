@@ -60,7 +60,7 @@ pub(crate) async fn run(membership: Arc<Membership>) {
 
 async fn watch(membership: &Arc<Membership>) {
     let begun = Instant::now();
-    let (mut packets, mut heard) = (membership.pool.packets(), begun);
+    let (mut packets, mut heard) = (membership.peers.pool.packets(), begun);
     let mut ticks = tokio::time::interval(LOOK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let (mut redials, mut relay) = (Redials::default(), Back::default());
@@ -84,13 +84,13 @@ async fn watch(membership: &Arc<Membership>) {
             }
             continue;
         }
-        let now = membership.pool.packets();
+        let now = membership.peers.pool.packets();
         if now != packets {
             (packets, heard) = (now, Instant::now());
             rebuilds(membership).remove(&membership.alias);
         }
-        let (silence, age) = if back::is_up(membership) { (DOUBT, NEW) } else { (SILENCE, PATIENCE) };
-        if has_relays(membership) && begun.elapsed() >= age {
+        let (silence, age) = if membership.peers.is_relay_up() { (DOUBT, NEW) } else { (SILENCE, PATIENCE) };
+        if membership.config.has_relays() && begun.elapsed() >= age {
             if is_back {
                 return rebuild(membership, "the relay is back");
             }
@@ -106,19 +106,15 @@ fn rebuild(membership: &Membership, why: &str) {
     membership.rebuild();
 }
 
-fn has_relays(membership: &Membership) -> bool {
-    membership.held().config.network.relays.as_ref().is_none_or(|relays| !relays.is_empty())
-}
-
 /// Whether nothing is lost with the connections that there are but the time to make them again.
 fn costs_little(membership: &Membership) -> bool {
-    let conns = membership.pool.all();
+    let conns = membership.peers.pool.all();
     conns.len() <= FEW && conns.iter().all(|conn| conn.sessions() == 0)
 }
 
 /// Waits until a session needs the network and does not have it.
 async fn wanted(membership: &Membership) {
-    let (mut pool, mut live) = (membership.pool.watch(), membership.live.watch());
+    let (mut pool, mut live) = (membership.peers.pool.watch(), membership.live.watch());
     while !is_wanted_now(membership) {
         let is_expected = !unfollowed(membership).is_empty();
         let changed = tokio::select! {
@@ -133,7 +129,7 @@ async fn wanted(membership: &Membership) {
 }
 
 fn is_wanted_now(membership: &Membership) -> bool {
-    membership.pool.wants_recovery() || !lost_callers(membership).is_empty()
+    membership.peers.pool.wants_recovery() || !lost_callers(membership).is_empty()
 }
 
 /// The other machines whose sessions here nobody follows.
@@ -146,7 +142,7 @@ fn unfollowed(membership: &Membership) -> BTreeSet<MachineId> {
 /// Those of them that do not have a connection so new that its sessions are still expected.
 fn lost_callers(membership: &Membership) -> BTreeSet<MachineId> {
     let mut callers = unfollowed(membership);
-    callers.retain(|caller| !membership.pool.is_just_back(*caller, EXPECTED));
+    callers.retain(|caller| !membership.peers.pool.is_just_back(*caller, EXPECTED));
     callers
 }
 
@@ -209,7 +205,7 @@ impl Redials {
         if !self.running.is_empty() {
             return;
         }
-        let (now, own, callers) = (Instant::now(), membership.own_addresses(), lost_callers(membership));
+        let (now, own, callers) = (Instant::now(), membership.peers.own_addresses(), lost_callers(membership));
         // Who was found after the last attempt, and is lost again much later, is news as well.
         let is_long_ago = self.not_before.is_some_and(|at| now >= at + REDIAL_MAX_INTERVAL);
         if own != self.own || is_long_ago || !callers.is_subset(&self.callers) {
@@ -222,7 +218,7 @@ impl Redials {
         self.not_before = Some(now + self.backoff.pause());
         (self.own, self.callers) = (own, callers);
         for caller in self.callers.clone() {
-            if membership.pool.live(caller).is_some() {
+            if membership.peers.pool.live(caller).is_some() {
                 continue;
             }
             let membership = Arc::clone(membership);

@@ -44,15 +44,15 @@ async fn wait(
     holding: &mut Vec<String>,
 ) {
     let deadline = Instant::now() + WAIT;
-    let mut changes = membership.pool.watch();
+    let mut changes = membership.peers.pool.watch();
     let mut dials = JoinSet::new();
-    for id in missing.values().copied().filter(|id| membership.pool.live(*id).is_none()) {
+    for id in missing.values().copied().filter(|id| membership.peers.pool.live(*id).is_none()) {
         let membership = Arc::clone(membership);
         dials.spawn(async move { dial::connect(&membership, id, deadline).await.is_ok() });
     }
     loop {
         missing.retain(|name, id| {
-            let has = membership.pool.seen(*id).generation.is_some_and(|held| held >= generation);
+            let has = membership.peers.pool.seen(*id).generation.is_some_and(|held| held >= generation);
             if has {
                 holding.push(name.clone());
             }
