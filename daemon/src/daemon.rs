@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::caller::Caller;
 use crate::clusters::Clusters;
+use crate::clusters::host::Host;
 use crate::clusters::peers::known;
 use crate::net::counters::Registry;
 use crate::requests::Context;
@@ -28,65 +29,65 @@ use crate::runtime::blocking::blocking;
 use crate::runtime::duty;
 use crate::runtime::logging::Log;
 use crate::runtime::user::own_user_name;
-use crate::shared::{ExecutorSlot, Shared};
 use crate::store::audit::{self, Audit};
 use crate::store::lock::{Lock, Part};
 use crate::store::settings::Settings;
 use crate::store::socket::Socket;
 use crate::store::takeover;
+use crate::supervisor::slot::{ExecutorSlot, Ledger};
 use crate::supervisor::{Event, Executor};
 use crate::target::ended::{Ends, Owed};
-use crate::target::live::Tables;
+use crate::target::sessions::Sessions;
 
-/// Ends of sessions that wait to be written down; beyond it the executor waits.
-const EVENTS: usize = 256;
-/// How often the cache of last known addresses is written.
-const REMEMBER: Duration = Duration::from_secs(300);
-/// Between two looks whether an executor of another program may be replaced, while there is one.
-const LOOK: Duration = Duration::from_secs(1);
-/// Between two attempts to start an executor while sessions are owed their ends, of which only the next one can tell.
+/// Bounds the ends of sessions that wait to be written down. The executor waits with the next one.
+const MAX_WAITING_EVENTS: usize = 256;
+/// Sets how often the cache of last known addresses is written.
+const ADDRESS_STORE_INTERVAL: Duration = Duration::from_secs(300);
+/// Sets how often malai checks whether an executor of another program has become idle, while there is one.
+const EXECUTOR_REPLACE_INTERVAL: Duration = Duration::from_secs(1);
+/// Sets how often malai tries to start an executor while sessions lack their ends, which only the next one can report.
 const EXECUTOR_RESTART_INTERVAL: Duration = Duration::from_secs(30);
-/// How long sessions of an executor inside this process may take to end.
-const SESSIONS: Duration = Duration::from_secs(4);
+/// Bounds how long sessions of an executor inside this process may take to end.
+const SESSIONS_END_TIMEOUT: Duration = Duration::from_secs(4);
 
-/// What a daemon is started with.
+/// Says how a daemon is started.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// Where everything is.
+    /// Is the home of the daemon.
     pub home: Home,
-    /// An agent, which a CLI started because no daemon ran: it only calls, and leaves when it is not needed.
+    /// The process is an agent, which a CLI started because no daemon ran: it only calls, and ends when it is not needed.
     pub agent: bool,
-    /// Program and arguments that start the executor; absent = it runs inside this process.
+    /// Holds the program and arguments that start the executor; absent = it runs inside this process.
     pub executor: Option<(PathBuf, Vec<OsString>)>,
-    /// Where this process logs, so that it can tell what its log lacks; absent = not known.
+    /// Is where this process logs, so that it can say what its log lacks; absent = not known.
     pub log: Option<Log>,
 }
 
-/// A daemon that is bound: it holds the lock, and its sockets are there.
+/// Is a daemon that is bound: it holds the lock, and its sockets are there.
 #[derive(Debug)]
 pub struct Daemon {
     socket: Socket,
     parts: Parts,
 }
 
-/// A daemon that ran, and has to be shut down.
+/// Is a daemon that ran, and has to be shut down.
 #[derive(Debug)]
 #[must_use = "its endpoints are closed in good order by `shutdown`"]
 pub struct Stopped(Parts);
 
-/// All of it but the socket of the CLIs.
+/// Holds all of a daemon but the socket of the CLIs.
 #[derive(Debug)]
 struct Parts {
     context: Arc<Context>,
-    shared: Arc<Shared>,
+    host: Arc<Host>,
     clusters: Arc<Clusters>,
     caller: Arc<Caller>,
     events: mpsc::Receiver<Event>,
-    /// An end that was told while an executor is started, whose sessions have to be taken over first.
+    /// Is an end that was reported while an executor starts, whose sessions have to be taken over first.
     told: Option<Ended>,
     owed: mpsc::UnboundedReceiver<Owed>,
     ends: Ends,
-    /// Whether there could be an executor again, as the log has it.
+    /// Remembers whether the log says that an executor runs again.
     executor_said: Arc<Mutex<Said<bool>>>,
     reloads: mpsc::UnboundedReceiver<String>,
     idle: Option<Duration>,
@@ -96,7 +97,7 @@ struct Parts {
 
 impl Daemon {
     /// Takes the lock, reads and checks everything, and binds the sockets. A running agent is asked to leave. A cluster
-    /// that does not work does not stop the others: [`Daemon::warnings`] names it.
+    /// that cannot be used does not stop the others: [`Daemon::warnings`] names it.
     ///
     /// # Errors
     /// [`Failure`]: another daemon runs, the home or the settings cannot be used, the executor does not start.
@@ -105,11 +106,11 @@ impl Daemon {
         let lock = takeover::lock(&options.home, part).await?;
         let settings = Settings::load(&options.home)?;
         let idle = options.agent.then(|| settings.agent_idle());
-        let (sender, events) = mpsc::channel(EVENTS);
+        let (sender, events) = mpsc::channel(MAX_WAITING_EVENTS);
         let (owe, mut owed) = mpsc::unbounded_channel();
         let (reload, reloads) = mpsc::unbounded_channel();
-        let tables = Arc::<Tables>::default();
-        let shared = Arc::new(Shared {
+        let sessions = Arc::new(Sessions::new(owe));
+        let host = Arc::new(Host {
             open: CancellationToken::new(),
             reload,
             rebuilds: Default::default(),
@@ -120,32 +121,33 @@ impl Daemon {
             audit: Arc::new(Audit::open(&options.home)?),
             metrics: Registry::default(),
             log: options.log,
-            executor: ExecutorSlot::new(options.home.clone(), options.executor, sender, owe, tables),
+            executor: ExecutorSlot::new(options.home.clone(), options.executor, sender, Arc::clone(&sessions) as _),
+            sessions,
             home: options.home,
         });
-        let clusters = Clusters::new(Arc::clone(&shared), settings);
-        // The executor first: what it still runs is decided anew, and what ended without a daemon is written down,
+        let clusters = Clusters::new(Arc::clone(&host), settings);
+        // The executor first: what it still runs is decided again, and what ended without a daemon is written down,
         // before a session is accepted.
-        if !shared.agent {
-            shared.executor.get_installed().await?;
+        if !host.agent {
+            host.executor.get_installed().await?;
         }
         clusters.load_all().await?;
         let mut ends = Ends::default();
-        if !shared.agent {
+        if !host.agent {
             clusters.take_over().await;
             while let Ok(end) = owed.try_recv() {
                 ends.write(&clusters, end).await;
             }
         }
-        shared.open.cancel();
+        host.open.cancel();
         let stop = CancellationToken::new();
         let caller = Caller::new(Arc::clone(&clusters));
         let context = Context::new(Arc::clone(&clusters), Arc::clone(&caller), stop.clone());
-        let socket = Socket::bind(&shared.home.socket())?;
+        let socket = Socket::bind(&host.home.socket())?;
         let (lock, executor_said) = (Arc::new(lock), Arc::default());
         let parts = Parts {
             context,
-            shared,
+            host,
             clusters,
             caller,
             events,
@@ -161,12 +163,12 @@ impl Daemon {
         Ok(Self { socket, parts })
     }
 
-    /// What must be said at the start: clusters that do not work or that wait.
+    /// Returns what must be said at the start: which clusters cannot be used, and which wait.
     pub fn warnings(&self) -> Vec<String> {
         self.parts.clusters.warnings()
     }
 
-    /// Cancelled, it ends [`Daemon::run`]: what SIGTERM does.
+    /// Returns what ends [`Daemon::run`] when it is cancelled, as SIGTERM does.
     pub fn stop_token(&self) -> CancellationToken {
         self.parts.stop.clone()
     }
@@ -185,7 +187,7 @@ impl Daemon {
 }
 
 impl Stopped {
-    /// Stops, in this order: no new request is taken, the socket is removed, and the connections of CLIs are closed (the end
+    /// Stops, in this order: no new request is accepted, the socket is removed, and the connections of CLIs are closed (the end
     /// of [`Daemon::run`]); the ends that were reported are written; connections close, so that attachments are lost;
     /// endpoints close; the ends of requests that were given up over this are written; the lock is released.
     ///
@@ -202,24 +204,24 @@ impl Parts {
         let lock = Arc::clone(&self.lock);
         let mut serving = tokio::spawn(socket::serve(socket, lock, Arc::clone(&self.context), self.stop.clone()));
         let clusters = Arc::clone(&self.clusters);
-        self.keep("audit", move |shared| {
+        self.keep("audit", move |host| {
             let clusters = Arc::clone(&clusters);
-            audit::keep_paying(Arc::clone(&shared.audit), shared.home.clone(), move |text| {
+            audit::keep_paying(Arc::clone(&host.audit), host.home.clone(), move |text| {
                 for membership in clusters.ready() {
                     membership.set_alarm(AlarmCause::FullDisk, text.clone());
                 }
             })
         });
         self.keep("executor of another program", replace_outdated);
-        let mut remember = tokio::time::interval(REMEMBER);
+        let mut remember = tokio::time::interval(ADDRESS_STORE_INTERVAL);
         let mut restart = tokio::time::interval(EXECUTOR_RESTART_INTERVAL);
-        let shared = Arc::clone(&self.shared);
+        let host = Arc::clone(&self.host);
         loop {
             let retry_at = self.ends.retry_at();
             tokio::select! {
                 served = &mut serving => return served.map_err(unserved),
                 Some(event) = self.events.recv(), if self.told.is_none() => self.event(event),
-                () = shared.executor.settled(), if self.told.is_some() => self.write_told().await,
+                () = host.executor.settled(), if self.told.is_some() => self.write_told().await,
                 Some(end) = self.owed.recv() => self.ends.write(&self.clusters, end).await,
                 () = tokio::time::sleep_until(retry_at.unwrap_or_else(Instant::now)), if retry_at.is_some() => {
                     self.ends.retry(&self.clusters).await;
@@ -237,14 +239,14 @@ impl Parts {
         }
     }
 
-    /// Does this beside everything else, until the daemon stops.
+    /// Runs this beside everything else, until the daemon stops.
     fn keep<F: Future<Output = ()> + Send + 'static>(
         &self,
         name: &'static str,
-        work: impl Fn(Arc<Shared>) -> F + Send + 'static,
+        work: impl Fn(Arc<Host>) -> F + Send + 'static,
     ) {
-        let (shared, stop) = (Arc::clone(&self.shared), self.stop.clone());
-        let duty = duty::keep(name, stop.clone(), move || work(Arc::clone(&shared)));
+        let (host, stop) = (Arc::clone(&self.host), self.stop.clone());
+        let duty = duty::keep(name, stop.clone(), move || work(Arc::clone(&host)));
         tokio::spawn(stop.run_until_cancelled_owned(duty));
     }
 
@@ -253,7 +255,7 @@ impl Parts {
             Event::Ended(end) => self.told = Some(end),
             Event::Lost => {
                 tracing::error!("the executor was lost");
-                // The next one tells from the journal what became of the sessions.
+                // The next one reports from the journal what became of the sessions.
                 self.start_executor();
             }
         }
@@ -266,15 +268,15 @@ impl Parts {
     }
 
     fn has_sessions(&self) -> bool {
-        self.shared.executor.tables().all().iter().any(|table| table.len() > 0)
+        !self.host.sessions.is_empty()
     }
 
-    /// Sees in the background to it that there is an executor: starting one may take ten seconds.
+    /// Starts an executor in the background if none runs: it may take ten seconds.
     fn start_executor(&self) {
-        let (shared, said) = (Arc::clone(&self.shared), Arc::clone(&self.executor_said));
+        let (host, said) = (Arc::clone(&self.host), Arc::clone(&self.executor_said));
         tokio::spawn(self.stop.clone().run_until_cancelled_owned(async move {
-            shared.executor.lost().await;
-            let started = shared.executor.get().await;
+            host.executor.lost().await;
+            let started = host.executor.get().await;
             let is_news = said.lock().is_news(started.is_ok());
             if let (Err(failure), true) = (started, is_news) {
                 tracing::error!("no new executor, and it is tried again: {failure}");
@@ -304,24 +306,24 @@ impl Parts {
 
     async fn shutdown(mut self) {
         self.stop.cancel();
-        if let Some(executor) = self.shared.executor.current().filter(|executor| executor.pid().is_none()) {
+        if let Some(executor) = self.host.executor.current().filter(|executor| executor.pid().is_none()) {
             self.end_sessions(&executor).await;
         }
         self.write_ends().await;
         self.close_clusters().await;
         self.write_ends().await;
-        if self.shared.executor.has_stopped() {
-            self.shared.executor.give_up_others(&HashSet::new());
+        if self.host.executor.has_stopped() {
+            self.host.sessions.lose_others(&HashSet::new());
             self.write_ends().await;
         }
-        let shared = Arc::clone(&self.shared);
-        if let Err(failure) = blocking(move || shared.audit.pay()).await {
+        let host = Arc::clone(&self.host);
+        if let Err(failure) = blocking(move || host.audit.pay()).await {
             tracing::error!("the audit lacks lines: {failure}");
         }
         drop(self.lock);
     }
 
-    /// Closes connections and endpoints; meanwhile ends are taken, so that nobody who has to tell one waits for this.
+    /// Closes connections and endpoints; meanwhile ends are taken, so that none that is reported waits for this.
     async fn close_clusters(&mut self) {
         let (clusters, caller) = (Arc::clone(&self.clusters), Arc::clone(&self.caller));
         let closing = async {
@@ -345,13 +347,13 @@ impl Parts {
     async fn end_sessions(&mut self, executor: &Executor) {
         let end = executor.shutdown("the daemon on the target was stopped");
         tokio::pin!(end);
-        let deadline = tokio::time::sleep(SESSIONS);
+        let deadline = tokio::time::sleep(SESSIONS_END_TIMEOUT);
         tokio::pin!(deadline);
         loop {
             tokio::select! {
                 result = &mut end => {
                     match result {
-                        Ok(()) => self.shared.executor.note_stopped(),
+                        Ok(()) => self.host.executor.note_stopped(),
                         Err(failure) => tracing::warn!("the executor did not end in good order: {failure}"),
                     }
                     break;
@@ -368,16 +370,16 @@ impl Parts {
     }
 }
 
-/// Replaces an executor of another program as soon as nothing needs it any more.
-async fn replace_outdated(shared: Arc<Shared>) {
-    while shared.executor.refresh().await {
-        tokio::time::sleep(LOOK).await;
+/// Replaces an executor of another program as soon as it runs no session.
+async fn replace_outdated(host: Arc<Host>) {
+    while host.executor.refresh().await {
+        tokio::time::sleep(EXECUTOR_REPLACE_INTERVAL).await;
     }
 }
 
-/// What ends a daemon that cannot be asked anything any more.
+/// Returns the failure that ends a daemon that no CLI can reach any more.
 fn unserved(error: tokio::task::JoinError) -> Failure {
-    Failure::new(Kind::Internal, format!("the daemon ends, since it cannot serve the command line any more: {error}"))
+    Failure::new(Kind::Internal, format!("the daemon ends, because it cannot serve the command line any more: {error}"))
         .hint("start it again: malai daemon; what failed is in its log")
 }
 

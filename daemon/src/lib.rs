@@ -19,7 +19,6 @@ mod net;
 pub mod relay;
 mod requests;
 pub mod runtime;
-mod shared;
 pub mod store;
 pub mod supervisor;
 mod target;

@@ -178,7 +178,7 @@ async fn here(
     frames: Frames<OwnedReadHalf>,
     mut writer: OwnedWriteHalf,
 ) -> anyhow::Result<()> {
-    match membership.shared.executor.get().await {
+    match membership.host.executor.get().await {
         Ok(executor) => {
             tell_sent(target.attachment, Sent { met: Some(executor.incarnation()), reached: None }, &mut writer).await?
         }

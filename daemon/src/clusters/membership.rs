@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::clusters::config::ConfigState;
+use crate::clusters::host::Host;
 use crate::clusters::peers::{Peers, twins};
 use crate::net::counters::Counters;
 use crate::net::endpoint::{self, Bound, Finding};
@@ -22,7 +23,6 @@ use crate::net::proxy;
 use crate::runtime::alarms::{AlarmCause, Alarms};
 use crate::runtime::clock::now_ms;
 use crate::runtime::duty;
-use crate::shared::Shared;
 use crate::store::held::Held;
 use crate::target::live::LiveTable;
 use crate::target::refusals::Refusals;
@@ -56,7 +56,7 @@ pub(crate) struct Membership {
     /// What was refused lately.
     pub(crate) refusals: Refusals,
     /// Holds what all clusters of the daemon share.
-    pub(crate) shared: Arc<Shared>,
+    pub(crate) host: Arc<Host>,
     /// Runs what ends with the membership.
     pub(crate) tasks: TaskTracker,
     /// Ends those tasks.
@@ -90,10 +90,10 @@ pub(crate) struct Parts {
 
 impl Membership {
     /// A membership whose tasks do not run yet.
-    pub(crate) fn new(parts: Parts, shared: Arc<Shared>) -> Arc<Self> {
+    pub(crate) fn new(parts: Parts, host: Arc<Host>) -> Arc<Self> {
         let cluster = parts.held.snapshot.header().cluster;
-        let counters = shared.metrics.of(cluster);
-        let live = shared.executor.tables().of(cluster);
+        let counters = host.metrics.of(cluster);
+        let live = host.sessions.tables().of(cluster);
         live.open();
         let alarms = Alarms::new(parts.alias.clone());
         if let Some(text) = parts.foreign {
@@ -111,7 +111,7 @@ impl Membership {
             counters,
             live,
             refusals: Refusals::default(),
-            shared,
+            host,
             tasks: TaskTracker::new(),
             cancel: CancellationToken::new(),
             released: watch::Sender::new(()),
@@ -138,7 +138,7 @@ impl Membership {
     /// # Errors
     /// The refusal that each of them gets.
     pub(crate) fn check_account(&self) -> Result<(), Failure> {
-        check_account(&self.held().config, &self.shared.me(&self.me))
+        check_account(&self.held().config, &self.host.me(&self.me))
     }
 
     /// Returns the name of this machine in the config, if it is still in it.
@@ -157,10 +157,10 @@ impl Membership {
             version: VERSION,
             needs: Vec::new(),
             header: Some(self.held().snapshot.signed_header().clone()),
-            addresses: if self.shared.agent { Vec::new() } else { self.peers.addresses() },
-            caller_only: self.shared.agent,
-            boot: Some(self.shared.boot),
-            executor: self.shared.executor.incarnation(),
+            addresses: if self.host.agent { Vec::new() } else { self.peers.addresses() },
+            caller_only: self.host.agent,
+            boot: Some(self.host.boot),
+            executor: self.host.executor.incarnation(),
             malai: crate::VERSION.to_owned(),
             clock_ms: Some(now_ms()),
             enforced: None,
@@ -236,7 +236,7 @@ impl Membership {
     /// Has the endpoint bound again, since no peer is heard with it.
     pub(crate) fn rebuild(&self) {
         self.peers.set_cut_off();
-        self.shared.reload(&self.alias);
+        self.host.reload(&self.alias);
     }
 
     /// Ends all tasks. The endpoint is still there: [`Membership::release`] closes it.

@@ -1,6 +1,7 @@
 //! All clusters of one home: which are served, which wait for their config, which are broken.
 
 pub(crate) mod config;
+pub(crate) mod host;
 pub(crate) mod join;
 pub(crate) mod membership;
 pub(crate) mod peers;
@@ -22,6 +23,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::admin::manager::Manager;
 use crate::clusters::config::{network, sync, tell};
+use crate::clusters::host::Host;
 use crate::clusters::join::desk::Desk;
 use crate::clusters::join::knock::Waiting;
 use crate::clusters::membership::Membership;
@@ -31,7 +33,6 @@ use crate::net::endpoint::{self, Finding, bound_port};
 use crate::runtime::blocking::blocking;
 use crate::runtime::clock::now_ms;
 use crate::runtime::duty;
-use crate::shared::Shared;
 use crate::store;
 use crate::store::clusters::Joining;
 use crate::store::held::Held;
@@ -64,7 +65,7 @@ pub(crate) enum Cluster {
 /// All clusters of one home.
 #[derive(Debug)]
 pub(crate) struct Clusters {
-    shared: Arc<Shared>,
+    host: Arc<Host>,
     settings: store::settings::Settings,
     map: Mutex<BTreeMap<String, Cluster>>,
     tasks: TaskTracker,
@@ -79,9 +80,9 @@ pub(crate) struct Clusters {
 
 impl Clusters {
     /// No cluster yet.
-    pub(crate) fn new(shared: Arc<Shared>, settings: store::settings::Settings) -> Arc<Self> {
+    pub(crate) fn new(host: Arc<Host>, settings: store::settings::Settings) -> Arc<Self> {
         Arc::new(Self {
-            shared,
+            host,
             settings,
             map: Mutex::default(),
             tasks: TaskTracker::new(),
@@ -95,9 +96,9 @@ impl Clusters {
         self.map.lock()
     }
 
-    /// What all of them share.
-    pub(crate) fn shared(&self) -> &Arc<Shared> {
-        &self.shared
+    /// Returns the process that serves them.
+    pub(crate) fn host(&self) -> &Arc<Host> {
+        &self.host
     }
 
     /// Takes in every cluster of the home. What is broken is kept as broken.
@@ -105,7 +106,7 @@ impl Clusters {
     /// # Errors
     /// [`Failure`] when the directory of clusters cannot be read at all.
     pub(crate) async fn load_all(self: &Arc<Self>) -> Result<(), Failure> {
-        for found in store::clusters::list(&self.shared.home)? {
+        for found in store::clusters::list(&self.host.home)? {
             self.load(&found.alias).await;
         }
         Ok(())
@@ -134,7 +135,7 @@ impl Clusters {
         endpoint::released(&sockets).await;
         let cluster = match duty::caught(self.serve(alias)).await.unwrap_or_else(|| Err(fault())) {
             Ok(cluster) => cluster,
-            Err(_) if store::clusters::is_gone(&self.shared.home, alias) => {
+            Err(_) if store::clusters::is_gone(&self.host.home, alias) => {
                 tracing::info!(cluster = alias, "not loaded again: it was left");
                 self.newest.lock().remove(alias);
                 return;
@@ -156,7 +157,7 @@ impl Clusters {
     /// [`Failure`] when the directory of clusters cannot be read at all.
     pub(crate) async fn refresh(self: &Arc<Self>) -> Result<(), Failure> {
         let _one_at_a_time = self.refreshing.lock().await;
-        let found: Vec<String> = store::clusters::list(&self.shared.home)?.into_iter().map(|f| f.alias).collect();
+        let found: Vec<String> = store::clusters::list(&self.host.home)?.into_iter().map(|f| f.alias).collect();
         for alias in self.aliases().into_iter().filter(|alias| !found.contains(alias)) {
             self.unload(&alias).await;
         }
@@ -205,7 +206,7 @@ impl Clusters {
             Some(cluster) => table.cluster() == cluster,
             None => table.is_of(alias),
         };
-        let tables: Vec<_> = self.shared.executor.tables().all().into_iter().filter(is_its).collect();
+        let tables: Vec<_> = self.host.sessions.tables().all().into_iter().filter(is_its).collect();
         self.end_sessions(alias, &tables).await;
         let _changing = self.changing.write().await;
         let known = self.lock().remove(alias);
@@ -217,7 +218,7 @@ impl Clusters {
 
     async fn end_sessions(&self, alias: &str, tables: &[Arc<LiveTable>]) {
         for table in tables {
-            table.revoke_all(&self.shared).await;
+            table.revoke_all(&self.host).await;
             if !table.all_over(REVOKED_ENDS_TIMEOUT).await {
                 tracing::error!(cluster = alias, "is left before all of its sessions have ended");
             }
@@ -230,14 +231,14 @@ impl Clusters {
     pub(crate) async fn take_over(&self) {
         let served = self.ready();
         for membership in &served {
-            membership.live.review(&membership.held(), &membership.me, &self.shared).await;
+            membership.live.review(&membership.held(), &membership.me, &self.host).await;
         }
         if self.all().iter().any(|(_, cluster)| matches!(cluster, Cluster::Broken(_))) {
             return;
         }
-        for table in self.shared.executor.tables().all() {
+        for table in self.host.sessions.tables().all() {
             if !served.iter().any(|membership| membership.cluster == table.cluster()) {
-                table.revoke_all(&self.shared).await;
+                table.revoke_all(&self.host).await;
             }
         }
     }
@@ -255,17 +256,17 @@ impl Clusters {
     }
 
     async fn serve(self: &Arc<Self>, alias: &str) -> Result<Cluster, Failure> {
-        let stored = store::clusters::load(&self.shared.home, alias)?;
+        let stored = store::clusters::load(&self.host.home, alias)?;
         let is_manager = stored.role() == Role::Manager;
         let Some(snapshot) = stored.snapshot else {
-            return Waiting::begin(&self.shared, stored).await.map(Cluster::Waiting);
+            return Waiting::begin(&self.host, stored).await.map(Cluster::Waiting);
         };
         // What a manager holds is what it has stored, or it was restored from a backup.
         let held = if is_manager { Arc::new(Held::new(snapshot)?) } else { self.newest(alias, snapshot)? };
         let network = held.config.network.clone();
         let ports = store::ports::load(&stored.dir.ports());
         let listen = self.settings.listen(alias);
-        let agent = self.shared.agent;
+        let agent = self.host.agent;
         let options = endpoint::Options {
             key: stored.machine_key.secret().clone(),
             alpns: if agent { Vec::new() } else { vec![ALPN.to_vec()] },
@@ -289,7 +290,7 @@ impl Clusters {
             filed: stored.filed,
             foreign,
         };
-        let membership = Membership::new(parts, Arc::clone(&self.shared));
+        let membership = Membership::new(parts, Arc::clone(&self.host));
         known::recall(&membership.peers.pool, &stored.dir);
         let desk = match is_manager && !agent {
             true => match self.open_desk(&membership, &network, ports.join).await {
@@ -334,7 +335,7 @@ impl Clusters {
 
     /// A snapshot made elsewhere, as the manager's files tell of it.
     async fn foreign(&self, alias: &str) -> Result<Option<String>, Failure> {
-        let (home, alias) = (self.shared.home.clone(), alias.to_owned());
+        let (home, alias) = (self.host.home.clone(), alias.to_owned());
         blocking(move || Ok(Manager::load(&Changes::begin(&home)?, &alias)?.alarm())).await
     }
 
@@ -460,7 +461,7 @@ fn start(membership: &Arc<Membership>) {
     if let Some(why) = membership.ungranted() {
         tracing::warn!(cluster = %membership.alias, "{why}");
     }
-    if !membership.shared.agent {
+    if !membership.host.agent {
         membership.keep("accept", accept::run);
         membership.keep("link", link::run);
     }

@@ -29,7 +29,7 @@ pub(crate) async fn spread(membership: &Arc<Membership>) -> Publication {
             missing.insert(name.to_string(), machine.id);
         }
     }
-    let published = !membership.shared.agent;
+    let published = !membership.host.agent;
     if published {
         wait(membership, generation, &mut missing, &mut holding).await;
     }

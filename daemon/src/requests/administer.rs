@@ -9,8 +9,8 @@ use malai_protocol::peer::MAX_ADDRESSES;
 
 use super::Context;
 use crate::admin::{self, DeskState, Done};
-use crate::clusters::spread::spread;
 use crate::clusters::config::sync;
+use crate::clusters::spread::spread;
 use crate::net::endpoint::own_addresses;
 use crate::runtime::alarms::AlarmCause;
 use crate::runtime::blocking::blocking;
@@ -33,7 +33,7 @@ pub(super) async fn administer(context: &Arc<Context>, ask: Request) -> Result<R
 }
 
 async fn store_and_hold(context: Arc<Context>, ask: Request) -> Result<Done, Failure> {
-    let (home, desk) = (context.clusters.shared().home.clone(), desk_state(&context, &ask));
+    let (home, desk) = (context.clusters.host().home.clone(), desk_state(&context, &ask));
     let (ask, mut done) = blocking(move || {
         let done = admin::carry_out(&home, &ask, desk, || Changes::begin(&home), now_ms())?;
         let not_of_the_disk = || Failure::new(Kind::Internal, "this request is not an administrator's");

@@ -57,16 +57,16 @@ pub(super) fn pending(context: &Context, alias: &str) -> Result<Response, Failur
 pub(super) async fn leave(context: &Context, alias: String, force: bool) -> Result<Response, Failure> {
     let clusters = Arc::clone(&context.clusters);
     let both = async move {
-        let (home, name) = (clusters.shared().home.clone(), alias.clone());
+        let (home, name) = (clusters.host().home.clone(), alias.clone());
         blocking(move || admin::check_leave(&home, &name, force)).await?;
         // Its sessions end while their callers can still be told, and while somebody can say why they ended.
         clusters.unload(&alias).await;
-        let (home, name) = (clusters.shared().home.clone(), alias.clone());
+        let (home, name) = (clusters.host().home.clone(), alias.clone());
         let left = blocking(move || admin::machine_leave(&Changes::begin(&home)?, &name, force)).await;
         match left {
             // It may have been taken in again meanwhile, for a change of its `[network]`.
             Ok(()) => clusters.unload(&alias).await,
-            Err(_) if store::clusters::exists(&clusters.shared().home, &alias) => clusters.load(&alias).await,
+            Err(_) if store::clusters::exists(&clusters.host().home, &alias) => clusters.load(&alias).await,
             Err(_) => {}
         }
         left.map(|()| Response::Done)

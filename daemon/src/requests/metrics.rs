@@ -3,26 +3,26 @@
 use malai_protocol::local::{ClusterMetrics, Metrics};
 
 use crate::clusters::Clusters;
+use crate::clusters::host::Host;
 use crate::clusters::membership::Membership;
 use crate::runtime::duty;
-use crate::shared::Shared;
 
 /// Returns all that is counted.
 pub(crate) async fn metrics(clusters: &Clusters) -> Metrics {
-    let executor_panics = executor_panics(clusters.shared()).await;
-    let lost_log_lines = clusters.shared().lost_log().await.map_or(0, |lost| lost.lines);
+    let executor_panics = executor_panics(clusters.host()).await;
+    let lost_log_lines = clusters.host().lost_log().await.map_or(0, |lost| lost.lines);
     let clusters = clusters.ready().iter().map(|membership| cluster(membership)).collect();
     let version = crate::VERSION.to_owned();
     Metrics { version, panics: duty::panics(), executor_panics, lost_log_lines, clusters }
 }
 
 /// Returns how many panics the executors of this daemon reported.
-pub(crate) async fn executor_panics(shared: &Shared) -> u64 {
-    let told = match shared.executor.current() {
+pub(crate) async fn executor_panics(host: &Host) -> u64 {
+    let told = match host.executor.current() {
         Some(executor) => executor.panics().await.map(|panics| (executor.incarnation(), panics)),
         None => None,
     };
-    shared.metrics.executor_panics(told)
+    host.metrics.executor_panics(told)
 }
 
 fn cluster(membership: &Membership) -> ClusterMetrics {

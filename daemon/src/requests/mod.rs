@@ -70,7 +70,7 @@ impl Context {
 
     /// Whether this is an agent.
     pub(crate) fn agent(&self) -> bool {
-        self.clusters.shared().agent
+        self.clusters.host().agent
     }
 
     /// Counts a CLI for as long as the guard lives.
@@ -151,15 +151,15 @@ async fn carry_out(
 async fn stop(context: &Context) -> Result<Response, Failure> {
     let (clusters, stop) = (Arc::clone(&context.clusters), context.stop.clone());
     let both = async move {
-        if let Some(executor) = clusters.shared().executor.running().await {
+        if let Some(executor) = clusters.host().executor.running().await {
             executor.shutdown("the daemon on the target was stopped").await?;
         }
-        for table in clusters.shared().executor.tables().all() {
+        for table in clusters.host().sessions.tables().all() {
             if !table.all_over(END_LINES_TIMEOUT).await {
                 tracing::warn!(cluster = %table.cluster().short(), "not all ends are written down yet");
             }
         }
-        clusters.shared().executor.note_stopped();
+        clusters.host().executor.note_stopped();
         stop.cancel();
         Ok(Response::Done)
     };

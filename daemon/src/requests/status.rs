@@ -59,18 +59,18 @@ pub(crate) async fn status(clusters: &Clusters, probe: bool) -> Status {
 
 /// The daemon's own part.
 pub(crate) async fn daemon(clusters: &Clusters) -> DaemonStatus {
-    let shared = clusters.shared();
-    let executor = shared.executor.current();
-    let sessions: usize = shared.executor.tables().all().iter().map(|table| table.len()).sum();
+    let host = clusters.host();
+    let executor = host.executor.current();
+    let sessions: usize = host.sessions.tables().all().iter().map(|table| table.len()).sum();
     DaemonStatus {
         pid: std::process::id(),
         version: crate::VERSION.to_owned(),
-        agent: shared.agent,
+        agent: host.agent,
         ready: true,
         tree: executor.as_ref().map(crate::supervisor::Executor::tree),
         executor_pid: executor.as_ref().and_then(crate::supervisor::Executor::pid),
         sessions: u32::try_from(sessions).unwrap_or(u32::MAX),
-        lost_log: shared.lost_log().await,
+        lost_log: host.lost_log().await,
     }
 }
 
@@ -102,7 +102,7 @@ fn unready(alias: String, state: ClusterState, waiting: Option<&Waiting>) -> Clu
 
 async fn ready(alias: String, served: &Served, how: How) -> ClusterStatus {
     let membership = &served.membership;
-    let agent = membership.shared.agent;
+    let agent = membership.host.agent;
     // What they answer may be an alarm.
     let machines = machines(membership, how).await;
     ClusterStatus {

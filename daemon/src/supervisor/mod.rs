@@ -3,6 +3,7 @@
 mod ask;
 mod control;
 mod launch;
+pub(crate) mod slot;
 
 use std::ffi::OsString;
 use std::io;

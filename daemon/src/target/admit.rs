@@ -55,9 +55,9 @@ pub(crate) async fn admit(
                 let ended = Ended { session: name, cluster: membership.cluster, request: *request, outcome };
                 tracing::info!(session = %name.id.short(), "not started: {}", refused.failure);
                 let line = end_line(&ended);
-                if let Err(failure) = membership.shared.audit.append(&line) {
+                if let Err(failure) = membership.host.audit.append(&line) {
                     tracing::error!(session = %name.id.short(), "the end is not in the audit yet: {failure}");
-                    membership.shared.executor.owe(Owed::Line { line: Box::new(line), session: None });
+                    membership.host.sessions.owe(Owed::Line { line: Box::new(line), session: None });
                 }
                 refused.failure
             }
@@ -94,10 +94,10 @@ pub(super) fn write_refusal(
     tracing::info!(%session, %peer, cluster = %membership.alias, "refused: {doing}{failure}");
     line.code = Some(failure.kind.exit_code());
     line.outcome = Some(format!("{}: {doing}{}", failure.kind.name(), failure.message));
-    match membership.shared.audit.record(&line) {
+    match membership.host.audit.record(&line) {
         Ok(bytes) => {
             membership.refusals.wrote(name.caller, bytes);
-            membership.shared.audit.allowances.count(name.caller, bytes, Instant::now());
+            membership.host.audit.allowances.count(name.caller, bytes, Instant::now());
         }
         // The disk is full, and the memory for owed lines too. The line is counted.
         Err(failure) => {
@@ -148,7 +148,7 @@ impl Drop for Started<'_> {
                 Failure::new(Kind::Internal, "not started: its caller left, or the daemon stopped, before the start");
             let (cluster, outcome) = (self.membership.cluster, Outcome::Refused(failure));
             let ended = Ended { session: self.name, cluster, request, outcome };
-            self.membership.shared.executor.owe(Owed::end(&ended));
+            self.membership.host.sessions.owe(Owed::end(&ended));
         }
     }
 }
@@ -190,7 +190,7 @@ async fn decide_and_send(
     asked: &Decided,
 ) -> Result<Executor, Refused> {
     check(spec)?;
-    let executor = membership.shared.executor.get().await?;
+    let executor = membership.host.executor.get().await?;
     if spec.detach {
         executor.check_questions()?;
     }
@@ -284,7 +284,7 @@ pub(super) async fn decided(
     let mut snapshots = membership.watch();
     loop {
         let held = Arc::clone(&snapshots.borrow_and_update());
-        let me = membership.shared.me(&membership.me);
+        let me = membership.host.me(&membership.me);
         match decide(&held.config, &me, caller, request) {
             Decision::Allowed(grant) => return Ok((held, grant)),
             Decision::Refused(failure) if generation <= held.generation() => return Err(failure),
@@ -345,7 +345,7 @@ fn plan(membership: &Membership, name: SessionName, spec: &ExecSpec, asked: &Dec
             audit: Some(AuditNames {
                 cluster: membership.alias.clone(),
                 who: Some(grant.who.clone()),
-                user: grant.run_as.clone().unwrap_or_else(|| membership.shared.user.clone()),
+                user: grant.run_as.clone().unwrap_or_else(|| membership.host.user.clone()),
             }),
             named_words: grant.named_words(),
             ..asked.clone()
@@ -355,7 +355,7 @@ fn plan(membership: &Membership, name: SessionName, spec: &ExecSpec, asked: &Dec
 
 /// Writes the line of a session that is about to start, when it is its caller's turn.
 async fn write_start(membership: &Membership, name: SessionName, request: &Decided) -> Result<(), Failure> {
-    let audit = &membership.shared.audit;
+    let audit = &membership.host.audit;
     let line = start_line(membership, name, request);
     match audit.allowances.take(name.caller, Audit::line_bytes(&line)?, Instant::now()) {
         Turn::Now => {}
@@ -380,7 +380,7 @@ pub(crate) fn entry(membership: &Membership, name: SessionName, request: &Decide
     let names = AuditNames {
         cluster: membership.alias.clone(),
         who: held.config.machine_by_id(&name.caller).map(|(who, _)| who.to_string()),
-        user: membership.shared.user.clone(),
+        user: membership.host.user.clone(),
     };
     line(&names, name, request, event)
 }

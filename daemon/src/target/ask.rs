@@ -122,8 +122,8 @@ async fn list(membership: &Arc<Membership>, caller: MachineId, generation: u64) 
     // Its own are decided as any request is; whose else it may see follows from the same snapshot.
     let own = Request::Attend { owner: &caller, act: Act::Watch };
     let (held, _) = decided(membership, &caller, generation, &own, Instant::now() + SYNC_WAIT).await?;
-    let known = membership.shared.executor.get().await?.inventory().await?;
-    let me = membership.shared.me(&membership.me);
+    let known = membership.host.executor.get().await?.inventory().await?;
+    let me = membership.host.me(&membership.me);
     let mut owners = BTreeMap::new();
     let mut is_seen = |owner: MachineId| {
         let request = Request::Attend { owner: &owner, act: Act::Watch };
@@ -150,7 +150,7 @@ async fn one(
     question: Hello,
     noted: Option<(Event, Option<u8>)>,
 ) -> Result<Vec<Frame>, Failure> {
-    let executor = membership.shared.executor.get().await?;
+    let executor = membership.host.executor.get().await?;
     if is_elsewhere(membership, caller, &session, &executor).await? {
         return Err(unknown());
     }

@@ -45,7 +45,7 @@ pub(super) async fn attach(
     } else {
         Some(Visit::begin(membership, caller, session, generation, ask).await?)
     };
-    let executor = membership.shared.executor.get().await?;
+    let executor = membership.host.executor.get().await?;
     if is_elsewhere(membership, caller, &session, &executor).await? {
         return Err(unknown());
     }
@@ -88,7 +88,7 @@ pub(super) async fn resend(
     let attachment = Attachment { session: name, by: name.caller, follower, number, binding, watches: false };
     let until = Instant::now() + SETTLE;
     loop {
-        let executor = membership.shared.executor.get().await.map_err(uncertain)?;
+        let executor = membership.host.executor.get().await.map_err(uncertain)?;
         let resume = Resume { attachment, out_offset: 0, from_end: false, take_over: false, resend: Some(resend) };
         if let Resumed::Attached { first, stream } = executor.resume(resume).await.map_err(uncertain)? {
             if let Some(failure) = conflict(&first)? {
@@ -120,7 +120,7 @@ pub(crate) async fn gone(membership: &Arc<Membership>, peer: MachineId, gone: &G
         return Ok(());
     }
     decided_on(&membership.live, peer, session).await;
-    let Some(executor) = membership.shared.executor.running().await else { return Ok(()) };
+    let Some(executor) = membership.host.executor.running().await else { return Ok(()) };
     if is_elsewhere(membership, peer, &session, &executor).await? {
         return Ok(());
     }

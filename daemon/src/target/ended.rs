@@ -96,8 +96,8 @@ impl Ends {
             Owed::Told(ended) => {
                 let session = Some((ended.cluster, ended.session));
                 // It may be in no table yet, told by an executor that was met just now.
-                clusters.shared().executor.settled().await;
-                let table = clusters.shared().executor.tables().find(ended.cluster);
+                clusters.host().executor.settled().await;
+                let table = clusters.host().sessions.tables().find(ended.cluster);
                 if !table.is_some_and(|table| table.claim(&ended.session)) {
                     if !self.waiting.iter().any(|(_, waiting)| *waiting == session) {
                         confirm(clusters, session);
@@ -115,7 +115,7 @@ impl Ends {
             confirm(clusters, session);
         }
         if let Some((cluster, name)) = session
-            && let Some(table) = clusters.shared().executor.tables().find(cluster)
+            && let Some(table) = clusters.host().sessions.tables().find(cluster)
         {
             table.finish(&name);
         }
@@ -123,7 +123,7 @@ impl Ends {
 
     fn append(&self, clusters: &Clusters, line: &Entry) -> Result<(), Failure> {
         let line = Entry { at_ms: now_ms(), ..line.clone() };
-        clusters.shared().audit.append(&line)?;
+        clusters.host().audit.append(&line)?;
         tracing::debug!(session = %line.session, cluster = %line.cluster, code = line.code, "ended");
         Ok(())
     }
@@ -144,7 +144,7 @@ impl Ends {
         }
         if self.retry_at.take().is_some() {
             self.backoff.reset();
-            clusters.shared().audit.set_waiting_ends(0);
+            clusters.host().audit.set_waiting_ends(0);
             for membership in clusters.ready() {
                 membership.clear(AlarmCause::Audit);
             }
@@ -154,7 +154,7 @@ impl Ends {
     fn postpone(&mut self, clusters: &Clusters, failure: &Failure) {
         self.retry_at = Some(Instant::now() + self.backoff.pause());
         let number = self.waiting.len();
-        clusters.shared().audit.set_waiting_ends(number);
+        clusters.host().audit.set_waiting_ends(number);
         let ends = if number == 1 { "1 end of a session waits" } else { &format!("{number} ends of sessions wait") };
         for membership in clusters.ready() {
             membership.raise(AlarmCause::Audit, format!("{ends} to be written into the audit: {}", failure.message));
@@ -165,10 +165,10 @@ impl Ends {
 /// Lets the executor forget an end that is in the audit.
 fn confirm(clusters: &Clusters, session: Session) {
     let Some((_, name)) = session else { return };
-    let shared = Arc::clone(clusters.shared());
+    let host = Arc::clone(clusters.host());
     let mut telling = Box::pin(async move {
         // One that is met just now tells of its ends before it is the one that runs.
-        if let Some(executor) = shared.executor.running().await
+        if let Some(executor) = host.executor.running().await
             && let Err(failure) = executor.audited(name).await
         {
             tracing::debug!(session = %name.id.short(), "the executor was not told: {failure}");

@@ -11,6 +11,7 @@ pub(crate) mod attach;
 pub(crate) mod ended;
 pub(crate) mod live;
 pub(crate) mod refusals;
+pub(crate) mod sessions;
 mod visit;
 
 use std::sync::Arc;

@@ -124,7 +124,7 @@ pub(crate) fn tell(membership: &Arc<Membership>, caller: MachineId, at: Instant)
             let count = membership.refusals.settle(caller, Instant::now());
             let line = left_out(&membership, caller, count);
             tracing::warn!(peer = %caller.short(), cluster = %membership.alias, count, "refused, and not listed");
-            let Err(failure) = membership.shared.audit.record(&line) else { return };
+            let Err(failure) = membership.host.audit.record(&line) else { return };
             tracing::error!(peer = %caller.short(), count, "the audit cannot be written: {failure}");
             let now = Instant::now();
             if membership.cancel.is_cancelled() || !membership.refusals.put_back(caller, count, now) {

@@ -83,9 +83,9 @@ pub(super) fn note(
         let text = "this machine acted on other machines' sessions more often than the audit records";
         return Err(Failure::new(FailureKind::Busy, text).hint("try again in a few seconds"));
     }
-    let bytes = membership.shared.audit.append_act(&line).map_err(unaudited)?;
+    let bytes = membership.host.audit.append_act(&line).map_err(unaudited)?;
     membership.refusals.wrote(caller, bytes);
-    membership.shared.audit.allowances.count(caller, bytes, Instant::now());
+    membership.host.audit.allowances.count(caller, bytes, Instant::now());
     let (id, peer, owner) = (session.id.short(), caller.short(), session.caller.short());
     tracing::debug!(session = %id, %peer, %owner, signal, "another machine's session: {event:?}");
     Ok(())
@@ -141,7 +141,7 @@ impl Visit {
     /// Decides again, by the snapshot that is held now.
     fn allowed(&self) -> Result<(), Failure> {
         let (membership, held) = (&self.membership, self.membership.held());
-        match decide(&held.config, &membership.shared.me(&membership.me), &self.caller, &self.request()) {
+        match decide(&held.config, &membership.host.me(&membership.me), &self.caller, &self.request()) {
             Decision::Allowed(_) => Ok(()),
             Decision::Refused(failure) => Err(failure),
         }

@@ -34,7 +34,7 @@ pub(crate) async fn run(membership: Arc<Membership>) {
     tokio::select! {
         () = membership.cancel.cancelled() => {}
         () = tokio::time::sleep(if membership.is_manager { REBIND_MANAGER } else { REBIND }) => {
-            membership.shared.reload(&membership.alias);
+            membership.host.reload(&membership.alias);
         }
     }
 }
@@ -43,7 +43,7 @@ pub(crate) async fn run(membership: Arc<Membership>) {
 pub(crate) async fn rebind_after_fault(membership: &Membership) {
     // A fault that comes back at once must not rebuild endpoints without end.
     if membership.cancel.run_until_cancelled(tokio::time::sleep(FAULT_REBIND_INTERVAL)).await.is_some() {
-        membership.shared.reload(&membership.alias);
+        membership.host.reload(&membership.alias);
     }
 }
 

@@ -178,7 +178,7 @@ fn unnoted(membership: &Membership) -> MutexGuard<'_, Option<Snapshot>> {
 }
 
 async fn note_foreign(membership: &Membership, snapshot: Snapshot) -> Result<(), Failure> {
-    let (home, alias) = (membership.shared.home.clone(), membership.alias.clone());
+    let (home, alias) = (membership.host.home.clone(), membership.alias.clone());
     let alarm = blocking(move || {
         let changes = Changes::begin(&home)?;
         let mut manager = Manager::load(&changes, &alias)?;
@@ -214,7 +214,7 @@ pub(crate) fn publish(membership: &Membership, snapshot: Snapshot) -> Result<(),
 
 /// Stores what is held, for as long as the cluster is served.
 pub(crate) async fn store(membership: Arc<Membership>) {
-    let (home, config) = (Some(membership.shared.home.clone()), &membership.config);
+    let (home, config) = (Some(membership.host.home.clone()), &membership.config);
     let keeper = Keeper::new(clusters::place(&membership.dir), home, config.filed);
     keeper.run(config.watch(), || Some(config.held()), &config.alarms, membership.cancel.clone()).await;
 }
@@ -225,7 +225,7 @@ pub(crate) async fn review(membership: Arc<Membership>) {
     let mut snapshots = membership.watch();
     loop {
         let held = Arc::clone(&snapshots.borrow_and_update());
-        membership.live.review(&held, &membership.me, &membership.shared).await;
+        membership.live.review(&held, &membership.me, &membership.host).await;
         tokio::select! {
             () = membership.cancel.cancelled() => return,
             changed = snapshots.changed() => if changed.is_err() { return },

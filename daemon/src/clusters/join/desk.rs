@@ -71,7 +71,7 @@ pub(crate) struct Desk {
 impl Desk {
     /// A desk that is not open yet.
     pub(crate) fn new(membership: Arc<Membership>, bound: Bound) -> Arc<Self> {
-        let shown = Arc::new(Shown::new(membership.shared.home.cluster(&membership.alias).invites()));
+        let shown = Arc::new(Shown::new(membership.host.home.cluster(&membership.alias).invites()));
         Arc::new(Self {
             pending: SyncMutex::new(Pending::new(&membership.alias)),
             membership,
@@ -264,7 +264,7 @@ impl Desk {
 
     /// Redeems an invite, and holds the config that has the newcomer.
     async fn enrol(&self, key: MachineId, redeem: &Redeem) -> Result<(), Failure> {
-        let home = self.membership.shared.home.clone();
+        let home = self.membership.host.home.clone();
         let (alias, secret, hostname) = (self.membership.alias.clone(), *redeem.secret, redeem.hostname.clone());
         let work = move || {
             let changes = Changes::begin(&home)?;

@@ -45,7 +45,7 @@ pub(crate) async fn join(
         let hint = format!("on the cluster manager: `malai cluster invite {}`, without --relay", invite.name);
         return Err(Failure::new(Kind::Usage, message).hint(hint));
     }
-    let home = clusters.shared().home.clone();
+    let home = clusters.host().home.clone();
     let (asked, wanted) = (invite.clone(), alias.map(str::to_owned));
     let begun = blocking(move || admin::join_begin(&Changes::begin(&home)?, &asked, wanted.as_deref())).await?;
     let alias = begun.alias.clone();
@@ -78,7 +78,7 @@ async fn redeem(
     left: &CancellationToken,
     progress: impl Fn(String),
 ) -> Result<(), Failure> {
-    let home = clusters.shared().home.clone();
+    let home = clusters.host().home.clone();
     let network = begun.joining.as_ref().map(network).unwrap_or_default();
     let mut options = endpoint::Options::caller(begun.machine_key.secret().clone(), &network);
     options.pass = begun.joining.as_ref().and_then(Joining::pass);

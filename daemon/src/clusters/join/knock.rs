@@ -12,10 +12,10 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::ask::{Answer, Ask, ask};
+use crate::clusters::host::Host;
 use crate::net::endpoint::{self, Bound};
 use crate::runtime::backoff::Backoff;
 use crate::runtime::duty;
-use crate::shared::Shared;
 use crate::store;
 
 /// Sets the first pause between knocks.
@@ -34,7 +34,7 @@ pub(crate) struct Waiting {
     pub(crate) cluster: malai_protocol::id::ClusterId,
     /// This machine's key in it.
     pub(crate) me: MachineId,
-    shared: Arc<Shared>,
+    host: Arc<Host>,
     joining: store::clusters::Joining,
     what: Mutex<String>,
     cancel: CancellationToken,
@@ -49,7 +49,7 @@ pub(crate) fn network(joining: &store::clusters::Joining) -> Network {
 
 impl Waiting {
     /// Begins to knock. An agent does not: it keeps nothing going.
-    pub(crate) async fn begin(shared: &Arc<Shared>, stored: store::clusters::Cluster) -> Result<Arc<Self>, Failure> {
+    pub(crate) async fn begin(host: &Arc<Host>, stored: store::clusters::Cluster) -> Result<Arc<Self>, Failure> {
         let me = stored.machine_key.id();
         let gone = || Failure::new(Kind::BadConfig, format!("{} is gone", stored.dir.snapshot().display()));
         let joining = stored.joining.ok_or_else(|| gone().hint("restore it from a backup"))?;
@@ -57,13 +57,13 @@ impl Waiting {
             alias: stored.alias,
             cluster: stored.id,
             me,
-            shared: Arc::clone(shared),
+            host: Arc::clone(host),
             joining,
             what: Mutex::new(format!("this machine, {me}, has to be approved on the cluster manager")),
             cancel: CancellationToken::new(),
             tasks: TaskTracker::new(),
         });
-        if !shared.agent {
+        if !host.agent {
             let network = network(&waiting.joining);
             let mut options = endpoint::Options::caller(stored.machine_key.secret().clone(), &network);
             options.pass = waiting.joining.pass();
@@ -102,7 +102,7 @@ impl Waiting {
         self.cancel.run_until_cancelled(knocking).await;
         endpoint::close(&bound.endpoint, Duration::ZERO).await;
         if enrolled.load(Ordering::Relaxed) {
-            self.shared.reload(&self.alias);
+            self.host.reload(&self.alias);
         }
     }
 
@@ -117,7 +117,7 @@ impl Waiting {
                 self.say(format!("{text} (this machine is {})", self.me));
             };
             match ask(bound, &self.cluster, &self.joining.addresses, &Ask::Knock, noted).await {
-                Answer::Enrolled(enrolled) => match enrolled.store(&self.shared.home, &self.alias).await {
+                Answer::Enrolled(enrolled) => match enrolled.store(&self.host.home, &self.alias).await {
                     Ok(()) => return true,
                     Err(failure) => self.say(format!("the config arrived but cannot be stored: {failure}")),
                 },

@@ -279,7 +279,7 @@ async fn pull(
 /// Waits until sessions of an earlier daemon were taken over, so that none is met before it is decided anew.
 async fn opened(membership: &Membership) -> anyhow::Result<()> {
     tokio::select! {
-        () = membership.shared.open.cancelled() => Ok(()),
+        () = membership.host.open.cancelled() => Ok(()),
         () = membership.cancel.cancelled() => anyhow::bail!("the daemon shuts down"),
     }
 }
@@ -309,7 +309,7 @@ async fn session(
 ) -> anyhow::Result<()> {
     let open: Open = first.decode()?;
     opened(membership).await?;
-    let refusal = if membership.shared.agent {
+    let refusal = if membership.host.agent {
         Some(
             // Whether the command of an earlier attempt runs there, an agent does not know.
             Failure::new(FailureKind::Unreachable, "only an agent runs there, which takes no commands")

@@ -19,19 +19,19 @@ const MAX_USERS: usize = 64;
 
 /// Checks whether commands can run here as the config says.
 pub(super) async fn look(membership: &Arc<Membership>) -> Vec<Finding> {
-    if membership.shared.agent {
+    if membership.host.agent {
         return Vec::new();
     }
     if let Err(failure) = membership.check_account() {
         // Root need not be named where nothing is to run.
-        if membership.shared.root {
+        if membership.host.root {
             let mend = failure.hint.unwrap_or_default();
             return vec![Finding::note("users", format!("no command runs here: {}", failure.message)).mend(mend)];
         }
         return vec![broken(failure.message, failure.hint)];
     }
     let named = users_named(&membership.held().config, &membership.me);
-    if !membership.shared.root || named.is_empty() {
+    if !membership.host.root || named.is_empty() {
         return Vec::new();
     }
     let looking = blocking(move || {

@@ -17,12 +17,12 @@ use malai_protocol::local::{Checkup, Finding, LostLines};
 use malai_protocol::plan::Tree;
 use tokio::task::JoinSet;
 
+use crate::clusters::host::Host;
 use crate::clusters::membership::Membership;
 use crate::clusters::{Cluster, Clusters};
 use crate::requests::metrics;
 use crate::runtime::blocking::blocking;
 use crate::runtime::duty;
-use crate::shared::Shared;
 use crate::store::lock;
 
 /// What this home's files tell, where no daemon runs.
@@ -44,13 +44,13 @@ pub(crate) fn offline(home: &Home) -> Checkup {
 
 /// Everything.
 pub(crate) async fn checkup(clusters: &Clusters) -> Checkup {
-    let shared = clusters.shared();
-    let home = shared.home.clone();
+    let host = clusters.host();
+    let home = host.home.clone();
     let mut findings = match blocking(move || Ok(files::look(&home))).await {
         Ok(findings) => findings,
         Err(failure) => vec![Finding::broken("files", failure.message, "malai doctor")],
     };
-    findings.extend(daemon(shared).await);
+    findings.extend(daemon(host).await);
     let mut looks = JoinSet::new();
     for (index, (alias, cluster)) in clusters.all().into_iter().enumerate() {
         looks.spawn(async move {
@@ -66,24 +66,24 @@ pub(crate) async fn checkup(clusters: &Clusters) -> Checkup {
 }
 
 /// The daemon itself, and its executor.
-async fn daemon(shared: &Shared) -> Vec<Finding> {
-    if shared.agent {
+async fn daemon(host: &Host) -> Vec<Finding> {
+    if host.agent {
         let text = "only an agent runs here: commands can be sent, and no other machine reaches this one";
         return vec![Finding::note("daemon", text).mend("malai daemon")];
     }
     let mut found = vec![Finding::ok("daemon", format!("malai {}, pid {}", crate::VERSION, std::process::id()))];
-    if let panics @ 1.. = duty::panics() + metrics::executor_panics(shared).await {
+    if let panics @ 1.. = duty::panics() + metrics::executor_panics(host).await {
         let text = format!(
             "{panics} tasks of daemon and executor failed by faults in malai, and began again where they have to"
         );
         found.push(Finding::note("faults", text).mend("grep 'a fault in malai' in the daemon's log, and report it"));
     }
-    if let Some(LostLines { lines, why }) = shared.lost_log().await {
+    if let Some(LostLines { lines, why }) = host.lost_log().await {
         let text = format!("{lines} lines were not written since the daemon, or its executor, was started: {why}");
-        let home = shared.home.root().display();
-        found.push(Finding::note("log", text).mend(format!("df -h {home}; ls -l {}", shared.home.log().display())));
+        let home = host.home.root().display();
+        found.push(Finding::note("log", text).mend(format!("df -h {home}; ls -l {}", host.home.log().display())));
     }
-    let Some(executor) = shared.executor.current() else {
+    let Some(executor) = host.executor.current() else {
         found.push(Finding::broken("executor", "it does not run, and no command starts here", "malai daemon restart"));
         return found;
     };

@@ -277,7 +277,7 @@ struct Whom {
 
 impl Whom {
     fn of(membership: &Membership) -> Self {
-        Self::among(membership.me, membership.manager_id(), membership.shared.agent)
+        Self::among(membership.me, membership.manager_id(), membership.host.agent)
     }
 
     fn among(me: MachineId, manager: Option<MachineId>, agent: bool) -> Self {

@@ -11,7 +11,7 @@ use malai_protocol::plan::{Decided, End, Live, Plan, SessionName};
 use malai_protocol::session::EndedBy;
 use tokio::sync::{Notify, watch};
 
-use crate::shared::Shared;
+use crate::clusters::host::Host;
 use crate::store::held::Held;
 use crate::supervisor::Executor;
 
@@ -352,30 +352,30 @@ impl LiveTable {
     }
 
     /// Decides every planned session anew, and ends those that are not allowed any more.
-    pub(crate) async fn review(&self, held: &Held, me: &MachineId, shared: &Shared) {
+    pub(crate) async fn review(&self, held: &Held, me: &MachineId, host: &Host) {
         let refused = {
             let _barrier = self.barrier.lock().await;
-            self.refused(held, me, shared)
+            self.refused(held, me, host)
         };
-        self.revoke(refused, shared).await;
+        self.revoke(refused, host).await;
     }
 
     /// Ends every planned session, and lets none in any more: there is no config any more that could allow them.
-    pub(crate) async fn revoke_all(&self, shared: &Shared) {
+    pub(crate) async fn revoke_all(&self, host: &Host) {
         let planned = {
             let _barrier = self.barrier.lock().await;
             let mut state = lock(&self.state);
             state.left = true;
             state.planned().map(|(name, _)| (*name, left())).collect()
         };
-        self.revoke(planned, shared).await;
+        self.revoke(planned, host).await;
     }
 
-    async fn revoke(&self, refused: Vec<(SessionName, Failure)>, shared: &Shared) {
+    async fn revoke(&self, refused: Vec<(SessionName, Failure)>, host: &Host) {
         if refused.is_empty() {
             return;
         }
-        let Some(executor) = shared.executor.running().await else { return };
+        let Some(executor) = host.executor.running().await else { return };
         for (session, failure) in refused {
             tracing::info!(session = %session.id.short(), cluster = %self.cluster.short(), "access withdrawn: {failure}");
             let end = End { session, cause: EndedBy::Revoked, reason: Some(failure.message) };
@@ -385,8 +385,8 @@ impl LiveTable {
         }
     }
 
-    fn refused(&self, held: &Held, me: &MachineId, shared: &Shared) -> Vec<(SessionName, Failure)> {
-        let me = shared.me(me);
+    fn refused(&self, held: &Held, me: &MachineId, host: &Host) -> Vec<(SessionName, Failure)> {
+        let me = host.me(me);
         let state = lock(&self.state);
         state
             .planned()

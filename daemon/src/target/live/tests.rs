@@ -11,17 +11,18 @@ use tokio_util::sync::CancellationToken;
 
 use super::*;
 use crate::net::counters::Registry;
-use crate::shared::ExecutorSlot;
 use crate::store::audit::Audit;
 use crate::store::keys::{ClusterKey, MachineKey};
 use crate::supervisor::Event;
+use crate::supervisor::slot::ExecutorSlot;
+use crate::target::sessions::Sessions;
 
 #[path = "../../../tests/support/plan.rs"]
 mod plan;
 
 /// A machine with an executor in this process, in whose cluster `caller` may run commands.
 struct Scene {
-    shared: Arc<Shared>,
+    host: Arc<Host>,
     table: Arc<LiveTable>,
     key: ClusterKey,
     me: MachineId,
@@ -36,8 +37,8 @@ impl Scene {
         let home = Home::new(dir.path());
         let (sender, events) = mpsc::channel(16);
         let user = User::from_uid(Uid::effective()).expect("a user").map_or_else(String::new, |user| user.name);
-        let tables = Arc::<Tables>::default();
-        let shared = Shared {
+        let sessions = Arc::new(Sessions::new(mpsc::unbounded_channel().0));
+        let host = Host {
             agent: false,
             boot: Incarnation::from_bytes([1; 16]),
             user,
@@ -45,7 +46,8 @@ impl Scene {
             audit: Arc::new(Audit::open(&home).expect("an audit")),
             metrics: Registry::default(),
             log: None,
-            executor: ExecutorSlot::new(home.clone(), None, sender, mpsc::unbounded_channel().0, Arc::clone(&tables)),
+            executor: ExecutorSlot::new(home.clone(), None, sender, Arc::clone(&sessions) as _),
+            sessions: Arc::clone(&sessions),
             open: CancellationToken::new(),
             reload: mpsc::unbounded_channel().0,
             rebuilds: Default::default(),
@@ -53,18 +55,18 @@ impl Scene {
         };
         let key = ClusterKey::generate().expect("a key");
         let id = || MachineKey::generate().expect("a key").id();
-        let table = tables.of(key.id());
-        Self { shared: Arc::new(shared), table, me: id(), caller: id(), key, events, _dir: dir }
+        let table = sessions.tables().of(key.id());
+        Self { host: Arc::new(host), table, me: id(), caller: id(), key, events, _dir: dir }
     }
 
     /// The snapshot of this generation, in which these may run commands.
     fn held(&self, generation: u64, allowed: &str) -> Arc<Held> {
-        let Self { me, caller, key, shared, .. } = self;
+        let Self { me, caller, key, host, .. } = self;
         let text = format!(
             "[cluster]\nname = \"c\"\nid52 = \"{}\"\nmanager = \"me\"\n[machine.caller]\nid52 = \"{caller}\"\n\
              [machine.me]\nid52 = \"{me}\"\nusername = \"{}\"\nallow_from = [{allowed}]\n",
             key.id(),
-            shared.user
+            host.user
         );
         let snapshot = key.sign(generation, 1, text).expect("signs");
         Arc::new(Held::new(snapshot).expect("a config"))
@@ -91,7 +93,7 @@ impl Scene {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_plan_is_not_sent_when_another_snapshot_came_after_its_decision() {
     let scene = Scene::new();
-    let executor = scene.shared.executor.get().await.expect("an executor");
+    let executor = scene.host.executor.get().await.expect("an executor");
     let plan = scene.plan();
     let registered = scene.register(&plan);
     let sent = scene.table.send(plan, 1, || 2, &executor).await.expect("no failure");
@@ -103,7 +105,7 @@ async fn a_plan_is_not_sent_when_another_snapshot_came_after_its_decision() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_snapshot_that_withdraws_access_between_decision_and_plan_ends_the_session() {
     let mut scene = Scene::new();
-    let executor = scene.shared.executor.get().await.expect("an executor");
+    let executor = scene.host.executor.get().await.expect("an executor");
     let plan = scene.plan();
     let _registered = scene.register(&plan);
     let (compared, was_compared) = channel();
@@ -119,9 +121,9 @@ async fn a_snapshot_that_withdraws_access_between_decision_and_plan_ends_the_ses
         table.send(plan, 1, held_now, &executor).await
     });
     tokio::task::spawn_blocking(move || was_compared.recv()).await.expect("no panic").expect("compared");
-    let (table, shared, me) = (Arc::clone(&scene.table), Arc::clone(&scene.shared), scene.me);
+    let (table, host, me) = (Arc::clone(&scene.table), Arc::clone(&scene.host), scene.me);
     let withdrawn = scene.held(2, "");
-    let mut reviewing = tokio::spawn(async move { table.review(&withdrawn, &me, &shared).await });
+    let mut reviewing = tokio::spawn(async move { table.review(&withdrawn, &me, &host).await });
     let early = timeout(Duration::from_millis(300), &mut reviewing).await;
     assert!(early.is_err(), "it was reviewed beside a plan on its way, and did not see it");
     go.send(()).expect("the plan waits");
@@ -135,7 +137,7 @@ async fn a_snapshot_that_withdraws_access_between_decision_and_plan_ends_the_ses
 #[tokio::test(flavor = "multi_thread")]
 async fn a_snapshot_that_leaves_access_as_it_was_ends_nothing() {
     let scene = Scene::new();
-    let executor = scene.shared.executor.get().await.expect("an executor");
+    let executor = scene.host.executor.get().await.expect("an executor");
     let plan = scene.plan();
     let registered = scene.register(&plan);
     let session = plan.session;
@@ -143,8 +145,8 @@ async fn a_snapshot_that_leaves_access_as_it_was_ends_nothing() {
     assert!(matches!(sent, Sent::Yes));
     drop(registered);
     assert_eq!(scene.table.len(), 1, "a planned session stays until it ended");
-    scene.table.review(&scene.held(2, "\"caller\""), &scene.me, &scene.shared).await;
-    assert_eq!(scene.table.refused(&scene.held(2, "\"caller\""), &scene.me, &scene.shared).len(), 0);
+    scene.table.review(&scene.held(2, "\"caller\""), &scene.me, &scene.host).await;
+    assert_eq!(scene.table.refused(&scene.held(2, "\"caller\""), &scene.me, &scene.host).len(), 0);
     // An end follows the plan, and so comes to a session that is not there yet in the executor's eyes.
     let end = End { session, cause: EndedBy::Killed, reason: None };
     executor.end(end).await.expect("sent");
@@ -173,6 +175,6 @@ async fn a_session_of_an_earlier_daemon_is_decided_anew() {
     scene.table.adopt(&live);
     scene.table.adopted().await;
     assert!(scene.table.has(&session));
-    assert_eq!(scene.table.refused(&scene.held(2, "\"caller\""), &scene.me, &scene.shared).len(), 0);
-    assert_eq!(scene.table.refused(&scene.held(3, ""), &scene.me, &scene.shared).len(), 1);
+    assert_eq!(scene.table.refused(&scene.held(2, "\"caller\""), &scene.me, &scene.host).len(), 0);
+    assert_eq!(scene.table.refused(&scene.held(3, ""), &scene.me, &scene.host).len(), 1);
 }

@@ -158,7 +158,7 @@ pub(crate) struct Rebuilt {
 }
 
 fn rebuilds(membership: &Membership) -> MutexGuard<'_, HashMap<String, Rebuilt>> {
-    membership.shared.rebuilds.lock()
+    membership.host.rebuilds.lock()
 }
 
 /// Whether it is time to rebuild an endpoint with which nobody is heard; takes it as done then.
