@@ -30,7 +30,7 @@ use crate::clusters::peers::twins;
 use crate::net::copy::{End, pump};
 use crate::net::counters::Counters;
 use crate::net::pool::{PeerConn, SessionGuard};
-use crate::net::{FIRST_FRAME, Frames, closed_with, code, send};
+use crate::net::{FIRST_FRAME_TIMEOUT, Frames, closed_with, code, send};
 use crate::target;
 use absent::Absent;
 use farewell::Farewells;
@@ -107,7 +107,7 @@ pub(crate) async fn session(
     }
     let mut frames = frames;
     frames.set_cap(MAX_EXEC);
-    let first = frames.next(FIRST_FRAME).await?;
+    let first = frames.next(FIRST_FRAME_TIMEOUT).await?;
     if !matches!(first.kind, Kind::Exec | Kind::Attach) && !target::ask::is_question(first.kind) {
         anyhow::bail!("a session began with {:?}", first.kind);
     }

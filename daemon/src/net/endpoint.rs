@@ -14,6 +14,7 @@ use iroh::endpoint::{Builder, PortmapperConfig, QuicTransportConfig, VarInt, pre
 use iroh::{Endpoint, EndpointId, RelayMode, RelayUrl, SecretKey, TransportAddr};
 use malai_protocol::config::{Network, Relay};
 use malai_protocol::failure::{Failure, Kind};
+use malai_protocol::id::MachineId;
 use tokio::runtime::Handle;
 use tracing::subscriber::NoSubscriber;
 use url::Url;
@@ -100,6 +101,16 @@ impl<'a> Options<'a> {
             finding: Finding::default(),
         }
     }
+}
+
+/// Returns the key that a connection was authenticated by.
+pub(crate) fn machine_id(key: &EndpointId) -> Option<MachineId> {
+    MachineId::from_bytes(*key.as_bytes()).ok()
+}
+
+/// Returns the key to dial.
+pub(crate) fn endpoint_id(id: &[u8; 32]) -> Option<EndpointId> {
+    EndpointId::from_bytes(id).ok()
 }
 
 /// Binds. With a kept port that is occupied, another is taken.

@@ -31,7 +31,7 @@ use crate::clusters::membership::Membership;
 use crate::executor::Connection;
 use crate::net::copy::{End, pump};
 use crate::net::limits::budget::weight;
-use crate::net::{FIRST_FRAME, FrameError, Frames, is_caller_gone};
+use crate::net::{FIRST_FRAME_TIMEOUT, FrameError, Frames, is_caller_gone};
 use crate::supervisor::Executor;
 use visit::Visit;
 
@@ -75,7 +75,7 @@ where
     W: AsyncWrite + Unpin,
 {
     frames.set_cap(MAX_EXEC);
-    let first = match frames.next(FIRST_FRAME).await {
+    let first = match frames.next(FIRST_FRAME_TIMEOUT).await {
         Err(FrameError::Exceeded(exceeded)) => {
             drop(frames);
             return refuse(writer, &exceeded.into()).await;

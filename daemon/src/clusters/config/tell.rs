@@ -21,7 +21,7 @@ use tokio_util::sync::DropGuard;
 use crate::clusters::membership::Membership;
 use crate::net::place::RelayPlace;
 use crate::net::pull::SNAPSHOT_BODY_TIMEOUT;
-use crate::net::{FIRST_FRAME, Frames, abandon, bare_hello, close, endpoint_id, send, spoken};
+use crate::net::{FIRST_FRAME_TIMEOUT, Frames, abandon, bare_hello, close, endpoint_id, send, spoken};
 use crate::runtime::backoff::{Backoff, Said};
 use crate::runtime::duty;
 use crate::store::keys::random;
@@ -156,7 +156,7 @@ async fn speak(
     let header = Some(snapshots.borrow_and_update().snapshot.signed_header().clone());
     send(&mut send_half, Frame::control(Kind::PeerHello, &bare_hello(header, false))?).await?;
     let mut frames = Frames::new(recv, MAX_HELLO);
-    let _hello: Hello = spoken(&frames.next(FIRST_FRAME).await?, Kind::PeerHello, "PeerHello")?;
+    let _hello: Hello = spoken(&frames.next(FIRST_FRAME_TIMEOUT).await?, Kind::PeerHello, "PeerHello")?;
     // It says what it holds when it has fetched what it wants.
     let mut holds = heard(membership, &mut frames, SNAPSHOT_BODY_TIMEOUT).await?;
     if said.is_news(true) {
@@ -203,7 +203,7 @@ async fn hand_out(membership: &Membership, conn: &Connection) -> anyhow::Error {
         };
         let mut frames = Frames::new(recv, MAX_HELLO);
         let answered = async {
-            let _pull: Pull = frames.next(FIRST_FRAME).await?.expect(Kind::Pull, "Pull")?;
+            let _pull: Pull = frames.next(FIRST_FRAME_TIMEOUT).await?.expect(Kind::Pull, "Pull")?;
             send(&mut send_half, Frame::control(Kind::Snapshot, &membership.held().snapshot.to_signed())?).await?;
             send_half.finish()?;
             tokio::time::timeout(SNAPSHOT_BODY_TIMEOUT, send_half.stopped()).await??;

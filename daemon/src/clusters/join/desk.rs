@@ -28,7 +28,9 @@ use crate::net::limits::pace::Visits;
 use crate::net::limits::places::{Place, Places};
 use crate::net::limits::tally::Tally;
 use crate::net::relays::Relays;
-use crate::net::{FIRST_FRAME, FrameError, Frames, Unsupported, close, is_protocol_error, machine_id, send, spoken};
+use crate::net::{
+    FIRST_FRAME_TIMEOUT, FrameError, Frames, Unsupported, close, is_protocol_error, machine_id, send, spoken,
+};
 use crate::runtime::alarms::AlarmCause;
 use crate::runtime::clock::now_ms;
 use crate::runtime::duty;
@@ -326,10 +328,10 @@ struct Crowded;
 
 /// What the newcomer wants, on its one stream.
 async fn first_frame(conn: &Connection) -> anyhow::Result<(SendStream, Frames<RecvStream>, Frame)> {
-    let opened = tokio::time::timeout(FIRST_FRAME, conn.accept_bi()).await;
-    let (send_half, recv) = opened.map_err(|_| FrameError::Late(FIRST_FRAME))??;
+    let opened = tokio::time::timeout(FIRST_FRAME_TIMEOUT, conn.accept_bi()).await;
+    let (send_half, recv) = opened.map_err(|_| FrameError::Late(FIRST_FRAME_TIMEOUT))??;
     let mut frames = Frames::new(recv, MAX_HELLO);
-    let first = frames.next(FIRST_FRAME).await?;
+    let first = frames.next(FIRST_FRAME_TIMEOUT).await?;
     Ok((send_half, frames, first))
 }
 

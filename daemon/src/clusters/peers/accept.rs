@@ -141,6 +141,6 @@ async fn listen(
     // The body is asked for on a stream of ours; nothing else of the stranger is read meanwhile.
     send(send_half, Frame::control(Kind::PeerHello, &membership.hello())?).await?;
     let peer_conn = PeerConn::new(conn.clone(), peer, false);
-    tokio::time::timeout(crate::net::FIRST_FRAME, sync::fetch(membership, &peer_conn, &header)).await??;
+    tokio::time::timeout(crate::net::FIRST_FRAME_TIMEOUT, sync::fetch(membership, &peer_conn, &header)).await??;
     Ok(membership.is_member(&peer).then_some((peer_conn, Greeted { hello, told })))
 }

@@ -18,7 +18,7 @@ use crate::clusters::peers::removed;
 use crate::clusters::peers::twins;
 use crate::net::endpoint::parse_address;
 use crate::net::pool::PeerConn;
-use crate::net::{FIRST_FRAME, Frames, Unsupported, closed_with, greeting, is_protocol_error, send};
+use crate::net::{FIRST_FRAME_TIMEOUT, Frames, Unsupported, closed_with, greeting, is_protocol_error, send};
 use crate::runtime::alarms::AlarmCause;
 use crate::store::held::Held;
 
@@ -37,7 +37,7 @@ pub(crate) async fn control(
     let greeted = async {
         send(&mut send_half, Frame::control(Kind::PeerHello, &membership.hello())?).await?;
         let mut frames = Frames::new(recv, MAX_HELLO);
-        let hello = greeting(&frames.next(FIRST_FRAME).await?)?;
+        let hello = greeting(&frames.next(FIRST_FRAME_TIMEOUT).await?)?;
         meet(membership, conn, &hello)?;
         follow(membership, conn, told, (send_half, frames)).await
     };

@@ -21,7 +21,7 @@ use crate::net::limits::budget::Exceeded;
 use crate::net::limits::pace::Pace;
 use crate::net::pool::PeerConn;
 use crate::net::pull::SNAPSHOT_BODY_TIMEOUT;
-use crate::net::{FIRST_FRAME, FrameError, Frames, abandon, close, code, is_protocol_error, send};
+use crate::net::{FIRST_FRAME_TIMEOUT, FrameError, Frames, abandon, close, code, is_protocol_error, send};
 use crate::runtime::duty;
 use crate::target;
 
@@ -166,7 +166,7 @@ async fn stream(membership: Arc<Membership>, conn: Arc<PeerConn>, mut send_half:
         Err(exceeded) => return turn_away(&conn, recv, &mut send_half, exceeded).await,
     };
     let mut frames = Frames::charged(recv, MAX_CONTROL, charge);
-    let first = match frames.next(FIRST_FRAME).await {
+    let first = match frames.next(FIRST_FRAME_TIMEOUT).await {
         Ok(frame) => frame,
         Err(FrameError::Exceeded(exceeded)) => {
             return turn_away(&conn, frames.into_parts().0, &mut send_half, exceeded).await;
