@@ -5,7 +5,7 @@
 //!
 //! * [`lines`] is what the driver on the target writes, and the check of what arrives; [`traffic`] is a session with it.
 //! * [`stage`] is a caller, a target, and the network between them.
-//! * The rows: partitions, roaming, relays, weather, daemons, machines, leaving, requests. [`rows`] lists them.
+//! * The rows: partitions, roaming, relays, weather, daemons, machines, leaving, requests, messages. [`rows`] lists them.
 //! * [`soak`] goes on for hours.
 //!
 //! # Goals
@@ -17,6 +17,7 @@ mod daemons;
 mod leaving;
 pub mod lines;
 mod machines;
+mod messages;
 mod partitions;
 mod relays;
 mod requests;
@@ -70,8 +71,8 @@ pub struct Evidence {
     pub bytes: u64,
     /// Requests that were cut: those that ran, those reported not run, those reported unknown.
     pub requests: [u64; 3],
-    /// Messages that went there and came back.
-    pub messages: u64,
+    /// The length of each message that went there and came back whole.
+    pub messages: Vec<u64>,
     /// Connections that were made.
     pub handshakes: u64,
 }
@@ -82,7 +83,7 @@ impl Evidence {
         self.recoveries.extend(&other.recoveries);
         self.losses += other.losses;
         self.bytes += other.bytes;
-        self.messages += other.messages;
+        self.messages.extend(&other.messages);
         self.handshakes += other.handshakes;
         for (all, more) in self.requests.iter_mut().zip(other.requests) {
             *all += more;
@@ -131,6 +132,7 @@ pub fn rows(scale: Scale) -> Vec<Row> {
         relays::rows(scale),
         roaming::rows(scale),
         leaving::rows(scale),
+        messages::rows(scale),
     ] {
         rows.extend(more);
     }

@@ -4,21 +4,20 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, anyhow, ensure};
+use anyhow::{Context as _, Result, anyhow};
 
 use super::Evidence;
 use super::lines::draw;
+use super::messages::there_and_back;
 use super::stage::{Stage, kill};
 use super::traffic::{STARTED, Traffic};
-use crate::cluster::{malai, start};
+use crate::cluster::start;
 use crate::lab::{Nat, Segment};
 
 /// Faults under one session.
 const FAULTS: u64 = 8;
 /// Messages have at most 2 to this power bytes: 64 MiB.
 const LARGEST: u64 = 26;
-/// How long the largest message may take over the worst line.
-const MESSAGE: Duration = Duration::from_secs(900);
 
 /// What happens.
 #[derive(Debug, Clone, Copy)]
@@ -135,14 +134,7 @@ fn messages(stage: &Stage, seed: u64, turn: u64, over: &AtomicBool) -> Result<Ev
         number += 1;
         let power = draw(seed, number, LARGEST + 1);
         let length = (1 << power) - draw(!seed, number, 1 << power.saturating_sub(1));
-        let message: Vec<u8> = (0..length).map(|at| (at ^ (at >> 8) ^ number).to_le_bytes()[0]).collect();
-        // A message that is sent during a fault waits for its end.
-        let cat =
-            malai(["--connect-timeout", "5m", "web01.company", "--", "cat"]).stdin(message.clone()).timeout(MESSAGE);
-        let output = stage.laptop.run(cat)?.success()?;
-        ensure!(output.stdout == message, "{length} bytes were sent, and other {} came back", output.stdout.len());
-        evidence.bytes += length * 2;
-        evidence.messages += 1;
+        evidence.add(&there_and_back(stage, length, number)?);
     }
     Ok(evidence)
 }

@@ -12,12 +12,12 @@ use crate::place::Place;
 use crate::process::Process;
 use crate::report::Report;
 
-const WATCHED: Duration = Duration::from_secs(60);
-/// Until addresses are known, paths chosen and first announcements made.
-const SETTLED: Duration = Duration::from_secs(15);
-/// 25 MB and 10 MB, in KiB.
-const DAEMON_BAR: u64 = 25_000_000 / 1024;
-const EXECUTOR_BAR: u64 = 10_000_000 / 1024;
+const IDLE_WATCH_TIME: Duration = Duration::from_secs(60);
+/// How long the daemons need until addresses are known, paths are chosen and first announcements are made.
+const IDLE_SETTLE_TIME: Duration = Duration::from_secs(15);
+/// The most KiB of resident memory that a daemon may have: 25 MB. The executor may have 10 MB.
+const DAEMON_BAR_KIB: u64 = 25_000_000 / 1024;
+const EXECUTOR_BAR_KIB: u64 = 10_000_000 / 1024;
 const SWITCHES_BAR: f64 = 1.3;
 
 pub(crate) fn measure(report: &mut Report) -> Result<()> {
@@ -27,8 +27,8 @@ pub(crate) fn measure(report: &mut Report) -> Result<()> {
             "One cluster, no command for {} s, then watched for {} s: resident memory at the end, and voluntary context \
              switches of all threads. Beside it, in the same time and on hosts of the same segment, two bare iroh \
              endpoints with one connection, bound as malai binds its own (`presets::Minimal`, no relay).",
-            SETTLED.as_secs(),
-            WATCHED.as_secs()
+            IDLE_SETTLE_TIME.as_secs(),
+            IDLE_WATCH_TIME.as_secs()
         ),
     );
     let place = Place::open(None)?;
@@ -43,9 +43,9 @@ pub(crate) fn measure(report: &mut Report) -> Result<()> {
         ("bare endpoint that dialled", Process::find(&one, &["malai-lab-endpoint"])?),
         ("bare endpoint that was dialled", Process::find(&other, &["malai-lab-endpoint"])?),
     ];
-    thread::sleep(SETTLED);
+    thread::sleep(IDLE_SETTLE_TIME);
     let before = all_waits(&watched)?;
-    thread::sleep(WATCHED);
+    thread::sleep(IDLE_WATCH_TIME);
     let waits: Vec<u64> = all_waits(&watched)?.iter().zip(&before).map(|(after, before)| after - before).collect();
     memory(report, &watched)?;
     drop(bare);
@@ -61,9 +61,9 @@ fn memory(report: &mut Report, watched: &[(&str, Process<'_>)]) -> Result<()> {
         let resident = process.resident()?;
         let what = format!("resident memory, {name}");
         match *name {
-            "executor" => report.barred(what, mebibytes(resident), "at most 10 MB", resident <= EXECUTOR_BAR),
+            "executor" => report.barred(what, mebibytes(resident), "at most 10 MB", resident <= EXECUTOR_BAR_KIB),
             name if name.starts_with("daemon") => {
-                report.barred(what, mebibytes(resident), "at most 25 MB", resident <= DAEMON_BAR);
+                report.barred(what, mebibytes(resident), "at most 25 MB", resident <= DAEMON_BAR_KIB);
             }
             _ => report.figure(what, mebibytes(resident)),
         }
@@ -76,7 +76,7 @@ fn switches(report: &mut Report, watched: &[(&str, Process<'_>)], waits: &[u64])
     let of = |wanted: &str| watched.iter().zip(waits).find(|((name, _), _)| *name == wanted).map(|(_, waits)| *waits);
     let bare = of("bare endpoint that dialled").context("no bare endpoint")?;
     for ((name, _), waits) in watched.iter().zip(waits) {
-        let what = format!("switches in {} s, {name}", WATCHED.as_secs());
+        let what = format!("switches in {} s, {name}", IDLE_WATCH_TIME.as_secs());
         if *name != "daemon of a machine" {
             report.figure(what, waits.to_string());
             continue;
@@ -89,7 +89,7 @@ fn switches(report: &mut Report, watched: &[(&str, Process<'_>)], waits: &[u64])
     Ok(())
 }
 
-/// Two bare endpoints with a connection.
+/// Holds two bare endpoints with a connection.
 #[derive(Debug)]
 struct Bare {
     _dialled: Child,

@@ -6,7 +6,7 @@ use malai_e2e::lab::Wire;
 use crate::place::{Place, millis};
 use crate::report::Report;
 use crate::ssh::Ssh;
-use crate::warm::{DELAY_MS, TIMES, WARM_UP, typical};
+use crate::warm::{DELAY_MS, RUNS, WARM_UP_RUNS, typical};
 
 /// What takes the byte on web01.
 const READS_ONE: &str = "head -c 1 >/dev/null";
@@ -16,8 +16,8 @@ pub(crate) fn measure(report: &mut Report) -> Result<()> {
         "The first byte of standard input",
         format!(
             "`head -c 1` on web01 ends when it has a byte of standard input. Measured is the time from the start of the \
-             client's process, which has the byte in a pipe or a file, to its exit: median of {TIMES}, after {WARM_UP} that \
-             do not count, over the long wire ({} ms there and back). A pipe is read when the command has started, a round \
+             client's process, which has the byte in a pipe or a file, to its exit: median of {RUNS}, after {WARM_UP_RUNS} \
+             that do not count, over the long wire ({} ms there and back). A pipe is read when the command has started, a round \
              trip later, so that nothing is lost when it does not start. `--eager-stdin` reads it at once, and a file is \
              read ahead without moving its position. ssh goes through a ControlMaster.",
             2 * DELAY_MS

@@ -25,10 +25,10 @@ use malai_e2e::lab::requirements;
 
 use report::Report;
 
-/// A measurement: adds its figures to the report.
+/// Adds the figures of one measurement to the report.
 type Measure = fn(&mut Report) -> Result<()>;
 
-/// All of them, by the word that selects one on the command line.
+/// All measurements, by the word that selects one on the command line.
 const MEASURES: [(&str, Measure); 6] = [
     ("idle", idle::measure),
     ("warm", warm::measure),
@@ -43,14 +43,14 @@ fn main() -> ExitCode {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
-            // Nobody is left to be told when standard error is closed.
+            // When standard error is closed, nobody reads it.
             drop(writeln!(std::io::stderr(), "malai-figures: {error:?}"));
             ExitCode::FAILURE
         }
     }
 }
 
-/// Whether all bars are met.
+/// Returns whether all bars are met.
 fn measure() -> Result<bool> {
     let missing = requirements::missing();
     ensure!(missing.is_empty(), "the lab of hosts cannot run here: {}", missing.join("; "));

@@ -12,13 +12,13 @@ use crate::process::Process;
 use crate::report::Report;
 
 const BYTES: u64 = 2 << 30;
-/// KiB by which each process may grow.
-const BAR: u64 = 16 * 1024;
+/// By how many KiB each process may grow.
+const GROWTH_BAR_KIB: u64 = 16 * 1024;
 /// How often memory is looked at while something runs.
-const LOOK_EVERY: Duration = Duration::from_millis(20);
+const SAMPLE_INTERVAL: Duration = Duration::from_millis(20);
 /// How long the slow reader reads, in seconds and bytes.
 const PATIENCE: u64 = 60;
-/// The client, as its command line begins.
+/// The words with which the client's command line begins.
 const CLIENT: [&str; 2] = ["malai", "web01.company"];
 
 pub(crate) fn measure(report: &mut Report) -> Result<()> {
@@ -39,7 +39,7 @@ pub(crate) fn measure(report: &mut Report) -> Result<()> {
     flow(report, &place, idle, "stdout to a reader of 1 byte/s", &line, &PATIENCE.to_string())
 }
 
-/// KiB of a client whose command waits for input.
+/// Returns the KiB of a client whose command waits for input.
 fn idle_client(laptop: &Host) -> Result<u64> {
     let mut waiting = laptop.spawn(malai(["web01.company", "--", "cat"]).stdin_open())?;
     waiting.write(b"ready\n")?;
@@ -69,7 +69,7 @@ fn flow(report: &mut Report, place: &Place, idle: u64, what: &str, line: &str, p
     let mut peak = 0;
     while let Some((_, most)) = client.memory()? {
         peak = peak.max(most);
-        thread::sleep(LOOK_EVERY);
+        thread::sleep(SAMPLE_INTERVAL);
     }
     let output = running.output_within(Duration::from_secs(300))?.success()?;
     ensure!(output.text() == printed, "{line}: {} bytes arrived", output.text());
@@ -84,10 +84,10 @@ fn flow(report: &mut Report, place: &Place, idle: u64, what: &str, line: &str, p
 fn row(report: &mut Report, what: &str, who: &str, before: u64, peak: u64) {
     let grown = peak.saturating_sub(before);
     let measured = format!("{} + {}", mebibytes(before), mebibytes(grown));
-    report.barred(format!("{what}: {who}"), measured, "less than 16 MiB more", grown < BAR);
+    report.barred(format!("{what}: {who}"), measured, "less than 16 MiB more", grown < GROWTH_BAR_KIB);
 }
 
-/// KiB for people.
+/// Formats KiB as MiB.
 pub(crate) fn mebibytes(kib: u64) -> String {
     let tenths = (kib * 10 + 512) / 1024;
     format!("{}.{} MiB", tenths / 10, tenths % 10)

@@ -17,7 +17,7 @@ pub(crate) struct Place {
 }
 
 impl Place {
-    /// With this wire before web01, if any.
+    /// Builds it, with this wire before web01, if there is one.
     pub(crate) fn open(wire: Option<&Wire>) -> Result<Self> {
         let lab = Lab::new("figures")?;
         let lan = lab.segment("lan")?;
@@ -32,23 +32,23 @@ impl Place {
         Ok(Self { company, web01, lan, lab })
     }
 
-    /// Where malai is typed.
+    /// Returns the host where malai is typed.
     pub(crate) fn laptop(&self) -> &Host {
         self.company.manager()
     }
 
-    /// Where commands run.
+    /// Returns the host where commands run.
     pub(crate) fn web01(&self) -> &Host {
         &self.web01
     }
 
-    /// A further host beside them.
+    /// Boots another host beside the two.
     pub(crate) fn bystander(&self, name: &str) -> Result<Host> {
         self.lab.host(name).on(&self.lan).boot()
     }
 }
 
-/// Runs a command on a host so many times, one after the other, and returns how long each took from its start to its
+/// Runs a command on a host this many times, one run after the other, and returns how long each took from its start to its
 /// exit. Standard input is the null device; a command that fails, or prints something, ends the measurement.
 pub(crate) fn timed(host: &Host, words: &[&str], times: usize) -> Result<Vec<Duration>> {
     let (program, arguments) = words.split_first().context("no words")?;
@@ -67,17 +67,17 @@ pub(crate) fn timed(host: &Host, words: &[&str], times: usize) -> Result<Vec<Dur
     })
 }
 
-/// Of commands that are timed.
+/// Holds the environment of the commands that are timed.
 const ENVIRONMENT: [(&str, &str); 3] =
     [("PATH", "/usr/local/bin:/usr/bin:/bin"), ("HOME", "/root"), ("MALAI_HOME", "/root/malai-home")];
 
-/// The middle one.
+/// Returns the median.
 pub(crate) fn median(mut all: Vec<Duration>) -> Result<Duration> {
     all.sort();
     all.get(all.len() / 2).copied().context("nothing was measured")
 }
 
-/// In milliseconds, for people.
+/// Formats a time in milliseconds.
 pub(crate) fn millis(time: Duration) -> String {
     format!("{:.1} ms", time.as_secs_f64() * 1000.0)
 }

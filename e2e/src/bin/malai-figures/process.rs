@@ -41,13 +41,13 @@ impl<'h> Process<'h> {
         Ok(self.memory()?.with_context(|| format!("process {} is gone", self.pid))?.0)
     }
 
-    /// From now on the peak counts anew.
+    /// Lets the peak begin again at the current size.
     pub(crate) fn forget_peak(&self) -> Result<()> {
         let path = self.path("clear_refs");
         self.host.inside(|| fs::write(&path, "5").with_context(|| format!("cannot write {path}")))
     }
 
-    /// How often its threads have waited for something so far.
+    /// Returns how often its threads have waited for something until now.
     pub(crate) fn waits(&self) -> Result<u64> {
         let tasks = self.path("task");
         self.host.inside(|| {

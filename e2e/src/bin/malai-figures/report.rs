@@ -1,4 +1,4 @@
-//! The figures as a document: facts of the machine, then a table for each measurement.
+//! Writes the figures as a document: facts of the machine, then a table for each measurement.
 
 use std::fmt;
 use std::fs;
@@ -7,14 +7,14 @@ use std::io::Write as _;
 use anyhow::{Context as _, Result};
 use malai_e2e::facts;
 
-/// All figures so far.
+/// Collects the figures.
 #[derive(Debug)]
 pub(crate) struct Report {
     facts: Vec<(&'static str, String)>,
     sections: Vec<Section>,
 }
 
-/// One measurement.
+/// Holds the figures of one measurement.
 #[derive(Debug)]
 struct Section {
     title: &'static str,
@@ -30,14 +30,14 @@ struct Row {
 }
 
 impl Report {
-    /// Without figures yet.
+    /// Makes a report without figures.
     pub(crate) fn new() -> Result<Self> {
         Ok(Self { facts: facts()?, sections: Vec::new() })
     }
 
     /// Says on standard error what is being measured.
     pub(crate) fn progress(&self, what: &str) {
-        // Nobody watches when standard error is closed.
+        // When standard error is closed, nobody reads it.
         drop(writeln!(std::io::stderr(), "measuring: {what}"));
     }
 
@@ -46,12 +46,12 @@ impl Report {
         self.sections.push(Section { title, how: how.into(), rows: Vec::new() });
     }
 
-    /// A figure without a bar.
+    /// Adds a figure without a bar.
     pub(crate) fn figure(&mut self, what: impl Into<String>, measured: impl Into<String>) {
         self.row(what.into(), measured.into(), None);
     }
 
-    /// A figure with its bar, and whether that is met.
+    /// Adds a figure with its bar, and whether that is met.
     pub(crate) fn barred(
         &mut self,
         what: impl Into<String>,
@@ -69,9 +69,13 @@ impl Report {
         }
     }
 
-    /// Whether no bar is missed.
+    /// Returns whether every bar is met.
     pub(crate) fn all_met(&self) -> bool {
-        self.sections.iter().flat_map(|section| &section.rows).all(|row| row.bar.as_ref().is_none_or(|(_, met)| *met))
+        self.rows().all(|row| row.bar.as_ref().is_none_or(|(_, met)| *met))
+    }
+
+    fn rows(&self) -> impl Iterator<Item = &Row> {
+        self.sections.iter().flat_map(|section| &section.rows)
     }
 }
 
@@ -81,11 +85,14 @@ fn verdict(met: bool) -> &'static str {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "# Figures\n\nWritten by `scripts/figures`, which measures them anew; do not edit.\n")?;
+        writeln!(f, "# Figures\n\nWritten by `scripts/figures`, which measures all of them; do not edit.\n")?;
         writeln!(f, "| | |\n|---|---|")?;
         for (name, value) in &self.facts {
             writeln!(f, "| {name} | {value} |")?;
         }
+        let bars: Vec<bool> = self.rows().filter_map(|row| row.bar.as_ref()).map(|(_, met)| *met).collect();
+        let met = bars.iter().filter(|met| **met).count();
+        writeln!(f, "| figures | {}; {met} of {} bars met |", self.rows().count(), bars.len())?;
         for Section { title, how, rows } in &self.sections {
             writeln!(f, "\n## {title}\n\n{how}\n\n| what | measured | bar | |\n|---|---|---|---|")?;
             for Row { what, measured, bar } in rows {
@@ -97,7 +104,7 @@ impl fmt::Display for Report {
     }
 }
 
-/// What the figures depend on.
+/// Returns what the figures depend on.
 fn facts() -> Result<Vec<(&'static str, String)>> {
     let cpu = line_of("/proc/cpuinfo", "model name")?;
     let memory = line_of("/proc/meminfo", "MemTotal")?;

@@ -7,15 +7,15 @@ use malai_e2e::lab::{Child, wait_for};
 
 use crate::place::Place;
 
-/// Where Debian has it.
+/// The server, where Debian installs it.
 const SERVER: &str = "/usr/sbin/sshd";
 const CONFIG: &str = "HostKey /root/host-key\nAuthorizedKeysFile /root/caller-key\nUsePAM no\nStrictModes no\n\
     UseDNS no\nPidFile none\nPermitRootLogin yes\nPasswordAuthentication no\n";
 
-/// A server on web01, and a master connection to it from laptop.
+/// Holds a server on web01, and a master connection to it from laptop.
 #[derive(Debug)]
 pub(crate) struct Ssh {
-    /// `ssh` with its options and the host; a command follows.
+    /// Holds `ssh` with its options and the host; a command follows.
     pub(crate) words: Vec<String>,
     _server: Child,
     _master: Child,
@@ -50,7 +50,7 @@ impl Ssh {
         Ok(Some(Self { words: words(&[&ip]), _server: server, _master: master }))
     }
 
-    /// With this command.
+    /// Returns the words that run this command.
     pub(crate) fn with<'w>(&'w self, command: &[&'w str]) -> Vec<&'w str> {
         self.words.iter().map(String::as_str).chain(command.iter().copied()).collect()
     }

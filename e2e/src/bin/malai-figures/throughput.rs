@@ -10,14 +10,14 @@ use crate::report::Report;
 use crate::ssh::Ssh;
 
 const BYTES: u64 = 1_000_000_000;
-const TIMES: usize = 3;
+const RUNS: usize = 3;
 
 pub(crate) fn measure(report: &mut Report) -> Result<()> {
     report.section(
         "Throughput",
         format!(
             "{BYTES} bytes of `/dev/zero`, between hosts without delay, counted by `wc -c` at the other end; from the \
-             client's start to its exit, median of {TIMES}. ssh goes through a ControlMaster."
+             client's start to its exit, median of {RUNS}. ssh goes through a ControlMaster."
         ),
     );
     let place = Place::open(None)?;
@@ -38,7 +38,7 @@ pub(crate) fn measure(report: &mut Report) -> Result<()> {
 
 fn transfer(place: &Place, line: &str) -> Result<String> {
     let mut all = Vec::new();
-    for _ in 0..TIMES {
+    for _ in 0..RUNS {
         let begun = Instant::now();
         let command = Cmd::new(["bash", "-o", "pipefail", "-c", line]).timeout(Duration::from_secs(300));
         let output = place.laptop().run(command)?.success()?;

@@ -1,7 +1,7 @@
-//! Plays the table of networks and prints what came of it as a Markdown document.
+//! Plays the table of networks and prints the results as a Markdown document.
 //!
-//! `malai-reach [--times N] [WORD]`: each row so many times, one after the other, so that no row slows another. With a
-//! word, only rows whose names contain it. Ends with 1 when anything is not as it must be. `scripts/reach` builds the
+//! `malai-reach [--times N] [WORD]`: each row N times, one after the other, so that no row slows another. With a word,
+//! only rows whose names contain it. Ends with 1 when a row failed. `scripts/reach` builds the
 //! release binaries and writes docs/reach.md with it.
 
 mod report;
@@ -15,8 +15,8 @@ use malai_e2e::reach::rows;
 
 use report::Report;
 
-/// How often each row is played, unless told.
-const TIMES: usize = 3;
+/// How often each row is played without `--times`.
+const DEFAULT_TIMES: usize = 3;
 
 fn main() -> ExitCode {
     match play() {
@@ -29,7 +29,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Whether all is as it must be.
+/// Returns whether every row held.
 fn play() -> Result<bool> {
     let missing = requirements::missing();
     ensure!(missing.is_empty(), "the lab of hosts cannot run here: {}", missing.join("; "));
@@ -49,9 +49,9 @@ fn play() -> Result<bool> {
     Ok(report.all_held())
 }
 
-/// How often, and which rows.
+/// Reads from the command line how often to play which rows.
 fn wanted() -> Result<(usize, String)> {
-    let (mut times, mut wanted) = (TIMES, String::new());
+    let (mut times, mut wanted) = (DEFAULT_TIMES, String::new());
     let mut words = std::env::args().skip(1);
     while let Some(word) = words.next() {
         match word.as_str() {
@@ -67,8 +67,8 @@ fn wanted() -> Result<(usize, String)> {
     Ok((times, wanted))
 }
 
-/// Tells whoever watches.
+/// Prints a line about the progress.
 fn say(line: &str) {
-    // Nobody watches when standard error is closed.
+    // When standard error is closed, nobody reads it.
     drop(writeln!(std::io::stderr(), "{line}"));
 }

@@ -1,4 +1,4 @@
-//! What came of it, as a document: facts of the machine, the matrix, a table for each other row.
+//! Writes the results as a document: facts of the machine, the matrix, a table for each other row.
 
 use std::fmt;
 use std::time::Duration;
@@ -6,10 +6,11 @@ use std::time::Duration;
 use anyhow::Result;
 use malai_e2e::reach::{KINDS, Trip, Way};
 
-/// All that was played.
+/// Collects the results of the rows.
 #[derive(Debug)]
 pub(crate) struct Report {
     facts: Vec<(&'static str, String)>,
+    times: usize,
     rows: Vec<Row>,
 }
 
@@ -21,7 +22,7 @@ struct Row {
     pairs: Vec<Pair>,
 }
 
-/// All trips from one machine to another.
+/// Holds all trips from one machine to another.
 #[derive(Debug)]
 struct Pair {
     from: String,
@@ -32,14 +33,12 @@ struct Pair {
 }
 
 impl Report {
-    /// Nothing was played yet.
+    /// Makes a report in which each row will be played this many times.
     pub(crate) fn new(times: usize) -> Result<Self> {
-        let mut facts = facts()?;
-        facts.push(("each row", format!("played {times} times, one row after the other")));
-        Ok(Self { facts, rows: Vec::new() })
+        Ok(Self { facts: facts()?, times, rows: Vec::new() })
     }
 
-    /// Notes what came of a row.
+    /// Notes the result of one run of a row.
     pub(crate) fn played(&mut self, name: &str, played: Result<Vec<Trip>>) {
         if self.rows.last().is_none_or(|row| row.name != name) {
             let (name, failures, pairs) = (name.to_owned(), Vec::new(), Vec::new());
@@ -55,7 +54,7 @@ impl Report {
         }
     }
 
-    /// Whether everything held, and something was played at all.
+    /// Returns whether every run held, and at least one was played.
     pub(crate) fn all_held(&self) -> bool {
         !self.rows.is_empty() && self.rows.iter().all(|row| row.failures.is_empty() && row.held > 0)
     }
@@ -77,7 +76,7 @@ impl Row {
         }
     }
 
-    /// Whether it is a row of the matrix.
+    /// Returns whether it is a row of the matrix.
     fn is_of_matrix(&self) -> bool {
         let is_kind = |name: &str| KINDS.iter().any(|(kind, _)| *kind == name);
         self.pairs.iter().any(|pair| is_kind(&pair.from) && is_kind(&pair.to))
@@ -86,7 +85,7 @@ impl Row {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "# Reach\n\nWritten by `scripts/reach`, which plays the table of networks anew; do not edit.\n")?;
+        writeln!(f, "# Reach\n\nWritten by `scripts/reach`, which plays the whole table of networks; do not edit.\n")?;
         writeln!(
             f,
             "The hosts are in network namespaces, with a relay and a DNS server of the cluster's own. By the kernel's \
@@ -97,6 +96,7 @@ impl fmt::Display for Report {
         for (name, value) in &self.facts {
             writeln!(f, "| {name} | {value} |")?;
         }
+        sums(f, self)?;
         writeln!(f, "\n## Rows\n\n| what must hold | held | failed |\n|---|---|---|")?;
         for Row { name, held, failures, .. } in &self.rows {
             writeln!(f, "| {} | {held} | {} |", name.replace('_', " "), failures.len())?;
@@ -114,7 +114,21 @@ impl fmt::Display for Report {
     }
 }
 
-/// Callers down, targets across.
+/// Writes how much was played and how much of it held.
+fn sums(f: &mut fmt::Formatter<'_>, report: &Report) -> fmt::Result {
+    let Report { times, rows, .. } = report;
+    let held: usize = rows.iter().map(|row| row.held).sum();
+    let (count, runs) = (rows.len(), rows.len() * times);
+    let pairs: Vec<&Pair> = rows.iter().flat_map(|row| &row.pairs).collect();
+    let commands: usize = pairs.iter().map(|pair| pair.firsts.len()).sum();
+    let direct: usize = pairs.iter().map(|pair| pair.directs.len()).sum();
+    writeln!(f, "| rows, times each was played, one after the other | {count}, {times} |")?;
+    writeln!(f, "| runs that held | {held} of {runs} |")?;
+    writeln!(f, "| pairs of caller and target, first commands between them | {}, {commands} |", pairs.len())?;
+    writeln!(f, "| of these, with a direct path soon after | {direct} |")
+}
+
+/// Writes the matrix: callers down, targets across.
 fn matrix(f: &mut fmt::Formatter<'_>, rows: &[Row]) -> fmt::Result {
     if !rows.iter().any(Row::is_of_matrix) {
         return Ok(());
@@ -177,7 +191,7 @@ fn seconds(time: Option<Duration>, digits: usize) -> String {
     time.map_or_else(|| "-".to_owned(), |time| format!("{:.digits$} s", time.as_secs_f64()))
 }
 
-/// What the figures depend on.
+/// Returns what the results depend on.
 fn facts() -> Result<Vec<(&'static str, String)>> {
     let mut facts = malai_e2e::facts::facts()?;
     let build = if cfg!(debug_assertions) { "debug: a release build is faster" } else { "release" };

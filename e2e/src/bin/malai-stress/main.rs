@@ -1,8 +1,8 @@
-//! Plays the fault table, or goes on for hours, and prints what came of it as a Markdown document.
+//! Plays the fault table, then a soak of some hours if one is asked for, and prints the results as a Markdown document.
 //!
-//! `malai-stress [--full] [--hours N] [WORD]`: the table once in its short form, or five times as it stands; with
-//! `--hours`, the soak after it. With a word, only rows whose names contain it. Ends with 1 when anything is not as it
-//! must be. `scripts/stress` builds the release binaries and writes docs/reliability.md with it.
+//! `malai-stress [--full] [--hours N] [WORD]`: the table once in its short form, or five times in its full form; with
+//! `--hours`, the soak after it. With a word, only rows whose names contain it. Ends with 1 when a row or the soak
+//! failed. `scripts/stress` builds the release binaries and writes docs/reliability.md with it.
 
 mod report;
 mod table;
@@ -17,10 +17,10 @@ use malai_e2e::survival::{Evidence, Scale, soak};
 
 use report::Report;
 
-/// How often the whole table is played.
-const TIMES: usize = 5;
+/// How often `--full` plays each row.
+const FULL_TIMES: usize = 5;
 
-/// What is to be done.
+/// Holds what the command line asks for.
 #[derive(Debug, Default)]
 struct Wanted {
     full: bool,
@@ -39,12 +39,12 @@ fn main() -> ExitCode {
     }
 }
 
-/// Whether all is as it must be.
+/// Returns whether everything held.
 fn stress() -> Result<bool> {
     let missing = requirements::missing();
     ensure!(missing.is_empty(), "the lab of hosts cannot run here: {}", missing.join("; "));
     let wanted = wanted()?;
-    let (scale, times) = if wanted.full { (Scale::Full, TIMES) } else { (Scale::Short, 1) };
+    let (scale, times) = if wanted.full { (Scale::Full, FULL_TIMES) } else { (Scale::Short, 1) };
     let mut report = Report::new(times)?;
     table::play(scale, times, &wanted.word, &mut report);
     if wanted.hours > 0.0 {
@@ -73,21 +73,21 @@ fn wanted() -> Result<Wanted> {
 }
 
 fn go_on(hours: f64, report: &mut Report) -> Result<()> {
-    // Another one every time, and told, so that a failure can be had again.
+    // Each soak has its own seed, and prints it, so that a failure can be repeated.
     let seed = SystemTime::now().duration_since(UNIX_EPOCH).context("the clock stands before 1970")?.as_secs();
     say(&format!("soak: {hours} h, seed {seed}"));
     let (mut rounds, mut all) = (0, Evidence::default());
     let soaked = soak::soak(Instant::now() + Duration::from_secs_f64(hours * 3600.0), seed, |round| {
         rounds += 1;
         all.add(round);
-        say(&format!("soak: round {rounds}, {} messages", all.messages));
+        say(&format!("soak: round {rounds}, {} messages", all.messages.len()));
     });
     report.soak(hours, rounds, all, soaked.err());
     Ok(())
 }
 
-/// Tells whoever watches.
+/// Prints a line about the progress.
 fn say(line: &str) {
-    // Nobody watches when standard error is closed.
+    // When standard error is closed, nobody reads it.
     drop(writeln!(std::io::stderr(), "{line}"));
 }

@@ -1,4 +1,4 @@
-//! The rows of the table, side by side and again.
+//! Plays the rows of the table, several side by side, and each of them again.
 
 use std::sync::{Mutex, PoisonError};
 use std::thread;
@@ -8,10 +8,10 @@ use malai_e2e::survival::{Scale, rows};
 use crate::report::Report;
 use crate::say;
 
-/// Rows side by side: nearly all of their time, they wait for the length of a fault.
-const AT_ONCE: usize = 4;
+/// How many rows run side by side: for most of their time they wait until a fault ends.
+const ROWS_AT_ONCE: usize = 4;
 
-/// Plays each row whose name contains this word so many times.
+/// Plays each row whose name contains the word, this many times.
 pub(crate) fn play(scale: Scale, times: usize, word: &str, report: &mut Report) {
     let rows: Vec<_> = rows(scale).into_iter().filter(|row| row.name.contains(word)).collect();
     for row in &rows {
@@ -20,7 +20,7 @@ pub(crate) fn play(scale: Scale, times: usize, word: &str, report: &mut Report) 
     let queue = Mutex::new((0..times).flat_map(|_| &rows));
     let report = Mutex::new(report);
     thread::scope(|scope| {
-        for _ in 0..AT_ONCE {
+        for _ in 0..ROWS_AT_ONCE {
             scope.spawn(|| {
                 loop {
                     let next = queue.lock().unwrap_or_else(PoisonError::into_inner).next();
