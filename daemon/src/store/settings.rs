@@ -15,6 +15,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
+use malai_protocol::config::Problem;
 use malai_protocol::failure::{Failure, Kind};
 use malai_protocol::home::Home;
 use serde::Deserialize;
@@ -69,17 +70,13 @@ impl Settings {
 /// Reads TOML into a value, with the position of what is wrong.
 pub(crate) fn parse<T: serde::de::DeserializeOwned>(path: &Path, text: &str) -> Result<T, Failure> {
     toml::from_str(text).map_err(|e| {
-        let place = e.span().map(|span| position(text, span.start)).unwrap_or_default();
         let what = e.message().trim_end().replace('\n', "; ");
-        Failure::new(Kind::BadConfig, format!("{}: {place}{what}", path.display()))
+        let what = match e.span() {
+            Some(span) => Problem::at(text, span.start, what, None).to_string(),
+            None => what,
+        };
+        Failure::new(Kind::BadConfig, format!("{}: {what}", path.display()))
     })
-}
-
-fn position(text: &str, at: usize) -> String {
-    let before = text.get(..at).unwrap_or(text);
-    let line = before.matches('\n').count() + 1;
-    let column = before.rsplit('\n').next().unwrap_or_default().chars().count() + 1;
-    format!("line {line}, column {column}: ")
 }
 
 #[cfg(test)]

@@ -22,7 +22,7 @@ pub struct Problem {
 
 impl Problem {
     /// Makes a problem at this byte of the text.
-    pub(super) fn at(text: &str, byte: usize, message: String, hint: Option<String>) -> Self {
+    pub fn at(text: &str, byte: usize, message: String, hint: Option<String>) -> Self {
         let (line, column) = position(text, byte);
         Self { line, column, message, hint }
     }
