@@ -24,6 +24,12 @@ pub struct Me<'a> {
     pub root: bool,
 }
 
+impl<'a> Me<'a> {
+    fn account(&self) -> Account<'a> {
+        Account { user: self.daemon_user, root: self.root }
+    }
+}
+
 /// Says what is asked for. Every kind of request is a variant, so that none goes undecided.
 #[derive(Debug, Clone, Copy)]
 pub enum Request<'a> {
@@ -128,8 +134,7 @@ pub enum Decision {
 
 /// Decides a request at its target, by the config that the target holds.
 pub fn decide(config: &Config, me: &Me<'_>, caller: &MachineId, request: &Request<'_>) -> Decision {
-    let account = Account { user: me.daemon_user, root: me.root };
-    match judge(config, me.id, Some(account), caller, request).outcome {
+    match judge(config, me.id, Some(me.account()), caller, request).outcome {
         Ok(grant) if grant.argv.is_empty() && matches!(request, Request::Exec(_)) => Decision::Refused(
             Failure::new(Kind::Usage, "there is no command to run").hint("name a program after the target"),
         ),
@@ -159,7 +164,7 @@ pub fn decide_anew(config: &Config, me: &Me<'_>, caller: &MachineId, decided: &D
 
 /// Tells what [`decide`] would say on this machine, and why. Without words: for any command.
 pub fn explain(config: &Config, me: &Me<'_>, caller: &MachineId, request: &Request<'_>) -> Verdict {
-    judge(config, me.id, Some(Account { user: me.daemon_user, root: me.root }), caller, request).into_verdict()
+    judge(config, me.id, Some(me.account()), caller, request).into_verdict()
 }
 
 /// Tells what [`decide`] would say on another machine, of whose daemon only the config is known here.
@@ -173,7 +178,7 @@ pub fn explain_elsewhere(config: &Config, target: &MachineId, caller: &MachineId
 /// The refusal that each of them gets.
 pub fn check_account(config: &Config, me: &Me<'_>) -> Result<(), Failure> {
     let Some((name, machine)) = config.machine_by_id(me.id) else { return Ok(()) };
-    let account = Some(Account { user: me.daemon_user, root: me.root });
+    let account = Some(me.account());
     let case = Case { config, name, machine, who: name, account };
     case.run_as(None, None, &mut Vec::new()).map(drop)
 }

@@ -275,6 +275,17 @@ impl Frame {
     }
 }
 
+/// Reads the header of a frame: its kind, and the length of its payload, which is neither over the kind's cap nor this one.
+///
+/// # Errors
+/// [`CodecError::UnknownKind`] or [`CodecError::TooLong`].
+pub(crate) fn read_header([number, a, b, c, d]: [u8; HEADER_LEN], cap: usize) -> Result<(Kind, usize), CodecError> {
+    let kind = Kind::from_number(number).ok_or(CodecError::UnknownKind(number))?;
+    let (length, cap) = (u32::from_le_bytes([a, b, c, d]), kind.cap().min(cap));
+    let wanted = usize::try_from(length).ok().filter(|wanted| *wanted <= cap);
+    wanted.map(|wanted| (kind, wanted)).ok_or(CodecError::TooLong { kind, length: length.into(), cap })
+}
+
 /// Cuts a byte stream into frames, and back. Cancel-safe within `tokio_util::codec::Framed`.
 #[derive(Debug, Clone)]
 pub struct FrameCodec {
@@ -309,16 +320,8 @@ impl Decoder for FrameCodec {
     type Error = CodecError;
 
     fn decode(&mut self, src: &mut BytesMut) -> Result<Option<Frame>, CodecError> {
-        let Some((&[number, a, b, c, d], _)) = src.split_first_chunk::<HEADER_LEN>() else {
-            return Ok(None);
-        };
-        let kind = Kind::from_number(number).ok_or(CodecError::UnknownKind(number))?;
-        let length = u32::from_le_bytes([a, b, c, d]);
-        let cap = kind.cap().min(self.cap);
-        let wanted = usize::try_from(length).unwrap_or(usize::MAX);
-        if wanted > cap {
-            return Err(CodecError::TooLong { kind, length: u64::from(length), cap });
-        }
+        let Some((header, _)) = src.split_first_chunk::<HEADER_LEN>() else { return Ok(None) };
+        let (kind, wanted) = read_header(*header, self.cap)?;
         if src.len() < HEADER_LEN + wanted {
             // What is reserved is bounded by the cap, which was checked above.
             src.reserve(HEADER_LEN + wanted - src.len());

@@ -6,9 +6,9 @@
 
 use std::fmt;
 use std::str::FromStr;
-use std::sync::LazyLock;
 
-use data_encoding::{Encoding, HEXLOWER, Specification};
+use data_encoding::{BASE32HEX_NOPAD, HEXLOWER};
+use ed25519_dalek::{Signature, VerifyingKey};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 /// Says why a text is not an id.
@@ -28,6 +28,17 @@ pub enum IdError {
     Session,
 }
 
+/// Writes bytes in lowercase base32hex (RFC 4648) without padding.
+pub(crate) fn base32(bytes: &[u8]) -> String {
+    BASE32HEX_NOPAD.encode(bytes).to_ascii_lowercase()
+}
+
+/// Reads what [`base32`] writes, and no other spelling: no upper case, and no bits that are left over.
+pub(crate) fn from_base32(text: &str) -> Option<Vec<u8>> {
+    let has_capitals = text.bytes().any(|byte| byte.is_ascii_uppercase());
+    BASE32HEX_NOPAD.decode(text.to_ascii_uppercase().as_bytes()).ok().filter(|_| !has_capitals)
+}
+
 /// Writes public keys as id52.
 mod id52 {
     use super::*;
@@ -35,15 +46,8 @@ mod id52 {
     /// Says how many characters tell keys apart in logs and tables.
     pub(super) const SHORT: usize = 10;
 
-    /// Encodes as lowercase base32hex without padding; `data_encoding` checks the trailing bits.
-    static ENCODING: LazyLock<Option<Encoding>> = LazyLock::new(|| {
-        let mut spec = Specification::new();
-        spec.symbols.push_str("0123456789abcdefghijklmnopqrstuv");
-        spec.encoding().ok()
-    });
-
     pub(super) fn encode(bytes: &[u8; 32]) -> String {
-        ENCODING.as_ref().map(|encoding| encoding.encode(bytes)).unwrap_or_default()
+        base32(bytes)
     }
 
     pub(super) fn decode(text: &str) -> Result<[u8; 32], IdError> {
@@ -51,12 +55,11 @@ mod id52 {
         if length != 52 {
             return Err(IdError::Length(length));
         }
-        let bytes = ENCODING.as_ref().and_then(|encoding| encoding.decode(text.as_bytes()).ok());
-        bytes.and_then(|bytes| bytes.try_into().ok()).ok_or(IdError::Alphabet)
+        from_base32(text).and_then(|bytes| bytes.try_into().ok()).ok_or(IdError::Alphabet)
     }
 
     pub(super) fn check(bytes: &[u8; 32]) -> Result<(), IdError> {
-        ed25519_dalek::VerifyingKey::from_bytes(bytes).map(drop).map_err(|_| IdError::NotAKey)
+        VerifyingKey::from_bytes(bytes).map(drop).map_err(|_| IdError::NotAKey)
     }
 }
 
@@ -164,6 +167,14 @@ macro_rules! key_type {
 key_type! {
     /// The public key of a cluster: what its snapshots are signed with.
     ClusterId
+}
+
+impl ClusterId {
+    /// Tells whether this cluster's key signed the message: ed25519 (RFC 8032), verified strictly.
+    pub(crate) fn has_signed(&self, message: &[u8], signature: &[u8; 64]) -> bool {
+        let signature = Signature::from_bytes(signature);
+        VerifyingKey::from_bytes(&self.0).is_ok_and(|key| key.verify_strict(message, &signature).is_ok())
+    }
 }
 
 key_type! {

@@ -11,7 +11,7 @@ use serde_bytes::ByteArray;
 use zeroize::Zeroize;
 
 use crate::config::Relay;
-use crate::id::ClusterId;
+use crate::id::{ClusterId, base32, from_base32};
 
 const PREFIX: &str = "malai1";
 const CHECKSUM_LEN: usize = 4;
@@ -123,7 +123,7 @@ impl Invite {
         }
         let hash = blake3::hash(&bytes);
         bytes.extend(hash.as_bytes().iter().take(CHECKSUM_LEN));
-        let text = format!("{PREFIX}{}", data_encoding::BASE32HEX_NOPAD.encode(&bytes).to_lowercase());
+        let text = format!("{PREFIX}{}", base32(&bytes));
         bytes.zeroize();
         text
     }
@@ -138,8 +138,7 @@ impl FromStr for Invite {
             return Err(TokenError::TooLong);
         }
         let body = text.strip_prefix(PREFIX).ok_or(TokenError::NotAToken)?;
-        let bytes =
-            data_encoding::BASE32HEX_NOPAD.decode(body.to_uppercase().as_bytes()).map_err(|_| TokenError::Damaged)?;
+        let bytes = from_base32(&body.to_ascii_lowercase()).ok_or(TokenError::Damaged)?;
         let (payload, checksum) = bytes.split_last_chunk::<CHECKSUM_LEN>().ok_or(TokenError::Damaged)?;
         if !blake3::hash(payload).as_bytes().starts_with(checksum) {
             return Err(TokenError::Damaged);
@@ -189,7 +188,7 @@ mod tests {
         let read: Invite = token.parse().expect("a token");
         assert_eq!(read, told);
         assert_eq!(read.relays(), Some(vec![Relay::at("https://a.example.com"), pinned]));
-        let bytes = data_encoding::BASE32HEX_NOPAD.decode(token[PREFIX.len()..].to_uppercase().as_bytes()).expect("it");
+        let bytes = from_base32(&token[PREFIX.len()..]).expect("it");
         let older: Older = ciborium::from_reader(&bytes[..bytes.len() - CHECKSUM_LEN]).expect("readable");
         assert_eq!(older.relays, Some(vec!["https://a.example.com".to_owned()]));
     }
@@ -200,7 +199,7 @@ mod tests {
         let read: Invite = token.parse().expect("a token");
         assert_eq!((read.cluster, read.name.as_str(), read.lets_in()), (invite().cluster, "company", false));
         assert!(invite().lets_in());
-        let bytes = data_encoding::BASE32HEX_NOPAD.decode(token[PREFIX.len()..].to_uppercase().as_bytes()).expect("it");
+        let bytes = from_base32(&token[PREFIX.len()..]).expect("it");
         assert!(!bytes.windows(6).any(|word| word == b"secret"), "a place for a secret is in the token");
     }
 

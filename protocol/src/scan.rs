@@ -1,6 +1,6 @@
 //! Follows frames in a byte stream without decoding or copying them: what the daemons in the middle need.
 
-use crate::codec::{CodecError, HEADER_LEN, Kind};
+use crate::codec::{CodecError, HEADER_LEN, Kind, read_header};
 
 /// Says which way a session's frames go, and so which kinds may pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -92,13 +92,7 @@ impl Scanner {
     }
 
     fn begin(&mut self) -> Result<(), CodecError> {
-        let [number, a, b, c, d] = self.header;
-        let kind = Kind::from_number(number).ok_or(CodecError::UnknownKind(number))?;
-        let length = u32::from_le_bytes([a, b, c, d]);
-        let wanted = usize::try_from(length).unwrap_or(usize::MAX);
-        if wanted > kind.cap() {
-            return Err(CodecError::TooLong { kind, length: u64::from(length), cap: kind.cap() });
-        }
+        let (kind, wanted) = read_header(self.header, usize::MAX)?;
         if !self.direction.allows(kind) {
             return Err(CodecError::OutOfOrder { got: kind, wanted: "a frame of this direction" });
         }

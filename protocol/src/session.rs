@@ -332,13 +332,8 @@ pub struct ExitRecord {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
     /// Processes of it that could not be ended; `reason` names them.
-    #[serde(default, skip_serializing_if = "is_none_left")]
+    #[serde(default, skip_serializing_if = "is_zero")]
     pub left: u32,
-}
-
-#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
-fn is_none_left(left: &u32) -> bool {
-    *left == 0
 }
 
 impl ExitRecord {

@@ -1,17 +1,17 @@
 //! The relay ticket: what lets a newcomer through a relay that otherwise admits machines of its clusters only.
 //!
-//! It travels in an invite, is signed by the cluster key with ed25519 (RFC 8032), and expires with the invite. Whoever
-//! holds it may use the cluster's relays until then, and nothing else: it enrols nobody.
+//! It travels in an invite, is signed by the cluster key with ed25519 (RFC 8032), and expires with the invite. A newcomer
+//! that has it may use the cluster's relays until then, and nothing else: it enrols no machine.
 //!
 //! `malaiticket1` followed by lowercase base32hex of cluster, expiry, id and signature, always of the same length.
 
 use std::fmt;
 
-use ed25519_dalek::{Signature, Signer, SigningKey, VerifyingKey};
+use ed25519_dalek::{Signer, SigningKey};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use zeroize::Zeroize;
 
-use crate::id::ClusterId;
+use crate::id::{ClusterId, base32, from_base32};
 
 const PREFIX: &str = "malaiticket1";
 /// Begins what is signed, so that a signature means a relay ticket and nothing else.
@@ -89,10 +89,9 @@ impl Ticket {
         if self.cluster != *cluster {
             return Err(TicketError::OtherCluster);
         }
-        let key = VerifyingKey::from_bytes(cluster.as_bytes()).map_err(|_| TicketError::Signature)?;
-        let signature = Signature::from_bytes(&self.signature);
-        let text = signed(&self.cluster, self.expires_ms, &self.id);
-        key.verify_strict(&text, &signature).map_err(|_| TicketError::Signature)?;
+        if !cluster.has_signed(&signed(&self.cluster, self.expires_ms, &self.id), &self.signature) {
+            return Err(TicketError::Signature);
+        }
         if now_ms >= self.expires_ms { Err(TicketError::Expired) } else { Ok(()) }
     }
 
@@ -100,7 +99,7 @@ impl Ticket {
     pub fn to_text(&self) -> String {
         let mut bytes = fields(&self.cluster, self.expires_ms, &self.id);
         bytes.extend_from_slice(&self.signature);
-        let text = format!("{PREFIX}{}", data_encoding::BASE32HEX_NOPAD.encode(&bytes).to_lowercase());
+        let text = format!("{PREFIX}{}", base32(&bytes));
         bytes.zeroize();
         text
     }
@@ -110,12 +109,8 @@ impl Ticket {
     /// # Errors
     /// [`TicketError::Malformed`].
     pub fn from_text(text: &str) -> Result<Self, TicketError> {
-        if text.len() != TEXT_LEN || text.bytes().any(|byte| byte.is_ascii_uppercase()) {
-            return Err(TicketError::Malformed);
-        }
-        let body = text.strip_prefix(PREFIX).ok_or(TicketError::Malformed)?.to_ascii_uppercase();
-        let bytes = data_encoding::BASE32HEX_NOPAD.decode(body.as_bytes()).map_err(|_| TicketError::Malformed)?;
-        Self::from_bytes(&bytes).ok_or(TicketError::Malformed)
+        let body = text.strip_prefix(PREFIX).filter(|_| text.len() == TEXT_LEN);
+        body.and_then(from_base32).and_then(|bytes| Self::from_bytes(&bytes)).ok_or(TicketError::Malformed)
     }
 
     fn from_bytes(bytes: &[u8]) -> Option<Self> {
@@ -150,11 +145,7 @@ fn signed(cluster: &ClusterId, expires_ms: u64, id: &[u8; 16]) -> Vec<u8> {
 
 /// Returns cluster, expiry as a little-endian integer, and id.
 fn fields(cluster: &ClusterId, expires_ms: u64, id: &[u8; 16]) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(LEN);
-    bytes.extend_from_slice(cluster.as_bytes());
-    bytes.extend_from_slice(&expires_ms.to_le_bytes());
-    bytes.extend_from_slice(id);
-    bytes
+    [cluster.as_bytes().as_slice(), &expires_ms.to_le_bytes(), id].concat()
 }
 
 #[cfg(test)]

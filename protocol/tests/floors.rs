@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 /// From the top: what a module imports of another is on a line below its own.
 const PROTOCOL: &[&str] = &[
     "access",
-    "plan",
+    "plan gate",
     "local",
     "peer sessions invite target scan audit",
     "config seal codec",
