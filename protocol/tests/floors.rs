@@ -52,6 +52,11 @@ struct Imports {
     all: Vec<Import>,
 }
 
+/// Returns the path of what is in a module.
+fn below(module: &[String], name: &str) -> Module {
+    module.iter().cloned().chain([name.to_owned()]).collect()
+}
+
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
@@ -219,7 +224,7 @@ fn files(dir: &Path, module: &[String]) -> Vec<(Module, String, String)> {
     let mut found = Vec::new();
     for path in entries.map(|entry| entry.expect("an entry").path()) {
         let stem = path.file_stem().and_then(|stem| stem.to_str()).expect("UTF-8").to_owned();
-        let own = [module, &[stem.clone()]].concat();
+        let own = below(module, &stem);
         if path.is_dir() && stem != "bin" {
             found.extend(files(&path, &own));
         } else if path.extension().is_some_and(|extension| extension == "rs") {
@@ -277,7 +282,7 @@ impl Reader<'_> {
         let here = self.here();
         ["crate", "self", "super"].contains(&word)
             || self.names.get(&here).is_some_and(|names| names.contains_key(word))
-            || self.modules.contains(&[&here[..], &[word.to_owned()]].concat())
+            || self.modules.contains(&below(&here, word))
     }
 
     /// Reads a path, or a tree of them, and returns where it ends.
@@ -323,14 +328,14 @@ impl Reader<'_> {
             ("self", false) => path,
             ("super", true) => [&["crate".to_owned()], &here[..here.len().saturating_sub(1)]].concat(),
             ("super", false) => path[..path.len() - 1].to_vec(),
-            (word, true) if self.modules.contains(&[&here[..], &[word.to_owned()]].concat()) => {
+            (word, true) if self.modules.contains(&below(&here, word)) => {
                 [&["crate".to_owned()], &here[..], &[word.to_owned()]].concat()
             }
             (word, true) => match self.names.get(&here).and_then(|names| names.get(word)) {
                 Some(path) => path.clone(),
                 None => vec![word.to_owned()],
             },
-            (word, false) => [&path[..], &[word.to_owned()]].concat(),
+            (word, false) => below(&path, word),
         }
     }
 
@@ -354,7 +359,7 @@ fn resolve(
 ) -> Module {
     let mut module = Vec::new();
     for (at, word) in path.iter().enumerate() {
-        let next = [&module[..], &[word.clone()]].concat();
+        let next = below(&module, word);
         if modules.contains(&next) {
             module = next;
             continue;
@@ -374,7 +379,7 @@ impl Imports {
         let (mut all, mut tests) = (Vec::new(), BTreeSet::new());
         for (module, path, text) in sources {
             let (tokens, names) = without_tests(source::tokens(&text));
-            tests.extend(names.into_iter().map(|name| [&module[..], &[name]].concat()));
+            tests.extend(names.into_iter().map(|name| below(&module, &name)));
             all.push(File { module, path, tokens });
         }
         all.retain(|file| (1..=file.module.len()).all(|len| !tests.contains(&file.module[..len])));
