@@ -1,7 +1,7 @@
 //! Who may do what: one pure interpretation of the config, in one place.
 //!
 //! [`decide`] is what the target asks before anything starts, and again when the config changes; [`explain`] tells the
-//! same decision in words. Both come from one judgement, which denies whatever no line of the config allows.
+//! same decision in words. Both come from one judgement, which denies what no rule grants.
 
 mod rules;
 
@@ -37,9 +37,9 @@ pub enum Request<'a> {
     Exec(Exec<'a>),
     /// Do something with a session of this owner. The grant's `argv` is empty.
     Attend {
-        /// Whose session it is.
+        /// The machine that started the session.
         owner: &'a MachineId,
-        /// What is to be done.
+        /// What the caller wants to do with it.
         act: Act,
     },
 }
@@ -72,7 +72,7 @@ impl Act {
 pub struct Exec<'a> {
     /// The words after the target.
     pub words: &'a [ByteBuf],
-    /// They are an argv in any case.
+    /// The words are an argv in any case: the first never names a command of the config.
     pub literal: bool,
     /// The one word is for the user's shell. Implies `literal`.
     pub shell: bool,
@@ -128,7 +128,7 @@ impl Grant {
 pub enum Decision {
     /// This, and nothing else, is allowed.
     Allowed(Grant),
-    /// It is not allowed.
+    /// Nothing is allowed, and this says why.
     Refused(Failure),
 }
 

@@ -30,7 +30,7 @@ pub const KEPT: u32 = 5;
 pub struct Entry {
     /// When the line was written, milliseconds since the epoch.
     pub at_ms: u64,
-    /// What happened.
+    /// What the line is about.
     pub event: Event,
     /// The alias of the cluster here.
     pub cluster: String,
@@ -77,7 +77,7 @@ pub struct Entry {
     /// The exit code that the caller gets, for `end`, `refused` and `left-out`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub code: Option<u8>,
-    /// Who ended it, or why it was refused.
+    /// What ended it, or why it was refused.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub outcome: Option<String>,
     /// How many refused attempts a line stands for, for `left-out`.
@@ -235,20 +235,20 @@ pub enum Event {
     End,
     /// It was refused.
     Refused,
-    /// So many attempts of one caller were refused in a short time that not each has a line: this one counts those that
-    /// have none. It belongs to no session.
+    /// One caller was refused too often in a short time for a line each: this one counts the attempts that have none.
+    /// It belongs to no session.
     #[serde(rename = "left-out")]
     LeftOut,
-    /// Somebody else's session may be followed, and is about to be.
+    /// The caller may follow another machine's session, and is about to.
     Attach,
-    /// Somebody else's session may be taken over, and is about to be.
+    /// The caller may take over another machine's session, and is about to.
     #[serde(rename = "take-over")]
     TakeOver,
-    /// The first input to somebody else's session, or the first closing of its input or output, over one attachment.
+    /// The first input to another machine's session, or the first closing of its input or output, over one attachment.
     Control,
-    /// A signal to the command of somebody else's session.
+    /// A signal to the command of another machine's session.
     Signal,
-    /// Somebody else's session is about to be ended, or sent TERM or KILL.
+    /// Another machine's session is about to be ended, or sent TERM or KILL.
     Kill,
 }
 

@@ -75,14 +75,14 @@ kinds! {
     Wait = 0x0c, MAX_CONTROL;
     /// End a session, or signal its command: [`crate::sessions::Kill`].
     Kill = 0x0d, MAX_CONTROL;
-    /// The caller's signature on the first frame, which follows it: [`crate::seal::Seal`]. Nobody sends it yet.
+    /// The caller's signature on the first frame, which follows it: [`crate::seal::Seal`]. No version sends it yet.
     Seal = 0x0e, MAX_HELLO;
-    /// Shows that what came so far is the sealing caller's: [`crate::seal::Proof`]. Nobody sends it yet.
+    /// Shows that what came so far is the sealing caller's: [`crate::seal::Proof`]. No version sends it yet.
     Proof = 0x0f, MAX_HELLO;
 
-    /// It will not run, and did not: [`crate::failure::Failure`].
+    /// The command did not run, and will not: [`crate::failure::Failure`].
     Refused = 0x20, MAX_CONTROL;
-    /// It runs: [`crate::session::Started`].
+    /// The command runs: [`crate::session::Started`].
     Started = 0x21, MAX_CONTROL;
     /// The session is followed from here on: [`crate::session::Attached`].
     Attached = 0x22, MAX_CONTROL;
@@ -166,7 +166,7 @@ kinds! {
 /// Holds one frame: its kind and its payload, not interpreted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Frame {
-    /// What it is.
+    /// Decides how the payload is read.
     pub kind: Kind,
     /// At most [`Kind::cap`] bytes.
     pub payload: Bytes,
@@ -196,7 +196,7 @@ pub enum CodecError {
     Payload {
         /// The frame's kind.
         kind: Kind,
-        /// What the decoder says.
+        /// The decoder's words.
         why: String,
     },
     /// A frame that may not come here.
@@ -204,7 +204,7 @@ pub enum CodecError {
     OutOfOrder {
         /// The frame that came.
         got: Kind,
-        /// What was due.
+        /// The frame that had to come.
         wanted: &'static str,
     },
     /// The connection below failed.

@@ -46,7 +46,7 @@ pub struct Config {
     pub cluster: Cluster,
     /// How its machines find each other.
     pub network: Network,
-    /// What holds for machines without a rule of their own.
+    /// The rule for what a machine's own does not say.
     pub defaults: Defaults,
     /// Its machines.
     pub machines: BTreeMap<Name, Machine>,
@@ -207,7 +207,7 @@ impl Config {
     }
 
     /// Reads the text as a member does after it has verified the signature: what this version does not understand is
-    /// noted, and [`Config::blocked`] tells whom it touches.
+    /// noted, and [`Config::blocked`] tells which machines it touches.
     ///
     /// # Errors
     /// What is wrong with it, as far as no newer version could mean anything by it.

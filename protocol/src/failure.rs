@@ -17,7 +17,7 @@ pub enum Kind {
     UnknownTarget,
     /// The name fits machines of more than one cluster.
     AmbiguousTarget,
-    /// No cluster was joined here, or this one has no config yet.
+    /// This machine is in no cluster, or the cluster has no config here yet.
     NotConfigured,
     /// The machine could not be reached.
     Unreachable,
@@ -44,7 +44,7 @@ pub enum Kind {
 }
 
 /// Decides the name of every kind on the wire and in `--json`, and its exit code. Nothing else does.
-const TABLE: &[(Kind, &str, u8)] = &[
+const KINDS: &[(Kind, &str, u8)] = &[
     (Kind::Usage, "usage", 2),
     (Kind::NotExecutable, "not-executable", 126),
     (Kind::NotFound, "not-found", 127),
@@ -72,16 +72,16 @@ pub const EXIT_NOT_BY_ITSELF: u8 = 253;
 impl Kind {
     /// Returns the exit code of a command that failed so.
     pub fn exit_code(self) -> u8 {
-        TABLE.iter().find(|(kind, ..)| *kind == self).map_or(255, |(_, _, code)| *code)
+        KINDS.iter().find(|(kind, ..)| *kind == self).map_or(255, |(_, _, code)| *code)
     }
 
     /// Returns the name on the wire and in `--json`.
     pub fn name(self) -> &'static str {
-        TABLE.iter().find(|(kind, ..)| *kind == self).map_or("internal", |(_, name, _)| name)
+        KINDS.iter().find(|(kind, ..)| *kind == self).map_or("internal", |(_, name, _)| name)
     }
 
     fn from_name(name: &str) -> Self {
-        TABLE.iter().find(|(_, n, _)| *n == name).map_or(Kind::Internal, |(kind, ..)| *kind)
+        KINDS.iter().find(|(_, n, _)| *n == name).map_or(Kind::Internal, |(kind, ..)| *kind)
     }
 }
 
@@ -101,7 +101,7 @@ impl<'de> Deserialize<'de> for Kind {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error("{message}")]
 pub struct Failure {
-    /// What kind.
+    /// Decides the exit code, and what programs do.
     pub kind: Kind,
     /// What failed and why, in one sentence for a person, without a final full stop.
     pub message: String,
@@ -140,7 +140,7 @@ mod tests {
 
     #[test]
     fn every_kind_has_one_name_and_the_documented_exit_code() {
-        for (kind, name, code) in TABLE {
+        for (kind, name, code) in KINDS {
             assert_eq!(Kind::from_name(name), *kind);
             assert_eq!(kind.name(), *name);
             assert_eq!(kind.exit_code(), *code);
@@ -158,7 +158,7 @@ mod tests {
         let rows = text.lines().filter_map(|line| line.strip_prefix("| `")?.split_once("` | "));
         let documented: Vec<(&str, u8)> =
             rows.filter_map(|(name, rest)| Some((name, rest.split_once(" |")?.0.parse().ok()?))).collect();
-        let decided: Vec<(&str, u8)> = TABLE.iter().map(|(_, name, code)| (*name, *code)).collect();
+        let decided: Vec<(&str, u8)> = KINDS.iter().map(|(_, name, code)| (*name, *code)).collect();
         assert_eq!(documented, decided);
         for code in [EXIT_TIMEOUT, EXIT_NOT_BY_ITSELF] {
             assert!(text.contains(&format!("\n| {code} | ")), "{code}");

@@ -44,7 +44,7 @@ mod id52 {
     use super::*;
 
     /// Says how many characters tell keys apart in logs and tables.
-    pub(super) const SHORT: usize = 10;
+    pub(super) const SHORT_CHARS: usize = 10;
 
     pub(super) fn encode(bytes: &[u8; 32]) -> String {
         base32(bytes)
@@ -68,7 +68,7 @@ mod hex {
     use super::*;
 
     /// Says how many characters tell ids apart in logs and tables.
-    pub(super) const SHORT: usize = 8;
+    pub(super) const SHORT_CHARS: usize = 8;
 
     pub(super) fn encode(bytes: &[u8; 16]) -> String {
         HEXLOWER.encode(bytes)
@@ -100,7 +100,7 @@ macro_rules! id_type {
 
             /// Its first characters, for logs and tables.
             pub fn short(&self) -> String {
-                self.to_string().chars().take($form::SHORT).collect()
+                self.to_string().chars().take($form::SHORT_CHARS).collect()
             }
 
             fn checked(bytes: [u8; $length]) -> Result<Self, IdError> {

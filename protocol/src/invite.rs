@@ -1,7 +1,7 @@
 //! The invite token: all that a newcomer needs to reach its cluster, and a secret that lets it in once.
 //!
-//! `malai1` followed by lowercase base32hex of CBOR and the first four bytes of its BLAKE3 hash, so that a token cut
-//! short by a careless copy is told from one that is used up.
+//! `malai1` followed by lowercase base32hex of CBOR and the first four bytes of its BLAKE3 hash, so that a token
+//! that was copied in part is known from one that is used up.
 
 use std::fmt;
 use std::str::FromStr;
@@ -13,8 +13,8 @@ use zeroize::Zeroize;
 use crate::config::Relay;
 use crate::id::{ClusterId, base32, from_base32};
 
-const PREFIX: &str = "malai1";
-const CHECKSUM_LEN: usize = 4;
+const TOKEN_PREFIX: &str = "malai1";
+const CHECKSUM_BYTES: usize = 4;
 /// Bounds a token, in characters: sixteen pinned relays with a key each, and a few certificates.
 pub const MAX_TOKEN: usize = 16 * 1024;
 
@@ -26,7 +26,7 @@ pub struct Invite {
     /// The cluster's name, proposed as the alias.
     pub name: String,
     /// The secret that is redeemed. Zeroes are none, and are not written: the token names a cluster to the host of a
-    /// relay, and lets nobody in.
+    /// relay, and lets no machine in.
     #[serde(default = "no_secret", skip_serializing_if = "is_no_secret")]
     pub secret: ByteArray<32>,
     /// When it expires, milliseconds since the epoch by the manager's clock.
@@ -55,7 +55,7 @@ pub struct Invite {
 /// Says why a text is not an invite token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum TokenError {
-    /// It does not begin as one.
+    /// It does not begin as a token does.
     #[error("not an invite token: one begins with `malai1`")]
     NotAToken,
     /// Characters are missing or changed.
@@ -122,8 +122,8 @@ impl Invite {
             bytes.clear();
         }
         let hash = blake3::hash(&bytes);
-        bytes.extend(hash.as_bytes().iter().take(CHECKSUM_LEN));
-        let text = format!("{PREFIX}{}", base32(&bytes));
+        bytes.extend(hash.as_bytes().iter().take(CHECKSUM_BYTES));
+        let text = format!("{TOKEN_PREFIX}{}", base32(&bytes));
         bytes.zeroize();
         text
     }
@@ -137,9 +137,9 @@ impl FromStr for Invite {
         if text.len() > MAX_TOKEN {
             return Err(TokenError::TooLong);
         }
-        let body = text.strip_prefix(PREFIX).ok_or(TokenError::NotAToken)?;
+        let body = text.strip_prefix(TOKEN_PREFIX).ok_or(TokenError::NotAToken)?;
         let bytes = from_base32(&body.to_ascii_lowercase()).ok_or(TokenError::Damaged)?;
-        let (payload, checksum) = bytes.split_last_chunk::<CHECKSUM_LEN>().ok_or(TokenError::Damaged)?;
+        let (payload, checksum) = bytes.split_last_chunk::<CHECKSUM_BYTES>().ok_or(TokenError::Damaged)?;
         if !blake3::hash(payload).as_bytes().starts_with(checksum) {
             return Err(TokenError::Damaged);
         }
@@ -188,8 +188,8 @@ mod tests {
         let read: Invite = token.parse().expect("a token");
         assert_eq!(read, told);
         assert_eq!(read.relays(), Some(vec![Relay::at("https://a.example.com"), pinned]));
-        let bytes = from_base32(&token[PREFIX.len()..]).expect("it");
-        let older: Older = ciborium::from_reader(&bytes[..bytes.len() - CHECKSUM_LEN]).expect("readable");
+        let bytes = from_base32(&token[TOKEN_PREFIX.len()..]).expect("it");
+        let older: Older = ciborium::from_reader(&bytes[..bytes.len() - CHECKSUM_BYTES]).expect("readable");
         assert_eq!(older.relays, Some(vec!["https://a.example.com".to_owned()]));
     }
 
@@ -199,7 +199,7 @@ mod tests {
         let read: Invite = token.parse().expect("a token");
         assert_eq!((read.cluster, read.name.as_str(), read.lets_in()), (invite().cluster, "company", false));
         assert!(invite().lets_in());
-        let bytes = from_base32(&token[PREFIX.len()..]).expect("it");
+        let bytes = from_base32(&token[TOKEN_PREFIX.len()..]).expect("it");
         assert!(!bytes.windows(6).any(|word| word == b"secret"), "a place for a secret is in the token");
     }
 

@@ -3,12 +3,19 @@
 //! This crate is pure: no sockets, no clock, no environment, no disk, no runtime. Everything here can be read, tested
 //! and fuzzed by itself.
 //!
-//! # Layout [`id`] keys and ids; [`codec`] the frame, [`scan`] following it unread; [`session`] what all hops of a
-//! session share; [`sessions`] asking about them; [`seal`] what makes a request its author's alone; [`peer`] daemon to daemon; [`local`] CLI to daemon; [`plan`] daemon
-//! to executor; [`failure`] the error that travels; [`config`] the cluster config; [`access`] who may do what;
-//! [`snapshot`] the signed config; [`target`] what a command is aimed at; [`invite`] the token; [`ticket`] what lets a
-//! newcomer through a relay; [`audit`] a line of the audit; [`escape`] which characters must not reach a terminal;
-//! [`home`] file names.
+//! # Floors
+//!
+//! From the top. A module imports from floors below its own only, which `tests/floors.rs` checks.
+//!
+//! * [`access`] decides who may do what.
+//! * [`plan`] is what daemon and executor say to each other.
+//! * [`local`] is what CLI and daemon say to each other.
+//! * [`peer`] is what two daemons say to each other; [`sessions`] asks about sessions; [`invite`] is a newcomer's token;
+//!   [`target`] is what a command is aimed at; [`scan`] follows frames unread; [`audit`] is a line of the audit.
+//! * [`config`] is the cluster's config; [`seal`] makes a request its author's alone; [`codec`] is the frame.
+//! * [`session`] is what all hops of a session share; [`snapshot`] is the signed config; [`ticket`] lets a newcomer through
+//!   a relay; [`home`] names files.
+//! * [`failure`] is the error that travels; [`id`] has keys and ids; [`escape`] keeps characters from a terminal.
 
 #![forbid(unsafe_code)]
 #![cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::panic, clippy::expect_used))]

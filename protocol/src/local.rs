@@ -41,10 +41,10 @@ pub struct Hello {
     pub version: u32,
     /// The sender's malai version, for people.
     pub malai: String,
-    /// From the daemon: its process id.
+    /// The process id, from the daemon.
     #[serde(default)]
     pub pid: u32,
-    /// From the daemon: it is an agent, which only calls.
+    /// The daemon is an agent, which only calls.
     #[serde(default)]
     pub agent: bool,
 }
@@ -87,14 +87,14 @@ pub enum Request {
         /// The cluster's alias.
         cluster: String,
     },
-    /// End an invite: from then on its token is as good as a wrong one.
+    /// End an invite: from then on its token is refused as a wrong one is.
     ClusterRevoke {
         /// The cluster's alias.
         cluster: String,
         /// The invite's id, or its first characters where only one begins so.
         id: String,
     },
-    /// Who knocks.
+    /// The machines that knock.
     ClusterPending {
         /// The cluster's alias.
         cluster: String,
@@ -107,7 +107,7 @@ pub enum Request {
         cluster: String,
         /// The machine's name.
         machine: String,
-        /// End the invites by which it came too: both, or neither.
+        /// Also end the invites by which it came, in one change.
         #[serde(default)]
         revoke_invite: bool,
     },
@@ -151,10 +151,10 @@ pub struct SessionTarget {
     /// How long at most when the machine is known to have gone, in milliseconds; absent = as long as else.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gone_timeout_ms: Option<u64>,
-    /// The machine is waited for: it has to have answered before the request is sent.
+    /// Whether to wait for the machine: it has to have answered before the daemon sends the request.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub wait: bool,
-    /// Which attachment the CLI makes: what the daemon tells the target when the CLI is gone and the stream is, too.
+    /// The attachment that the CLI makes. The daemon names it to the target when both the CLI and the stream are gone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub attachment: Option<Gone>,
 }
@@ -195,7 +195,7 @@ pub struct ClusterInvite {
     pub name: Option<String>,
     /// How often it may be redeemed, by different keys; 1 where a name is fixed.
     pub uses: u32,
-    /// For how long, in seconds.
+    /// How long it is valid, in seconds.
     pub expires_s: u64,
     /// Groups that the newcomer joins.
     pub groups: Vec<String>,
@@ -234,7 +234,7 @@ pub struct Rescan {
 /// Carries what `malai can` asks for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Can {
-    /// A machine's name: who would call.
+    /// The name of the machine that would call.
     pub who: String,
     /// The target machine's name.
     pub machine: String,
@@ -252,7 +252,7 @@ pub struct Can {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Response {
-    /// What is being waited for, in words; more follows.
+    /// What the daemon waits for, in words; more follows.
     Progress(String),
     /// To [`Request::Ping`]: what came of one ping; more follows.
     Ping(PingAnswer),
@@ -338,11 +338,11 @@ impl std::fmt::Debug for Invited {
 pub struct Pending {
     /// Its key.
     pub id: MachineId,
-    /// What it calls itself: another machine's words.
+    /// The name that it gives itself: another machine's words.
     pub hostname: String,
-    /// Where it knocks from.
+    /// The address that it knocks from.
     pub from: String,
-    /// Since when, milliseconds since the epoch.
+    /// When it first knocked, milliseconds since the epoch.
     pub since_ms: u64,
     /// When it last knocked, milliseconds since the epoch.
     pub last_ms: u64,
@@ -370,9 +370,9 @@ pub struct Changed {
     pub id: MachineId,
     /// The new snapshot.
     pub publication: Publication,
-    /// What else must be said: `cluster.toml` could not be edited along.
+    /// A warning, such as that `cluster.toml` could not be edited too.
     pub warning: Option<String>,
-    /// Of a machine that was removed: the invites by which it came, as far as they let others in or did until now.
+    /// The invites by which a removed machine came, as far as they let others in or did until now.
     #[serde(default)]
     pub invites: Vec<CameBy>,
 }
@@ -382,9 +382,9 @@ pub struct Changed {
 pub struct Rescanned {
     /// Its alias.
     pub alias: String,
-    /// What came of it.
+    /// How the rescan of this cluster ended.
     pub outcome: RescanOutcome,
-    /// What in the text is in order and yet hardly meant, each with its place; no reason to refuse it.
+    /// Warnings about what is valid and hardly meant, each with its place; no reason to refuse the text.
     #[serde(default)]
     pub warnings: Vec<String>,
 }
@@ -393,7 +393,7 @@ pub struct Rescanned {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum RescanOutcome {
-    /// It was checked and is in order; nothing was signed.
+    /// The text is in order; it was only checked, and nothing was signed.
     Checked {
         /// A unified difference to the signed text; empty = none.
         diff: String,
@@ -415,9 +415,9 @@ pub struct Config {
     pub generation: u64,
     /// The signed text.
     pub signed: String,
-    /// Manager only: the text of `cluster.toml`.
+    /// The text of `cluster.toml`; on managers only.
     pub edited: Option<String>,
-    /// Manager only: a unified difference from the signed to the edited text; empty = none.
+    /// A unified difference from the signed to the edited text, on managers only; empty = none.
     pub diff: String,
 }
 

@@ -25,7 +25,7 @@ pub const JOIN_ALPN: &[u8] = b"malai-join/1";
 pub const VERSION: u32 = 1;
 /// Lists the features of [`Hello::needs`] and [`crate::session::ExecSpec::needs`] that this version knows.
 pub const FEATURES: &[&str] = &[DETACH];
-/// Names the feature of commands that nobody follows.
+/// Names the feature of commands that go on without a caller.
 pub const DETACH: &str = "detach";
 /// Bounds the addresses that a [`Hello`] or [`Announce`] carries: more would not fit its frame.
 pub const MAX_ADDRESSES: usize = 8;
@@ -83,7 +83,7 @@ pub struct Hello {
     /// The generation whose rules the sender's executor enforces; absent = not known yet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub enforced: Option<u64>,
-    /// What the receiver's seals for the sender are made with; absent = the sender takes none. Nobody sends or reads it yet.
+    /// What the receiver is to make seals for the sender with. No version sends or reads it yet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub epoch: Option<Epoch>,
 }
@@ -97,8 +97,8 @@ pub struct Announce {
     /// Where the sender can be reached now.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub addresses: Vec<String>,
-    /// Another machine holds the receiver's key, and was met there: `direct IP:PORT` or `relay URL`. Only the cluster manager
-    /// is believed.
+    /// The path at which the sender met another machine with the receiver's key: `direct IP:PORT` or `relay URL`. Only
+    /// the cluster manager is believed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub twin: Option<String>,
     /// As in [`Hello::enforced`].
@@ -137,7 +137,7 @@ pub struct Open {
 /// once it was passed on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Gone {
-    /// Whose session; absent = the key's own that the connection is authenticated by.
+    /// The machine that started the session; absent = the key that the connection proved.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub owner: Option<MachineId>,
     /// Its id.

@@ -1,5 +1,5 @@
-//! Places on the wire for what makes a request its author's alone, so that nobody on the way, and not the target's daemon,
-//! can make the target act for somebody else.
+//! Places on the wire for what makes a request its author's alone, so that no machine on the way, and not the target's
+//! daemon, can make the target act for another caller.
 //!
 //! A caller signs each first frame with a [`Seal`] in front of it, and what it sends later is shown to be its own by
 //! [`Proof`]s under a key that both ends derive from the target's [`Epoch`] and the seal's ephemeral key. Nothing makes or

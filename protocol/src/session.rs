@@ -3,9 +3,9 @@
 //! The caller sends `Exec` or `Attach`, then `Stdin`, `StdinEof`, `Signal`, `Ack`, `StopOutput`, `Goodbye` in any order.
 //! The target answers `Exec` by `Refused` and nothing else, or by `Started`; and `Attach`, or an `Exec` that was sent again,
 //! by `Refused` or `Attached`. Then come `Stdout`, `Stderr`, `StdinAck`, `StdinClosed`, and last `Exit`; nothing follows it.
-//! `Superseded` may come at any time, and nothing follows it either; and to one who follows another machine's session so may
-//! `Refused`. The end of the stream without `Exit`, `Refused` or
-//! `Superseded` means that the attachment is lost: the command goes on, and the caller may attach to it again.
+//! `Superseded` may come at any time, and nothing follows it either. So may `Refused`, to a caller that follows another
+//! machine's session. The end of the stream without `Exit`, `Refused` or `Superseded` means that the attachment is lost: the
+//! command goes on, and the caller may attach to it again.
 
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
@@ -61,7 +61,7 @@ pub struct ExecSpec {
     /// Wait until every holder of the output pipes has closed them, not only the main process.
     #[serde(default)]
     pub wait_output: bool,
-    /// Why, in the caller's words: goes to the audit. It has at most [`MAX_REASON_BYTES`].
+    /// Why, in the caller's words, for the audit. It has at most [`MAX_REASON_BYTES`].
     #[serde(default)]
     pub reason: Option<String>,
     /// The process that follows; absent = one that never attaches again.
@@ -108,7 +108,7 @@ impl Resend {
 /// Follows a session that exists: first frame of its stream instead of `Exec`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Attach {
-    /// Whose session; absent = the key's own that the connection is authenticated by.
+    /// The machine that started the session; absent = the key that the connection proved.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub owner: Option<MachineId>,
     /// Its id.
@@ -130,7 +130,7 @@ pub struct Attach {
     /// Take the place of another follower.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub take_over: bool,
-    /// Where the caller may not control the session, and so not take it over, it is to watch instead of being refused.
+    /// Watch the session instead of being refused, where the caller may not control it and so cannot take it over.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub or_watch: bool,
 }
@@ -152,7 +152,7 @@ pub struct Attached {
     /// No more standard input is taken: it has ended, or the command closed it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub stdin_closed: bool,
-    /// The caller only watches: whatever it sends but `Ack` and `Goodbye` is refused, and ends the attachment.
+    /// The caller only watches: any frame from it but `Ack` and `Goodbye` is refused, and ends the attachment.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub watches: bool,
 }
@@ -160,7 +160,7 @@ pub struct Attached {
 /// Says that another attachment follows the session now. Nothing comes after it on the old one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Superseded {
-    /// The key of the machine whence it is followed now.
+    /// The key of the machine from which it is followed now.
     pub by: MachineId,
     /// The process that follows now.
     pub follower: FollowerId,
@@ -184,7 +184,7 @@ pub struct Reached {
     pub path: String,
     /// Round-trip time of that path, in microseconds.
     pub rtt_us: u64,
-    /// What told of the path's address, for people: `mdns`, `directory (by web02)`, `fixed address`, …; absent = not known.
+    /// The source of the path's address, for people: `mdns`, `directory (by web02)`, `fixed address`, …; absent = not known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub found_by: Option<String>,
 }
@@ -213,8 +213,8 @@ impl Reached {
 pub struct Signal {
     /// Its number on Linux: 1 HUP, 2 INT, 3 QUIT, 15 TERM, …
     pub number: u8,
-    /// Which one it is of this follower, from 1 on. It may be sent again after a loss, since it may have been lost, too: the
-    /// target sends each once. 0 = it is not counted, and always sent.
+    /// Counts the signals of this follower, from 1 on. The follower sends a signal again after a loss, since it may have been
+    /// lost too, and the target delivers each once. 0 = it is not counted, and delivered each time.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub order: u32,
 }
@@ -244,7 +244,7 @@ pub enum Output {
 /// Says that the reader of one output stream is gone: the target closes that pipe, and the command gets its SIGPIPE.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StopOutput {
-    /// Which.
+    /// The stream whose reader is gone.
     pub stream: Output,
 }
 
@@ -277,9 +277,9 @@ pub struct StdinAck {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Status {
-    /// It called exit.
+    /// The process called exit.
     Exited {
-        /// With this status.
+        /// The status that it gave.
         code: u8,
     },
     /// A signal killed it.
@@ -304,7 +304,7 @@ pub enum EndedBy {
     Killed,
     /// The caller went away.
     CallerGone,
-    /// Nobody followed it for the grace time.
+    /// No process followed it for the grace time.
     Grace,
     /// The config does not allow it any more.
     Revoked,
@@ -317,7 +317,7 @@ pub enum EndedBy {
 pub struct ExitRecord {
     /// Says how the main process ended.
     pub status: Status,
-    /// Who ended it.
+    /// What ended the session.
     pub ended_by: EndedBy,
     /// Bytes of standard output that were sent.
     pub stdout_bytes: u64,

@@ -23,7 +23,7 @@ pub struct List {}
 /// Answers [`List`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Listed {
-    /// At most [`MAX_LISTED`], those that began first first.
+    /// At most [`MAX_LISTED`], in the order in which they began.
     pub sessions: Vec<Summary>,
     /// Another `Listed` follows with the rest.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -33,7 +33,7 @@ pub struct Listed {
 /// Describes one session.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Summary {
-    /// Whose: the key that asked for it.
+    /// The machine that asked for it.
     pub owner: MachineId,
     /// Its id.
     pub id: SessionId,
@@ -47,7 +47,7 @@ pub struct Summary {
     pub user: Option<String>,
     /// When it was asked for, milliseconds since the epoch by the target's clock.
     pub since_ms: u64,
-    /// What became of it.
+    /// Whether it runs, or how it ended.
     pub state: State,
 }
 
@@ -55,18 +55,18 @@ pub struct Summary {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum State {
-    /// It runs.
+    /// The command runs.
     Running,
     /// It is over, and its output is kept.
     Ended(ExitRecord),
-    /// There is no record, and why.
+    /// There is no record, for this reason.
     Failed(Failure),
 }
 
 /// Waits until a session is over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Wait {
-    /// Whose session; absent = the key's own that the connection is authenticated by.
+    /// The machine that started the session; absent = the key that the connection proved.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub owner: Option<MachineId>,
     /// Its id.
@@ -76,7 +76,7 @@ pub struct Wait {
 /// Ends a session, or signals its command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Kill {
-    /// Whose session; absent = the key's own that the connection is authenticated by.
+    /// The machine that started the session; absent = the key that the connection proved.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub owner: Option<MachineId>,
     /// Its id.

@@ -19,7 +19,7 @@ pub const HEADER_LEN: usize = 24 + 32 + 8 + 8 + 8 + 32;
 /// Holds what is signed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Header {
-    /// Whose config this is.
+    /// The cluster whose config this is.
     pub cluster: ClusterId,
     /// Its number; only ever grows.
     pub generation: u64,

@@ -70,7 +70,7 @@ impl fmt::Display for Target {
     }
 }
 
-const FORM: &str = "a target is machine.cluster or user@machine.cluster, such as web01.company";
+const TARGET_FORM: &str = "a target is machine.cluster or user@machine.cluster, such as web01.company";
 
 fn name(target: &str, what: &str, text: &str) -> Result<String, Failure> {
     match text.parse::<Name>() {
@@ -89,7 +89,7 @@ fn name(target: &str, what: &str, text: &str) -> Result<String, Failure> {
 }
 
 fn usage(message: String) -> Failure {
-    Failure::new(Kind::Usage, message).hint(FORM)
+    Failure::new(Kind::Usage, message).hint(TARGET_FORM)
 }
 
 fn later(what: &str) -> Failure {

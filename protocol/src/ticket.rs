@@ -13,13 +13,13 @@ use zeroize::Zeroize;
 
 use crate::id::{ClusterId, base32, from_base32};
 
-const PREFIX: &str = "malaiticket1";
+const TICKET_PREFIX: &str = "malaiticket1";
 /// Begins what is signed, so that a signature means a relay ticket and nothing else.
 pub const DOMAIN: &[u8; 20] = b"malai relay ticket 1";
 /// Bytes of a ticket: cluster id, expiry, random id, signature.
-const LEN: usize = 32 + 8 + 16 + 64;
+const TICKET_BYTES: usize = 32 + 8 + 16 + 64;
 /// Characters of a ticket: its prefix, and eight for five bytes.
-pub const TEXT_LEN: usize = PREFIX.len() + LEN / 5 * 8;
+pub const TEXT_LEN: usize = TICKET_PREFIX.len() + TICKET_BYTES / 5 * 8;
 
 /// Holds a ticket: what it says, and the signature, which only [`Ticket::verify`] checks.
 #[derive(Clone, PartialEq, Eq)]
@@ -99,7 +99,7 @@ impl Ticket {
     pub fn to_text(&self) -> String {
         let mut bytes = fields(&self.cluster, self.expires_ms, &self.id);
         bytes.extend_from_slice(&self.signature);
-        let text = format!("{PREFIX}{}", base32(&bytes));
+        let text = format!("{TICKET_PREFIX}{}", base32(&bytes));
         bytes.zeroize();
         text
     }
@@ -109,7 +109,7 @@ impl Ticket {
     /// # Errors
     /// [`TicketError::Malformed`].
     pub fn from_text(text: &str) -> Result<Self, TicketError> {
-        let body = text.strip_prefix(PREFIX).filter(|_| text.len() == TEXT_LEN);
+        let body = text.strip_prefix(TICKET_PREFIX).filter(|_| text.len() == TEXT_LEN);
         body.and_then(from_base32).and_then(|bytes| Self::from_bytes(&bytes)).ok_or(TicketError::Malformed)
     }
 
@@ -200,10 +200,10 @@ mod tests {
     fn another_spelling_or_length_is_not_a_ticket() {
         let text = ticket().to_text();
         let upper = text.to_uppercase();
-        let body_upper = format!("{PREFIX}{}", &upper[PREFIX.len()..]);
+        let body_upper = format!("{TICKET_PREFIX}{}", &upper[TICKET_PREFIX.len()..]);
         let longer = format!("{text}0");
-        let wide = format!("{PREFIX}{}", "é".repeat((TEXT_LEN - PREFIX.len()) / 2));
-        for bad in ["", PREFIX, &text[1..], &text[..TEXT_LEN - 1], &longer, &upper, &body_upper, &wide, " "] {
+        let wide = format!("{TICKET_PREFIX}{}", "é".repeat((TEXT_LEN - TICKET_PREFIX.len()) / 2));
+        for bad in ["", TICKET_PREFIX, &text[1..], &text[..TEXT_LEN - 1], &longer, &upper, &body_upper, &wide, " "] {
             assert_eq!(Ticket::from_text(bad), Err(TicketError::Malformed), "{bad}");
         }
     }
@@ -215,7 +215,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_ticket_with_any_byte_changed_is_refused(at in 0..LEN, by in 1..=255u8) {
+        fn a_ticket_with_any_byte_changed_is_refused(at in 0..TICKET_BYTES, by in 1..=255u8) {
             let mut bytes = fields(&cluster(9), 5000, &[7; 16]);
             bytes.extend_from_slice(&ticket().signature);
             bytes[at] ^= by;

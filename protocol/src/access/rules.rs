@@ -9,7 +9,7 @@ use crate::failure::{Failure, Kind};
 use crate::id::MachineId;
 
 /// Bounds the lists that a hint repeats.
-const MAX_SHOWN: usize = 12;
+const MAX_HINT_ITEMS: usize = 12;
 
 impl Case<'_> {
     /// Decides whether the caller may run this, and as which user.
@@ -108,7 +108,7 @@ impl Case<'_> {
     /// Returns the line of the config that adds the caller to a list.
     fn allow_line(&self, key: &str, list: Option<&Allow>) -> String {
         let names: Vec<&Name> = list.into_iter().flat_map(|list| &list.names).collect();
-        if names.len() > MAX_SHOWN {
+        if names.len() > MAX_HINT_ITEMS {
             return format!("add \"{}\" to {key}", self.who);
         }
         let quoted: Vec<String> = names.into_iter().chain([self.who]).map(|name| format!("\"{name}\"")).collect();
@@ -226,7 +226,7 @@ impl Case<'_> {
         let users = self.machine.users.iter().map(String::as_str).chain([user]);
         let quoted: Vec<String> = users.map(quoted_user).collect();
         let line = match quoted.len() {
-            0..=MAX_SHOWN => format!("users = [{}]", quoted.join(", ")),
+            0..=MAX_HINT_ITEMS => format!("users = [{}]", quoted.join(", ")),
             _ => format!("add {} to users", quoted_user(user)),
         };
         Err(self.denied(message, &self.rule(), &line))
@@ -297,7 +297,7 @@ fn accept_line(accepted: &[String], name: &str) -> String {
     let useful = accepted.iter().map(String::as_str).filter(|pattern| environment::in_vain(pattern).is_none());
     let quoted: Vec<String> = useful.chain([name]).map(|item| format!("\"{item}\"")).collect();
     match quoted.len() {
-        0..=MAX_SHOWN => format!("accept_env = [{}]", quoted.join(", ")),
+        0..=MAX_HINT_ITEMS => format!("accept_env = [{}]", quoted.join(", ")),
         _ => format!("add \"{}\" to accept_env", shown(name)),
     }
 }
@@ -307,7 +307,7 @@ fn described(via: &Via, who: &Name) -> String {
         Via::Everyone => "\"*\", every machine of the cluster".to_owned(),
         Via::Itself => format!("`{who}`"),
         Via::Groups(way) => {
-            let shown: Vec<String> = way.iter().take(MAX_SHOWN).map(|group| format!("`{group}`")).collect();
+            let shown: Vec<String> = way.iter().take(MAX_HINT_ITEMS).map(|group| format!("`{group}`")).collect();
             format!("the group {}, which has `{who}`", shown.join(", which has the group "))
         }
     }

@@ -1,4 +1,4 @@
-//! What no section can tell by itself: references between them.
+//! References between tables, which no table can check by itself.
 
 use std::collections::BTreeMap;
 

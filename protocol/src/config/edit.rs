@@ -107,7 +107,7 @@ pub fn add_machine(text: &str, new: &NewMachine) -> Result<String, Failure> {
         let mut table = Table::from_iter(keys);
         table.decor_mut().set_prefix("\n");
         if let (Some("root"), Some(value)) = (new.username.as_deref(), table.get_mut("username")) {
-            comment(value, ROOT);
+            comment(value, ROOT_COMMENT);
         }
         Item::Table(table)
     };
@@ -141,12 +141,12 @@ pub fn enrolled_since(base: Option<&Config>, edited: &Config, signed: &Config) -
     new.map(|(name, _)| name.clone()).collect()
 }
 
-const ROOT: &str = "  # a caller that may run commands here may do everything";
+const ROOT_COMMENT: &str = "  # a caller that may run commands here may do everything";
 
 fn username_line(username: Option<&str>) -> Result<String, Failure> {
     let Some(user) = username else { return Ok(String::new()) };
     user_usable(user)?;
-    let meaning = if user == "root" { ROOT } else { "" };
+    let meaning = if user == "root" { ROOT_COMMENT } else { "" };
     Ok(format!("username = {}{meaning}\n", quoted_user(user)))
 }
 

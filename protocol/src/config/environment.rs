@@ -10,9 +10,9 @@ pub use families::{Family, REFUSED_VARIABLES, Refused};
 use super::Command;
 
 /// Lists what every machine accepts.
-const ALWAYS: &[&str] = &["LANG", "LC_*", "TERM"];
+const ALWAYS_ACCEPTED: &[&str] = &["LANG", "LC_*", "TERM"];
 /// Lists names that a family's pattern covers although no program runs code, or trusts a server, by their values.
-const HARMLESS: &[&str] = &["NODE_ENV", "PYTHONUNBUFFERED"];
+const HARMLESS_VARIABLES: &[&str] = &["NODE_ENV", "PYTHONUNBUFFERED"];
 /// Bounds the variables of one request: nobody writes more by hand, and each is compared with every pattern.
 pub(crate) const MAX_REQUEST_VARIABLES: usize = 1024;
 /// Bounds how short a pattern may be before its `*` without a warning: a shorter one reaches variables that its author
@@ -38,7 +38,7 @@ pub(crate) fn standing(name: &str) -> Standing {
         Standing::NotAName
     } else if let Some((refused, _)) = rows().find(|(_, never)| covers(never, name)) {
         Standing::Never(refused.why)
-    } else if ALWAYS.iter().any(|pattern| matches(pattern, name)) {
+    } else if ALWAYS_ACCEPTED.iter().any(|pattern| matches(pattern, name)) {
         Standing::Always
     } else {
         Standing::Ask
@@ -120,7 +120,7 @@ fn rows() -> impl Iterator<Item = (&'static Refused, &'static str)> {
 /// Tells whether a pattern of the tables means this name. Capitals do not count: some programs read `http_proxy` and
 /// `npm_config_shell` in any spelling.
 fn covers(never: &str, name: &str) -> bool {
-    if HARMLESS.contains(&name) {
+    if HARMLESS_VARIABLES.contains(&name) {
         return false;
     }
     match (never.strip_prefix('*'), never.strip_suffix('*')) {
@@ -203,7 +203,7 @@ pub(crate) mod tests {
 
     #[test]
     fn every_row_of_the_tables_has_names_a_reason_and_a_source() {
-        let always = |name: &&str| ALWAYS.iter().any(|pattern| matches(pattern, name));
+        let always = |name: &&str| ALWAYS_ACCEPTED.iter().any(|pattern| matches(pattern, name));
         for row in REFUSED_VARIABLES.iter().flat_map(|family| family.refused) {
             assert!(!row.names.is_empty() && !row.why.ends_with('.') && !row.source.is_empty(), "{row:?}");
             assert!(row.names.iter().all(|name| *name == name.to_uppercase()), "{row:?}");

@@ -1,4 +1,4 @@
-//! Groups within groups: who is in a list, and by which way; and groups that contain themselves.
+//! Groups within groups: which machines a list has, and how; and groups that contain themselves.
 
 use std::collections::{BTreeMap, VecDeque};
 

@@ -12,7 +12,7 @@ use crate::id::MachineId;
 
 /// Bounds the relays of one cluster: an endpoint measures the way to each of them again and again.
 pub const MAX_RELAYS: usize = 16;
-const FORM: &str = "{ url = \"https://203.0.113.5:7443\", sha256 = \"…\" }";
+const RELAY_FORM: &str = "{ url = \"https://203.0.113.5:7443\", sha256 = \"…\" }";
 
 /// Describes one relay of a cluster.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -115,7 +115,7 @@ pub(super) fn read<'w>(walk: &mut Walk<'w>, section: &Section<'w>) -> Option<Vec
                 table_of(walk, &Section { path, scope: Scope::Network, at, table })
             }
             _ => {
-                let hint = format!("write a URL in quotes, or {FORM}");
+                let hint = format!("write a URL in quotes, or {RELAY_FORM}");
                 walk.wrong(section, key, at, "`relays` must have URLs or tables only".into(), Some(hint));
                 None
             }
@@ -145,7 +145,7 @@ fn url<'w>(walk: &mut Walk<'w>, section: &Section<'w>, key: &str, at: usize, tex
 fn table_of<'w>(walk: &mut Walk<'w>, section: &Section<'w>) -> Option<Relay> {
     walk.known(section, keys::RELAY);
     if !section.table.contains_key("url") {
-        let hint = format!("write it as {FORM}");
+        let hint = format!("write it as {RELAY_FORM}");
         walk.wrong(section, "url", section.at, "a relay in `relays` has no `url`".into(), Some(hint));
     }
     let url = walk.string(section, "url").and_then(|(at, text)| url(walk, section, "url", at, text));

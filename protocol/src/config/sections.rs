@@ -16,7 +16,7 @@ use super::{
 use crate::id::IdError;
 
 /// Bounds the words of a named command, in bytes: an executor's plan has room for them beside all else.
-const MAX_COMMAND: usize = 64 * 1024;
+const MAX_COMMAND_BYTES: usize = 64 * 1024;
 
 /// Reads the whole config; beside it, what is in order and yet to be warned of.
 pub(super) fn read<'w>(
@@ -157,7 +157,7 @@ fn command<'w>(walk: &mut Walk<'w>, section: &Section<'w>) -> Option<Command> {
         Some("`command` must name a program, then its arguments")
     } else if words.iter().any(|(_, word)| word.contains('\0')) {
         Some("a word of a command cannot contain a NUL byte")
-    } else if words.iter().map(|(_, word)| word.len() + 1).sum::<usize>() > MAX_COMMAND {
+    } else if words.iter().map(|(_, word)| word.len() + 1).sum::<usize>() > MAX_COMMAND_BYTES {
         Some("`command` is too long: put it into a script on the machine")
     } else {
         None

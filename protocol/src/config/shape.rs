@@ -7,12 +7,12 @@ use super::problem::Problem;
 use crate::snapshot::MAX_TEXT;
 
 /// Bounds the nesting of brackets: a config needs two, and a newer one may need a few more.
-const MAX_DEPTH: usize = 8;
+const MAX_BRACKET_DEPTH: usize = 8;
 /// Bounds the parts of a dotted key: a config needs five (`machine.web01.command.restart.username`).
 ///
 /// Parsed tables nest as deep as the product of both limits, and dropping them recurses: with the parser's own limits
 /// (80 and 80) that overflows the stack of a thread.
-const MAX_DOTS: usize = 8;
+const MAX_KEY_DOTS: usize = 8;
 
 /// Refuses a text that is too large, too deeply nested, or has characters that nobody sees.
 pub(super) fn check(text: &str) -> Result<(), Problem> {
@@ -51,7 +51,7 @@ fn nesting(text: &str) -> Result<(), Problem> {
             TokenKind::Equals | TokenKind::Comma | TokenKind::Newline => dots = 0,
             _ => {}
         }
-        if depth > MAX_DEPTH || dots > MAX_DOTS {
+        if depth > MAX_BRACKET_DEPTH || dots > MAX_KEY_DOTS {
             let message = "nested too deeply for a config".to_owned();
             return Err(Problem::at(text, token.span().start(), message, None));
         }

@@ -5,7 +5,7 @@ use std::time::Duration;
 /// Bounds a duration: a command that runs longer without its caller is a service, and needs a service manager.
 const MAX_DURATION: Duration = Duration::from_secs(30 * 24 * 3600);
 /// Bounds the URL of a relay or server, in bytes.
-const MAX_URL: usize = 1024;
+const MAX_URL_BYTES: usize = 1024;
 
 /// Parses a duration: a whole number and `s`, `m`, `h` or `d`.
 pub(super) fn duration(text: &str) -> Result<Duration, &'static str> {
@@ -31,7 +31,7 @@ pub(super) fn url(text: &str) -> Result<(), &'static str> {
     let form = "must be a URL such as \"https://relay.example.com\"";
     let rest = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://")).ok_or(form)?;
     let host = rest.split('/').next().unwrap_or_default();
-    if text.len() > MAX_URL || host.is_empty() || !text.bytes().all(|b| b.is_ascii_graphic()) {
+    if text.len() > MAX_URL_BYTES || host.is_empty() || !text.bytes().all(|b| b.is_ascii_graphic()) {
         Err(form)
     } else if host.contains('@') {
         Err("must be a URL without a user or password: the config goes to every machine")

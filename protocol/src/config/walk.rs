@@ -24,11 +24,11 @@ pub(super) enum Mode {
 /// Says which machines are touched when something is not understood.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Scope {
-    /// Nobody's right to run commands: the cluster, whole sections that a newer version has.
+    /// No machine's right to run commands: the cluster, and whole tables that a newer version has.
     Whole,
-    /// Nobody's right either: how the machines find each other.
+    /// No machine's right either: how the machines find each other.
     Network,
-    /// Everybody's: the defaults and the groups.
+    /// Every machine's: the defaults and the groups.
     Shared,
     /// One machine's.
     Machine(String),

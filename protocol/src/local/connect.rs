@@ -1,4 +1,4 @@
-//! `malai connect`: what is asked. [`crate::session::Reached`] is what came of it.
+//! `malai connect`: the question. [`crate::session::Reached`] is the answer.
 
 use serde::{Deserialize, Serialize};
 
@@ -10,7 +10,7 @@ pub struct Connect {
     /// The cluster's alias; absent = the only cluster that has such a machine.
     #[serde(default)]
     pub cluster: Option<String>,
-    /// By this way only, `IP:PORT` or the URL of a relay; absent = by all, as a command.
+    /// The only way to try, `IP:PORT` or the URL of a relay; absent = every way, as a command does.
     #[serde(default)]
     pub at: Option<String>,
     /// How long it may take, in milliseconds.

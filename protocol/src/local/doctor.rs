@@ -15,7 +15,7 @@ pub struct Checkup {
 pub enum Level {
     /// Makes a finding that all is as it should be.
     Ok,
-    /// Worth knowing; everything works.
+    /// Worth knowing, but everything works.
     Note,
     /// Something does not work.
     Broken,

@@ -7,7 +7,7 @@ use crate::id::MachineId;
 /// Describes one invite in the answer to [`Request::ClusterInvites`](super::Request::ClusterInvites).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InviteEntry {
-    /// Its id: the first digits of the SHA-256 of its secret, which lets nobody in.
+    /// Its id: the first digits of the SHA-256 of its secret. The id lets no machine in.
     pub id: String,
     /// Whether it still lets machines in.
     pub state: InviteState,
@@ -19,7 +19,7 @@ pub struct InviteEntry {
     pub expires_ms: u64,
     /// When it was revoked, milliseconds since the epoch.
     pub revoked_ms: Option<u64>,
-    /// From when on it is not listed any more, milliseconds since the epoch.
+    /// When it leaves the list, milliseconds since the epoch.
     pub forgotten_ms: u64,
     /// The newcomer's name; absent = its host name.
     pub name: Option<String>,
@@ -52,9 +52,9 @@ pub struct Redemption {
     pub machine: String,
     /// Its key.
     pub id: MachineId,
-    /// When, milliseconds since the epoch; absent where the books of an earlier version do not say.
+    /// When it joined, milliseconds since the epoch; absent where the books of an earlier version do not say.
     pub at_ms: Option<u64>,
-    /// It is not in the config any more.
+    /// The machine is not in the config any more.
     pub removed: bool,
 }
 

@@ -1,4 +1,4 @@
-//! How a machine comes into a cluster: what is asked of its own daemon, and answered.
+//! How a machine comes into a cluster: questions to its own daemon, and their answers.
 
 use serde::{Deserialize, Serialize};
 

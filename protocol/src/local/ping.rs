@@ -1,4 +1,4 @@
-//! `malai ping`: what is asked, and what came of each ping.
+//! `malai ping`: the question, and the answer to each ping.
 
 use serde::{Deserialize, Serialize};
 
@@ -17,7 +17,7 @@ pub struct Ping {
     pub cluster: Option<String>,
     /// How long dialling may take before the first ping, in milliseconds.
     pub connect_timeout_ms: u64,
-    /// From one ping to the next, in milliseconds; at least [`MIN_PING_INTERVAL_MS`].
+    /// The time between two pings, in milliseconds; at least [`MIN_PING_INTERVAL_MS`].
     pub interval_ms: u64,
     /// How many pings; absent = until the asker leaves.
     #[serde(default)]
@@ -27,9 +27,9 @@ pub struct Ping {
 /// Says what came of one ping. Answers come as they are known: one overtakes an earlier ping that is lost.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PingAnswer {
-    /// Which one, from 1 on.
+    /// Counts the pings, from 1 on.
     pub seq: u64,
-    /// What came of it.
+    /// Whether it was answered.
     pub outcome: PingOutcome,
 }
 
@@ -37,9 +37,9 @@ pub struct PingAnswer {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum PingOutcome {
-    /// It was.
+    /// The machine answered.
     Answered {
-        /// From sending it until the answer was there, in microseconds.
+        /// The time from the ping to its answer, in microseconds.
         rtt_us: u64,
         /// The path in use when the answer came: `direct IP:PORT`, `relay URL`, or [`THIS_MACHINE`].
         path: String,

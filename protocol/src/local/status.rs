@@ -12,9 +12,9 @@ pub struct DaemonStatus {
     pub pid: u32,
     /// Its malai version.
     pub version: String,
-    /// It is an agent, which only calls.
+    /// Whether it is an agent, which only calls.
     pub agent: bool,
-    /// It serves.
+    /// Whether it serves requests.
     pub ready: bool,
     /// How sessions' processes are found when they end; absent while no executor runs.
     pub tree: Option<Tree>,
@@ -42,7 +42,7 @@ pub enum Tree {
 pub struct LostLines {
     /// How many, since the process began.
     pub lines: u64,
-    /// Why the last of them was not.
+    /// Why the last of them was not written.
     pub why: String,
 }
 
@@ -59,7 +59,7 @@ pub struct Status {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
-    /// It holds the cluster key, and is a machine besides.
+    /// It holds the cluster key, and is also a machine.
     Manager,
     /// A machine.
     Machine,
@@ -69,11 +69,11 @@ pub enum Role {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ClusterState {
-    /// It does.
+    /// The cluster works.
     Ready,
-    /// It has no config yet, and waits for this.
+    /// The cluster has no config yet, and waits for this.
     Waiting(String),
-    /// It does not.
+    /// The cluster does not work, for this reason.
     Broken(Failure),
 }
 
@@ -90,22 +90,22 @@ pub struct ClusterStatus {
     pub machine: Option<String>,
     /// This machine's key.
     pub machine_id: Option<MachineId>,
-    /// Whether it works.
+    /// Whether the cluster works here.
     pub state: ClusterState,
     /// The generation held.
     pub generation: Option<u64>,
-    /// What an administrator must look at: a fork, a snapshot made elsewhere. Several are parted by `; `.
+    /// What an administrator must look at: a fork, a snapshot made elsewhere. Several are separated by `; `.
     pub alarm: Option<String>,
     /// Where this machine's key is bound and announced.
     pub addresses: Vec<String>,
-    /// Manager: where the join endpoint is bound.
+    /// Where the join endpoint is bound; on managers only.
     pub join_addresses: Vec<String>,
     /// All machines of the config, in its order of names.
     pub machines: Vec<MachineStatus>,
     /// The relays that this machine knows; of iroh's public ones only the one in use.
     #[serde(default)]
     pub relays: Vec<RelayStatus>,
-    /// Ways to find machines that could not be asked lately, and why.
+    /// Ways to find machines that failed lately, and why.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub discovery_failures: Vec<String>,
 }
@@ -117,7 +117,7 @@ pub struct RelayStatus {
     pub url: String,
     /// How it does.
     pub state: RelayState,
-    /// Why it cannot be used; in part its own words.
+    /// Why it cannot be used; in part the relay's own words.
     pub error: Option<String>,
 }
 
@@ -150,9 +150,9 @@ pub struct MachineStatus {
     pub connection: Option<Connection>,
     /// The generation that it last told.
     pub generation: Option<u64>,
-    /// When something was last heard of it over a connection, milliseconds since the epoch.
+    /// When something last came from it over a connection, milliseconds since the epoch.
     pub last_seen_ms: Option<u64>,
-    /// It was asked for this answer whether it is there.
+    /// Whether it was asked, for this answer, if it is there.
     #[serde(default)]
     pub probed: bool,
     /// The malai version that it last told, its own words.
@@ -163,13 +163,13 @@ pub struct MachineStatus {
 /// Describes a live connection to a machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Connection {
-    /// Since when, milliseconds since the epoch.
+    /// When it began, milliseconds since the epoch.
     pub since_ms: u64,
     /// The path in use: `direct IP:PORT` or `relay URL`.
     pub path: String,
     /// Round-trip time of that path, in microseconds.
     pub rtt_us: u64,
-    /// What told of that path's address, as [`crate::session::Reached::found_by`].
+    /// The source of that path's address, as [`crate::session::Reached::found_by`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub found_by: Option<String>,
     /// Bytes sent over it, with all that QUIC adds.

@@ -7,7 +7,7 @@ use super::{as_meant, parse, subtable};
 use crate::failure::{Failure, Kind};
 
 /// Lists the keys whose lists may have a machine's name.
-const LISTS: &[&str] = &["allow_from", "allow_shell", "allow_sessions", "allow_control", "members"];
+const MACHINE_LIST_KEYS: &[&str] = &["allow_from", "allow_shell", "allow_sessions", "allow_control", "members"];
 
 /// Takes a machine out of the text: its table, and its name in every list and group.
 ///
@@ -56,7 +56,7 @@ fn without(mut config: Config, name: &Name) -> Config {
 fn strike(table: &mut dyn TableLike, name: &Name, level: u8) {
     for (key, item) in table.iter_mut() {
         if let Some(array) = item.as_array_mut() {
-            if !LISTS.contains(&key.get()) {
+            if !MACHINE_LIST_KEYS.contains(&key.get()) {
                 continue;
             }
             let first = array.get(0).and_then(|v| v.as_str()) == Some(name.as_str());

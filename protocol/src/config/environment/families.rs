@@ -1,6 +1,6 @@
 //! The variables that no machine accepts, by family. docs/environment.md shows these tables; a test compares them.
 //!
-//! The rule: a variable is here when its value can make a program that is common on servers run another program, load code
+//! A variable is here when its value can make a program that is common on servers run another program, load code
 //! or settings that name programs, write a file, connect to another server, or trust other keys or certificates. A
 //! variable whose value is only passed on or printed is not, such as `GIT_AUTHOR_NAME` or `AWS_REGION`.
 
