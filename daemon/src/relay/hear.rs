@@ -19,8 +19,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::clusters::{Cluster, Clusters};
-use crate::net::limits::handshakes::{Admission, Handshake, Handshakes};
-use crate::net::limits::pace::Visits;
+use crate::net::limits::handshakes::{Handshake, Handshakes};
 use crate::net::limits::tally::Tally;
 use crate::net::{Frames, Unsupported, bare_hello, close, endpoint, machine_id, send, spoken};
 use crate::store::secret::Secret;
@@ -96,35 +95,18 @@ impl Ear {
     pub(crate) fn new(clusters: &Arc<Clusters>) -> Arc<Self> {
         let managers = clusters.all().iter().map(|_| AtomicUsize::new(0)).collect();
         let clusters = Arc::clone(clusters);
-        let (handshakes, places) = (Handshakes::new(|| Visits::public(PACE, BURST)), Semaphore::new(HEARD));
+        let (handshakes, places) = (Handshakes::of_public(PACE, BURST), Semaphore::new(HEARD));
         Arc::new(Self { clusters, handshakes, places, managers, unheard: Tally::default() })
     }
 
     /// Hears until `cancel`, and closes the endpoint.
     pub(crate) async fn run(self: Arc<Self>, endpoint: Endpoint, cancel: CancellationToken) {
         let tasks = TaskTracker::new();
-        loop {
-            let incoming = tokio::select! {
-                () = cancel.cancelled() => break,
-                incoming = endpoint.accept() => incoming,
-            };
-            let Some(incoming) = incoming else { break };
-            let handshake = match self.handshakes.admit(incoming) {
-                Admission::Begins(handshake) => handshake,
-                Admission::Asked => continue,
-                Admission::TooOften(incoming) => {
-                    incoming.refuse();
-                    continue;
-                }
-            };
-            let (ear, cancel) = (Arc::clone(&self), cancel.clone());
-            tasks.spawn(async move {
-                tokio::select! {
-                    () = cancel.cancelled() => {}
-                    () = ear.connection(handshake) => {}
-                }
-            });
-        }
+        let serve = |handshake| {
+            let ear = Arc::clone(&self);
+            async move { ear.connection(handshake).await }
+        };
+        self.handshakes.accept(&endpoint, &tasks, &cancel, serve).await;
         tasks.close();
         tasks.wait().await;
         crate::net::endpoint::close(&endpoint, Duration::ZERO).await;

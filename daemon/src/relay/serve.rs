@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::gate::Gate;
-use crate::net::limits::pace::{Origin, Visits};
+use crate::net::limits::pace::{Origin, RateLimit};
 use crate::net::limits::places::Places;
 use crate::runtime::backoff::Failing;
 
@@ -60,7 +60,7 @@ pub(crate) fn service(gate: &Arc<Gate>) -> Result<RelayService, Failure> {
 pub(crate) struct Doors {
     service: RelayService,
     tls: TlsConfig,
-    visits: Visits<Origin>,
+    visits: RateLimit<Origin>,
     places: Arc<Places>,
     turned_away: Arc<AtomicU64>,
     tasks: TaskTracker,
@@ -72,7 +72,7 @@ impl Doors {
         Self {
             service,
             tls: TlsConfig::new(Arc::new(tls)),
-            visits: Visits::public(PACE, BURST),
+            visits: RateLimit::public(PACE, BURST),
             places: Places::new(ESTABLISHING),
             turned_away: Arc::default(),
             tasks: TaskTracker::new(),
@@ -131,7 +131,7 @@ impl Doors {
     }
 
     fn take(&self, stream: TcpStream, from: SocketAddr, cancel: &CancellationToken) {
-        if !self.visits.may_come(from.ip().into()) {
+        if !self.visits.allows(from.ip().into()) {
             self.turned_away.fetch_add(1, Ordering::Relaxed);
             return;
         }

@@ -24,7 +24,7 @@ use crate::clusters::config::sync;
 use crate::clusters::membership::Membership;
 use crate::net::endpoint::{self, Bound, address_text};
 use crate::net::limits::handshakes::{Handshake, Handshakes};
-use crate::net::limits::pace::Visits;
+use crate::net::limits::pace::RateLimit;
 use crate::net::limits::places::{Place, Places};
 use crate::net::limits::tally::Tally;
 use crate::net::relays::Relays;
@@ -56,7 +56,7 @@ pub(crate) struct Desk {
     pending: SyncMutex<Pending>,
     silent: Arc<Places>,
     served: Semaphore,
-    invites: Visits<MachineId>,
+    invites: RateLimit<MachineId>,
     /// Compares what is shown first: only a newcomer that may redeem an invite gets to the lock.
     shown: Arc<Shown>,
     /// Held while an invite is redeemed: the next one waits here for as long as it takes, and not for the lock of the
@@ -81,7 +81,7 @@ impl Desk {
             relays: bound.relays,
             silent: Places::new(SILENT),
             served: Semaphore::new(MOST),
-            invites: Visits::new(INVITE, INVITES),
+            invites: RateLimit::new(INVITE, INVITES),
             shown,
             turn: Arc::default(),
             refused: Tally::default(),
@@ -120,30 +120,18 @@ impl Desk {
     }
 
     async fn run(self: Arc<Self>) {
-        let handshakes = Handshakes::new(Visits::handshakes);
-        loop {
-            let incoming = tokio::select! {
-                () = self.cancel.cancelled() => return,
-                incoming = self.endpoint.accept() => incoming,
-            };
-            let Some(incoming) = incoming else { return };
-            let Some(handshake) = handshakes.begin(incoming) else { continue };
+        let serve = |handshake| {
             let desk = Arc::clone(&self);
-            self.tasks.spawn(async move {
-                tokio::select! {
-                    () = desk.cancel.cancelled() => {}
-                    result = desk.newcomer(handshake) => if let Err(error) = result {
-                        match desk.ended.refused(()) {
-                            Some(left_out) => {
-                                let cluster = &desk.membership.alias;
-                                tracing::info!(%cluster, left_out, "a newcomer's connection ended: {error:#}");
-                            }
-                            None => tracing::debug!("a newcomer's connection ended: {error:#}"),
-                        }
-                    },
+            async move {
+                let Err(error) = desk.newcomer(handshake).await else { return };
+                let cluster = &desk.membership.alias;
+                match desk.ended.refused(()) {
+                    Some(left_out) => tracing::info!(%cluster, left_out, "a newcomer's connection ended: {error:#}"),
+                    None => tracing::debug!(%cluster, "a newcomer's connection ended: {error:#}"),
                 }
-            });
-        }
+            }
+        };
+        Handshakes::of_members().accept(&self.endpoint, &self.tasks, &self.cancel, serve).await;
     }
 
     async fn newcomer(self: &Arc<Self>, handshake: Handshake) -> anyhow::Result<()> {
@@ -236,7 +224,7 @@ impl Desk {
         key: MachineId,
         redeem: Redeem,
     ) -> Result<Option<Frame>, Failure> {
-        if !self.invites.may_come(key) {
+        if !self.invites.allows(key) {
             return Err(Failure::new(FailureKind::Busy, "this machine shows invites too often")
                 .hint("wait a few seconds, then the same command again"));
         }

@@ -15,7 +15,7 @@ use crate::clusters::config::sync;
 use crate::clusters::membership::Membership;
 use crate::clusters::peers::serve;
 use crate::net::limits::handshakes::{Handshake, Handshakes};
-use crate::net::limits::pace::Visits;
+use crate::net::limits::pace::RateLimit;
 use crate::net::pool::PeerConn;
 use crate::net::{Frames, Unsupported, close, machine_id, send, spoken};
 
@@ -32,29 +32,18 @@ const STRANGER_PACE: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 struct Strangers {
     places: Semaphore,
-    visits: Visits<MachineId>,
+    visits: RateLimit<MachineId>,
 }
 
 /// Accepts until the endpoint closes or the membership ends.
 pub(crate) async fn run(membership: Arc<Membership>) {
-    let handshakes = Handshakes::new(Visits::handshakes);
-    let strangers = Arc::new(Strangers { places: Semaphore::new(STRANGERS), visits: Visits::new(STRANGER_PACE, 1) });
-    loop {
-        let incoming = tokio::select! {
-            () = membership.cancel.cancelled() => return,
-            incoming = membership.peers.endpoint.accept() => incoming,
-        };
-        let Some(incoming) = incoming else { return };
-        let Some(handshake) = handshakes.begin(incoming) else { continue };
+    let strangers = Strangers { places: Semaphore::new(STRANGERS), visits: RateLimit::new(STRANGER_PACE, 1) };
+    let strangers = Arc::new(strangers);
+    let serve = |handshake| {
         let (membership, strangers) = (Arc::clone(&membership), Arc::clone(&strangers));
-        let tasks = membership.tasks.clone();
-        tasks.spawn(async move {
-            tokio::select! {
-                () = membership.cancel.cancelled() => {}
-                () = connection(&membership, handshake, &strangers) => {}
-            }
-        });
-    }
+        async move { connection(&membership, handshake, &strangers).await }
+    };
+    Handshakes::of_members().accept(&membership.peers.endpoint, &membership.tasks, &membership.cancel, serve).await;
 }
 
 async fn connection(membership: &Arc<Membership>, handshake: Handshake, strangers: &Strangers) {
@@ -98,7 +87,7 @@ async fn introduce(
     strangers: &Strangers,
 ) -> anyhow::Result<Option<Arc<PeerConn>>> {
     let Ok(_place) = strangers.places.try_acquire() else { anyhow::bail!("too many strangers at once") };
-    if !strangers.visits.may_come(peer) {
+    if !strangers.visits.allows(peer) {
         anyhow::bail!("introduces itself too often");
     }
     let (mut send_half, recv) = tokio::time::timeout(STRANGER_HELLO, conn.accept_bi()).await??;

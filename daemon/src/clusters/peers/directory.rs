@@ -15,13 +15,13 @@ use malai_protocol::codec::{CodecError, Frame, Kind, MAX_HELLO};
 use malai_protocol::failure::{Failure, Kind as FailureKind};
 use malai_protocol::id::MachineId;
 use malai_protocol::peer::{MAX_ADDRESSES, MAX_HOPS, Resolve, Resolved};
-use parking_lot::Mutex;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::{Instant, timeout};
 
 use crate::clusters::membership::Membership;
 use crate::net::endpoint::{address_text, parse_address};
 use crate::net::finding::ways::Way;
+use crate::net::limits::pace::RateLimit;
 use crate::net::pool::PeerConn;
 use crate::net::{Frames, endpoint_id, send};
 use crate::runtime::clock::now_ms;
@@ -40,46 +40,26 @@ const AGAIN: Duration = Duration::from_secs(2);
 const LOOK: Duration = Duration::from_millis(500);
 /// What was heard longer ago is not told any more.
 const RECENT: Duration = Duration::from_secs(7 * 24 * 3600);
-/// Every question uses up so much of its asker's room.
-const PRICE: Duration = Duration::from_millis(125);
-/// The room of an asker, as the time in which it becomes free again: 32 questions at once, 8 a second for long.
-const ROOM: Duration = Duration::from_secs(4);
+/// Set how many questions one asker may ask at once, and the pace after that.
+const MAX_QUESTION_BURST: u32 = 32;
+const QUESTION_INTERVAL: Duration = Duration::from_millis(125);
 /// A question that is passed on costs as much as so many: others answer it, and charge this machine for it.
 const HOP_PRICE: u32 = 3;
 /// Questions that are passed on at once.
 const HOPS: usize = 32;
-/// Askers remembered before those whose room is free are forgotten.
-const REMEMBERED: usize = 1024;
-
 /// Bounds what members may ask of this machine.
 #[derive(Debug)]
 pub(crate) struct DirectoryLimits {
-    /// When all of an asker's room is free.
-    free_at: Mutex<HashMap<MachineId, Instant>>,
+    questions: RateLimit<MachineId>,
     hops: Semaphore,
-    /// How often members to ask were chosen.
+    /// Counts how often members to ask were chosen.
     turn: AtomicUsize,
 }
 
 impl Default for DirectoryLimits {
     fn default() -> Self {
-        Self { free_at: Mutex::default(), hops: Semaphore::new(HOPS), turn: AtomicUsize::new(0) }
-    }
-}
-
-impl DirectoryLimits {
-    /// Takes so much of the asker's room. False when it is not free.
-    fn take(&self, id: MachineId, price: Duration, now: Instant) -> bool {
-        let mut askers = self.free_at.lock();
-        if askers.len() >= REMEMBERED {
-            askers.retain(|_, free_at| *free_at > now);
-        }
-        let free_at = askers.get(&id).copied().unwrap_or(now).max(now) + price;
-        let is_room = free_at <= now + ROOM;
-        if is_room {
-            askers.insert(id, free_at);
-        }
-        is_room
+        let questions = RateLimit::members(QUESTION_INTERVAL, MAX_QUESTION_BURST);
+        Self { questions, hops: Semaphore::new(HOPS), turn: AtomicUsize::new(0) }
     }
 }
 
@@ -116,7 +96,7 @@ async fn resolve(membership: &Arc<Membership>, conn: &PeerConn, asked: &Resolve)
         return Err(Failure::new(FailureKind::Denied, "the cluster's config says `directory = false`"));
     }
     let busy = || Failure::new(FailureKind::Busy, "this machine asks for too many machines at once");
-    if !membership.peers.directory.take(conn.peer, PRICE, Instant::now()) {
+    if !membership.peers.directory.questions.allows(conn.peer) {
         return Err(busy());
     }
     if !membership.is_member(&asked.machine) {
@@ -131,7 +111,7 @@ async fn resolve(membership: &Arc<Membership>, conn: &PeerConn, asked: &Resolve)
     if others.is_empty() {
         return Ok(known.unwrap_or_default());
     }
-    if !membership.peers.directory.take(conn.peer, PRICE * HOP_PRICE, Instant::now()) {
+    if !membership.peers.directory.questions.allows_units(conn.peer, HOP_PRICE) {
         return known.ok_or_else(busy);
     }
     let Ok(_place) = membership.peers.directory.hops.try_acquire() else { return known.ok_or_else(busy) };
@@ -340,13 +320,15 @@ mod tests {
         MachineId::from_bytes(*iroh::SecretKey::from_bytes(&[number; 32]).public().as_bytes()).unwrap()
     }
 
-    #[test]
-    fn an_asker_has_32_questions_at_once_and_8_a_second_and_others_have_their_own() {
-        let (limits, now) = (DirectoryLimits::default(), Instant::now());
-        let taken = |id, at| (0..1000).take_while(|_| limits.take(id, PRICE, at)).count();
-        assert_eq!(taken(id(1), now), 32);
-        assert_eq!(taken(id(2), now), 32);
-        assert_eq!(taken(id(1), now + Duration::from_secs(1)), 8);
-        assert_eq!(taken(id(1), now + Duration::from_secs(3600)), 32);
+    #[tokio::test(start_paused = true)]
+    async fn an_asker_has_32_questions_at_once_and_8_a_second_and_others_have_their_own() {
+        let limits = DirectoryLimits::default();
+        let taken = |id| (0..1000).take_while(|_| limits.questions.allows(id)).count();
+        assert_eq!(taken(id(1)), 32);
+        assert_eq!(taken(id(2)), 32);
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert_eq!(taken(id(1)), 8);
+        tokio::time::sleep(Duration::from_secs(3600)).await;
+        assert_eq!(taken(id(1)), 32);
     }
 }

@@ -256,13 +256,8 @@ async fn stalled(
         Some(true) => {
             tracing::info!(peer = %conn.peer.short(), "sessions move to another connection");
             conn.give_up();
-            let emptied = async {
-                while conn.sessions() > 0 {
-                    tokio::time::sleep(LEAVE / 10).await;
-                }
-            };
             // What is left by then is lost with the connection, and attaches again.
-            drop(tokio::time::timeout(LEAVE, emptied).await);
+            drop(tokio::time::timeout(LEAVE, conn.emptied()).await);
             close(&conn.conn, Close::Replaced, "it was stalled, and another connection is used");
             return;
         }

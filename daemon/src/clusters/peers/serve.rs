@@ -18,11 +18,12 @@ use crate::clusters::peers::greet;
 use crate::clusters::peers::pulse;
 use crate::net::endpoint::MAX_SESSIONS;
 use crate::net::limits::budget::Exceeded;
-use crate::net::limits::pace::Pace;
+use crate::net::limits::pace::StreamPace;
 use crate::net::pool::PeerConn;
 use crate::net::pull::SNAPSHOT_BODY_TIMEOUT;
 use crate::net::{FIRST_FRAME_TIMEOUT, FrameError, Frames, abandon, close, code, is_protocol_error, send};
 use crate::runtime::duty;
+use crate::store::held::Held;
 use crate::target;
 
 /// A connection that another one replaced is closed after so long without a session on it: by then both sides know of
@@ -31,8 +32,9 @@ const SPARE_GRACE: Duration = Duration::from_secs(10);
 /// Bounds how long a removed machine keeps its connection, for the records of the sessions that are being ended. It is
 /// served nothing else meanwhile.
 const REMOVED_GRACE: Duration = Duration::from_secs(7);
-/// Sets how often malai looks whether such a machine has its records. After two looks it has heard every refusal, too.
-const REMOVED_LOOK_INTERVAL: Duration = Duration::from_millis(250);
+/// Sets how long such a connection must have been without a session before it is closed: by then the machine has heard
+/// every refusal, too.
+const REMOVED_IDLE_TIME: Duration = Duration::from_millis(500);
 /// The message for a machine that the config does not have any more.
 const REMOVED_MESSAGE: &str = "not a member of the cluster any more";
 
@@ -115,7 +117,7 @@ async fn accept(membership: &Arc<Membership>, conn: &Arc<PeerConn>, streams: &Ta
 }
 
 /// The next stream that the peer opens, when its turn has come.
-async fn next_stream(conn: &Connection, pace: &Pace) -> Result<(SendStream, RecvStream), ConnectionError> {
+async fn next_stream(conn: &Connection, pace: &StreamPace) -> Result<(SendStream, RecvStream), ConnectionError> {
     let stream = conn.accept_bi().await?;
     pace.turn().await;
     Ok(stream)
@@ -145,18 +147,25 @@ async fn retire(membership: &Arc<Membership>, conn: &Arc<PeerConn>) -> (Close, S
     }
 }
 
-/// Waits until a machine that is not in the config any more has the records of its sessions. False when it is in it again.
+/// Waits until a machine that is not in the config any more has the records of its sessions. Returns false when it is in
+/// the config again.
 async fn removed(membership: &Membership, conn: &PeerConn) -> bool {
-    let until = Instant::now() + REMOVED_GRACE;
-    let mut idle_looks = 0;
-    while idle_looks < 2 && Instant::now() < until {
-        tokio::time::sleep(REMOVED_LOOK_INTERVAL).await;
-        if membership.is_member(&conn.peer) {
-            return false;
+    let mut snapshots = membership.watch();
+    let idle = async {
+        loop {
+            conn.emptied().await;
+            tokio::time::sleep(REMOVED_IDLE_TIME).await;
+            if conn.sessions() == 0 {
+                return;
+            }
         }
-        idle_looks = if conn.sessions() == 0 { idle_looks + 1 } else { 0 };
+    };
+    let is_back = |held: &Arc<Held>| held.config.machine_by_id(&conn.peer).is_some();
+    tokio::select! {
+        () = idle => true,
+        () = tokio::time::sleep(REMOVED_GRACE) => true,
+        back = snapshots.wait_for(is_back) => back.is_err(),
     }
-    true
 }
 
 /// One stream that the peer opened: its first frame says what it is.
@@ -353,9 +362,9 @@ mod tests {
             (send, recv)
         };
         let _first = open().await;
-        assert!(timeout(Duration::from_secs(10), next_stream(accepted, &Pace::default())).await.is_ok());
+        assert!(timeout(Duration::from_secs(10), next_stream(accepted, &StreamPace::default())).await.is_ok());
         let _second = open().await;
-        let early = timeout(Duration::from_millis(500), next_stream(accepted, &Pace::exhausted())).await;
+        let early = timeout(Duration::from_millis(500), next_stream(accepted, &StreamPace::exhausted())).await;
         assert!(early.is_err(), "it had its turn a minute early");
     }
 }

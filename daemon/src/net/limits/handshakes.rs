@@ -9,12 +9,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use iroh::Endpoint;
 use iroh::endpoint::{
     ConnectError, ConnectingError, Connection, ConnectionError, Incoming, IncomingAddr, TransportErrorCode,
 };
 use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
-use super::pace::{Origin, Visits};
+use super::pace::{Origin, RateLimit};
 use super::places::{Place, Places};
 
 /// Bounds the unfinished handshakes at once.
@@ -31,20 +34,11 @@ const HANDSHAKE_STEP_TIME: Duration = Duration::from_millis(300);
 pub(crate) struct Handshakes {
     places: Arc<Places>,
     /// Counts addresses that were proved. A forged packet counts against none of them.
-    proved: Visits<Origin>,
+    proved: RateLimit<Origin>,
     /// Counts the addresses that packets without a proof claim.
-    unproved: Visits<Origin>,
-}
-
-/// Says what becomes of a first packet.
-#[derive(Debug)]
-pub(crate) enum Admission {
-    /// The handshake begins.
-    Begins(Handshake),
-    /// The sender was asked to prove its address first.
-    Asked,
-    /// The proved address begins more handshakes than its pace allows.
-    TooOften(Incoming),
+    unproved: RateLimit<Origin>,
+    /// Packets beyond the pace are refused; otherwise they are ignored.
+    refuses: bool,
 }
 
 /// Holds a handshake and its place.
@@ -56,39 +50,63 @@ pub(crate) struct Handshake {
 }
 
 impl Handshakes {
-    /// Returns one where no handshake is unfinished, and each address may begin them at the pace that `pace` counts.
-    pub(crate) fn new(pace: impl Fn() -> Visits<Origin>) -> Self {
-        Self { places: Places::new(MAX_UNFINISHED_HANDSHAKES), proved: pace(), unproved: pace() }
+    /// Returns one for an endpoint of members. A packet beyond its sender's pace is ignored: an honest sender sends it
+    /// again, and finds a place then.
+    pub(crate) fn of_members() -> Self {
+        Self::new(RateLimit::handshakes, false)
     }
 
-    /// Returns the handshake of a first packet that may begin one. A packet beyond its sender's pace is ignored: an honest
-    /// sender sends it again, and finds a place then.
-    pub(crate) fn begin(&self, incoming: Incoming) -> Option<Handshake> {
-        match self.admit(incoming) {
-            Admission::Begins(handshake) => Some(handshake),
-            Admission::Asked => None,
-            Admission::TooOften(incoming) => {
-                incoming.ignore();
-                None
+    /// Returns one for an endpoint that anybody may find, where each address may begin `burst` at once and then one in
+    /// `each`. A packet beyond that is refused.
+    pub(crate) fn of_public(each: Duration, burst: u32) -> Self {
+        Self::new(|| RateLimit::public(each, burst), true)
+    }
+
+    fn new(pace: impl Fn() -> RateLimit<Origin>, refuses: bool) -> Self {
+        Self { places: Places::new(MAX_UNFINISHED_HANDSHAKES), proved: pace(), unproved: pace(), refuses }
+    }
+
+    /// Accepts connections until `cancel` or the end of the endpoint. Serves each in a task of its own, which `cancel` ends
+    /// too.
+    pub(crate) async fn accept<F: Future<Output = ()> + Send + 'static>(
+        &self,
+        endpoint: &Endpoint,
+        tasks: &TaskTracker,
+        cancel: &CancellationToken,
+        serve: impl Fn(Handshake) -> F,
+    ) {
+        loop {
+            let incoming = tokio::select! {
+                () = cancel.cancelled() => return,
+                incoming = endpoint.accept() => incoming,
+            };
+            let Some(incoming) = incoming else { return };
+            if let Some(handshake) = self.begin(incoming) {
+                tasks.spawn(cancel.clone().run_until_cancelled_owned(serve(handshake)));
             }
         }
     }
 
-    /// Decides about a first packet.
-    pub(crate) fn admit(&self, incoming: Incoming) -> Admission {
+    /// Returns the handshake of a first packet that may begin one now.
+    fn begin(&self, incoming: Incoming) -> Option<Handshake> {
         let from = incoming.remote_addr();
         if is_proved(&incoming, &from) {
-            if !self.proved.may_come(Origin::from(&from)) {
-                return Admission::TooOften(incoming);
+            if !self.proved.allows(Origin::from(&from)) {
+                if self.refuses {
+                    incoming.refuse()
+                } else {
+                    incoming.ignore()
+                }
+                return None;
             }
-        } else if self.places.taken() >= MAX_UNPROVED_HANDSHAKES || !self.unproved.may_come(Origin::from(&from)) {
+        } else if self.places.taken() >= MAX_UNPROVED_HANDSHAKES || !self.unproved.allows(Origin::from(&from)) {
             if let Err(error) = incoming.retry() {
                 // Only for one that bears a token already, which is proved.
                 error.into_incoming().ignore();
             }
-            return Admission::Asked;
+            return None;
         }
-        Admission::Begins(Handshake { incoming, place: self.places.enter() })
+        Some(Handshake { incoming, place: self.places.enter() })
     }
 }
 
@@ -114,7 +132,7 @@ impl Handshake {
         tokio::select! {
             biased;
             finished = handshake => finished,
-            () = place.lost() => anyhow::bail!("it was the oldest when its place was needed"),
+            () = place.lost() => anyhow::bail!("dropped as the oldest unfinished handshake"),
             () = limit => anyhow::bail!("it took longer than {:?}", HANDSHAKE_STEP_TIME * MAX_HANDSHAKE_STEPS),
         }
     }
@@ -137,7 +155,7 @@ mod tests {
     use std::net::Ipv4Addr;
 
     use anyhow::Context;
-    use iroh::{Endpoint, EndpointAddr};
+    use iroh::EndpointAddr;
     use malai_protocol::config::Network;
     use malai_protocol::peer::ALPN;
     use tokio::net::UdpSocket;

@@ -10,7 +10,7 @@ use iroh::{RelayUrl, TransportAddr};
 use malai_protocol::id::{Incarnation, MachineId};
 use malai_protocol::snapshot::Header;
 use parking_lot::Mutex;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use crate::net::finding::hearsay::canonical;
 use crate::net::finding::ways::Trail;
@@ -35,6 +35,8 @@ pub(crate) struct PeerConn {
     met: AtomicBool,
     caller_only: AtomicBool,
     sessions: AtomicU32,
+    /// Wakes when the last session has left.
+    emptied: Notify,
     pulsing: AtomicBool,
     stalled: AtomicBool,
     /// Changes when the callers whose sessions run over it have to attach again.
@@ -65,6 +67,7 @@ impl PeerConn {
             met: AtomicBool::new(false),
             caller_only: AtomicBool::new(false),
             sessions: AtomicU32::new(0),
+            emptied: Notify::new(),
             pulsing: AtomicBool::new(false),
             stalled: AtomicBool::new(false),
             given_up: watch::Sender::new(()),
@@ -216,6 +219,17 @@ impl PeerConn {
         (before < most).then_some(guard)
     }
 
+    /// Waits until no session runs over it.
+    pub(crate) async fn emptied(&self) {
+        loop {
+            let emptied = self.emptied.notified();
+            if self.sessions() == 0 {
+                return;
+            }
+            emptied.await;
+        }
+    }
+
     /// How many sessions run over it.
     pub(crate) fn sessions(&self) -> u32 {
         self.sessions.load(Ordering::SeqCst)
@@ -265,6 +279,8 @@ impl SessionGuard {
 
 impl Drop for SessionGuard {
     fn drop(&mut self) {
-        self.conn.sessions.fetch_sub(1, Ordering::SeqCst);
+        if self.conn.sessions.fetch_sub(1, Ordering::SeqCst) == 1 {
+            self.conn.emptied.notify_waiters();
+        }
     }
 }

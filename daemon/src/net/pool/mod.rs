@@ -29,7 +29,7 @@ use lives::Lives;
 use super::close;
 use crate::net::counters::Counters;
 use crate::net::limits::budget::Budget;
-use crate::net::limits::pace::Pace;
+use crate::net::limits::pace::StreamPace;
 use crate::runtime::clock::now_ms;
 
 /// Connections from one machine at once. It needs one; some more are of its earlier lives, or on their way out.
@@ -56,7 +56,7 @@ struct Peer {
     dial: Arc<tokio::sync::Mutex<()>>,
     undecided: Arc<Budget>,
     pulls: Arc<Pulls>,
-    streams: Arc<Pace>,
+    streams: Arc<StreamPace>,
 }
 
 /// Counts the snapshots that a machine fetches: each holds one of these.
@@ -306,7 +306,7 @@ impl Pool {
     }
 
     /// The pace of the streams that this machine opens.
-    pub(crate) fn streams(&self, id: MachineId) -> Arc<Pace> {
+    pub(crate) fn streams(&self, id: MachineId) -> Arc<StreamPace> {
         Arc::clone(&self.lock().entry(id).or_default().streams)
     }
 
