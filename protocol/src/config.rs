@@ -30,7 +30,7 @@ use toml::de::DeTable;
 
 pub use environment::{Family, REFUSED_VARIABLES, Refused};
 pub use groups::Via;
-pub use names::{MAX_NAME, MAX_USER_LEN, Name, NameError, is_user, nearest};
+pub use names::{MAX_NAME_CHARS, MAX_USER_BYTES, Name, NameError, is_user, nearest};
 pub(crate) use names::{quoted_user, shown};
 pub use problem::{MAX_PROBLEMS, Problem};
 pub use relays::{MAX_RELAYS, Relay};

@@ -31,7 +31,7 @@ pub const DETACH: &str = "detach";
 pub const MAX_ADDRESSES: usize = 8;
 
 /// Bounds [`Announce::twin`], in bytes.
-pub const MAX_TWIN_LEN: usize = 128;
+pub const MAX_TWIN_BYTES: usize = 128;
 
 /// Reads which version a `PeerHello`, `Redeem` or `Knock` is of. Every version has that key; all others may mean something
 /// else there, so that they are read only when it is [`VERSION`].
@@ -254,7 +254,7 @@ mod tests {
     fn an_announcement_with_all_its_fields_fits_its_frame() {
         let announce = Announce {
             addresses: longest_addresses(),
-            twin: Some("x".repeat(MAX_TWIN_LEN)),
+            twin: Some("x".repeat(MAX_TWIN_BYTES)),
             enforced: Some(u64::MAX),
             epoch: Some(Epoch { number: u64::MAX, key: ByteArray::new([255; 32]) }),
             ..Announce::of(header())

@@ -5,7 +5,7 @@ use std::fmt;
 use std::str::FromStr;
 
 /// Bounds a name, in characters: a DNS label has at most 63, and two names with a dot fit one line of a table.
-pub const MAX_NAME: usize = 32;
+pub const MAX_NAME_CHARS: usize = 32;
 
 /// Lists words that mean "everyone", "nobody" or "this one" where names are listed.
 const RESERVED_WORDS: &[&str] = &["all", "any", "localhost", "none", "self"];
@@ -26,8 +26,8 @@ pub enum NameError {
     /// There is nothing.
     #[error("a name cannot be empty")]
     Empty,
-    /// It has more than [`MAX_NAME`] characters.
-    #[error("a name has at most {MAX_NAME} characters")]
+    /// It has more than [`MAX_NAME_CHARS`] characters.
+    #[error("a name has at most {MAX_NAME_CHARS} characters")]
     TooLong,
     /// It begins with a hyphen.
     #[error("a name begins with a letter or a digit")]
@@ -52,7 +52,7 @@ impl Name {
         let label = hostname.split('.').next().unwrap_or_default();
         let text: String = label
             .chars()
-            .take(MAX_NAME)
+            .take(MAX_NAME_CHARS)
             .map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' })
             .collect();
         let name: Self = text.trim_matches('-').parse().ok()?;
@@ -75,7 +75,7 @@ impl FromStr for Name {
     type Err = NameError;
 
     fn from_str(text: &str) -> Result<Self, NameError> {
-        for c in text.chars().take(MAX_NAME + 1) {
+        for c in text.chars().take(MAX_NAME_CHARS + 1) {
             match c {
                 'a'..='z' | '0'..='9' | '-' => {}
                 c if c.is_ascii() => return Err(NameError::Character(c)),
@@ -85,7 +85,7 @@ impl FromStr for Name {
         match text.chars().next() {
             None => Err(NameError::Empty),
             Some('-') => Err(NameError::Start),
-            Some(_) if text.len() > MAX_NAME => Err(NameError::TooLong),
+            Some(_) if text.len() > MAX_NAME_CHARS => Err(NameError::TooLong),
             Some(_) => Ok(Self(text.to_owned())),
         }
     }
@@ -110,7 +110,7 @@ impl AsRef<str> for Name {
 }
 
 /// Bounds a user's name, in bytes: what Linux accepts, without the final NUL.
-pub const MAX_USER_LEN: usize = 255;
+pub const MAX_USER_BYTES: usize = 255;
 
 /// Tells whether this may be the name of a user: ASCII letters, digits, `_`, `.` and `-`; `@` and `\` between them, as
 /// directory services write names with their domain; and `$` at the end, as machine accounts have it. It does not
@@ -119,7 +119,7 @@ pub fn is_user(text: &str) -> bool {
     let name = text.strip_suffix('$').unwrap_or(text);
     let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-' | '@' | '\\');
     !name.is_empty()
-        && text.len() <= MAX_USER_LEN
+        && text.len() <= MAX_USER_BYTES
         && name.chars().all(allowed)
         && !name.starts_with(['-', '.', '@', '\\'])
         && !name.ends_with(['@', '\\'])
@@ -147,7 +147,7 @@ pub(crate) fn shown(text: &str) -> String {
 /// Returns the candidate nearest to a misspelt word, if one is near enough to have been meant.
 pub fn nearest<'a>(word: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     // Longer words are no typing errors, and the distance costs the product of both lengths.
-    if word.len() > 2 * MAX_NAME {
+    if word.len() > 2 * MAX_NAME_CHARS {
         return None;
     }
     let most = 1 + word.chars().count() / 4;
@@ -209,7 +209,7 @@ mod tests {
 
     #[test]
     fn users_are_named_as_unix_names_them() {
-        let long = "a".repeat(MAX_USER_LEN);
+        let long = "a".repeat(MAX_USER_BYTES);
         for good in ["root", "www-data", "_apt", "j.doe", "Admin", "0day", "svc$", &long] {
             assert!(is_user(good), "{good}");
         }

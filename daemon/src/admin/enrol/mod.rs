@@ -1,7 +1,7 @@
 //! Putting machines into the config and taking them out: edits of the last signed text, made to `cluster.toml` as well.
 
 use malai_protocol::config::edit::{NewMachine, add_machine, remove_machine};
-use malai_protocol::config::{Config, MAX_NAME, Name, Relay};
+use malai_protocol::config::{Config, MAX_NAME_CHARS, Name, Relay};
 use malai_protocol::failure::{Failure, Kind};
 use malai_protocol::id::MachineId;
 use malai_protocol::invite::{Invite, MAX_TOKEN};
@@ -367,7 +367,7 @@ fn free_name(hostname: &str, taken: impl Fn(&Name) -> bool) -> Result<Name, Fail
     let base = Name::from_hostname(hostname).map_or_else(|| NAMELESS.to_owned(), |name| name.to_string());
     let numbered = (2..10_000u32).map(|number| {
         let suffix = format!("-{number}");
-        let stem: String = base.chars().take(MAX_NAME.saturating_sub(suffix.len())).collect();
+        let stem: String = base.chars().take(MAX_NAME_CHARS.saturating_sub(suffix.len())).collect();
         format!("{}{suffix}", stem.trim_end_matches('-'))
     });
     std::iter::once(base.clone())

@@ -2,7 +2,7 @@
 
 use malai_protocol::failure::{Failure, Kind};
 use malai_protocol::id::MachineId;
-use malai_protocol::peer::{Announce, MAX_TWIN_LEN};
+use malai_protocol::peer::{Announce, MAX_TWIN_BYTES};
 
 use super::dial::ago;
 use crate::clusters::membership::Membership;
@@ -98,5 +98,5 @@ fn name(membership: &Membership, id: &MachineId) -> String {
 }
 
 fn shortened(path: &str) -> String {
-    path.get(..path.floor_char_boundary(MAX_TWIN_LEN)).unwrap_or_default().to_owned()
+    path.get(..path.floor_char_boundary(MAX_TWIN_BYTES)).unwrap_or_default().to_owned()
 }
