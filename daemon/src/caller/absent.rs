@@ -1,7 +1,5 @@
 //! CLIs that lost their attachment and have to come back: one whose process ends meanwhile has no socket that could tell,
 //! so that the process itself is watched.
-//!
-//! On Linux only: elsewhere the target hears of such a caller by its grace.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -16,24 +14,25 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Caller, farewell};
 use crate::runtime::duty;
+use crate::runtime::platform::Process;
 
-/// How many are watched at once; of one more nothing is known until it comes back.
-const MOST: usize = 4096;
-/// How long one is watched: as long as sessions wait for their callers where the config does not say.
-const WATCHED: Duration = Duration::from_secs(600);
+/// Bounds the CLIs that are watched. Of a further one nothing is known until it comes back.
+const MAX_WATCHED_CLIS: usize = 4096;
+/// Sets how long a CLI is watched: as long as sessions wait for their callers where the config does not say.
+const CLI_WATCH_TIME: Duration = Duration::from_secs(600);
 
-/// A session, as one CLI follows it.
+/// Names a session as one CLI follows it.
 type Following = (SessionId, FollowerId);
 
-/// All that are watched.
+/// Holds the CLIs that are watched.
 #[derive(Debug, Default)]
 pub(crate) struct Absent(Mutex<HashMap<Following, Watched>>);
 
 #[derive(Debug)]
 struct Watched {
-    /// The attachment that was lost.
+    /// Numbers the attachment that was lost.
     number: u32,
-    /// The CLI came back.
+    /// Is cancelled when the CLI comes back.
     back: CancellationToken,
 }
 
@@ -42,12 +41,12 @@ impl Absent {
         self.0.lock()
     }
 
-    /// Whether none is watched.
+    /// Returns whether none is watched.
     pub(crate) fn is_empty(&self) -> bool {
         self.lock().is_empty()
     }
 
-    /// The CLI makes this attachment: it is there, and earlier ones count no more.
+    /// Notes that the CLI makes this attachment: it is there, and earlier ones count no more.
     pub(super) fn returned(&self, gone: &Gone) {
         let mut all = self.lock();
         let key = (gone.id, gone.follower);
@@ -63,7 +62,7 @@ impl Absent {
         let mut all = self.lock();
         let key = (gone.id, gone.follower);
         let is_older = all.get(&key).is_some_and(|watched| watched.number >= gone.number);
-        if is_older || all.len() >= MOST {
+        if is_older || all.len() >= MAX_WATCHED_CLIS {
             return None;
         }
         let back = CancellationToken::new();
@@ -71,7 +70,7 @@ impl Absent {
         Some(back)
     }
 
-    /// The watch of this attachment is over.
+    /// Ends the watch of this attachment.
     fn over(&self, gone: &Gone) {
         let mut all = self.lock();
         let key = (gone.id, gone.follower);
@@ -81,40 +80,12 @@ impl Absent {
     }
 }
 
-/// A process, by a name that no later one has.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Process {
-    id: i32,
-    /// When it started, as the system counts; absent where that cannot be read.
-    started: Option<u64>,
-}
-
-impl Process {
-    /// The process that has this id now.
-    fn with(id: i32) -> Self {
-        Self { id, started: started(id) }
-    }
-
-    /// Whether its id is another process's by now.
-    fn is_over(&self) -> bool {
-        self.started.is_some() && started(self.id) != self.started
-    }
-}
-
-/// The process at the other end of this socket, which is there: it has just sent something.
+/// Returns the process at the other end of this socket, which is there: it has just sent something.
 pub(super) fn process(socket: &OwnedWriteHalf) -> Option<Process> {
     socket.as_ref().peer_cred().ok()?.pid().filter(|pid| *pid > 0).map(Process::with)
 }
 
-/// When the process with this id started, in clock ticks since the system did: proc_pid_stat(5), field 22.
-fn started(id: i32) -> Option<u64> {
-    let stat = std::fs::read(format!("/proc/{id}/stat")).ok()?;
-    let name_end = stat.iter().rposition(|byte| *byte == b')')?;
-    let rest = std::str::from_utf8(stat.get(name_end..)?).ok()?;
-    rest.split(' ').nth(20)?.parse().ok()
-}
-
-/// Has the target told, should the process end before it comes back.
+/// Has the target told if the process ends before the CLI comes back.
 pub(super) fn watch(
     caller: &Arc<Caller>,
     cluster: ClusterId,
@@ -131,7 +102,7 @@ pub(super) fn watch(
             tokio::select! {
                 () = stop.cancelled() => false,
                 () = back.cancelled() => false,
-                ended = timeout(WATCHED, ended(process)) => ended.is_ok(),
+                ended = timeout(CLI_WATCH_TIME, ended(process)) => ended.is_ok(),
             }
         };
         let ended = duty::caught(watched).await.unwrap_or(false);
@@ -142,55 +113,11 @@ pub(super) fn watch(
     });
 }
 
-/// Returns when this process has ended.
-#[cfg(target_os = "linux")]
+/// Returns when this process has ended; never where the system does not watch it.
 async fn ended(process: Process) {
-    match exit::handle(process.id) {
-        // The handle is of whichever process has the id: it was looked up late.
-        Ok(_) if process.is_over() => {}
-        Ok(handle) => exit::wait(handle).await,
-        Err(nix::errno::Errno::ESRCH) => {}
-        Err(error) => {
-            tracing::debug!("a CLI that lost its attachment cannot be watched: {error}");
-            std::future::pending().await
-        }
-    }
-}
-
-#[cfg(not(target_os = "linux"))]
-async fn ended(_process: Process) {
-    std::future::pending().await
-}
-
-#[cfg(target_os = "linux")]
-mod exit {
-    use std::os::fd::{FromRawFd, OwnedFd};
-
-    use nix::errno::Errno;
-    use tokio::io::Interest;
-    use tokio::io::unix::AsyncFd;
-
-    /// A descriptor that becomes readable when the process ends: pidfd_open(2).
-    #[allow(unsafe_code, reason = "nix has no pidfd_open")]
-    pub(super) fn handle(process: i32) -> Result<OwnedFd, Errno> {
-        // SAFETY: takes two numbers, and returns a new descriptor or -1.
-        let fd = Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_open, process, 0) })?;
-        let fd = i32::try_from(fd).map_err(|_| Errno::EBADF)?;
-        // SAFETY: it is new, and nobody else's.
-        Ok(unsafe { OwnedFd::from_raw_fd(fd) })
-    }
-
-    #[allow(unsafe_code, reason = "tokio asks that the descriptor is its own")]
-    pub(super) async fn wait(handle: OwnedFd) {
-        // SAFETY: the descriptor is owned by what is handed over, and closed with it.
-        let readable = match unsafe { AsyncFd::register_with_interest(handle, Interest::READABLE) } {
-            Ok(fd) => fd.readable().await.map(drop),
-            Err(error) => Err(error.into()),
-        };
-        if let Err(error) = readable {
-            tracing::debug!("a CLI that lost its attachment cannot be watched: {error}");
-            std::future::pending::<()>().await;
-        }
+    if let Err(error) = process.ended().await {
+        tracing::debug!("a CLI that lost its attachment cannot be watched: {error}");
+        std::future::pending().await
     }
 }
 
@@ -224,27 +151,5 @@ mod tests {
         assert!(!absent.is_empty());
         absent.over(&gone(2));
         assert!(absent.is_empty());
-    }
-
-    #[cfg(target_os = "linux")]
-    #[tokio::test]
-    async fn a_process_is_watched_until_it_ends() {
-        let mut child = tokio::process::Command::new("sleep").arg("600").kill_on_drop(true).spawn().unwrap();
-        let process = Process::with(i32::try_from(child.id().unwrap()).unwrap());
-        assert!(process.started.is_some() && !process.is_over());
-        let mut ended = Box::pin(ended(process));
-        assert!(timeout(Duration::from_millis(100), &mut ended).await.is_err(), "it runs");
-        child.kill().await.unwrap();
-        timeout(Duration::from_secs(20), ended).await.unwrap();
-        assert!(process.is_over());
-    }
-
-    #[cfg(target_os = "linux")]
-    #[tokio::test]
-    async fn a_process_whose_id_another_one_has_by_now_has_ended() {
-        let child = tokio::process::Command::new("sleep").arg("600").kill_on_drop(true).spawn().unwrap();
-        let this = Process::with(i32::try_from(child.id().unwrap()).unwrap());
-        let earlier = Process { started: this.started.map(|ticks| ticks - 1), ..this };
-        timeout(Duration::from_secs(20), ended(earlier)).await.unwrap();
     }
 }

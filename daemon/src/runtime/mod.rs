@@ -7,6 +7,7 @@ pub(crate) mod blocking;
 pub mod clock;
 pub mod duty;
 pub mod logging;
+pub(crate) mod platform;
 pub(crate) mod program;
 pub mod secrecy;
 pub(crate) mod user;

@@ -6,13 +6,14 @@ use std::path::Path;
 
 use malai_protocol::plan::Program;
 
-/// The program of this process, also when its file was replaced since.
+use super::platform;
+
+/// Returns the program of this process, also when its file was replaced since.
 pub(crate) fn own() -> Option<Program> {
-    // The link leads to the file that runs, whatever has its name now.
-    if cfg!(target_os = "linux") { at(Path::new("/proc/self/exe")) } else { at(&std::env::current_exe().ok()?) }
+    at(&platform::own_program()?)
 }
 
-/// The program that is under this path now.
+/// Returns the program that is under this path now.
 pub(crate) fn at(path: &Path) -> Option<Program> {
     let of = |meta: Metadata| Program {
         device: meta.dev(),

@@ -9,6 +9,8 @@ use std::sync::OnceLock;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::stat::{Mode, umask};
 
+use super::platform;
+
 /// Holds the soft limit of cores that this process was started with.
 static GIVEN_CORE_LIMIT: OnceLock<u64> = OnceLock::new();
 
@@ -27,10 +29,7 @@ pub(crate) fn close_files() {
 
 /// Hides the memory of this process. Programs that it starts are not affected: exec ends this.
 pub fn hide_memory() {
-    #[cfg(target_os = "linux")]
-    if let Err(error) = nix::sys::prctl::set_dumpable(false) {
-        tracing::warn!(%error, "other processes of this user can read this one's memory, and a crash may leave a core");
-    }
+    platform::hide_memory();
 }
 
 /// Lowers the core limit to 0, and notes what it was.

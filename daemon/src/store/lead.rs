@@ -11,6 +11,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use crate::runtime::platform::allocate_beyond_end;
+
 /// Sets the unit in which `stat` counts blocks, on every file system.
 const STAT_BLOCK_BYTES: u64 = 512;
 /// Sets the smallest part of the lead to ask for: a disk that has no room for the whole lead is asked for half of it,
@@ -73,7 +75,7 @@ impl Lead {
             if part < self.wanted && self.left(length) >= part {
                 break;
             }
-            match allocate(file, length, part) {
+            match allocate_beyond_end(file, length, part) {
                 Ok(()) => {
                     self.until = self.until.max(length.saturating_add(part));
                     break;
@@ -120,16 +122,4 @@ pub(crate) fn is_full(error: &io::Error) -> bool {
 /// Returns the error of a full disk.
 pub(crate) fn full() -> io::Error {
     nix::errno::Errno::ENOSPC.into()
-}
-
-#[cfg(target_os = "linux")]
-fn allocate(file: &File, at: u64, length: u64) -> io::Result<()> {
-    use nix::fcntl::{FallocateFlags, fallocate};
-    let [at, length] = [at, length].map(|number| i64::try_from(number).map_err(io::Error::other));
-    Ok(fallocate(file, FallocateFlags::FALLOC_FL_KEEP_SIZE, at?, length?)?)
-}
-
-#[cfg(not(target_os = "linux"))]
-fn allocate(_: &File, _: u64, _: u64) -> io::Result<()> {
-    Err(io::ErrorKind::Unsupported.into())
 }

@@ -18,6 +18,7 @@ use malai_protocol::snapshot::{Order, Snapshot, order};
 
 use super::owners::Trusted;
 use super::{FILE_MODE, disk_failure, room, snapshot};
+use crate::runtime::platform::allocate_blocks;
 
 const FRAME_MAGIC: [u8; 8] = *b"malairs1";
 /// Magic, length, and the BLAKE3 hash of the bytes.
@@ -187,23 +188,12 @@ fn empty(file: &File) -> io::Result<()> {
 fn allocate(file: &File, length: u64) -> io::Result<()> {
     let before = file.metadata()?.len();
     let length = length.max(before);
-    match fallocate(file, length) {
+    match allocate_blocks(file, length) {
         Err(e) if matches!(e.kind(), io::ErrorKind::Unsupported | io::ErrorKind::InvalidInput) => extend(file, length)?,
         done => done?,
     }
     // One that is large enough already costs no write at every start.
     if length > before { file.sync_all() } else { Ok(()) }
-}
-
-#[cfg(target_os = "linux")]
-fn fallocate(file: &File, length: u64) -> io::Result<()> {
-    let length = i64::try_from(length).map_err(io::Error::other)?;
-    Ok(nix::fcntl::posix_fallocate(file, 0, length)?)
-}
-
-#[cfg(not(target_os = "linux"))]
-fn fallocate(_: &File, _: u64) -> io::Result<()> {
-    Err(io::ErrorKind::Unsupported.into())
 }
 
 /// Writes zeros up to this length, all or none, where the file system cannot allocate blocks otherwise.

@@ -1,34 +1,21 @@
 //! Hears from the system that something is removed from a directory, or moved into it.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::path::Path;
 
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use super::identity;
-
-#[cfg(target_os = "linux")]
-use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
-
-/// What the system tells of a directory. Other systems than Linux tell nothing, and a timer does instead.
-#[derive(Debug)]
-pub(super) struct Changes(#[cfg(target_os = "linux")] Inotify, #[cfg(not(target_os = "linux"))] std::fs::File);
-
-impl AsRawFd for Changes {
-    fn as_raw_fd(&self) -> RawFd {
-        self.0.as_fd().as_raw_fd()
-    }
-}
+use crate::runtime::platform::DirectoryChanges;
 
 /// A watch before the event loop has it, with the device and inode of its directory.
-pub(super) type Opened = (Changes, (u64, u64));
+pub(super) type Opened = (DirectoryChanges, (u64, u64));
 
 /// Hears of changes in a directory.
 #[derive(Debug)]
 pub(super) struct Watch {
-    changes: AsyncFd<Changes>,
+    changes: AsyncFd<DirectoryChanges>,
     /// Another directory may have the name by now.
     directory: (u64, u64),
 }
@@ -65,22 +52,13 @@ pub(super) fn renew(directory: &Path, watched: Option<(u64, u64)>) -> Option<Ope
     (Some(found) != watched).then(|| open(directory).ok()).flatten()
 }
 
-#[cfg(target_os = "linux")]
 fn open(directory: &Path) -> io::Result<Opened> {
     let found = identity(directory)?;
-    let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
-    let entries = AddWatchFlags::IN_DELETE | AddWatchFlags::IN_MOVE;
-    let itself = AddWatchFlags::IN_DELETE_SELF | AddWatchFlags::IN_MOVE_SELF;
-    inotify.add_watch(directory, entries | itself | AddWatchFlags::IN_ONLYDIR)?;
+    let changes = DirectoryChanges::open(directory)?;
     if identity(directory)? != found {
         return Err(io::Error::other("the directory was exchanged meanwhile"));
     }
-    Ok((Changes(inotify), found))
-}
-
-#[cfg(not(target_os = "linux"))]
-fn open(_directory: &Path) -> io::Result<Opened> {
-    Err(io::ErrorKind::Unsupported.into())
+    Ok((changes, found))
 }
 
 /// Waits for a change in the directory, for ever where none is watched. Cancel-safe.
@@ -89,19 +67,9 @@ pub(super) async fn change(watch: Option<&Watch>) {
     loop {
         let Ok(mut ready) = watch.changes.readable().await else { return };
         // What has changed, the look finds out.
-        match ready.try_io(|changes| read(changes.get_ref())) {
+        match ready.try_io(|changes| changes.get_ref().read()) {
             Ok(_) => return,
             Err(_would_block) => {}
         }
     }
-}
-
-#[cfg(target_os = "linux")]
-fn read(changes: &Changes) -> io::Result<()> {
-    Ok(changes.0.read_events().map(drop)?)
-}
-
-#[cfg(not(target_os = "linux"))]
-fn read(_changes: &Changes) -> io::Result<()> {
-    Err(io::ErrorKind::WouldBlock.into())
 }
