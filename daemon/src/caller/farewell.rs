@@ -1,6 +1,7 @@
-//! Callers that went away where the attachment's own stream could not tell: the target is told over another one.
+//! Tells targets of callers that are gone, where the attachment's own stream could not.
 //!
-//! Kept in memory, for a time and in a bounded number: a target that hears of none ends the session by its grace.
+//! What is to be told is kept in memory, for a time and in a bounded number. A target that does not hear of it ends the
+//! session by its grace.
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
@@ -24,22 +25,22 @@ use crate::net::{FrameError, Frames, closed_with, code, send};
 use crate::runtime::backoff::Backoff;
 use crate::runtime::duty;
 
-/// How many are kept; the oldest is dropped for one more.
-const MOST: usize = 4096;
-/// How long one is kept: as long as sessions wait for their callers where the config does not say.
-const KEPT: Duration = Duration::from_secs(600);
-/// How long one attempt to reach the machine may take.
-const ATTEMPT: Duration = Duration::from_secs(3);
-/// Between two attempts.
-const PAUSE: Duration = Duration::from_secs(1);
+/// Bounds the farewells that are kept. The oldest is dropped for one more.
+const MAX_FAREWELLS: usize = 4096;
+/// Sets how long a farewell is kept: as long as sessions wait for their callers where the config does not say.
+const FAREWELL_KEEP_TIME: Duration = Duration::from_secs(600);
+/// Bounds one attempt to reach the target.
+const FAREWELL_DIAL_TIMEOUT: Duration = Duration::from_secs(3);
+/// Sets the first pause between two attempts.
+const FAREWELL_RETRY_MIN_INTERVAL: Duration = Duration::from_secs(1);
 /// Bounds that pause.
 const FAREWELL_RETRY_MAX_INTERVAL: Duration = Duration::from_secs(15);
-/// How long the answer may take.
-const ANSWER: Duration = Duration::from_secs(3);
-/// So many are said at once.
-const AT_ONCE: usize = 64;
+/// Bounds how long the answer may take.
+const FAREWELL_ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
+/// Bounds how many farewells one target hears at once.
+const MAX_FAREWELLS_AT_ONCE: usize = 64;
 
-/// What a machine is still to be told.
+/// Holds what a machine is still to be told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Due {
     to: To,
@@ -47,14 +48,14 @@ struct Due {
     until: Instant,
 }
 
-/// A machine of a cluster.
+/// Names a machine of a cluster.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct To {
     cluster: ClusterId,
     machine: MachineId,
 }
 
-/// All that is still to be said.
+/// Holds all that is still to be told.
 #[derive(Debug, Default)]
 pub(crate) struct Farewells {
     kept: Mutex<Kept>,
@@ -64,7 +65,7 @@ pub(crate) struct Farewells {
 #[derive(Debug, Default)]
 struct Kept {
     due: VecDeque<Due>,
-    /// Machines that a task is trying to tell.
+    /// Holds the machines that a task is trying to tell.
     told: HashSet<To>,
 }
 
@@ -73,41 +74,41 @@ impl Farewells {
         self.kept.lock()
     }
 
-    /// Whether there is nothing to be said.
+    /// Returns whether there is nothing to be told.
     pub(crate) fn is_empty(&self) -> bool {
         self.lock().due.is_empty()
     }
 
-    /// The daemon stops: nothing more is said.
+    /// Ends all telling: the daemon stops.
     pub(crate) fn stop(&self) {
         self.stop.cancel();
     }
 
-    /// Is cancelled when the daemon stops.
+    /// Returns what is cancelled when the daemon stops.
     pub(super) fn stopped(&self) -> CancellationToken {
         self.stop.clone()
     }
 
-    /// Notes one. True when a task has to be started for this machine.
+    /// Notes one. Returns true when a task has to be started for this machine.
     fn note(&self, due: Due) -> bool {
         let mut kept = self.lock();
-        if kept.due.len() >= MOST
+        if kept.due.len() >= MAX_FAREWELLS
             && let Some(Due { to, gone, .. }) = kept.due.pop_front()
         {
-            tracing::warn!(session = %gone.id.short(), machine = %to.machine.short(), "not told that its caller is gone: too many are");
+            tracing::warn!(session = %gone.id.short(), machine = %to.machine.short(), "could not report that the caller is gone: too many reports wait");
         }
         kept.due.push_back(due);
         kept.told.insert(due.to)
     }
 
-    /// What this machine is still to be told. Nothing: then its task ends.
+    /// Returns what this machine is still to be told. When that is nothing, its task ends.
     fn next(&self, to: To) -> Vec<Due> {
         let mut kept = self.lock();
         let now = Instant::now();
         kept.due.retain(|due| {
             let in_time = due.until > now;
             if !in_time {
-                tracing::warn!(session = %due.gone.id.short(), machine = %due.to.machine.short(), "not told that its caller is gone: not reached");
+                tracing::warn!(session = %due.gone.id.short(), machine = %due.to.machine.short(), "could not report that the caller is gone: the target was not reached");
             }
             in_time
         });
@@ -127,7 +128,7 @@ impl Farewells {
 pub(super) fn keep(caller: &Arc<Caller>, cluster: ClusterId, machine: MachineId, gone: Gone) {
     let to = To { cluster, machine };
     tracing::debug!(session = %gone.id.short(), machine = %machine.short(), "the target does not know yet that the caller is gone");
-    if caller.farewells.note(Due { to, gone, until: Instant::now() + KEPT }) {
+    if caller.farewells.note(Due { to, gone, until: Instant::now() + FAREWELL_KEEP_TIME }) {
         let stop = caller.farewells.stopped();
         let telling = Arc::clone(caller);
         let tell = duty::keep("farewell", stop.clone(), move || tell(Arc::clone(&telling), to));
@@ -138,7 +139,7 @@ pub(super) fn keep(caller: &Arc<Caller>, cluster: ClusterId, machine: MachineId,
 }
 
 async fn tell(caller: Arc<Caller>, to: To) {
-    let mut backoff = Backoff::new(PAUSE, FAREWELL_RETRY_MAX_INTERVAL);
+    let mut backoff = Backoff::new(FAREWELL_RETRY_MIN_INTERVAL, FAREWELL_RETRY_MAX_INTERVAL);
     loop {
         let next = caller.farewells.next(to);
         if next.is_empty() {
@@ -158,12 +159,12 @@ async fn tell(caller: Arc<Caller>, to: To) {
 }
 
 async fn say_all(farewells: &Farewells, membership: &Arc<Membership>, to: To, all: Vec<Due>) -> anyhow::Result<()> {
-    let conn = dial::connect(membership, to.machine, Instant::now() + ATTEMPT).await?;
+    let conn = dial::connect(membership, to.machine, Instant::now() + FAREWELL_DIAL_TIMEOUT).await?;
     let one = |due: Due| {
         let conn = Arc::clone(&conn);
         async move { (due, say(&conn, &due.gone).await) }
     };
-    let mut saying = futures_util::stream::iter(all).map(one).buffer_unordered(AT_ONCE);
+    let mut saying = futures_util::stream::iter(all).map(one).buffer_unordered(MAX_FAREWELLS_AT_ONCE);
     while let Some((due, said)) = saying.next().await {
         match said {
             Ok(None) => tracing::debug!(session = %due.gone.id.short(), "the target knows that the caller is gone"),
@@ -191,7 +192,7 @@ async fn say(conn: &PeerConn, gone: &Gone) -> anyhow::Result<Option<String>> {
         let (mut send_half, recv) = conn.conn.open_bi().await?;
         send(&mut send_half, Frame::control(Kind::Gone, gone)?).await?;
         send_half.finish()?;
-        match Frames::new(recv, MAX_CONTROL).next(ANSWER).await {
+        match Frames::new(recv, MAX_CONTROL).next(FAREWELL_ANSWER_TIMEOUT).await {
             Ok(frame) if frame.kind == Kind::Pong => Ok(None),
             Ok(frame) => {
                 let refused: Failure = frame.expect(Kind::Refused, "Pong or Refused")?;
@@ -201,7 +202,7 @@ async fn say(conn: &PeerConn, gone: &Gone) -> anyhow::Result<Option<String>> {
             Err(error) => Err(error.into()),
         }
     };
-    timeout(ANSWER, answer).await?
+    timeout(FAREWELL_ANSWER_TIMEOUT, answer).await?
 }
 
 fn is_reset_for_protocol(error: &FrameError) -> bool {
@@ -230,10 +231,10 @@ mod tests {
     #[test]
     fn one_task_at_a_time_tells_a_machine_until_nothing_is_left() {
         let (farewells, one, other) = (Farewells::default(), to(), to());
-        let (first, second) = (due(one, 1, KEPT), due(one, 2, KEPT));
+        let (first, second) = (due(one, 1, FAREWELL_KEEP_TIME), due(one, 2, FAREWELL_KEEP_TIME));
         assert!(farewells.note(first));
         assert!(!farewells.note(second), "there is a task already");
-        assert!(farewells.note(due(other, 3, KEPT)));
+        assert!(farewells.note(due(other, 3, FAREWELL_KEEP_TIME)));
         assert_eq!(farewells.next(one), [first, second]);
         farewells.done(&first);
         assert_eq!(farewells.next(one), [second]);
@@ -253,9 +254,9 @@ mod tests {
     #[test]
     fn the_oldest_makes_room() {
         let (farewells, to) = (Farewells::default(), to());
-        let numbers = 0..u32::try_from(MOST).expect("a number") + 2;
+        let numbers = 0..u32::try_from(MAX_FAREWELLS).expect("a number") + 2;
         for number in numbers.clone() {
-            farewells.note(due(to, number, KEPT));
+            farewells.note(due(to, number, FAREWELL_KEEP_TIME));
         }
         let kept: Vec<u32> = farewells.next(to).iter().map(|due| due.gone.number).collect();
         assert!(kept.iter().copied().eq(numbers.skip(2)));

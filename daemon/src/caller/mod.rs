@@ -29,25 +29,24 @@ use crate::clusters::peers::removed;
 use crate::clusters::peers::twins;
 use crate::net::copy::{End, pump};
 use crate::net::counters::Counters;
+use crate::net::endpoint::MAX_SESSIONS_PER_CONNECTION;
 use crate::net::pool::{PeerConn, SessionGuard};
 use crate::net::{FIRST_FRAME_TIMEOUT, Frames, closed_with, code, send};
 use crate::target;
 use absent::Absent;
 use farewell::Farewells;
 
-/// Sessions that this side opens on one connection; the target allows as many.
-const MOST: u32 = crate::net::endpoint::MAX_SESSIONS;
-/// How long the target may take to close a stream whose caller is gone; then it is told over another one.
-const DELIVERY: Duration = Duration::from_secs(2);
-/// So much of what a CLI sends is read while its target is still dialled.
-const AHEAD: usize = 64 * 1024;
-/// The longest that a machine is dialled: far from what a clock could not hold.
-const LONGEST: Duration = Duration::from_secs(100 * 366 * 24 * 3600);
-/// A machine that is not found for longer than this is away: that is no sign any more of something wrong with the network
-/// here, for which the endpoint would be rebuilt again and again.
-const LONG: Duration = Duration::from_secs(60);
-/// How long a CLI that takes nothing any more may take to say goodbye.
-const LAST_WORDS: Duration = Duration::from_secs(1);
+/// Bounds how long the target may take to close a stream whose caller is gone. After that it is told over another one.
+const GONE_DELIVERY_TIMEOUT: Duration = Duration::from_secs(2);
+/// Bounds what is read of a CLI's input while its target is still dialled.
+const MAX_EARLY_INPUT_BYTES: usize = 64 * 1024;
+/// Bounds how long a machine is dialled, so that the time of the end fits into a clock.
+const MAX_DIAL_TIME: Duration = Duration::from_secs(100 * 366 * 24 * 3600);
+/// Sets how long a machine is looked for before it counts as away. From then on it is no sign that this machine's own
+/// network is broken, for which the endpoint would be rebuilt.
+const DIAL_AWAY_AFTER: Duration = Duration::from_secs(60);
+/// Bounds how long a CLI that reads nothing any more may take to say goodbye.
+const GOODBYE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Makes requests to other machines for the CLIs of this one, and remembers those whose end the target has to learn.
 #[derive(Debug)]
@@ -147,15 +146,15 @@ pub(crate) async fn session(
     Ok(())
 }
 
-/// Whether a command of this CLI may run already.
+/// Returns whether a command of this CLI may run already.
 fn came_before(target: &SessionTarget) -> bool {
     target.attachment.is_some_and(|attachment| attachment.number > 1)
 }
 
 /// Returns when the CLI has closed its socket. What it sends meanwhile is kept, up to a bound.
 async fn closed(reader: &mut OwnedReadHalf, head: &mut BytesMut) {
-    while head.len() < AHEAD {
-        head.reserve(AHEAD / 16);
+    while head.len() < MAX_EARLY_INPUT_BYTES {
+        head.reserve(MAX_EARLY_INPUT_BYTES / 16);
         match reader.read_buf(head).await {
             Ok(0) | Err(_) => return,
             Ok(_) => {}
@@ -164,14 +163,15 @@ async fn closed(reader: &mut OwnedReadHalf, head: &mut BytesMut) {
     std::future::pending().await
 }
 
-/// The CLI closed before its request was sent. Earlier attachments of it may have a command that runs.
+/// Says how the CLI left that closed its socket before its request was sent. Earlier attachments of it may have a command
+/// that runs.
 fn unsent(target: &SessionTarget, head: &BytesMut) -> Left {
     let mut scanner = Scanner::new(Direction::ToTarget);
     let in_good_order = scanner.feed(head).is_ok() && scanner.last() == Some(Kind::Goodbye);
     if came_before(target) && !in_good_order { Left::Untold } else { Left::InGoodOrder }
 }
 
-/// A session on this very machine.
+/// Serves a session on this very machine.
 async fn here(
     membership: Arc<Membership>,
     target: &SessionTarget,
@@ -221,7 +221,7 @@ impl Refusal {
 
 type Opened = (Arc<PeerConn>, SessionGuard, SendStream, RecvStream);
 
-/// A stream to the target. When its cluster is taken in anew meanwhile, the waiting goes on there.
+/// Returns a stream to the target. When its cluster is loaded again meanwhile, the waiting goes on there.
 async fn reach(
     clusters: &Clusters,
     target: &SessionTarget,
@@ -254,7 +254,7 @@ async fn open(membership: &Arc<Membership>, id: MachineId, patience: &Patience) 
     };
     tokio::pin!(connecting);
     let waiting = membership.peers.pool.wait();
-    let soon = timeout(LONG, &mut connecting).await;
+    let soon = timeout(DIAL_AWAY_AFTER, &mut connecting).await;
     drop(waiting);
     let found = match soon {
         Ok(found) => found,
@@ -264,8 +264,13 @@ async fn open(membership: &Arc<Membership>, id: MachineId, patience: &Patience) 
         Err(failure) if failure.kind == FailureKind::NotAMember => return Err(removed::refused(membership).await),
         found => found?,
     };
-    let busy = || Failure::new(FailureKind::Busy, format!("{MOST} sessions run over this connection already"));
-    let counted = pulse::enter(membership, &conn, MOST).ok_or_else(busy)?;
+    let busy = || {
+        Failure::new(
+            FailureKind::Busy,
+            format!("{MAX_SESSIONS_PER_CONNECTION} sessions run over this connection already"),
+        )
+    };
+    let counted = pulse::enter(membership, &conn, MAX_SESSIONS_PER_CONNECTION).ok_or_else(busy)?;
     let opened = async {
         let (mut send_half, recv) = conn.conn.open_bi().await?;
         let open = Open { cluster: membership.cluster, generation: membership.held().generation() };
@@ -283,25 +288,26 @@ async fn open(membership: &Arc<Membership>, id: MachineId, patience: &Patience) 
     }
 }
 
-/// The target closed the connection because it does not understand this machine.
+/// Returns the failure where the target closed the connection because it does not understand this machine.
 fn other_version() -> Failure {
-    let message = format!("the target speaks another version of malai's protocol than malai {} here", crate::VERSION);
+    let message =
+        format!("the target speaks another version of the protocol than malai {} on this machine", crate::VERSION);
     Failure::new(FailureKind::Unsupported, message)
         .hint("compare `malai --version` on both, and install the same malai")
 }
 
-/// How long a machine is dialled.
+/// Says how long a machine is dialled.
 struct Patience {
     deadline: Instant,
-    /// It is known to have gone, and so is not dialled for as long as another would be.
+    /// The machine is known to be gone, and is dialled for a shorter time than another.
     gone: bool,
-    /// It is waited for, and has to have answered before anything is sent.
+    /// The CLI waits for the machine, which has to answer before anything is sent.
     waits: bool,
 }
 
 impl Patience {
     fn with(target: &SessionTarget, membership: &Membership, id: MachineId) -> Self {
-        let asked = Duration::from_millis(target.connect_timeout_ms).min(LONGEST);
+        let asked = Duration::from_millis(target.connect_timeout_ms).min(MAX_DIAL_TIME);
         let short = target.gone_timeout_ms.map(Duration::from_millis).filter(|short| *short < asked);
         let short = short.filter(|_| membership.peers.pool.is_gone(id, &membership.peers.own_addresses()));
         Self { deadline: Instant::now() + short.unwrap_or(asked), gone: short.is_some(), waits: target.wait }
@@ -311,14 +317,14 @@ impl Patience {
         if !self.gone || failure.kind != FailureKind::Unreachable {
             return failure;
         }
-        failure.hint("wait until it comes: --wait; or try for longer: --connect-timeout 10s")
+        failure.hint("wait until it is back: --wait; or try longer: --connect-timeout 10s")
     }
 }
 
-/// A CLI, and the stream that its session has.
+/// Holds a CLI, and the stream of its session.
 struct Attached {
     reader: OwnedReadHalf,
-    /// What was read of it already.
+    /// Is what was read of it already.
     head: BytesMut,
     writer: OwnedWriteHalf,
     send_half: SendStream,
@@ -326,7 +332,7 @@ struct Attached {
     counters: Arc<Counters>,
 }
 
-/// How an attachment ended on this side.
+/// Says how an attachment ended on this side.
 enum Left {
     /// The CLI knows how, or the target knows that the CLI is gone.
     InGoodOrder,
@@ -373,7 +379,7 @@ impl Attached {
                 (end, writer) = &mut down => {
                     // A CLI that takes nothing is gone; and one may be gone when its stream is lost. Whether it left in
                     // good order, its own frames tell.
-                    let patience = if matches!(end, End::Write(_)) { LAST_WORDS } else { Duration::ZERO };
+                    let patience = if matches!(end, End::Write(_)) { GOODBYE_TIMEOUT } else { Duration::ZERO };
                     match (end, timeout(patience, up).await) {
                         (End::Write(_) | End::Read(_), Ok((End::Eof { last }, _))) => End::Eof { last },
                         (End::Write(error), _) => End::Read(error),
@@ -404,8 +410,8 @@ impl Attached {
     }
 }
 
-/// The CLI is gone: the reset overtakes whatever is still under way. The target ends its side of the stream in good order
-/// when it has passed that on, and in no other way.
+/// Resets the stream of a CLI that is gone, which overtakes what is still under way. The target ends its side of the stream
+/// in good order when it has passed that on, and in no other way.
 async fn gone(mut send_half: SendStream, mut recv: RecvStream) -> Left {
     let _closed = send_half.reset(code(RESET_CALLER_GONE));
     let ended = async {
@@ -417,17 +423,17 @@ async fn gone(mut send_half: SendStream, mut recv: RecvStream) -> Left {
             }
         }
     };
-    timeout(DELIVERY, ended).await.unwrap_or(Left::Untold)
+    timeout(GONE_DELIVERY_TIMEOUT, ended).await.unwrap_or(Left::Untold)
 }
 
-/// The target has said its last word, or is lost: then the CLI's socket is closed, and it draws the conclusion itself.
+/// Closes the CLI's socket when the target has sent its last frame, or is lost: the CLI draws the conclusion itself.
 async fn finish(end: End, mut writer: OwnedWriteHalf, not_a_member: &Refusal) -> anyhow::Result<Left> {
     match end {
         End::Eof { last: Some(last) } if is_last_word(last) => {
             writer.shutdown().await?;
             Ok(Left::InGoodOrder)
         }
-        End::Eof { .. } => anyhow::bail!("the target ended the stream before its last word"),
+        End::Eof { .. } => anyhow::bail!("the target ended the stream before its last frame"),
         End::Read(error) if refused_as_stranger(&error) => {
             refuse(&mut writer, &not_a_member.failure().await).await?;
             Ok(Left::InGoodOrder)
@@ -438,12 +444,13 @@ async fn finish(end: End, mut writer: OwnedWriteHalf, not_a_member: &Refusal) ->
     }
 }
 
-/// After this the CLI does not come back.
+/// Returns whether the CLI does not come back after this.
 fn is_last_word(kind: Kind) -> bool {
     matches!(kind, Kind::Exit | Kind::Refused | Kind::Superseded | Kind::Listed | Kind::Killed)
 }
 
-/// The target closed the connection because it does not know this machine: then it read nothing of the request.
+/// Returns whether the target closed the connection because it does not know this machine: then it read nothing of the
+/// request.
 fn refused_as_stranger(error: &std::io::Error) -> bool {
     let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<ReadError>());
     matches!(inner, Some(ReadError::ConnectionLost(lost)) if closed_as_stranger(lost))

@@ -10,7 +10,7 @@ use malai_protocol::local::SessionTarget;
 use crate::clusters::membership::Membership;
 use crate::clusters::{Cluster, Clusters};
 
-/// The machine that the target names.
+/// Returns the machine that the target names.
 ///
 /// # Errors
 /// [`Failure`]: no cluster here, no such cluster, not configured yet, no such machine, or more than one.
@@ -30,7 +30,7 @@ fn in_cluster(clusters: &Clusters, alias: &str, machine: &str) -> Result<(Arc<Me
         Some(Cluster::Ready(served)) => Arc::clone(&served.membership),
         Some(Cluster::Waiting(waiting)) => return Err(not_yet(alias, &waiting.what())),
         Some(Cluster::Broken(failure)) => {
-            let text = format!("cluster {alias} does not work here: {}", failure.message);
+            let text = format!("cluster {alias} cannot be used on this machine: {}", failure.message);
             return Err(Failure { message: text, ..failure.clone() });
         }
         None => return Err(no_cluster(clusters, alias)),

@@ -1,4 +1,4 @@
-//! One joined cluster on this machine: its identity, its endpoint, the snapshot it holds, its connections.
+//! One joined cluster on this machine: its identity, the config that it holds, its peers, its tasks.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,16 +32,16 @@ const LAST_FRAMES_TIME: Duration = Duration::from_millis(20);
 /// Bounds how long an endpoint that is abandoned waits for what still uses it.
 const ENDPOINT_RELEASE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// One cluster that this machine is a member of and holds a snapshot of.
+/// Is one cluster that this machine is a member of and holds a snapshot of.
 #[derive(Debug)]
 pub(crate) struct Membership {
-    /// Its name here.
+    /// Is the name of the cluster on this machine.
     pub(crate) alias: String,
-    /// Its directory.
+    /// Is the directory of its files.
     pub(crate) dir: ClusterDir,
-    /// Its key.
+    /// Is the key of the cluster.
     pub(crate) cluster: ClusterId,
-    /// This machine's key.
+    /// Is this machine's key.
     pub(crate) me: MachineId,
     /// This machine holds the cluster key.
     pub(crate) is_manager: bool,
@@ -49,11 +49,11 @@ pub(crate) struct Membership {
     pub(crate) config: ConfigState,
     /// Holds the connections to the other machines.
     pub(crate) peers: Peers,
-    /// What is counted.
+    /// Holds what is counted.
     pub(crate) counters: Arc<Counters>,
-    /// Sessions on this machine, of this cluster.
+    /// Holds the sessions of this cluster on this machine.
     pub(crate) live: Arc<LiveTable>,
-    /// What was refused lately.
+    /// Counts what was refused lately.
     pub(crate) refusals: Refusals,
     /// Holds what all clusters of the daemon share.
     pub(crate) host: Arc<Host>,
@@ -65,31 +65,31 @@ pub(crate) struct Membership {
     released: watch::Sender<()>,
 }
 
-/// What a membership is made of.
+/// Says what a membership is made of.
 #[derive(Debug)]
 pub(crate) struct Parts {
-    /// The cluster's name here.
+    /// Is the name of the cluster on this machine.
     pub(crate) alias: String,
-    /// Its directory.
+    /// Is the directory of its files.
     pub(crate) dir: ClusterDir,
-    /// This machine's key.
+    /// Is this machine's key.
     pub(crate) me: MachineId,
     /// This machine holds the cluster key.
     pub(crate) is_manager: bool,
-    /// The endpoint of the machine key, and its relays.
+    /// Is the endpoint of the machine key, and its relays.
     pub(crate) bound: Bound,
-    /// How that finds the other machines.
+    /// Says how that finds the other machines.
     pub(crate) finding: Finding,
-    /// The newest snapshot that is known.
+    /// Is the newest snapshot that is known.
     pub(crate) held: Arc<Held>,
-    /// What of it is stored where it belongs.
+    /// Is the header of what is in its own file.
     pub(crate) filed: Option<Header>,
-    /// A snapshot made elsewhere, as the manager's files tell of it.
+    /// Is what the manager's files say of a snapshot made elsewhere.
     pub(crate) foreign: Option<String>,
 }
 
 impl Membership {
-    /// A membership whose tasks do not run yet.
+    /// Makes a membership whose tasks do not run yet.
     pub(crate) fn new(parts: Parts, host: Arc<Host>) -> Arc<Self> {
         let cluster = parts.held.snapshot.header().cluster;
         let counters = host.metrics.of(cluster);
@@ -133,7 +133,7 @@ impl Membership {
         self.config.is_member(id)
     }
 
-    /// Whether commands can run here at all as the config says, under this daemon's account.
+    /// Checks whether commands can run here at all as the config says, under this daemon's account.
     ///
     /// # Errors
     /// The refusal that each of them gets.
@@ -151,7 +151,7 @@ impl Membership {
         self.config.manager().filter(|id| *id != self.me)
     }
 
-    /// This machine's greeting.
+    /// Returns this machine's greeting.
     pub(crate) fn hello(&self) -> malai_protocol::peer::Hello {
         malai_protocol::peer::Hello {
             version: VERSION,
@@ -174,7 +174,7 @@ impl Membership {
         alarms.chain(self.ungranted()).chain(proxy::problem()).collect()
     }
 
-    /// Whether the cluster manager says that this machine is not in the config any more.
+    /// Returns whether the cluster manager says that this machine is not in the config any more.
     pub(crate) fn is_removed(&self) -> bool {
         self.config.alarms.has(AlarmCause::Removed)
     }
@@ -195,7 +195,7 @@ impl Membership {
         raised.chain(twins::alarms(self)).chain(self.unheeded().map(|text| (text, rescan))).collect()
     }
 
-    /// What this version leaves out of the config that is held.
+    /// Returns what this version leaves out of the config that is held.
     fn unheeded(&self) -> Option<String> {
         let held = self.held();
         let why = held.config.unheeded()?;
@@ -217,7 +217,7 @@ impl Membership {
         self.config.alarms.set(cause, text);
     }
 
-    /// Does this for as long as the cluster is served.
+    /// Runs this for as long as the cluster is served.
     pub(crate) fn keep<F: Future<Output = ()> + Send + 'static>(
         self: &Arc<Self>,
         name: &'static str,

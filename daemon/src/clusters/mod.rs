@@ -39,30 +39,30 @@ use crate::store::held::Held;
 use crate::store::lock::Changes;
 use crate::target::live::LiveTable;
 
-/// How long sessions of a cluster that is left may take to end: TERM, KILL, and the lines of the audit.
+/// Bounds how long sessions of a cluster that is left may take to end: TERM, KILL, and the lines of the audit.
 const REVOKED_ENDS_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A cluster that is served.
+/// Is a cluster that is served.
 #[derive(Debug, Clone)]
 pub(crate) struct Served {
-    /// This machine's part in it.
+    /// Is this machine's part in it.
     pub(crate) membership: Arc<Membership>,
-    /// The cluster manager's desk for newcomers; absent on the other machines and in an agent.
+    /// Is the cluster manager's desk for newcomers; absent on the other machines and in an agent.
     pub(crate) desk: Option<Arc<Desk>>,
 }
 
-/// One cluster of this home.
+/// Is one cluster of this home.
 #[derive(Debug, Clone)]
 pub(crate) enum Cluster {
     /// It is served.
     Ready(Served),
     /// It has no config yet.
     Waiting(Arc<Waiting>),
-    /// It does not work, and the others do.
+    /// It cannot be used, and the others can.
     Broken(Failure),
 }
 
-/// All clusters of one home.
+/// Holds all clusters of one home.
 #[derive(Debug)]
 pub(crate) struct Clusters {
     host: Arc<Host>,
@@ -70,16 +70,15 @@ pub(crate) struct Clusters {
     map: Mutex<BTreeMap<String, Cluster>>,
     tasks: TaskTracker,
     refreshing: tokio::sync::Mutex<()>,
-    /// The snapshot that was held of each cluster when it was taken in again. The disk may have had no room for it, and then
-    /// has an older one.
+    /// Holds the snapshot of each cluster that was in force when the cluster was loaded again. The disk may have had no room
+    /// for it, and then has an older one.
     newest: Mutex<BTreeMap<String, Arc<Held>>>,
-    /// Held for writing while a cluster is between what was known of it and what is on the disk. One at a time: two that
-    /// took in the same one would both serve it.
+    /// Is held for writing while a cluster is being loaded. One at a time: two that loaded the same one would both serve it.
     changing: tokio::sync::RwLock<()>,
 }
 
 impl Clusters {
-    /// No cluster yet.
+    /// Makes a list without clusters.
     pub(crate) fn new(host: Arc<Host>, settings: store::settings::Settings) -> Arc<Self> {
         Arc::new(Self {
             host,
@@ -101,7 +100,7 @@ impl Clusters {
         &self.host
     }
 
-    /// Takes in every cluster of the home. What is broken is kept as broken.
+    /// Loads every cluster of the home. What is broken is kept as broken.
     ///
     /// # Errors
     /// [`Failure`] when the directory of clusters cannot be read at all.
@@ -112,13 +111,13 @@ impl Clusters {
         Ok(())
     }
 
-    /// Waits until no cluster is being taken in: for a moment then there is nothing of it, and whoever looked would be
-    /// told that this machine is in no such cluster.
+    /// Waits until no cluster is being loaded: for a moment then it is missing, and a request would hear that this machine
+    /// is in no such cluster.
     pub(crate) async fn settled(&self) {
         drop(self.changing.read().await);
     }
 
-    /// Takes in one cluster from the disk, in place of what was known of it. Sessions go on, and are decided anew.
+    /// Loads one cluster from the disk, in place of what was known of it. Sessions go on, and are decided again.
     pub(crate) async fn load(self: &Arc<Self>, alias: &str) {
         let _changing = self.changing.write().await;
         let before = self.lock().remove(alias);
@@ -141,7 +140,7 @@ impl Clusters {
                 return;
             }
             Err(failure) => {
-                tracing::error!(cluster = alias, "does not work: {failure}");
+                tracing::error!(cluster = alias, "cannot be used: {failure}");
                 Cluster::Broken(failure)
             }
         };
@@ -151,7 +150,7 @@ impl Clusters {
         self.lock().insert(alias.to_owned(), cluster);
     }
 
-    /// For an agent, beside which others change files: takes in what changed on the disk since it was last taken in.
+    /// Loads what changed on the disk since it was loaded: beside an agent other processes change files.
     ///
     /// # Errors
     /// [`Failure`] when the directory of clusters cannot be read at all.
@@ -188,7 +187,7 @@ impl Clusters {
         Ok(())
     }
 
-    /// Takes in one cluster anew, in the background.
+    /// Loads one cluster again, in the background.
     pub(crate) fn reload(self: &Arc<Self>, alias: String) {
         let clusters = Arc::clone(self);
         self.tasks.spawn(async move { clusters.load(&alias).await });
@@ -212,7 +211,7 @@ impl Clusters {
         let known = self.lock().remove(alias);
         self.newest.lock().remove(alias);
         stop(known).await;
-        // It may have been taken in again meanwhile, and have let sessions in; now no more can come.
+        // It may have been loaded again meanwhile, and have let sessions in; now no more can come.
         self.end_sessions(alias, &tables).await;
     }
 
@@ -220,14 +219,13 @@ impl Clusters {
         for table in tables {
             table.revoke_all(&self.host).await;
             if !table.all_over(REVOKED_ENDS_TIMEOUT).await {
-                tracing::error!(cluster = alias, "is left before all of its sessions have ended");
+                tracing::error!(cluster = alias, "left the cluster before all of its sessions ended");
             }
         }
     }
 
-    /// For a daemon that starts: decides the sessions anew that an earlier one left, all of them, and ends those that
-    /// no config allows. A cluster that does not work may still be mended: its sessions wait for that, as for their
-    /// callers.
+    /// Decides all sessions again that an earlier daemon left, and ends those that no config allows. A cluster that cannot be
+    /// used may still be mended: its sessions wait for that, as for their callers.
     pub(crate) async fn take_over(&self) {
         let served = self.ready();
         for membership in &served {
@@ -305,7 +303,7 @@ impl Clusters {
         };
         if !agent && let Err(failure) = keep_ports(&membership, desk.as_deref(), ports) {
             // The next start may get other ports. That is no reason not to serve now.
-            tracing::warn!(cluster = alias, "the ports were not kept: {failure}");
+            tracing::warn!(cluster = alias, "cannot store the ports: {failure}");
         }
         start(&membership);
         membership.keep("addresses", known::keep);
@@ -320,7 +318,7 @@ impl Clusters {
         Ok(Cluster::Ready(Served { membership, desk }))
     }
 
-    /// The stored snapshot, or a newer one of the same cluster that was held before.
+    /// Returns the stored snapshot, or a newer one of the same cluster that was held before.
     fn newest(&self, alias: &str, stored: Snapshot) -> Result<Arc<Held>, Failure> {
         let before = self.newest.lock().get(alias).cloned();
         let newer = |held: &Arc<Held>| {
@@ -333,7 +331,7 @@ impl Clusters {
         }
     }
 
-    /// A snapshot made elsewhere, as the manager's files tell of it.
+    /// Returns what the manager's files say of a snapshot made elsewhere.
     async fn foreign(&self, alias: &str) -> Result<Option<String>, Failure> {
         let (home, alias) = (self.host.home.clone(), alias.to_owned());
         blocking(move || Ok(Manager::load(&Changes::begin(&home)?, &alias)?.alarm())).await
@@ -362,22 +360,22 @@ impl Clusters {
         Ok(Desk::new(Arc::clone(membership), bound))
     }
 
-    /// The cluster with this alias.
+    /// Returns the cluster with this alias.
     pub(crate) fn get(&self, alias: &str) -> Option<Cluster> {
         self.lock().get(alias).cloned()
     }
 
-    /// All clusters, by alias.
+    /// Returns all clusters, by alias.
     pub(crate) fn all(&self) -> Vec<(String, Cluster)> {
         self.lock().iter().map(|(alias, cluster)| (alias.clone(), cluster.clone())).collect()
     }
 
-    /// All aliases.
+    /// Returns all aliases.
     pub(crate) fn aliases(&self) -> Vec<String> {
         self.lock().keys().cloned().collect()
     }
 
-    /// The clusters that are served.
+    /// Returns the clusters that are served.
     pub(crate) fn served(&self) -> Vec<Served> {
         let ready = |cluster: &Cluster| match cluster {
             Cluster::Ready(served) => Some(served.clone()),
@@ -386,17 +384,17 @@ impl Clusters {
         self.lock().values().filter_map(ready).collect()
     }
 
-    /// This machine's part in each cluster that is served.
+    /// Returns this machine's part in each cluster that is served.
     pub(crate) fn ready(&self) -> Vec<Arc<Membership>> {
         self.served().into_iter().map(|served| served.membership).collect()
     }
 
-    /// The part in the cluster with this key.
+    /// Returns this machine's part in the cluster with this key.
     pub(crate) fn by_id(&self, id: &ClusterId) -> Option<Arc<Membership>> {
         self.ready().into_iter().find(|membership| membership.cluster == *id)
     }
 
-    /// A cluster that waits for its config, and what for.
+    /// Returns a cluster that waits for its config, and what it waits for.
     pub(crate) fn waiting(&self) -> Option<(String, String)> {
         self.lock().iter().find_map(|(alias, cluster)| match cluster {
             Cluster::Waiting(waiting) => Some((alias.clone(), waiting.what())),
@@ -404,13 +402,13 @@ impl Clusters {
         })
     }
 
-    /// What must be said at the start: clusters that do not work.
+    /// Returns what must be said at the start: which clusters cannot be used.
     pub(crate) fn warnings(&self) -> Vec<String> {
         let all = self.all();
         let broken = all.iter().filter_map(|(alias, cluster)| match cluster {
             Cluster::Broken(failure) => {
                 let hint = failure.hint.as_ref().map_or_else(String::new, |hint| format!(" ({hint})"));
-                Some(format!("cluster {alias} does not work: {}{hint}", failure.message))
+                Some(format!("cluster {alias} cannot be used: {}{hint}", failure.message))
             }
             Cluster::Ready(served) => {
                 let alarms = served.membership.alarms();
@@ -442,13 +440,13 @@ impl Clusters {
     }
 }
 
-/// What a cluster is that could not be taken in for a fault of malai.
+/// Returns the failure of a cluster that could not be loaded because of a fault in malai.
 fn fault() -> Failure {
-    Failure::new(Kind::Internal, "a fault in malai kept it from being taken in; the log tells which")
+    Failure::new(Kind::Internal, "a fault in malai prevented loading this cluster; see the log")
         .hint("malai daemon restart; and please report the fault")
 }
 
-/// The sockets of a cluster that is served.
+/// Returns the sockets of a cluster that is served.
 fn bound(cluster: Option<&Cluster>) -> Vec<SocketAddr> {
     let Some(Cluster::Ready(Served { membership, desk })) = cluster else { return Vec::new() };
     let desk = desk.iter().flat_map(|desk| desk.endpoint.bound_sockets());

@@ -12,8 +12,8 @@ use tokio::time::Instant;
 use crate::clusters::membership::Membership;
 use crate::clusters::peers::dial;
 
-/// How long `rescan` waits for the machines.
-const WAIT: Duration = Duration::from_secs(5);
+/// Bounds how long `rescan` waits for the machines.
+const SPREAD_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Waits up to 5 s for the other machines to hold what is held here, dialling those that are not connected, and lists
 /// by name who does and who was not reached. In an agent nothing is published.
@@ -43,7 +43,7 @@ async fn wait(
     missing: &mut BTreeMap<String, MachineId>,
     holding: &mut Vec<String>,
 ) {
-    let deadline = Instant::now() + WAIT;
+    let deadline = Instant::now() + SPREAD_TIMEOUT;
     let mut changes = membership.peers.pool.watch();
     let mut dials = JoinSet::new();
     for id in missing.values().copied().filter(|id| membership.peers.pool.live(*id).is_none()) {

@@ -162,7 +162,7 @@ mod tests {
         (Floor { cubic, fate: Fate::default() }, initial)
     }
 
-    /// So many losses of a packet, each in a round trip of its own, with so many packets that arrive between them.
+    /// Makes this many losses of a packet, each in a round trip of its own, with this many packets that arrive in between.
     fn lose(floor: &mut Floor, losses: u32, arrivals: u32) {
         for _ in 0..losses {
             floor.fate.arrived(u64::from(arrivals) * u64::from(MTU));

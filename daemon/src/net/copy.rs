@@ -5,15 +5,15 @@ use malai_protocol::codec::{CodecError, Kind};
 use malai_protocol::scan::{Direction, Scanner};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
-/// One read of the pump: a data frame of the largest size and its header fit.
-const BUFFER: usize = 72 * 1024;
+/// Sets how much one read of the pump takes: a data frame of the largest size and its header.
+const PUMP_BUFFER_BYTES: usize = 72 * 1024;
 
-/// How one direction of a session came to its end.
+/// Says how one direction of a session ended.
 #[derive(Debug)]
 pub(crate) enum End {
     /// The reader ended where a frame ends.
     Eof {
-        /// The last frame that passed.
+        /// Is the last frame that passed.
         last: Option<Kind>,
     },
     /// The reader failed, or ended inside a frame.
@@ -52,7 +52,7 @@ where
             }
             buffer.clear();
         }
-        buffer.reserve(BUFFER);
+        buffer.reserve(PUMP_BUFFER_BYTES);
         match reader.read_buf(&mut buffer).await {
             Ok(0) if scanner.at_boundary() => return End::Eof { last: scanner.last() },
             Ok(0) => return End::Read(std::io::ErrorKind::UnexpectedEof.into()),

@@ -27,68 +27,70 @@ use crate::net::finding::mdns::Mdns;
 use crate::net::finding::ways::{Noting, Ways};
 use crate::store::secret::{Secret, wiped};
 
-/// Sessions on one connection; the next one is refused by name.
-pub(crate) const MAX_SESSIONS: u32 = 1024;
-/// Streams beyond the sessions: control, snapshots, pings, and those refused by name. QUIC gives places back only when
-/// an eighth of all have become free: with fewer than that to spare, a session too many would wait and not be refused.
-const SPARE_STREAMS: u32 = 256;
-/// A connection on which nothing was heard for so long is dead. QUIC begins to count anew with the first packet that asks
-/// for an answer after the last one that came, and iroh sends one after 5 s at most: so a machine that went is known to have
-/// gone within 18 s, and a path has to lose three keep-alives in a row to be taken for dead.
-pub(crate) const IDLE: Duration = Duration::from_secs(13);
-/// How long the sockets of a closed endpoint may take to be free: longer than a busy machine needs.
-const RELEASE: Duration = Duration::from_secs(3);
+/// Bounds the sessions of one connection. The next one is refused by name.
+pub(crate) const MAX_SESSIONS_PER_CONNECTION: u32 = 1024;
+/// Adds to the streams of a connection those beyond its sessions: control, snapshots, pings, and those refused by name.
+/// QUIC gives places back only when an eighth of all have become free: with fewer than that to spare, a session too many
+/// would wait and not be refused.
+const SPARE_STREAMS_PER_CONNECTION: u32 = 256;
+/// Sets how long a connection on which nothing is heard lives. QUIC begins to count again with the first packet that asks
+/// for an answer after the last one that came, and iroh sends one after 5 s at most: so a machine that is gone is known
+/// to be gone within 18 s, and a path has to lose three keep-alives in a row to be taken for dead.
+pub(crate) const CONNECTION_IDLE_TIMEOUT: Duration = Duration::from_secs(13);
+/// Bounds how long the sockets of a closed endpoint may take to be free: longer than a busy machine needs.
+const SOCKET_RELEASE_TIMEOUT: Duration = Duration::from_secs(3);
 /// Sets how much of the stack is wiped after an endpoint was bound: several times what that takes in a debug build, and
 /// half of a thread's.
 const BINDING_STACK_BYTES: usize = 1024 * 1024;
-const RELEASE_POLL: Duration = Duration::from_millis(10);
-/// How long a closing endpoint waits for its peers at least. All are told at once, and whoever is there confirms within
-/// a round trip; for those that vanished, or that are only being dialled, iroh waits 3 s.
-const CLOSE: Duration = Duration::from_secs(1);
-/// On a slow path it waits for so many round trips: three probe timeouts, after which QUIC too expects nothing more.
-const CLOSE_ROUND_TRIPS: u32 = 9;
+/// Sets how often that is looked at. The system does not tell when a port is free.
+const SOCKET_RELEASE_LOOK_INTERVAL: Duration = Duration::from_millis(10);
+/// Sets how long a closing endpoint waits for its peers at least. All are told at once, and a peer that is there confirms
+/// within a round trip; for those that vanished, or that are only being dialled, iroh waits 3 s.
+const ENDPOINT_CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
+/// Sets how many round trips it waits on a slow path: three probe timeouts, after which QUIC too expects nothing more.
+const ENDPOINT_CLOSE_ROUND_TRIPS: u32 = 9;
 
-/// What an endpoint is bound with.
+/// Says how an endpoint is bound.
 #[derive(Debug)]
 pub(crate) struct Options<'a> {
-    /// Its secret key.
+    /// Is its secret key.
     pub(crate) key: Secret,
-    /// What it accepts; empty for one that only calls.
+    /// Names the protocols that it accepts; empty for one that only calls.
     pub(crate) alpns: Vec<Vec<u8>>,
-    /// The cluster's `[network]`.
+    /// Is the cluster's `[network]`.
     pub(crate) network: &'a Network,
-    /// `listen` of the local settings.
+    /// Is `listen` of the local settings.
     pub(crate) listen: Option<SocketAddr>,
-    /// The port that was used last.
+    /// Is the port that was used last.
     pub(crate) kept_port: Option<u16>,
     /// It makes itself known to discovery services.
     pub(crate) publish: bool,
-    /// What a newcomer shows to relays.
+    /// Is what a newcomer shows to relays.
     pub(crate) pass: Option<Pass>,
-    /// How it finds others.
+    /// Says how it finds machines.
     pub(crate) finding: Finding,
 }
 
-/// An endpoint and its relays.
+/// Holds an endpoint and its relays.
 #[derive(Debug)]
 pub(crate) struct Bound {
-    /// The endpoint.
+    /// Is the endpoint.
     pub(crate) endpoint: Endpoint,
-    /// Its relays, which may change while it lives.
+    /// Holds its relays, which may change while it lives.
     pub(crate) relays: Relays,
 }
 
-/// How an endpoint finds others: what is kept by whoever uses it.
+/// Holds how an endpoint finds machines, for those that use the endpoint.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Finding {
-    /// Which way told what.
+    /// Remembers which way told what.
     pub(crate) ways: Arc<Ways>,
-    /// Other members, where there are any to ask.
+    /// Asks other members, where there are any.
     pub(crate) directory: Directory,
 }
 
 impl<'a> Options<'a> {
-    /// For an endpoint that only calls, at any port, and tells no discovery service of itself.
+    /// Makes options for an endpoint that only calls, at any port, and tells no discovery service of itself.
     pub(crate) fn caller(key: Secret, network: &'a Network) -> Self {
         Self {
             key,
@@ -167,14 +169,14 @@ pub(crate) async fn bound(builder: Builder, key: &Secret) -> Result<Endpoint, St
 }
 
 /// Waits until the sockets of a closed endpoint are free to be bound again: its tasks let go of them a moment later.
-/// After [`RELEASE`] whoever binds says what is wrong.
+/// After [`SOCKET_RELEASE_TIMEOUT`] the next attempt to bind them says what is wrong.
 pub(crate) async fn released(sockets: &[SocketAddr]) {
-    let deadline = tokio::time::Instant::now() + RELEASE;
+    let deadline = tokio::time::Instant::now() + SOCKET_RELEASE_TIMEOUT;
     let is_taken = |socket: &SocketAddr| {
         std::net::UdpSocket::bind(socket).is_err_and(|error| error.kind() == std::io::ErrorKind::AddrInUse)
     };
     while sockets.iter().any(is_taken) && tokio::time::Instant::now() < deadline {
-        tokio::time::sleep(RELEASE_POLL).await;
+        tokio::time::sleep(SOCKET_RELEASE_LOOK_INTERVAL).await;
     }
 }
 
@@ -183,17 +185,17 @@ pub(crate) async fn released(sockets: &[SocketAddr]) {
 pub(crate) async fn close(endpoint: &Endpoint, rtt: Duration) {
     let endpoint = endpoint.clone();
     let closing = tokio::spawn(async move { endpoint.close().await });
-    match tokio::time::timeout(CLOSE.max(rtt * CLOSE_ROUND_TRIPS), closing).await {
+    match tokio::time::timeout(ENDPOINT_CLOSE_TIMEOUT.max(rtt * ENDPOINT_CLOSE_ROUND_TRIPS), closing).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => tracing::error!("an endpoint did not close in good order: {error}"),
         Err(_) => tracing::info!("not every peer has confirmed that the connection is closed"),
     }
 }
 
-/// Lets go of an endpoint with which nobody is heard, without a word: its sockets are free a moment later. No other
-/// handle to it may be left.
+/// Drops an endpoint that hears no peer, without a goodbye: its sockets are free a moment later. No other handle to it may
+/// be left.
 pub(crate) fn abandon(endpoint: Endpoint) {
-    // iroh calls that an error, which it is wherever somebody is there to be told.
+    // iroh logs that as an error, which it is where a peer is there that could be told.
     tracing::subscriber::with_default(NoSubscriber::default(), || drop(endpoint));
 }
 
@@ -243,17 +245,17 @@ fn builder(options: &Options<'_>, trust: &Arc<Trust>, relays: &Relays) -> Result
     add_discovery(builder, network, options)
 }
 
-/// Whether the cluster named its own relays or none: then nothing public may be contacted that it did not name.
+/// Returns whether the cluster named its own relays or none: then nothing public may be contacted that it did not name.
 fn is_self_hosted(network: &Network) -> bool {
     network.relays.is_some()
 }
 
 fn transport_config() -> QuicTransportConfig {
     let mut config = QuicTransportConfig::builder()
-        .max_concurrent_bidi_streams(VarInt::from_u32(MAX_SESSIONS + SPARE_STREAMS))
+        .max_concurrent_bidi_streams(VarInt::from_u32(MAX_SESSIONS_PER_CONNECTION + SPARE_STREAMS_PER_CONNECTION))
         .max_concurrent_uni_streams(VarInt::from_u32(0))
         .congestion_controller_factory(Arc::new(super::congestion::Floored));
-    if let Ok(idle) = IDLE.try_into() {
+    if let Ok(idle) = CONNECTION_IDLE_TIMEOUT.try_into() {
         config = config.max_idle_timeout(Some(idle));
     }
     config.build()
@@ -353,13 +355,13 @@ fn noting<B>(lookup: B, name: &str, ways: &Arc<Ways>) -> Noting<B> {
     Noting { lookup, way: name.into(), ways: Arc::clone(ways) }
 }
 
-/// The relay of this URL as the cluster's config has it, with its pin; otherwise nothing but the URL.
+/// Returns the relay of this URL as the cluster's config has it, with its pin; otherwise nothing but the URL.
 pub(crate) fn named(network: &Network, url: &RelayUrl) -> Relay {
     let known = network.relays.iter().flatten().find(|relay| relay.url.parse().ok().as_ref() == Some(url));
     known.cloned().unwrap_or_else(|| Relay::at(url.to_string()))
 }
 
-/// The relays that the cluster uses.
+/// Returns the relays that the cluster uses.
 pub(crate) fn relays(network: &Network) -> Vec<RelayUrl> {
     match &network.relays {
         Some(named) => named.iter().filter_map(|relay| relay.url.parse().ok()).collect(),
@@ -367,7 +369,7 @@ pub(crate) fn relays(network: &Network) -> Vec<RelayUrl> {
     }
 }
 
-/// Where this endpoint can be reached: `IP:PORT` and relay URLs, most useful first, at most `most`.
+/// Returns where this endpoint can be reached: `IP:PORT` and relay URLs, most useful first, at most `most`.
 pub(crate) fn own_addresses(endpoint: &Endpoint, most: usize) -> Vec<String> {
     let mut direct = Vec::new();
     let mut relays = Vec::new();
@@ -390,13 +392,13 @@ fn loopback(bound: &SocketAddr) -> SocketAddr {
     if bound.ip().is_unspecified() { (Ipv4Addr::LOCALHOST, bound.port()).into() } else { *bound }
 }
 
-/// The port that is bound, to be kept for the next start.
+/// Returns the port that is bound, to be kept for the next start.
 pub(crate) fn bound_port(endpoint: &Endpoint) -> Option<u16> {
     endpoint.bound_sockets().iter().find(|a| a.is_ipv4()).or(endpoint.bound_sockets().first()).map(SocketAddr::port)
 }
 
-/// An address of another machine as it is written in Hello, tokens and the cache. Unusable ones are dropped: they come
-/// from outside and cost nothing.
+/// Reads an address of another machine as it is written in Hello, tokens and the cache. Unusable ones are dropped: they
+/// come from outside and cost nothing.
 pub(crate) fn parse_address(text: &str) -> Option<TransportAddr> {
     if let Ok(addr) = text.parse::<SocketAddr>() {
         return Some(TransportAddr::Ip(addr));
@@ -404,7 +406,7 @@ pub(crate) fn parse_address(text: &str) -> Option<TransportAddr> {
     text.starts_with("http").then(|| text.parse::<RelayUrl>().ok()).flatten().map(TransportAddr::Relay)
 }
 
-/// The reverse of [`parse_address`].
+/// Writes an address as [`parse_address`] reads it.
 pub(crate) fn address_text(addr: &TransportAddr) -> Option<String> {
     match addr {
         TransportAddr::Ip(ip) => Some(ip.to_string()),
@@ -433,7 +435,7 @@ mod tests {
             let endpoint = endpoint.clone();
             async move { endpoint.connect(addr, b"test").await.map(drop) }
         });
-        let first = timeout(RELEASE, silent.recv_from(&mut [0; 2048])).await;
+        let first = timeout(SOCKET_RELEASE_TIMEOUT, silent.recv_from(&mut [0; 2048])).await;
         assert!(first.is_ok(), "the endpoint dials");
         dialling.abort();
         assert!(dialling.await.is_err_and(|ended| ended.is_cancelled()));
@@ -441,7 +443,7 @@ mod tests {
         let begun = Instant::now();
         abandon(endpoint);
         released(&sockets).await;
-        assert!(begun.elapsed() < RELEASE / 2, "it took {:?}", begun.elapsed());
+        assert!(begun.elapsed() < SOCKET_RELEASE_TIMEOUT / 2, "it took {:?}", begun.elapsed());
         for socket in sockets {
             std::net::UdpSocket::bind(socket).unwrap();
         }

@@ -20,37 +20,37 @@ use crate::store::held::Held;
 use crate::store::keeper::Keeper;
 use crate::store::snapshot::Place;
 
-/// One that delivers slowly keeps nobody else from being asked.
-const PATIENCE: Duration = Duration::from_millis(250);
+/// Bounds how long a fetch waits for an earlier one: a slow peer does not hold up the next.
+const FETCH_TURN_TIMEOUT: Duration = Duration::from_millis(250);
 
-/// All clusters of a relay.
+/// Holds all clusters of a relay.
 #[derive(Debug)]
 pub(crate) struct Clusters {
     all: Vec<Cluster>,
     changes: watch::Sender<u64>,
 }
 
-/// One cluster of a relay.
+/// Is one cluster of a relay.
 #[derive(Debug)]
 pub(crate) struct Cluster {
-    /// Its key.
+    /// Is its key.
     pub(crate) id: ClusterId,
-    /// Its name, for people.
+    /// Is its name, for people.
     pub(crate) name: String,
     place: Place,
-    /// What was stored where it belongs when the relay started.
+    /// Is the header of what was in its own file when the relay started.
     filed: Option<Header>,
     state: RwLock<State>,
     alarms: Alarms,
     fetching: tokio::sync::Mutex<()>,
 }
 
-/// What a relay knows of a cluster.
+/// Holds what a relay knows of a cluster.
 #[derive(Debug, Default)]
 struct State {
     held: Option<Arc<Held>>,
     machines: HashSet<MachineId>,
-    /// Those that were taken out of the config while this relay ran: a ticket does not bring them back.
+    /// Holds those that were removed from the config while this relay ran: a ticket does not bring them back.
     removed: HashSet<MachineId>,
 }
 
@@ -65,7 +65,7 @@ impl State {
 }
 
 impl Clusters {
-    /// The clusters of these settings, with the snapshots that are stored.
+    /// Loads the clusters of these settings, with the snapshots that are stored.
     ///
     /// # Errors
     /// [`malai_protocol::failure::Kind::BadConfig`] for a stored snapshot that is broken, or that this version cannot
@@ -75,27 +75,27 @@ impl Clusters {
         Ok(Arc::new(Self { all: all?, changes: watch::Sender::new(0) }))
     }
 
-    /// All of them.
+    /// Returns all of them.
     pub(crate) fn all(&self) -> &[Cluster] {
         &self.all
     }
 
-    /// Wakes whenever another snapshot is held.
+    /// Returns what wakes whenever another snapshot is held.
     pub(crate) fn watch(&self) -> watch::Receiver<u64> {
         self.changes.subscribe()
     }
 
-    /// The cluster with this key.
+    /// Returns the cluster with this key.
     pub(crate) fn get(&self, id: &ClusterId) -> Option<&Cluster> {
         self.all.iter().find(|cluster| cluster.id == *id)
     }
 
-    /// Whether this is the key of a machine of one of them, or of one of them itself.
+    /// Returns whether this is the key of a machine of one of them, or of one of them itself.
     pub(crate) fn has(&self, key: &MachineId) -> bool {
         self.all.iter().any(|cluster| cluster.has(key))
     }
 
-    /// The cluster that signed this header; `None` when it is no cluster's of this relay, or not validly signed.
+    /// Returns the cluster that signed this header; `None` when it is no cluster's of this relay, or not validly signed.
     pub(crate) fn signer(&self, header: &SignedHeader) -> Option<(&Cluster, Header)> {
         self.all.iter().find_map(|cluster| Some((cluster, header.verify(&cluster.id).ok()?)))
     }
@@ -106,7 +106,7 @@ impl Clusters {
     /// # Errors
     /// Whatever the stream, the snapshot or the disk say.
     pub(crate) async fn fetch(&self, cluster: &Cluster, conn: &Connection, header: &Header) -> anyhow::Result<()> {
-        let _turn = tokio::time::timeout(PATIENCE, cluster.fetching.lock()).await;
+        let _turn = tokio::time::timeout(FETCH_TURN_TIMEOUT, cluster.fetching.lock()).await;
         match cluster.order(header) {
             Order::Newer => {}
             Order::Fork => {
@@ -152,7 +152,7 @@ impl Cluster {
         self.state.read()
     }
 
-    /// The snapshot that is held.
+    /// Returns the snapshot that is held.
     pub(crate) fn held(&self) -> Option<Arc<Held>> {
         self.read().held.clone()
     }
@@ -163,23 +163,23 @@ impl Cluster {
         (!all.is_empty()).then(|| all.join("; "))
     }
 
-    /// Whether this machine was taken out of the config while the relay ran.
+    /// Returns whether this machine was removed from the config while the relay ran.
     pub(crate) fn removed(&self, key: &MachineId) -> bool {
         self.read().removed.contains(key)
     }
 
-    /// Whether this is the key of a machine of the cluster, or the cluster's own.
+    /// Returns whether this is the key of a machine of the cluster, or the cluster's own.
     pub(crate) fn has(&self, key: &MachineId) -> bool {
         self.id.as_bytes() == key.as_bytes() || self.read().machines.contains(key)
     }
 
-    /// Whether this key speaks for the cluster manager: the cluster's own, or that of the machine that holds it.
+    /// Returns whether this key speaks for the cluster manager: the cluster's own, or that of the machine that holds it.
     pub(crate) fn is_manager(&self, key: &MachineId) -> bool {
         let manager = |held: &Held| held.config.machines.get(&held.config.cluster.manager).map(|machine| machine.id);
         key.as_bytes() == self.id.as_bytes() || self.held().and_then(|held| manager(&held)).as_ref() == Some(key)
     }
 
-    /// How this header stands to what is held.
+    /// Returns how this header compares with what is held.
     pub(crate) fn order(&self, header: &Header) -> Order {
         order(header, self.read().held.as_ref().map(|held| held.snapshot.header()))
     }
@@ -198,7 +198,7 @@ impl Cluster {
     fn install(&self, snapshot: Snapshot) -> Result<bool, Failure> {
         let generation = snapshot.header().generation;
         let held = Held::new(snapshot).inspect_err(|failure| {
-            let text = format!("the config of generation {generation} cannot be used here: {failure}");
+            let text = format!("cannot use the config of generation {generation}: {failure}");
             self.alarms.raise(AlarmCause::Unusable, text);
         })?;
         let header = *held.snapshot.header();

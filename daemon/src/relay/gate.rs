@@ -1,5 +1,5 @@
-//! Who may use the relay: machines of its clusters, cluster keys, and holders of a ticket. Whoever loses that is
-//! disconnected.
+//! Decides who may use the relay: machines of its clusters, cluster keys, and holders of a ticket. A client that loses that
+//! right is disconnected.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -20,22 +20,22 @@ use super::clusters::Clusters;
 use crate::net::machine_id;
 use crate::runtime::clock::now_ms;
 
-/// Connections of one key: one is usual, and a second one while the first is found to be dead.
-const PER_KEY: usize = 8;
-/// Connections by ticket, of all holders: each is a newcomer that is about to become a machine.
-const BY_TICKET: usize = 1024;
-/// Connections in all. Each takes a socket and some memory.
-const MOST: usize = 16 * 1024;
+/// Bounds the connections of one key: one is usual, and a second one while the first is found to be dead.
+const MAX_CONNECTIONS_PER_KEY: usize = 8;
+/// Bounds the connections by ticket, of all holders: each is a newcomer that is about to become a machine.
+const MAX_CONNECTIONS_BY_TICKET: usize = 1024;
+/// Bounds the connections in all. Each takes a socket and some memory.
+const MAX_CONNECTIONS: usize = 16 * 1024;
 /// Between two looks for tickets that expired.
 const LOOK: Duration = Duration::from_secs(1);
-/// A stranger waits so long for a snapshot that makes it a machine: it may have the news before the relay has.
-const PATIENCE: Duration = Duration::from_millis(1500);
-/// As many wait at once; more are refused at once.
-const WAITING: usize = 64;
-/// At most one refusal in so long is written to the log; the others are counted.
-const LOG_PACE: Duration = Duration::from_secs(1);
+/// Sets how long a stranger waits for a snapshot that makes it a machine: it may have the news before the relay has.
+const STRANGER_WAIT_TIME: Duration = Duration::from_millis(1500);
+/// Bounds the strangers that wait. More are refused at once.
+const MAX_WAITING_STRANGERS: usize = 64;
+/// Sets the least time between two lines of the log about refusals. The others are counted.
+const REFUSAL_LINE_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Why somebody is not admitted.
+/// Says why a client is not admitted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Denied {
     /// Its key is in none of the configs, and it has no ticket.
@@ -51,19 +51,19 @@ pub(crate) enum Denied {
 }
 
 impl Denied {
-    /// What the client is told.
+    /// Returns what the client hears.
     fn words(self) -> &'static str {
         match self {
             Self::Stranger => "not a machine of a cluster that this relay serves",
             Self::NoTicket => "not a machine of a cluster that this relay serves, and its ticket is not valid here",
-            Self::Expired => "its ticket is expired: a new invite is needed",
+            Self::Expired => "its ticket has expired: a new invite is needed",
             Self::Removed => "it was removed from its cluster",
             Self::TooMany => "too many connections",
         }
     }
 }
 
-/// Somebody who is connected.
+/// Is a client that is connected.
 #[derive(Debug)]
 struct Client {
     key: EndpointId,
@@ -72,14 +72,14 @@ struct Client {
     pass: Option<Pass>,
 }
 
-/// What a valid ticket says.
+/// Holds what a valid ticket says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Pass {
     cluster: ClusterId,
     expires_ms: u64,
 }
 
-/// Who may use the relay, and who does.
+/// Knows who may use the relay, and who does.
 #[derive(Debug)]
 pub(crate) struct Gate {
     clusters: Arc<Clusters>,
@@ -91,7 +91,7 @@ pub(crate) struct Gate {
 }
 
 impl Gate {
-    /// Nobody is connected yet.
+    /// Makes a gate without clients.
     pub(crate) fn new(clusters: Arc<Clusters>) -> Arc<Self> {
         Arc::new(Self {
             clusters,
@@ -99,7 +99,7 @@ impl Gate {
             refused: AtomicU64::new(0),
             let_go: AtomicU64::new(0),
             logged: Mutex::default(),
-            waiting: Semaphore::new(WAITING),
+            waiting: Semaphore::new(MAX_WAITING_STRANGERS),
         })
     }
 
@@ -107,18 +107,18 @@ impl Gate {
         self.connected.lock()
     }
 
-    /// How many connections there are, and how many of them by a ticket.
+    /// Returns how many connections there are, and how many of them by a ticket.
     pub(crate) fn count(&self) -> (usize, usize) {
         let connected = self.connected();
         (connected.len(), connected.values().filter(|client| client.pass.is_some()).count())
     }
 
-    /// How many were refused, and how many were disconnected since they may not be here any more.
+    /// Returns how many were refused, and how many were disconnected because they lost the right to be here.
     pub(crate) fn turned_away(&self) -> (u64, u64) {
         (self.refused.load(Ordering::Relaxed), self.let_go.load(Ordering::Relaxed))
     }
 
-    /// What the ticket says that this text is, when it is one of a cluster of this relay.
+    /// Reads a ticket, when it is one of a cluster of this relay.
     fn pass(&self, token: &str, now_ms: u64) -> Result<Pass, Denied> {
         let ticket = Ticket::from_text(token).map_err(|_| Denied::NoTicket)?;
         let cluster = self.clusters.get(ticket.cluster()).ok_or(Denied::NoTicket)?;
@@ -129,7 +129,7 @@ impl Gate {
         }
     }
 
-    /// By what this key may be here: by itself, or by this pass.
+    /// Returns by what this key may be here: by itself, or by this pass.
     fn permit(&self, id: &MachineId, pass: Option<Pass>, now_ms: u64) -> Result<Option<Pass>, Denied> {
         if self.clusters.has(id) {
             return Ok(None);
@@ -150,7 +150,10 @@ impl Gate {
         let mut connected = self.connected();
         let of_key = connected.values().filter(|client| client.key == key).count();
         let by_ticket = connected.values().filter(|client| client.pass.is_some()).count();
-        if connected.len() >= MOST || of_key >= PER_KEY || (pass.is_some() && by_ticket >= BY_TICKET) {
+        if connected.len() >= MAX_CONNECTIONS
+            || of_key >= MAX_CONNECTIONS_PER_KEY
+            || (pass.is_some() && by_ticket >= MAX_CONNECTIONS_BY_TICKET)
+        {
             return Err(Denied::TooMany);
         }
         connected.insert(id, Client { key, id: machine, pass });
@@ -163,7 +166,7 @@ impl Gate {
         let first = self.admit(id, key, token, now_ms());
         let Err(Denied::Stranger) = first else { return first };
         let Ok(_place) = self.waiting.try_acquire() else { return first };
-        match tokio::time::timeout(PATIENCE, changes.changed()).await {
+        match tokio::time::timeout(STRANGER_WAIT_TIME, changes.changed()).await {
             Ok(Ok(())) => self.admit(id, key, token, now_ms()),
             _ => first,
         }
@@ -177,7 +180,7 @@ impl Gate {
             .iter_mut()
             .filter_map(|(id, client)| match self.permit(&client.id, client.pass, now_ms) {
                 Ok(pass) => {
-                    // Whoever became a machine needs its ticket no more; and when it is removed, it goes at once.
+                    // A client that became a machine needs its ticket no more; and when it is removed, it goes at once.
                     client.pass = pass;
                     None
                 }
@@ -210,7 +213,7 @@ impl Gate {
         let before = self.refused.fetch_add(1, Ordering::Relaxed);
         let mut logged = self.logged.lock();
         let now = Instant::now();
-        if logged.is_none_or(|at| now.duration_since(at) >= LOG_PACE) {
+        if logged.is_none_or(|at| now.duration_since(at) >= REFUSAL_LINE_INTERVAL) {
             *logged = Some(now);
             tracing::info!(peer = %key.fmt_short(), refused = before + 1, "refused: {}", why.words());
         }

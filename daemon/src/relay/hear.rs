@@ -1,5 +1,5 @@
-//! The relay's own endpoint: whoever shows a header that one of its clusters signed is heard, and a newer snapshot is
-//! fetched from it. Nothing else is served here: no session, no snapshot, no address.
+//! The relay's own endpoint: it hears a peer that shows a header which one of its clusters signed, and fetches a newer
+//! snapshot from it. Nothing else is served here: no session, no snapshot, no address.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
@@ -24,27 +24,29 @@ use crate::net::limits::tally::Tally;
 use crate::net::{Frames, Unsupported, bare_hello, close, endpoint, machine_id, send, spoken};
 use crate::store::secret::Secret;
 
-/// How long whoever comes may take until it has greeted, from the first packet on.
-const HELLO: Duration = Duration::from_secs(4);
-/// How long it may take then to tell what is newer, and to read the answer.
-const TELL: Duration = Duration::from_secs(15);
-/// Connections at once that are heard, beyond those of cluster managers.
-const HEARD: usize = 64;
-/// One address may come so often at once.
-const BURST: u32 = 16;
-/// And then once in so long.
-const PACE: Duration = Duration::from_millis(250);
-/// Connections of the manager of one cluster: by its cluster key, by its machine key, and those that are being replaced.
-const MANAGERS: usize = 4;
-/// A manager announces at most one change in so long on average.
-const ANNOUNCE_PACE: Duration = Duration::from_millis(20);
-/// How long the last word may take to arrive.
-const LAST_WORD: Duration = Duration::from_secs(2);
-/// What may be on its way on one connection: of strangers only a greeting comes, and snapshots wait a round trip more.
-const WINDOW: u32 = 256 * 1024;
-/// A connection on which nothing was heard for so long is dead.
-const IDLE: Duration = Duration::from_secs(30);
-/// All that whoever is not heard is told.
+/// Bounds how long a peer may take to greet, from its first packet on.
+const RELAY_HELLO_TIMEOUT: Duration = Duration::from_secs(4);
+/// Bounds how long it may take after that to tell what is newer, and to read the answer.
+const RELAY_TELL_TIMEOUT: Duration = Duration::from_secs(15);
+/// Bounds the connections that are heard at once, beyond those of cluster managers.
+const MAX_HEARD_CONNECTIONS: usize = 64;
+/// Bounds how many handshakes one address may begin at once.
+const MAX_HANDSHAKE_BURST: u32 = 16;
+/// Sets the pace of one address after that.
+const HANDSHAKE_INTERVAL: Duration = Duration::from_millis(250);
+/// Bounds the connections of the manager of one cluster: by its cluster key, by its machine key, and those that are being
+/// replaced.
+const MAX_CONNECTIONS_PER_MANAGER: usize = 4;
+/// Sets the least time between two announcements of a manager on average.
+const MIN_ANNOUNCE_INTERVAL: Duration = Duration::from_millis(20);
+/// Bounds how long the last frame may take to arrive.
+const LAST_FRAME_TIMEOUT: Duration = Duration::from_secs(2);
+/// Bounds what may be on its way on one connection: of strangers only a greeting comes, and snapshots wait a round trip
+/// more.
+const CONNECTION_WINDOW_BYTES: u32 = 256 * 1024;
+/// Sets how long a connection on which nothing is heard lives.
+const CONNECTION_IDLE_TIMEOUT: Duration = Duration::from_secs(30);
+/// Is all that a peer hears that is not heard itself.
 const NOT_HEARD: &str = "not of a cluster that this relay serves";
 
 /// Binds the relay's endpoint at UDP `listen`; for an unspecified IPv6 address, at IPv4 too.
@@ -59,9 +61,9 @@ pub(crate) async fn bind(key: &Secret, listen: SocketAddr) -> Result<Endpoint, F
     let mut transport = QuicTransportConfig::builder()
         .max_concurrent_bidi_streams(VarInt::from_u32(1))
         .max_concurrent_uni_streams(VarInt::from_u32(0))
-        .stream_receive_window(VarInt::from_u32(WINDOW))
-        .receive_window(VarInt::from_u32(WINDOW));
-    if let Ok(idle) = IDLE.try_into() {
+        .stream_receive_window(VarInt::from_u32(CONNECTION_WINDOW_BYTES))
+        .receive_window(VarInt::from_u32(CONNECTION_WINDOW_BYTES));
+    if let Ok(idle) = CONNECTION_IDLE_TIMEOUT.try_into() {
         transport = transport.max_idle_timeout(Some(idle));
     }
     let mut builder = Endpoint::builder(presets::Minimal)
@@ -80,7 +82,7 @@ pub(crate) async fn bind(key: &Secret, listen: SocketAddr) -> Result<Endpoint, F
     endpoint::bound(builder, key).await.map_err(|e| fail(&e))
 }
 
-/// What all connections share.
+/// Hears peers for the clusters of a relay.
 #[derive(Debug)]
 pub(crate) struct Ear {
     clusters: Arc<Clusters>,
@@ -95,7 +97,8 @@ impl Ear {
     pub(crate) fn new(clusters: &Arc<Clusters>) -> Arc<Self> {
         let managers = clusters.all().iter().map(|_| AtomicUsize::new(0)).collect();
         let clusters = Arc::clone(clusters);
-        let (handshakes, places) = (Handshakes::of_public(PACE, BURST), Semaphore::new(HEARD));
+        let (handshakes, places) =
+            (Handshakes::of_public(HANDSHAKE_INTERVAL, MAX_HANDSHAKE_BURST), Semaphore::new(MAX_HEARD_CONNECTIONS));
         Arc::new(Self { clusters, handshakes, places, managers, unheard: Tally::default() })
     }
 
@@ -113,7 +116,7 @@ impl Ear {
     }
 
     async fn connection(&self, handshake: Handshake) {
-        let until = Instant::now() + HELLO;
+        let until = Instant::now() + RELAY_HELLO_TIMEOUT;
         let conn = match handshake.finish().await {
             Ok(conn) => conn,
             Err(error) => return tracing::debug!("handshake failed: {error:#}"),
@@ -123,7 +126,7 @@ impl Ear {
         let heard = match timeout_at(until, self.greeted(&conn, peer)).await {
             Ok(Ok(greeted)) => self.heard(&conn, peer, greeted, place).await,
             Ok(Err(error)) => Err(error),
-            Err(_) => Err(anyhow::anyhow!("it did not greet within {} s", HELLO.as_secs())),
+            Err(_) => Err(anyhow::anyhow!("it did not greet within {} s", RELAY_HELLO_TIMEOUT.as_secs())),
         };
         match heard {
             Ok(()) => close(&conn, Close::Done, "heard"),
@@ -139,12 +142,12 @@ impl Ear {
         }
     }
 
-    /// Reads the greeting. Only who can have something to tell gets further: with a header that one of the clusters signed,
+    /// Reads the greeting. Only a peer that can have something to tell gets further: with a header that one of the clusters signed,
     /// newer than what is held, or of a machine of that cluster.
     async fn greeted(&self, conn: &Connection, peer: MachineId) -> anyhow::Result<Greeted<'_>> {
         let (send_half, recv) = conn.accept_bi().await?;
         let mut frames = Frames::new(recv, MAX_HELLO);
-        let hello: Hello = spoken(&frames.next(HELLO).await?, FrameKind::PeerHello, "PeerHello")?;
+        let hello: Hello = spoken(&frames.next(RELAY_HELLO_TIMEOUT).await?, FrameKind::PeerHello, "PeerHello")?;
         if let Some(need) = unknown_need(&hello.needs) {
             anyhow::bail!("it needs a feature that this version does not have: {}", need.escape_debug());
         }
@@ -153,7 +156,7 @@ impl Ear {
             .and_then(|header| self.clusters.signer(header))
             .ok_or_else(|| anyhow::anyhow!("its header is not signed by a cluster of this relay"))?;
         let is_old = matches!(cluster.order(&header), Order::Same | Order::Older);
-        anyhow::ensure!(!is_old || cluster.has(&peer), "it is no machine of the cluster, and has nothing newer");
+        anyhow::ensure!(!is_old || cluster.has(&peer), "it is not a machine of the cluster, and brings nothing newer");
         Ok(Greeted { cluster, header, send_half, frames })
     }
 
@@ -166,7 +169,7 @@ impl Ear {
         place: tokio::sync::SemaphorePermit<'_>,
     ) -> anyhow::Result<()> {
         let Greeted { cluster, header, mut send_half, frames } = greeted;
-        timeout(TELL, async {
+        timeout(RELAY_TELL_TIMEOUT, async {
             let answer = bare_hello(cluster.held().map(|held| held.snapshot.signed_header().clone()), true);
             send(&mut send_half, Frame::control(FrameKind::PeerHello, &answer)?).await?;
             self.learn(cluster, conn, &header, &mut send_half).await
@@ -174,8 +177,8 @@ impl Ear {
         .await??;
         let Some(_stays) = cluster.is_manager(&peer).then(|| self.stay(cluster)).flatten() else {
             send_half.finish()?;
-            // Whoever greeted closes when it has read the last word.
-            drop(timeout(LAST_WORD, conn.closed()).await);
+            // The side that greeted closes when it has read the last frame.
+            drop(timeout(LAST_FRAME_TIMEOUT, conn.closed()).await);
             return Ok(());
         };
         drop(place);
@@ -214,19 +217,19 @@ impl Ear {
             let Some(frame) = frame else { return Ok(()) };
             let announce: Announce = frame?.expect(FrameKind::Announce, "Announce")?;
             let header = announce.header.verify(&cluster.id)?;
-            timeout(TELL, self.learn(cluster, conn, &header, &mut send_half)).await??;
-            tokio::time::sleep(ANNOUNCE_PACE).await;
+            timeout(RELAY_TELL_TIMEOUT, self.learn(cluster, conn, &header, &mut send_half)).await??;
+            tokio::time::sleep(MIN_ANNOUNCE_INTERVAL).await;
         }
     }
 
-    /// A place for a manager's connection, given back when it is dropped.
+    /// Returns a place for a manager's connection, given back when it is dropped.
     fn stay(&self, cluster: &Cluster) -> Option<Stays<'_>> {
         let at = self.clusters.all().iter().position(|one| one.id == cluster.id)?;
         Stays::take(self.managers.get(at)?)
     }
 }
 
-/// Who greeted, with what.
+/// Holds what a peer greeted with.
 struct Greeted<'c> {
     cluster: &'c Cluster,
     header: Header,
@@ -234,14 +237,15 @@ struct Greeted<'c> {
     frames: Frames<RecvStream>,
 }
 
-/// A manager's connection counts as long as this lives.
+/// Counts a manager's connection, until it is dropped.
 #[derive(Debug)]
 struct Stays<'e>(&'e AtomicUsize);
 
 impl<'e> Stays<'e> {
     /// Takes a place, where one is free.
     fn take(count: &'e AtomicUsize) -> Option<Self> {
-        let taken = count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| (n < MANAGERS).then_some(n + 1));
+        let taken = count
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| (n < MAX_CONNECTIONS_PER_MANAGER).then_some(n + 1));
         // Not made before it is granted: its end gives a place back.
         taken.is_ok().then(|| Self(count))
     }
@@ -260,9 +264,10 @@ mod tests {
     #[test]
     fn a_manager_that_finds_no_place_frees_none() {
         let count = AtomicUsize::new(0);
-        let mut places: Vec<_> = (0..MANAGERS).map(|_| Stays::take(&count).expect("a place")).collect();
+        let mut places: Vec<_> =
+            (0..MAX_CONNECTIONS_PER_MANAGER).map(|_| Stays::take(&count).expect("a place")).collect();
         for _ in 0..2 {
-            assert!(Stays::take(&count).is_none(), "{MANAGERS} are taken");
+            assert!(Stays::take(&count).is_none(), "{MAX_CONNECTIONS_PER_MANAGER} are taken");
         }
         drop(places.pop());
         assert!(Stays::take(&count).is_some(), "one was given back");

@@ -91,7 +91,7 @@ pub fn init(home: &Home, ask: &Init) -> Result<Made, Failure> {
 /// The settings of a new relay.
 fn begin(dir: &RelayDir, ask: &Init) -> Result<Settings, Failure> {
     let Some(url) = &ask.url else {
-        return Err(Failure::new(Kind::Usage, "where will the machines reach this relay? --url is missing")
+        return Err(Failure::new(Kind::Usage, "--url is missing: it says where machines reach this relay")
             .hint("malai relay init TOKEN --url https://HOST:7443"));
     };
     let place = RelayPlace::parse(url)?;

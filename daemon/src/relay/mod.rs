@@ -146,7 +146,7 @@ impl Relay {
         self.stop.clone()
     }
 
-    /// Serves until it is told to stop, or address discovery ends by itself.
+    /// Serves until a request to stop comes, or address discovery ends by itself.
     ///
     /// # Errors
     /// [`Failure`] when it was run before, or a part of it ended.
@@ -249,7 +249,7 @@ async fn listen(at: SocketAddr) -> Result<(TcpListener, SocketAddr), Failure> {
     Ok((listener, address))
 }
 
-/// Starts iroh's QUIC address discovery: it tells whoever asks, from which address it came.
+/// Starts iroh's QUIC address discovery: it tells each client from which address that came.
 async fn discover(at: SocketAddr, port: u16, tls: rustls::ServerConfig) -> Result<Server, Failure> {
     let mut quic = QuicConfig::new((at.ip(), port));
     quic.server_config = Some(tls);

@@ -20,21 +20,22 @@ use crate::net::limits::pace::{Origin, RateLimit};
 use crate::net::limits::places::Places;
 use crate::runtime::backoff::Failing;
 
-/// Connections at once that have not said yet what they want: the next one takes the place of the oldest. An honest one
-/// takes a few round trips.
-const ESTABLISHING: usize = 512;
-/// How long that may take.
-const ESTABLISH: Duration = Duration::from_secs(10);
-/// One address may open so many connections at once: a whole office behind one address comes back after a restart.
-const BURST: u32 = 512;
-/// And then one in so long.
-const PACE: Duration = Duration::from_millis(125);
-/// Keys whose decoding is remembered, 56 bytes each.
-const KEYS: usize = 16 * 1024;
+/// Bounds the connections that have not shown yet what they want: the next one takes the place of the oldest. An honest
+/// one takes a few round trips.
+const MAX_ESTABLISHING: usize = 512;
+/// Bounds how long that may take.
+const ESTABLISH_TIMEOUT: Duration = Duration::from_secs(10);
+/// Bounds how many connections one address may open at once: a whole office behind one address comes back after a
+/// restart.
+const MAX_CONNECTION_BURST: u32 = 512;
+/// Sets the pace of one address after that.
+const CONNECTION_INTERVAL: Duration = Duration::from_millis(125);
+/// Bounds the keys whose decoding is remembered, 56 bytes each.
+const MAX_CACHED_KEYS: usize = 16 * 1024;
 /// Open files that stay free for snapshots, the socket and the endpoint.
 const SPARE_FILES: u64 = 128;
-/// Between two looks at how many files are open.
-const LOOK: Duration = Duration::from_secs(1);
+/// Sets how often open files are counted.
+const OPEN_FILES_LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The service behind the doors.
 ///
@@ -52,7 +53,7 @@ pub(crate) fn service(gate: &Arc<Gate>) -> Result<RelayService, Failure> {
     );
     let access = Arc::clone(gate);
     let metrics = Arc::new(Metrics::default());
-    Ok(RelayService::new(handlers, Default::default(), None, KeyCache::new(KEYS), access, metrics))
+    Ok(RelayService::new(handlers, Default::default(), None, KeyCache::new(MAX_CACHED_KEYS), access, metrics))
 }
 
 /// Where connections come in.
@@ -72,8 +73,8 @@ impl Doors {
         Self {
             service,
             tls: TlsConfig::new(Arc::new(tls)),
-            visits: RateLimit::public(PACE, BURST),
-            places: Places::new(ESTABLISHING),
+            visits: RateLimit::public(CONNECTION_INTERVAL, MAX_CONNECTION_BURST),
+            places: Places::new(MAX_ESTABLISHING),
             turned_away: Arc::default(),
             tasks: TaskTracker::new(),
         }
@@ -93,7 +94,7 @@ impl Doors {
     /// Takes connections until `cancel`; then all clients are disconnected.
     pub(crate) async fn run(&self, listener: TcpListener, cancel: CancellationToken) {
         let most = most_files();
-        let mut looks = tokio::time::interval(LOOK);
+        let mut looks = tokio::time::interval(OPEN_FILES_LOOK_INTERVAL);
         let look = || most.is_some_and(|most| open_files() + SPARE_FILES >= most);
         let (mut is_full, mut taken, mut failing) = (false, 0, Failing::default());
         loop {
@@ -145,7 +146,7 @@ impl Doors {
         self.tasks.spawn(async move {
             tokio::select! {
                 () = cancel.cancelled() => {}
-                () = service.handle_connection(stream, Some(tls), ESTABLISH) => {}
+                () = service.handle_connection(stream, Some(tls), ESTABLISH_TIMEOUT) => {}
                 () = place.lost() => {
                     turned_away.fetch_add(1, Ordering::Relaxed);
                 }

@@ -25,7 +25,8 @@ use crate::store;
 
 /// The most clusters of one relay: each greeting is compared with all of them.
 pub(crate) const MAX_CLUSTERS: usize = 64;
-const MAX_FILE: usize = 64 * 1024;
+/// Bounds the file of the settings.
+const MAX_SETTINGS_BYTES: usize = 64 * 1024;
 
 /// The settings of a relay.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -63,7 +64,7 @@ impl Settings {
     /// [`Kind::BadConfig`] with the position of what is wrong; else what the disk says.
     pub(crate) fn load(dir: &RelayDir) -> Result<Option<Self>, Failure> {
         let path = dir.settings();
-        let Some(text) = store::read_text(&path, MAX_FILE)? else { return Ok(None) };
+        let Some(text) = store::read_text(&path, MAX_SETTINGS_BYTES)? else { return Ok(None) };
         let settings: Self = store::settings::parse(&path, &text)?;
         let bad = |what: String| Failure::new(Kind::BadConfig, format!("{}: {what}", path.display()));
         RelayPlace::parse(&settings.url).map_err(|failure| bad(failure.message))?;
@@ -72,7 +73,7 @@ impl Settings {
         }
         for entry in &settings.cluster {
             let named: Result<Name, _> = entry.name.parse();
-            named.map_err(|e| bad(format!("no cluster can be called `{}`: {e}", entry.name)))?;
+            named.map_err(|e| bad(format!("the cluster name `{}` is not valid: {e}", entry.name)))?;
         }
         if settings.certificate.is_some() != settings.certificate_key.is_some() {
             return Err(bad("`certificate` and `certificate_key` go together".to_owned()));

@@ -22,14 +22,14 @@ use crate::store::lock::is_locked;
 use crate::store::owners::Trusted;
 use crate::store::socket::Socket;
 
-/// How long whoever asks may take to read.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// Bounds how long a client may take to read.
+const STATUS_READ_TIMEOUT: Duration = Duration::from_secs(2);
 /// Bounds how long a relay that holds its lock is waited for at its socket, which it binds again when it was removed.
 const SOCKET_BACK_TIMEOUT: Duration = Duration::from_secs(5);
 /// Between two looks for the socket.
 const SOCKET_POLL_INTERVAL: Duration = Duration::from_millis(50);
-/// The largest document: 64 clusters with their alarms are far below it.
-const MAX_DOCUMENT: u64 = 1024 * 1024;
+/// Bounds the document: 64 clusters with their alarms are far below it.
+const MAX_STATUS_BYTES: u64 = 1024 * 1024;
 
 /// The state of a relay.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -65,7 +65,7 @@ pub struct ClusterStatus {
     pub name: String,
     /// Its key.
     pub id52: ClusterId,
-    /// The generation that the relay holds; absent = it was told none yet, and admits nobody but newcomers.
+    /// Is the generation that the relay holds; absent = it holds none yet, and admits newcomers only.
     pub generation: Option<u64>,
     /// Machines in its config.
     pub machines: usize,
@@ -119,7 +119,7 @@ impl Source {
         }
     }
 
-    /// Tells whoever may know, one after the other, until `cancel`.
+    /// Answers clients that may ask, one after the other, until `cancel`.
     pub(crate) async fn run(self, mut socket: Socket, cancel: CancellationToken) {
         let mut failing = Failing::default();
         loop {
@@ -131,15 +131,15 @@ impl Source {
                         stream
                     }
                     Err(error) => {
-                        tokio::time::sleep(failing.pause(format!("nobody can ask for the state: {error}"))).await;
+                        tokio::time::sleep(failing.pause(format!("cannot serve status requests: {error}"))).await;
                         continue;
                     }
                 },
             };
             if may_connect(&stream)
-                && let Err(error) = tokio::time::timeout(PATIENCE, self.tell(stream)).await
+                && let Err(error) = tokio::time::timeout(STATUS_READ_TIMEOUT, self.tell(stream)).await
             {
-                tracing::debug!("whoever asked for the state does not read it: {error}");
+                tracing::debug!("a client does not read the state that it asked for: {error}");
             }
         }
     }
@@ -163,7 +163,7 @@ impl Source {
 pub fn status(home: &Home) -> Result<Option<Status>, Failure> {
     let (path, lock) = (home.relay().socket(), home.relay().lock());
     let fail = |e: std::io::Error| {
-        Failure::new(Kind::Internal, format!("the relay at {} does not tell its state: {e}", path.display()))
+        Failure::new(Kind::Internal, format!("cannot get the state of the relay at {}: {e}", path.display()))
             .hint(format!("fuser -v {} shows its process", lock.display()))
     };
     let deadline = Instant::now() + SOCKET_BACK_TIMEOUT;
@@ -184,8 +184,8 @@ pub fn status(home: &Home) -> Result<Option<Status>, Failure> {
         }
     };
     Trusted::own().socket(&path)?;
-    stream.set_read_timeout(Some(PATIENCE)).map_err(fail)?;
+    stream.set_read_timeout(Some(STATUS_READ_TIMEOUT)).map_err(fail)?;
     let mut document = Vec::new();
-    stream.take(MAX_DOCUMENT).read_to_end(&mut document).map_err(fail)?;
+    stream.take(MAX_STATUS_BYTES).read_to_end(&mut document).map_err(fail)?;
     serde_json::from_slice(&document).map(Some).map_err(|e| fail(e.into()))
 }

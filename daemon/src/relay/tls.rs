@@ -12,8 +12,8 @@ use sha2::{Digest, Sha256};
 use super::settings::Settings;
 use crate::store;
 
-/// A chain of certificates with their texts, and a key.
-const MAX_PEM: usize = 256 * 1024;
+/// Bounds a file in PEM: a chain of certificates with their texts, or a key.
+const MAX_PEM_BYTES: usize = 256 * 1024;
 
 /// The certificate that a relay shows.
 #[derive(Debug)]
@@ -37,7 +37,7 @@ pub(crate) fn make(dir: &RelayDir, host: &str) -> Result<(), Failure> {
     params.distinguished_name.push(DnType::CommonName, "malai relay");
     let key = KeyPair::generate().map_err(fail)?;
     let certificate = params.self_signed(&key).map_err(fail)?;
-    // The key first: without the certificate nobody looks at it, and the next attempt replaces it.
+    // The key first: without the certificate it is not used, and the next attempt replaces it.
     store::write(&dir.certificate_key(), key.serialize_pem().as_bytes())?;
     store::write(&dir.certificate(), certificate.pem().as_bytes())
 }
@@ -59,12 +59,13 @@ pub(crate) fn load(dir: &RelayDir, settings: &Settings) -> Result<Certificate, F
 pub(crate) fn read(certificate: &Path, key: &Path) -> Result<Certificate, Failure> {
     let bad =
         |path: &Path, why: String| Failure::new(Kind::BadConfig, format!("the relay's {}: {why}", path.display()));
-    let text =
-        |path: &Path| store::read_given(path, MAX_PEM)?.ok_or_else(|| bad(path, "there is no such file".to_owned()));
+    let text = |path: &Path| {
+        store::read_given(path, MAX_PEM_BYTES)?.ok_or_else(|| bad(path, "there is no such file".to_owned()))
+    };
     let (chain, secret) = (text(certificate)?, zeroize::Zeroizing::new(text(key)?));
     let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&chain).collect();
     let chain = chain.map_err(|e| bad(certificate, format!("not certificates in PEM: {e}")))?;
-    let Some(own) = chain.first() else { return Err(bad(certificate, "no certificate in PEM is in it".to_owned())) };
+    let Some(own) = chain.first() else { return Err(bad(certificate, "it contains no certificate in PEM".to_owned())) };
     let sha256 = Sha256::digest(own).into();
     let secret = PrivateKeyDer::from_pem_slice(&secret).map_err(|e| bad(key, format!("not a key in PEM: {e}")))?;
     let provider = rustls::crypto::ring::default_provider();
@@ -110,6 +111,6 @@ mod tests {
         let crossed = read(&one.certificate(), &other.certificate_key()).expect_err("two relays'").message;
         assert!(crossed.contains("cannot be used with"), "{crossed}");
         let swapped = read(&one.certificate_key(), &one.certificate()).expect_err("swapped").message;
-        assert!(swapped.contains("no certificate in PEM is in it"), "{swapped}");
+        assert!(swapped.contains("it contains no certificate in PEM"), "{swapped}");
     }
 }

@@ -88,7 +88,7 @@ async fn a_request_counts_by_what_it_takes_when_it_is_read() -> Result<()> {
     let (one, other) = try_join(many(), many()).await?;
     let told = [one, other];
     let of = |words| told.iter().filter(|message| message.contains(words)).count();
-    ensure!(of("wait to be decided") == 1 && of("`guest` is not in") == 1, "{told:?}");
+    ensure!(of("wait for a decision") == 1 && of("`guest` is not in") == 1, "{told:?}");
     ping(&conn).await?;
     let ran = peer::run(&scene.friend.dial(&scene.web01).await?, scene.key.id(), &["true"]).await?;
     ensure!(ran.end.is_ok(), "{ran:?}");

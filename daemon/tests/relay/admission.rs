@@ -37,7 +37,7 @@ async fn a_ticket_that_is_forged_or_expired_or_of_another_cluster_or_none_at_all
     for token in [changed, stage.ticket(&other, HOUR)?, "malaiticket1".into(), "x".repeat(4000)] {
         stage.refused(&key(), Some(&token), "its ticket is not valid here").await?;
     }
-    stage.refused(&key(), Some(&stage.ticket(&stage.key, Duration::ZERO)?), "its ticket is expired").await?;
+    stage.refused(&key(), Some(&stage.ticket(&stage.key, Duration::ZERO)?), "its ticket has expired").await?;
     ensure!(stage.status().await?.connected == 0);
     stage.stop().await
 }
@@ -74,7 +74,7 @@ async fn a_newcomer_is_let_go_when_its_ticket_expires_unless_it_became_a_machine
     stage.bring(&stage.sign(1, &[&joins])?).await?;
     gone(stranger).await?;
     stage.connected(1).await?;
-    stage.refused(&stays_away, Some(&ticket), "its ticket is expired").await?;
+    stage.refused(&stays_away, Some(&ticket), "its ticket has expired").await?;
     // The machine's own ticket is expired too, and does no harm.
     drop(machine);
     let _again = stage.admitted(&joins, Some(&ticket)).await?;

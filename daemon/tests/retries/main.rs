@@ -77,9 +77,11 @@ async fn a_removed_machine_asks_its_manager_ever_more_rarely_says_so_once_and_le
     // for silence, and the manager is dialled once more.
     ensure!((1..=MAX_LINK_ATTEMPTS).contains(&came), "{came} in {WINDOW:?}");
     let told = alarm(&scene.web01).await?;
-    for words in
-        ["laptop does not have this machine in its config", "`malai machine leave c`", "`malai cluster invite c`"]
-    {
+    for words in [
+        "the config of the cluster manager laptop does not have it",
+        "`malai machine leave c`",
+        "`malai cluster invite c`",
+    ] {
         ensure!(told.contains(words), "{told}");
     }
     // The alarm says it all, and its text is logged when it is new.
@@ -131,7 +133,7 @@ async fn the_errors_of_a_removed_machine_and_its_doctor_say_that_it_was_removed_
             socket.send(Frame::control(Kind::Exec, &spec(&["true"]))?).await?;
             let refused: Failure = next(&mut socket).await?.expect(Kind::Refused, "Refused")?;
             ensure!(
-                refused.kind == kind && refused.message.contains("it was removed from c"),
+                refused.kind == kind && refused.message.contains("this machine was removed from c"),
                 "{machine}: {refused:?}"
             );
             let hint = refused.hint.context("a hint")?;
@@ -141,7 +143,7 @@ async fn the_errors_of_a_removed_machine_and_its_doctor_say_that_it_was_removed_
             );
         }
         let Response::Doctor(checkup) = scene.web01.ask(Request::Doctor).await? else { anyhow::bail!("no checkup") };
-        let told = checkup.findings.iter().find(|finding| finding.what.contains("it was removed from c"));
+        let told = checkup.findings.iter().find(|finding| finding.what.contains("this machine was removed from c"));
         let told = told.with_context(|| format!("{checkup:#?}"))?;
         ensure!(
             told.level == Level::Broken
@@ -185,9 +187,9 @@ async fn an_agent_of_a_removed_machine_which_has_no_link_says_so_too() -> Result
         let ran = agent.run("friend", &["true"]).await?;
         let refused = ran.end.expect_err("it ran").context("no reason")?;
         ensure!(refused.kind == FailureKind::NotAMember, "{refused:?}");
-        ensure!(refused.message.contains("it was removed from c") && refused.hint.is_some(), "{refused:?}");
+        ensure!(refused.message.contains("this machine was removed from c") && refused.hint.is_some(), "{refused:?}");
         let told = alarm(&agent).await?;
-        ensure!(told.contains("it was removed from c"), "{told}");
+        ensure!(told.contains("this machine was removed from c"), "{told}");
         anyhow::Ok(())
     };
     tokio::select! {

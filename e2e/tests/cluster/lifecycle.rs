@@ -126,9 +126,13 @@ fn a_broken_cluster_is_reported_and_the_others_run() -> Result<()> {
     stop(laptop)?;
     let started = laptop.run(malai(["daemon"]))?.success()?;
     for name in ["torn", "keyless", "odd"] {
-        ensure!(started.error_text().contains(&format!("cluster {name} does not work")), "{}", started.error_text());
+        ensure!(started.error_text().contains(&format!("cluster {name} cannot be used")), "{}", started.error_text());
     }
-    told(laptop.run(malai(["laptop.torn", "true"]))?, 255, &["cluster torn does not work here", "snapshot"])?;
+    told(
+        laptop.run(malai(["laptop.torn", "true"]))?,
+        255,
+        &["cluster torn cannot be used on this machine", "snapshot"],
+    )?;
     let status = laptop.run(malai(["status"]))?.success()?;
     ensure!(status.error_text().contains("keyless") && status.text().contains("company"), "{}", status.error_text());
     let [web01] = &office.machines;
@@ -144,7 +148,7 @@ fn a_key_that_others_can_read_is_refused() -> Result<()> {
         stop(host)?;
         host.run(["chmod", "644", &company.path(key)])?.success()?;
         let hint = format!("chmod 600 {}", company.path(key));
-        told(host.run(malai(["daemon"]))?, 0, &["cluster company does not work", &hint])?;
+        told(host.run(malai(["daemon"]))?, 0, &["cluster company cannot be used", &hint])?;
         told(company.run(host, host, &["true"])?, 255, &[&hint])?;
         stop(host)?;
         host.run(["chmod", "600", &company.path(key)])?.success()?;

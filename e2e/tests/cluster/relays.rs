@@ -190,7 +190,7 @@ fn a_relay_that_refuses_is_told_and_another_one_is_used() -> Result<()> {
     let far = Far::open(lab, internet, &[relays(&[&pinned(&refusing), &pinned(&good)])])?;
     far.company.ran_remotely(far.laptop(), &far.web01)?;
     for host in [far.laptop(), &far.web01] {
-        says(&far.company, host, &refusing, &["failed", "it refuses this machine: not on the list"])?;
+        says(&far.company, host, &refusing, &["failed", "the relay refuses this machine: not on the list"])?;
         says(&far.company, host, &good, &["connected"])?;
     }
     Ok(())
@@ -334,7 +334,7 @@ fn a_newcomers_ticket_is_shown_to_the_pinned_relay_alone() -> Result<()> {
     wait_for(SOON, "web01 is at the relay that is not pinned", || Ok(shown(&second)?.contains('-').then_some(())))?;
     ensure!(!shown(&second)?.contains("malaiticket1"), "the ticket was shown to others: {}", shown(&second)?);
     // The manager, which has no ticket, is told why that relay is of no use to it.
-    says(&company, company.manager(), &closed, &["failed", "it refuses this machine: no ticket"])?;
+    says(&company, company.manager(), &closed, &["failed", "the relay refuses this machine: no ticket"])?;
     stop(&web01)?;
     let written = web01.run(["grep", "-rl", "malaiticket1", "/root/malai-home"])?;
     ensure!(written.text() == "/root/malai-home/clusters/company/joining.toml", "it is in {}", written.text());

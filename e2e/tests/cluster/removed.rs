@@ -31,8 +31,11 @@ fn a_removed_machine_says_what_to_type_fills_no_log_and_works_at_once_when_it_is
     let (config, key) = (company.config()?, company.id52(web01)?);
     let short = key.get(..10).context("a short key")?;
     laptop.run(malai(["cluster", "remove", "company", "web01"]))?.success()?;
-    let words =
-        ["it was removed from company", "`malai machine leave company`", "on laptop: `malai cluster invite company`"];
+    let words = [
+        "this machine was removed from company",
+        "`malai machine leave company`",
+        "on laptop: `malai cluster invite company`",
+    ];
     wait_for(SOON, "web01 says that it was removed", || {
         let status = web01.run(malai(["status"]))?.error_text();
         Ok(words.iter().all(|word| status.contains(word)).then_some(()))
@@ -46,10 +49,10 @@ fn a_removed_machine_says_what_to_type_fills_no_log_and_works_at_once_when_it_is
         told(company.run(web01, laptop, &["hostname"])?, 254, &words)?;
     }
     let doctor = web01.run(malai(["doctor"]))?.exited(1)?.text();
-    ensure!(doctor.contains("it was removed from company"), "{doctor}");
+    ensure!(doctor.contains("this machine was removed from company"), "{doctor}");
     let refused = logged(laptop, &["connection refused", short])?;
     ensure!(refused.len() == 1, "{refused:#?}");
-    for word in ["it was removed from", "link to the cluster manager lost", "no link"] {
+    for word in ["was removed from", "link to the cluster manager lost", "no link"] {
         let lines = logged(web01, &[word])?;
         ensure!(lines.len() <= 1, "{lines:#?}");
     }

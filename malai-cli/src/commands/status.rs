@@ -225,7 +225,11 @@ mod tests {
                 relay("https://a.example.com", RelayState::Connected, None),
                 relay("https://b.example.com", RelayState::Spare, None),
                 relay("https://c.example.com", RelayState::Connecting, None),
-                relay("https://192.0.2.5:7443", RelayState::Failed, Some("it refuses this machine: not a member")),
+                relay(
+                    "https://192.0.2.5:7443",
+                    RelayState::Failed,
+                    Some("the relay refuses this machine: not a member"),
+                ),
             ],
             discovery_failures: vec!["http://192.0.2.9/pkarr: connection refused".into()],
         };
@@ -241,7 +245,7 @@ mod tests {
           relay       https://a.example.com  connected
           relay       https://b.example.com  not in use, another is connected
           relay       https://c.example.com  no answer yet
-          relay       https://192.0.2.5:7443  cannot be used: it refuses this machine: not a member
+          relay       https://192.0.2.5:7443  cannot be used: the relay refuses this machine: not a member
           not asked   http://192.0.2.9/pkarr: connection refused
           MACHINE           ID52        GENERATION  MALAI  STATE
           laptop (manager)  qtd9g0c2m4  12          -      this machine

@@ -1,7 +1,7 @@
 //! Follows `[network]` of the snapshot that is held.
 //!
 //! Relays and their pins are exchanged at the endpoints that there are (docs/decisions/0013). For anything else the cluster
-//! is taken in anew, with new endpoints (docs/decisions/0007).
+//! is loaded again, with new endpoints (docs/decisions/0007).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,10 +15,10 @@ use crate::net::proxy;
 use crate::net::relays::Relays;
 use crate::runtime::duty;
 
-/// How long a machine passes a changed `[network]` on before it follows it itself.
-const REBIND: Duration = Duration::from_secs(2);
-/// The same for the manager: `rescan` waits 5 s for the machines.
-const REBIND_MANAGER: Duration = Duration::from_secs(6);
+/// Sets for how long a machine passes a changed `[network]` on before it follows the change itself.
+const REBIND_DELAY: Duration = Duration::from_secs(2);
+/// Sets the same for the manager: `rescan` waits 5 s for the machines.
+const MANAGER_REBIND_DELAY: Duration = Duration::from_secs(6);
 /// The pause before endpoints are bound again over a fault of malai.
 const FAULT_REBIND_INTERVAL: Duration = Duration::from_secs(30);
 
@@ -33,13 +33,13 @@ pub(crate) async fn run(membership: Arc<Membership>) {
     // First the snapshot has time to reach the others over the connections that there are.
     tokio::select! {
         () = membership.cancel.cancelled() => {}
-        () = tokio::time::sleep(if membership.is_manager { REBIND_MANAGER } else { REBIND }) => {
+        () = tokio::time::sleep(if membership.is_manager { MANAGER_REBIND_DELAY } else { REBIND_DELAY }) => {
             membership.host.reload(&membership.alias);
         }
     }
 }
 
-/// Takes the cluster in again after a fault of malai in [`follow`], since nobody knows which relays the endpoint has.
+/// Loads the cluster again after a fault of malai in [`follow`]: which relays the endpoint has is not known.
 pub(crate) async fn rebind_after_fault(membership: &Membership) {
     // A fault that comes back at once must not rebuild endpoints without end.
     if membership.cancel.run_until_cancelled(tokio::time::sleep(FAULT_REBIND_INTERVAL)).await.is_some() {
@@ -75,7 +75,7 @@ async fn exchange(membership: &Membership, endpoint: &Endpoint, relays: &Relays)
             return true;
         }
         if let Err(failure) = relays.replace(endpoint, network).await {
-            tracing::error!(cluster = %membership.alias, "the relays stay as they are: {failure}");
+            tracing::error!(cluster = %membership.alias, "cannot change the relays: {failure}");
         } else {
             tracing::info!(cluster = %membership.alias, generation = held.generation(), "relays exchanged");
         }
@@ -83,7 +83,7 @@ async fn exchange(membership: &Membership, endpoint: &Endpoint, relays: &Relays)
     }
 }
 
-/// Whether only relays differ, and there were and are some of the cluster's own: iroh's public ones come with other
+/// Returns whether only relays differ, and there were and are some of the cluster's own: iroh's public ones come with other
 /// services, and without relays an endpoint has no part for them.
 fn is_exchange(from: &Network, to: &Network) -> bool {
     let own = |network: &Network| network.relays.as_ref().is_some_and(|relays| !relays.is_empty());

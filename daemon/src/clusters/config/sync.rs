@@ -22,9 +22,9 @@ use crate::store::held::Held;
 use crate::store::keeper::Keeper;
 use crate::store::lock::Changes;
 
-/// A snapshot that several peers announce is asked of one after the other; one that does not deliver in this time keeps
-/// nobody else from being asked.
-const PATIENCE: Duration = Duration::from_millis(250);
+/// Bounds how long a fetch waits for an earlier one. A snapshot that several peers announce is fetched from one after the
+/// other, and a slow peer does not hold up the next.
+const FETCH_TURN_TIMEOUT: Duration = Duration::from_millis(250);
 /// Sets the first pause before the manager tries again to store a snapshot that it did not make.
 const FOREIGN_SNAPSHOT_RETRY_MIN_INTERVAL: Duration = Duration::from_secs(5);
 /// Bounds that pause.
@@ -77,7 +77,7 @@ fn fork(membership: &Membership, header: &Header, from: &str) {
 /// # Errors
 /// Whatever the stream, the snapshot or the disk say.
 pub(crate) async fn fetch(membership: &Arc<Membership>, conn: &Arc<PeerConn>, header: &Header) -> anyhow::Result<()> {
-    let _turn = tokio::time::timeout(PATIENCE, membership.config.fetching.lock()).await;
+    let _turn = tokio::time::timeout(FETCH_TURN_TIMEOUT, membership.config.fetching.lock()).await;
     if matches!(membership.config.order(header), Order::Same | Order::Older) {
         return Ok(());
     }
@@ -105,7 +105,7 @@ fn install(membership: &Membership, snapshot: Snapshot, from: &str) -> Result<()
     }
     let generation = snapshot.header().generation;
     let held = Held::new(snapshot).inspect_err(|failure| {
-        // What it takes away stays granted here: nobody may overlook that.
+        // What it takes away stays granted here: an administrator must see that.
         let text =
             format!("cannot use the config of generation {generation}; an earlier one stays in force: {failure}");
         membership.raise(AlarmCause::Unusable, text);
@@ -219,8 +219,8 @@ pub(crate) async fn store(membership: Arc<Membership>) {
     keeper.run(config.watch(), || Some(config.held()), &config.alarms, membership.cancel.clone()).await;
 }
 
-/// Decides the running sessions anew, those that go on from before the cluster was taken in too, and again whenever
-/// another snapshot is held or sessions of an earlier daemon come in.
+/// Decides the running sessions again, those from before the cluster was loaded too; and again whenever another snapshot
+/// is held or sessions of an earlier daemon come in.
 pub(crate) async fn review(membership: Arc<Membership>) {
     let mut snapshots = membership.watch();
     loop {

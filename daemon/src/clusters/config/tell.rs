@@ -26,22 +26,22 @@ use crate::runtime::backoff::{Backoff, Said};
 use crate::runtime::duty;
 use crate::store::keys::random;
 
-/// How long finding the host and dialling it may take.
-const DIAL: Duration = Duration::from_secs(10);
+/// Bounds how long it may take to find the relay's host and to dial it.
+const RELAY_DIAL_TIMEOUT: Duration = Duration::from_secs(10);
 /// Sets the first pause after a relay was not reached.
 const TELL_RETRY_MIN_INTERVAL: Duration = Duration::from_secs(1);
 /// Bounds that pause. A relay that comes back holds what it held before.
 const TELL_RETRY_MAX_INTERVAL: Duration = Duration::from_secs(30);
 /// Sets how long a line has to last, so that the next loss begins with the first pause again.
 const LINE_STEADY_TIME: Duration = Duration::from_secs(10);
-/// A machine that is not the manager looks so much later at least: by then the manager has told the relay.
-const LATER: Duration = Duration::from_secs(2);
-/// And at random up to so much later than that, since all machines hear of a change at once.
-const SPREAD_MS: u64 = 18_000;
-/// The most addresses of one host that are tried.
-const ADDRESSES: usize = 8;
+/// Sets how much later than the manager another machine tells the relay at least: by then the manager has told it.
+const MEMBER_TELL_MIN_DELAY: Duration = Duration::from_secs(2);
+/// Bounds the random time that is added to that, since all machines hear of a change at once.
+const MEMBER_TELL_SPREAD_MS: u64 = 18_000;
+/// Bounds the addresses of one host that are tried.
+const MAX_RELAY_HOST_ADDRESSES: usize = 8;
 
-/// A relay that is told: its URL and key.
+/// Names a relay that is told, by its URL and key.
 type Relay = (String, MachineId);
 
 /// Tells the relays of the config, whichever they are, until the membership ends.
@@ -112,7 +112,7 @@ async fn keep(membership: Arc<Membership>, endpoint: Endpoint, relay: Relay) {
 
 fn later() -> Duration {
     let random = random::<8>().map_or(0, |bytes| u64::from_le_bytes(*bytes));
-    LATER + Duration::from_millis(random % SPREAD_MS)
+    MEMBER_TELL_MIN_DELAY + Duration::from_millis(random % MEMBER_TELL_SPREAD_MS)
 }
 
 /// Dials the relay and has it fetch what is newer here. Returns the generation that it holds: for the cluster manager
@@ -128,7 +128,7 @@ async fn talk(
         let addr = EndpointAddr::from_parts(key, places(&relay.0).await?);
         anyhow::Ok(endpoint.connect(addr, ALPN).await?)
     };
-    let conn = tokio::time::timeout(DIAL, dialled).await??;
+    let conn = tokio::time::timeout(RELAY_DIAL_TIMEOUT, dialled).await??;
     let outcome = tokio::select! {
         holds = speak(membership, &conn, relay, said) => holds,
         error = hand_out(membership, &conn) => Err(error),
@@ -137,11 +137,11 @@ async fn talk(
     outcome
 }
 
-/// Where the relay of this URL is told: at its host, at the UDP port of the same number.
+/// Returns where the relay of this URL listens: at its host, at the UDP port of the same number.
 async fn places(url: &str) -> anyhow::Result<Vec<TransportAddr>> {
     let place = RelayPlace::parse(url)?;
     let found = tokio::net::lookup_host((place.host.as_str(), place.port)).await?;
-    let found: Vec<SocketAddr> = found.take(ADDRESSES).collect();
+    let found: Vec<SocketAddr> = found.take(MAX_RELAY_HOST_ADDRESSES).collect();
     Ok(found.into_iter().map(TransportAddr::Ip).collect())
 }
 
@@ -181,7 +181,7 @@ async fn speak(
     }
 }
 
-/// The generation that the relay says it holds.
+/// Returns the generation that the relay says it holds.
 async fn heard(membership: &Membership, frames: &mut Frames<RecvStream>, within: Duration) -> anyhow::Result<u64> {
     let announce: Announce = frames.next(within).await?.expect(Kind::Announce, "Announce")?;
     Ok(announce.header.verify(&membership.cluster)?.generation)
@@ -198,7 +198,7 @@ async fn hand_out(membership: &Membership, conn: &Connection) -> anyhow::Error {
     loop {
         let (mut send_half, recv) = match conn.accept_bi().await {
             Ok(stream) => stream,
-            // Whoever speaks sees it, too, and knows how far it came.
+            // The speaking side sees the end of the connection too, and knows how far it came.
             Err(_) => std::future::pending().await,
         };
         let mut frames = Frames::new(recv, MAX_HELLO);

@@ -20,14 +20,14 @@ use crate::runtime::clock::now_ms;
 use crate::store;
 use crate::store::lock::Changes;
 
-/// One attempt to reach the manager.
-const DIAL: Duration = Duration::from_secs(10);
-/// The manager answers an invite at once; signing and writing to a slow disk included.
-const ANSWER: Duration = Duration::from_secs(30);
-/// A knock that was not approved is repeated after so long: a manager that forgot it learns of it again.
-const APPROVAL: Duration = Duration::from_secs(30);
+/// Bounds one attempt to reach the manager.
+const DESK_DIAL_TIMEOUT: Duration = Duration::from_secs(10);
+/// Bounds the manager's answer to an invite, signing and writing to a slow disk included.
+const DESK_ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+/// Sets how long a knock waits for its approval before it is repeated: a manager that forgot it learns of it again.
+const KNOCK_REPEAT_INTERVAL: Duration = Duration::from_secs(30);
 
-/// What a newcomer has to show.
+/// Says what a newcomer has to show.
 #[derive(Debug, Clone)]
 pub(crate) enum Ask {
     /// An invite's secret.
@@ -85,7 +85,7 @@ impl Enrolled {
     }
 }
 
-/// Asks once. `waiting` is told when the manager noted a knock.
+/// Asks once, and calls `waiting` when the manager noted a knock.
 pub(crate) async fn ask(
     bound: &Bound,
     cluster: &ClusterId,
@@ -114,18 +114,21 @@ async fn attempt(
     let told = addresses.iter().filter_map(|text| parse_address(text));
     let addr = EndpointAddr::from_parts(key, told.chain(relays.urls().into_iter().map(TransportAddr::Relay)));
     let tried = || tried(addresses) + &relays.failures(endpoint);
-    let conn = match tokio::time::timeout(DIAL, endpoint.connect(addr, JOIN_ALPN)).await {
+    let conn = match tokio::time::timeout(DESK_DIAL_TIMEOUT, endpoint.connect(addr, JOIN_ALPN)).await {
         Ok(Ok(conn)) => conn,
         Ok(Err(error)) => anyhow::bail!("the cluster manager was not reached{}: {error:#}", tried()),
-        Err(_) => anyhow::bail!("the cluster manager did not answer within {} s{}", DIAL.as_secs(), tried()),
+        Err(_) => {
+            anyhow::bail!("the cluster manager did not answer within {} s{}", DESK_DIAL_TIMEOUT.as_secs(), tried())
+        }
     };
     let (mut send_half, recv) = conn.open_bi().await?;
     let hostname = crate::admin::hostname();
     let (frame, limit) = match ask {
-        Ask::Redeem(secret) => {
-            (Frame::control(Kind::Redeem, &Redeem { version: VERSION, secret: *secret, hostname })?, ANSWER)
-        }
-        Ask::Knock => (Frame::control(Kind::Knock, &Knock { version: VERSION, hostname })?, APPROVAL),
+        Ask::Redeem(secret) => (
+            Frame::control(Kind::Redeem, &Redeem { version: VERSION, secret: *secret, hostname })?,
+            DESK_ANSWER_TIMEOUT,
+        ),
+        Ask::Knock => (Frame::control(Kind::Knock, &Knock { version: VERSION, hostname })?, KNOCK_REPEAT_INTERVAL),
     };
     send(&mut send_half, frame).await?;
     let mut frames = Frames::new(recv, MAX_SNAPSHOT);

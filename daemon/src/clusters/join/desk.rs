@@ -36,21 +36,21 @@ use crate::runtime::clock::now_ms;
 use crate::runtime::duty;
 use crate::store::lock::Changes;
 
-/// Newcomers served at once, those that wait for an approval included. They have said what they want.
-const MOST: usize = 128;
-/// Those that have not, at once, and those that were refused. The next takes the place of the oldest.
-const SILENT: usize = 128;
+/// Bounds the newcomers that are served at once, those that wait for an approval included. They have said what they want.
+const MAX_NEWCOMERS: usize = 128;
+/// Bounds those that have not, and those that were refused. The next one takes the place of the oldest.
+const MAX_SILENT_NEWCOMERS: usize = 128;
 /// Bound how many invites one key shows at once, and how long it then waits for the next: wrong ones above all.
-const INVITES: u32 = 4;
-const INVITE: Duration = Duration::from_secs(1);
-/// How long a newcomer may take to fetch its answer.
-const FETCH: Duration = Duration::from_secs(10);
+const MAX_INVITE_BURST: u32 = 4;
+const INVITE_INTERVAL: Duration = Duration::from_secs(1);
+/// Bounds how long a newcomer may take to fetch its answer.
+const ANSWER_FETCH_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The desk of one cluster.
+/// Serves the newcomers of one cluster.
 #[derive(Debug)]
 pub(crate) struct Desk {
     membership: Arc<Membership>,
-    /// The endpoint of the cluster key.
+    /// Is the endpoint of the cluster key.
     pub(crate) endpoint: Endpoint,
     relays: Relays,
     pending: SyncMutex<Pending>,
@@ -59,19 +59,19 @@ pub(crate) struct Desk {
     invites: RateLimit<MachineId>,
     /// Compares what is shown first: only a newcomer that may redeem an invite gets to the lock.
     shown: Arc<Shown>,
-    /// Held while an invite is redeemed: the next one waits here for as long as it takes, and not for the lock of the
-    /// home, for which nobody waits long.
+    /// Is held while an invite is redeemed: the next one waits here for as long as it takes. For the lock of the home it
+    /// could not wait long.
     turn: Arc<Mutex<()>>,
     refused: Tally<MachineId>,
     knocks: Tally<MachineId>,
-    /// Connections that ended before anything was answered, of whom nobody knows.
+    /// Counts the connections that ended before anything was answered.
     ended: Tally<()>,
     tasks: TaskTracker,
     cancel: CancellationToken,
 }
 
 impl Desk {
-    /// A desk that is not open yet.
+    /// Makes a desk that is not open yet.
     pub(crate) fn new(membership: Arc<Membership>, bound: Bound) -> Arc<Self> {
         let shown = Arc::new(Shown::new(membership.host.home.cluster(&membership.alias).invites()));
         Arc::new(Self {
@@ -79,9 +79,9 @@ impl Desk {
             membership,
             endpoint: bound.endpoint,
             relays: bound.relays,
-            silent: Places::new(SILENT),
-            served: Semaphore::new(MOST),
-            invites: RateLimit::new(INVITE, INVITES),
+            silent: Places::new(MAX_SILENT_NEWCOMERS),
+            served: Semaphore::new(MAX_NEWCOMERS),
+            invites: RateLimit::new(INVITE_INTERVAL, MAX_INVITE_BURST),
             shown,
             turn: Arc::default(),
             refused: Tally::default(),
@@ -92,7 +92,7 @@ impl Desk {
         })
     }
 
-    /// Opens it.
+    /// Opens the desk.
     pub(crate) fn start(self: &Arc<Self>) {
         let desk = Arc::clone(self);
         self.tasks.spawn(duty::keep("join desk", self.cancel.clone(), move || Arc::clone(&desk).run()));
@@ -106,12 +106,12 @@ impl Desk {
         });
     }
 
-    /// Who knocks.
+    /// Returns the newcomers that knock.
     pub(crate) fn pending(&self) -> MutexGuard<'_, Pending> {
         self.pending.lock()
     }
 
-    /// Closes it.
+    /// Closes the desk.
     pub(crate) async fn shutdown(&self) {
         self.cancel.cancel();
         self.tasks.close();
@@ -184,7 +184,7 @@ impl Desk {
         send(&mut send_half, frame).await?;
         send_half.finish()?;
         // The newcomer closes when it has the answer.
-        let _closed = tokio::time::timeout(FETCH, conn.closed()).await;
+        let _closed = tokio::time::timeout(ANSWER_FETCH_TIMEOUT, conn.closed()).await;
         Ok(())
     }
 
@@ -207,7 +207,7 @@ impl Desk {
         };
         tokio::select! {
             biased;
-            told = tokio::time::timeout(FETCH, told) => told.unwrap_or(Ok(())),
+            told = tokio::time::timeout(ANSWER_FETCH_TIMEOUT, told) => told.unwrap_or(Ok(())),
             () = place.lost() => Err(Crowded.into()),
         }
     }
@@ -265,7 +265,7 @@ impl Desk {
         let (snapshot, enrolled) = crate::runtime::blocking::blocking(work).await?;
         sync::publish(&self.membership, snapshot)?;
         if let Some(warning) = enrolled.warning {
-            // Nobody types here: `status` is where the administrator reads it.
+            // No administrator waits for this answer: `status` shows it.
             self.membership.raise(AlarmCause::Joined, format!("{} joined by invite: {warning}", enrolled.machine));
         }
         tracing::info!(peer = %key.short(), cluster = %self.membership.alias, "joined by invite");
@@ -309,12 +309,12 @@ impl Desk {
     }
 }
 
-/// More came than there are places.
+/// Says that more newcomers came than there are places.
 #[derive(Debug, thiserror::Error)]
 #[error("too many newcomers at once")]
 struct Crowded;
 
-/// What the newcomer wants, on its one stream.
+/// Reads what the newcomer wants, on its one stream.
 async fn first_frame(conn: &Connection) -> anyhow::Result<(SendStream, Frames<RecvStream>, Frame)> {
     let opened = tokio::time::timeout(FIRST_FRAME_TIMEOUT, conn.accept_bi()).await;
     let (send_half, recv) = opened.map_err(|_| FrameError::Late(FIRST_FRAME_TIMEOUT))??;
@@ -323,7 +323,7 @@ async fn first_frame(conn: &Connection) -> anyhow::Result<(SendStream, Frames<Re
     Ok((send_half, frames, first))
 }
 
-/// Reads what the newcomer said; one of another version is refused, and told so.
+/// Reads what the newcomer said; one of another version is refused with that reason.
 fn understood<T: DeserializeOwned>(first: &Frame) -> anyhow::Result<Result<T, Failure>> {
     match spoken(first, first.kind, "an invite or a knock") {
         Ok(said) => Ok(Ok(said)),
@@ -341,7 +341,7 @@ fn understood<T: DeserializeOwned>(first: &Frame) -> anyhow::Result<Result<T, Fa
     }
 }
 
-/// Where a newcomer comes from.
+/// Returns where a newcomer comes from.
 fn path(conn: &Connection) -> String {
     let paths = conn.paths();
     let found = paths.iter().find(|path| path.is_selected());

@@ -88,7 +88,7 @@ async fn redeem(
     let result = match left.run_until_cancelled(asking).await {
         Some(Ok(enrolled)) => enrolled.store(&home, &begun.alias).await,
         Some(Err(failure)) => Err(failure),
-        None => Err(Failure::new(Kind::Internal, "nobody waits for the answer any more")),
+        None => Err(Failure::new(Kind::Internal, "the CLI left before the answer came")),
     };
     endpoint::close(&bound.endpoint, Duration::ZERO).await;
     result

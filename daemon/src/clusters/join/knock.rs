@@ -22,17 +22,17 @@ use crate::store;
 const KNOCK_MIN_INTERVAL: Duration = Duration::from_secs(5);
 /// Bounds the pause between knocks that the manager noted: an approval in the pause waits for its end.
 const NOTED_KNOCK_MAX_INTERVAL: Duration = Duration::from_secs(30);
-/// Bounds the pause between knocks that are refused, or that nobody hears.
+/// Bounds the pause between knocks that are refused, or not heard.
 const VAIN_KNOCK_MAX_INTERVAL: Duration = Duration::from_secs(240);
 
-/// A cluster without config.
+/// Is a cluster without config.
 #[derive(Debug)]
 pub(crate) struct Waiting {
-    /// Its name here.
+    /// Is its name on this machine.
     pub(crate) alias: String,
-    /// Its key.
+    /// Is its key.
     pub(crate) cluster: malai_protocol::id::ClusterId,
-    /// This machine's key in it.
+    /// Is this machine's key in it.
     pub(crate) me: MachineId,
     host: Arc<Host>,
     joining: store::clusters::Joining,
@@ -41,7 +41,7 @@ pub(crate) struct Waiting {
     tasks: TaskTracker,
 }
 
-/// `[network]` as a newcomer knows it before its first snapshot.
+/// Returns `[network]` as a newcomer knows it before its first snapshot.
 pub(crate) fn network(joining: &store::clusters::Joining) -> Network {
     let relays = Relay::unite(joining.relays.as_deref(), &joining.pinned);
     Network { relays, discovery: joining.discovery.clone(), ca: joining.ca.clone(), directory: None }
@@ -73,7 +73,7 @@ impl Waiting {
         Ok(waiting)
     }
 
-    /// What is waited for, in words.
+    /// Returns what the cluster waits for, for people.
     pub(crate) fn what(&self) -> String {
         self.what.lock().clone()
     }

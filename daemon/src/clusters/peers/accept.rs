@@ -1,4 +1,4 @@
-//! Takes connections at the machine key. A member's is served; a stranger may show one snapshot header.
+//! Accepts connections at the machine key. A member's is served; a stranger may show one snapshot header.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,16 +19,17 @@ use crate::net::limits::pace::RateLimit;
 use crate::net::pool::PeerConn;
 use crate::net::{Frames, Unsupported, close, machine_id, send, spoken};
 
-/// All that a stranger is told.
+/// Is all that a stranger hears.
 const NOT_A_MEMBER: &str = "not a member of the cluster";
-/// How long a stranger has for its Hello.
-const STRANGER_HELLO: Duration = Duration::from_secs(2);
-/// Strangers heard at once; more are closed unheard. They have places of their own: however many come, a member only
-/// needs one for its handshake.
-const STRANGERS: usize = 64;
-/// One stranger's key may introduce itself again after so long.
-const STRANGER_PACE: Duration = Duration::from_secs(1);
-/// Strangers that are heard, and how often each may introduce itself.
+/// Bounds how long a stranger may take for its Hello.
+const STRANGER_HELLO_TIMEOUT: Duration = Duration::from_secs(2);
+/// Bounds the strangers that are heard at once; more are closed unheard. They have places of their own, so that they keep
+/// no member from coming in.
+const MAX_STRANGERS: usize = 64;
+/// Sets the least time between two greetings of one stranger's key.
+const STRANGER_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Counts the strangers that are heard, and how often each greets.
 #[derive(Debug)]
 struct Strangers {
     places: Semaphore,
@@ -37,7 +38,7 @@ struct Strangers {
 
 /// Accepts until the endpoint closes or the membership ends.
 pub(crate) async fn run(membership: Arc<Membership>) {
-    let strangers = Strangers { places: Semaphore::new(STRANGERS), visits: RateLimit::new(STRANGER_PACE, 1) };
+    let strangers = Strangers { places: Semaphore::new(MAX_STRANGERS), visits: RateLimit::new(STRANGER_INTERVAL, 1) };
     let strangers = Arc::new(strangers);
     let serve = |handshake| {
         let (membership, strangers) = (Arc::clone(&membership), Arc::clone(&strangers));
@@ -88,9 +89,9 @@ async fn introduce(
 ) -> anyhow::Result<Option<Arc<PeerConn>>> {
     let Ok(_place) = strangers.places.try_acquire() else { anyhow::bail!("too many strangers at once") };
     if !strangers.visits.allows(peer) {
-        anyhow::bail!("introduces itself too often");
+        anyhow::bail!("greets too often");
     }
-    let (mut send_half, recv) = tokio::time::timeout(STRANGER_HELLO, conn.accept_bi()).await??;
+    let (mut send_half, recv) = tokio::time::timeout(STRANGER_HELLO_TIMEOUT, conn.accept_bi()).await??;
     let mut frames = Frames::new(recv, MAX_HELLO);
     match listen(membership, conn, peer, &mut send_half, &mut frames).await {
         Ok(Some((peer_conn, greeted))) => {
@@ -109,7 +110,7 @@ async fn introduce(
     }
 }
 
-/// What the stranger's greeting says, where it makes it a member.
+/// Returns what the stranger's greeting says, where it makes it a member.
 async fn listen(
     membership: &Arc<Membership>,
     conn: &Connection,
@@ -117,7 +118,7 @@ async fn listen(
     send_half: &mut SendStream,
     frames: &mut Frames<RecvStream>,
 ) -> anyhow::Result<Option<(Arc<PeerConn>, Greeted)>> {
-    let hello: Hello = spoken(&frames.next(STRANGER_HELLO).await?, Kind::PeerHello, "PeerHello")?;
+    let hello: Hello = spoken(&frames.next(STRANGER_HELLO_TIMEOUT).await?, Kind::PeerHello, "PeerHello")?;
     let Some(header) = hello.header.as_ref().filter(|_| !hello.caller_only && unknown_need(&hello.needs).is_none())
     else {
         return Ok(None);

@@ -28,31 +28,32 @@ use crate::net::{closed_with, endpoint_id, ping};
 use crate::runtime::backoff::Backoff;
 use crate::runtime::clock::now_ms;
 
-/// While an attempt has not failed, another begins after so long.
-const NEXT_ATTEMPT: Duration = Duration::from_secs(2);
-/// The longest pause after an attempt that failed; the first is a fifth of it, and it doubles.
-const LONGEST_PAUSE: Duration = Duration::from_secs(1);
-/// The pause after an attempt whose proof of an address came by another way than the target saw first: the target is there,
-/// and the next attempt may find the ways in their order.
-const MIXED_UP_PAUSE: Duration = Duration::from_millis(20);
-/// When an address is told that was not known, the next attempt begins after so long: the one under way may use it too.
-const LEARNT: Duration = Duration::from_millis(150);
-/// A connection that is there answers within so long, or is passed over.
-const ANSWER: Duration = Duration::from_secs(1);
+/// Sets how long an attempt that has not failed runs before another begins beside it.
+const DIAL_ATTEMPT_INTERVAL: Duration = Duration::from_secs(2);
+/// Bounds the pause after an attempt that failed. The first is a fifth of it, and it doubles.
+const DIAL_RETRY_MAX_INTERVAL: Duration = Duration::from_secs(1);
+/// Sets the pause after an attempt whose proof of an address came by another way than the target saw first: the target is
+/// there, and the next attempt may find the ways in their order.
+const MIXED_UP_RETRY_INTERVAL: Duration = Duration::from_millis(20);
+/// Sets how soon the next attempt begins when a new address is told: the attempt that runs may use it too.
+const LEARNT_ADDRESS_DELAY: Duration = Duration::from_millis(150);
+/// Bounds how long a connection may take to answer before it is passed over.
+const CONNECTION_PING_TIMEOUT: Duration = Duration::from_secs(1);
 /// Sets the first pause before another connection is made in place of one that the machine closed at once.
 const CLOSED_RETRY_MIN_INTERVAL: Duration = Duration::from_millis(50);
 /// Bounds that pause.
 const CLOSED_RETRY_MAX_INTERVAL: Duration = Duration::from_secs(5);
-/// Attempts at once.
-const ATTEMPTS: usize = 4;
-/// Where nobody is connected, so long is waited for the machine itself before others are dialled who may know of it.
-const HEAD_START: Duration = Duration::from_millis(300);
-/// As many others are dialled then.
-const OTHERS: usize = 3;
-/// Addresses that others told are named up to so many, when a machine cannot be reached.
-const MOST_TOLD: usize = 8;
+/// Bounds the attempts at once.
+const MAX_DIAL_ATTEMPTS: usize = 4;
+/// Sets how long the machine itself is dialled, where no machine is connected, before others are dialled that may know
+/// where it is.
+const DIAL_HEAD_START: Duration = Duration::from_millis(300);
+/// Bounds the others that are dialled then.
+const MAX_OTHERS_DIALLED: usize = 3;
+/// Bounds the told addresses that are named when a machine cannot be reached.
+const MAX_TOLD_ADDRESSES: usize = 8;
 
-/// A connection to this machine: the live one, or a new one before `deadline`.
+/// Returns a connection to this machine: the live one, or a new one before `deadline`.
 ///
 /// # Errors
 /// [`Failure`] of kind `unreachable`, saying what was tried and when the machine was last seen.
@@ -71,15 +72,15 @@ pub(crate) async fn connect(
             membership.counters.handshakes_failed.one();
             Err("no answer in time".to_owned())
         }
-        () = membership.cancel.cancelled() => Err("its cluster is taken in anew, or the daemon stops".to_owned()),
+        () = membership.cancel.cancelled() => Err("its cluster is loaded again, or the daemon stops".to_owned()),
         dialed = one_at_a_time(membership, id) => dialed,
         never = ask_around(membership, id) => match never {},
     }
     .map_err(|why| unreachable(membership, id, &why))
 }
 
-/// A connection over which this machine answers now, before `deadline`. An idle connection may be dead without anybody
-/// having noticed: where one does not answer, another one is made beside it.
+/// Returns a connection over which this machine answers now, before `deadline`. An idle connection may be dead and not yet
+/// noticed: where one does not answer, another one is made beside it.
 ///
 /// # Errors
 /// As [`connect`], and of kind `not-a-member` when the machine does not have this one in its config.
@@ -93,7 +94,7 @@ pub(crate) async fn answering(
     loop {
         let conn = connect(membership, id, deadline).await?;
         let left = deadline.saturating_duration_since(Instant::now());
-        if ping(&conn.conn, left.min(ANSWER)).await {
+        if ping(&conn.conn, left.min(CONNECTION_PING_TIMEOUT)).await {
             return Ok(conn);
         }
         if Instant::now() >= deadline {
@@ -114,7 +115,7 @@ pub(crate) async fn answering(
     }
 }
 
-/// A connection that is not to be used, until this is dropped.
+/// Keeps a connection from being used, until this is dropped.
 struct PassedOver(Arc<PeerConn>);
 
 impl PassedOver {
@@ -139,11 +140,11 @@ async fn one_at_a_time(membership: &Arc<Membership>, id: MachineId) -> Result<Ar
     }
 }
 
-/// Sees to it that there is somebody to ask where the machine is: where a session waits and nobody is connected, some of
-/// those are dialled that were heard last. The directory asks whoever gets connected.
+/// Dials a few of the machines that were heard last, where a session waits and no machine is connected that could be asked
+/// where this one is. The directory asks each that connects.
 async fn ask_around(membership: &Arc<Membership>, id: MachineId) -> Infallible {
     if !addresses(membership, id).is_empty() {
-        tokio::time::sleep(HEAD_START).await;
+        tokio::time::sleep(DIAL_HEAD_START).await;
     }
     let has_directory = membership.held().config.network.has_directory();
     if has_directory
@@ -158,7 +159,7 @@ async fn ask_around(membership: &Arc<Membership>, id: MachineId) -> Infallible {
     std::future::pending().await
 }
 
-/// The cluster manager and those that were heard last, of whom there is an address.
+/// Returns the cluster manager and the machines that were heard last of which there is an address.
 fn heard_last(membership: &Membership, but: MachineId) -> Vec<MachineId> {
     let held = membership.held();
     let manager = membership.manager_id();
@@ -168,7 +169,7 @@ fn heard_last(membership: &Membership, but: MachineId) -> Vec<MachineId> {
         .filter(|id| Some(*id) == manager || !addresses(membership, *id).is_empty())
         .collect();
     others.sort_by_cached_key(|id| (Some(*id) != manager, Reverse(membership.peers.pool.seen(*id).last_seen_ms)));
-    others.truncate(OTHERS);
+    others.truncate(MAX_OTHERS_DIALLED);
     others
 }
 
@@ -191,7 +192,7 @@ async fn dial(membership: &Arc<Membership>, id: MachineId) -> Result<Arc<PeerCon
     let key = endpoint_id(id.as_bytes()).ok_or("its id52 is not a key that can be dialled")?;
     let mut attempts = FuturesUnordered::new();
     let mut begun = VecDeque::new();
-    let mut pause = LONGEST_PAUSE / 5;
+    let mut pause = DIAL_RETRY_MAX_INTERVAL / 5;
     loop {
         if membership.peers.endpoint.is_closed() {
             return Err("the daemon shuts down".to_owned());
@@ -204,18 +205,18 @@ async fn dial(membership: &Arc<Membership>, id: MachineId) -> Result<Arc<PeerCon
         let (attempt, stop) = abortable(attempt(membership, EndpointAddr::from_parts(key, addresses)));
         attempts.push(attempt);
         begun.push_back(stop);
-        if begun.len() > ATTEMPTS
+        if begun.len() > MAX_DIAL_ATTEMPTS
             && let Some(oldest) = begun.pop_front()
         {
             oldest.abort();
         }
-        let next = tokio::time::sleep(NEXT_ATTEMPT);
+        let next = tokio::time::sleep(DIAL_ATTEMPT_INTERVAL);
         tokio::pin!(next);
         loop {
             tokio::select! {
                 () = &mut next => break,
                 Ok(()) = learnt.changed(), if wants_more => {
-                    let soon = Instant::now() + LEARNT;
+                    let soon = Instant::now() + LEARNT_ADDRESS_DELAY;
                     if ways.count(key) > known && soon < next.deadline() {
                         next.as_mut().reset(soon);
                     }
@@ -232,10 +233,10 @@ async fn dial(membership: &Arc<Membership>, id: MachineId) -> Result<Arc<PeerCon
                         tracing::debug!(peer = %id.short(), "dialling failed: {error:#}");
                         membership.counters.handshakes_failed.one();
                         if is_mixed_up(&error) {
-                            next.as_mut().reset(Instant::now() + MIXED_UP_PAUSE);
+                            next.as_mut().reset(Instant::now() + MIXED_UP_RETRY_INTERVAL);
                         } else {
                             next.as_mut().reset(Instant::now() + pause);
-                            pause = (pause * 2).min(LONGEST_PAUSE);
+                            pause = (pause * 2).min(DIAL_RETRY_MAX_INTERVAL);
                         }
                     }
                     Err(Aborted) => {}
@@ -254,7 +255,7 @@ async fn attempt(
     Ok((conn, control))
 }
 
-/// Fixed addresses from the config and last known ones, and every relay of the config: the machine is at one of them,
+/// Returns fixed addresses from the config and last known ones, and every relay of the config: the machine is at one of them,
 /// and not for ever at the one where it was last. Discovery adds its own.
 pub(crate) fn addresses(membership: &Membership, id: MachineId) -> Vec<TransportAddr> {
     let mut all = fixed(membership, id);
@@ -277,7 +278,7 @@ fn relays(membership: &Membership) -> Vec<TransportAddr> {
     membership.peers.relays.urls().into_iter().map(TransportAddr::Relay).collect()
 }
 
-/// The same, noted as what is tried now.
+/// Returns the same, and notes that they are tried now.
 fn tried(membership: &Membership, id: MachineId, key: EndpointId) -> Vec<TransportAddr> {
     let ways = &membership.peers.finding.ways;
     ways.tried(key, &relays(membership), RELAY);
@@ -290,12 +291,13 @@ fn unreachable(membership: &Membership, id: MachineId, why: &str) -> Failure {
     let held = membership.held();
     let name = held.config.machine_by_id(&id).map_or_else(|| id.short(), |(name, _)| name.to_string());
     let seen = membership.peers.pool.seen(id).last_seen_ms.map_or_else(
-        || "it was never seen from here".to_owned(),
+        || "this machine has never seen it".to_owned(),
         |at| format!("last seen {} ago", ago(now_ms().saturating_sub(at))),
     );
     let (known, ways) = (addresses(membership, id), &membership.peers.finding.ways);
     let told = endpoint_id(id.as_bytes()).map(|key| ways.told_lately(key)).unwrap_or_default();
-    let told = told.into_iter().filter(|(addr, _)| !known.iter().any(|one| is_same(one, addr))).take(MOST_TOLD);
+    let told =
+        told.into_iter().filter(|(addr, _)| !known.iter().any(|one| is_same(one, addr))).take(MAX_TOLD_ADDRESSES);
     let tried: Vec<String> = (known.iter().map(text))
         .chain(told.map(|(addr, way)| format!("{} ({way})", text(&addr))))
         .chain(["discovery".to_owned()])
@@ -314,7 +316,7 @@ fn text(addr: &TransportAddr) -> String {
     address_text(addr).unwrap_or_else(|| format!("{addr:?}"))
 }
 
-/// A duration for people.
+/// Returns a duration for people.
 pub(crate) fn ago(ms: u64) -> String {
     match ms / 1000 {
         s if s < 120 => format!("{s} s"),

@@ -1,6 +1,7 @@
 //! The cluster's own directory: every member tells every other where machines are that it has, or had, a connection to.
 //!
-//! An answer is a hint and no more: whoever dials learns by the key who is there, so that a lie costs one failed attempt.
+//! An answer is a hint and no more: the machine that dials learns by the key which machine is there, so that a lie costs
+//! one failed attempt.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -26,27 +27,27 @@ use crate::net::pool::PeerConn;
 use crate::net::{Frames, endpoint_id, send};
 use crate::runtime::clock::now_ms;
 
-/// Members that are asked at once, besides the cluster manager.
-const OTHERS: usize = 3;
-/// How long an answer may take. It may have to be asked for by the one that is asked.
-const ANSWER: Duration = Duration::from_secs(3);
-/// How long the answer to a question may take that is passed on.
-const HOP: Duration = Duration::from_secs(1);
-/// A search ends after so long; whoever still dials begins another.
-const SEARCH: Duration = Duration::from_secs(5);
-/// A member that did not know is not asked again for so long.
-const AGAIN: Duration = Duration::from_secs(2);
-/// A search asks so many at once, and as many others after so long.
-const LOOK: Duration = Duration::from_millis(500);
-/// What was heard longer ago is not told any more.
-const RECENT: Duration = Duration::from_secs(7 * 24 * 3600);
+/// Bounds the members that are asked at once, besides the cluster manager.
+const MAX_ASKED_AT_ONCE: usize = 3;
+/// Bounds how long an answer may take. The member that is asked may have to ask others.
+const DIRECTORY_ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
+/// Bounds how long the answer to a question may take that is passed on.
+const DIRECTORY_HOP_TIMEOUT: Duration = Duration::from_secs(1);
+/// Bounds a search. Who still dials then begins another.
+const DIRECTORY_SEARCH_TIME: Duration = Duration::from_secs(5);
+/// Sets the least time before a member that did not know is asked again.
+const DIRECTORY_RETRY_INTERVAL: Duration = Duration::from_secs(2);
+/// Sets how long a search waits before it asks further members.
+const DIRECTORY_STEP_INTERVAL: Duration = Duration::from_millis(500);
+/// Bounds how old an address may be that is told.
+const MAX_TOLD_AGE: Duration = Duration::from_secs(7 * 24 * 3600);
 /// Set how many questions one asker may ask at once, and the pace after that.
 const MAX_QUESTION_BURST: u32 = 32;
 const QUESTION_INTERVAL: Duration = Duration::from_millis(125);
-/// A question that is passed on costs as much as so many: others answer it, and charge this machine for it.
-const HOP_PRICE: u32 = 3;
-/// Questions that are passed on at once.
-const HOPS: usize = 32;
+/// Sets how many questions one counts as that is passed on: others answer it, and charge this machine for it.
+const HOP_PRICE_QUESTIONS: u32 = 3;
+/// Bounds the questions that are passed on at once.
+const MAX_HOPS_AT_ONCE: usize = 32;
 /// Bounds what members may ask of this machine.
 #[derive(Debug)]
 pub(crate) struct DirectoryLimits {
@@ -59,7 +60,7 @@ pub(crate) struct DirectoryLimits {
 impl Default for DirectoryLimits {
     fn default() -> Self {
         let questions = RateLimit::members(QUESTION_INTERVAL, MAX_QUESTION_BURST);
-        Self { questions, hops: Semaphore::new(HOPS), turn: AtomicUsize::new(0) }
+        Self { questions, hops: Semaphore::new(MAX_HOPS_AT_ONCE), turn: AtomicUsize::new(0) }
     }
 }
 
@@ -71,7 +72,7 @@ pub(crate) fn open(membership: &Arc<Membership>) {
     }));
 }
 
-/// The answer to a question of this peer.
+/// Answers a question of this peer.
 ///
 /// # Errors
 /// When it is against the protocol.
@@ -107,11 +108,11 @@ async fn resolve(membership: &Arc<Membership>, conn: &PeerConn, asked: &Resolve)
     if is_live || asked.hops == 0 {
         return Ok(known.unwrap_or_default());
     }
-    let others = others(membership, &[conn.peer, asked.machine], OTHERS);
+    let others = others(membership, &[conn.peer, asked.machine], MAX_ASKED_AT_ONCE);
     if others.is_empty() {
         return Ok(known.unwrap_or_default());
     }
-    if !membership.peers.directory.questions.allows_units(conn.peer, HOP_PRICE) {
+    if !membership.peers.directory.questions.allows_units(conn.peer, HOP_PRICE_QUESTIONS) {
         return known.ok_or_else(busy);
     }
     let Ok(_place) = membership.peers.directory.hops.try_acquire() else { return known.ok_or_else(busy) };
@@ -124,7 +125,7 @@ async fn resolve(membership: &Arc<Membership>, conn: &PeerConn, asked: &Resolve)
     Ok(united(&told))
 }
 
-/// One answer of several: addresses of each in turn, in this order, so that none can keep another from being told.
+/// Unites several answers: addresses of each in turn, in this order, so that none can keep another from being told.
 fn united(told: &[Resolved]) -> Resolved {
     let mut addresses: Vec<String> = Vec::new();
     for turn in 0..MAX_ADDRESSES {
@@ -143,7 +144,7 @@ fn united(told: &[Resolved]) -> Resolved {
     }
 }
 
-/// What this machine knows of another by itself. An agent is nobody whom others may dial.
+/// Returns what this machine knows of another by itself. Nothing of an agent, which no machine may dial.
 fn known(membership: &Membership, id: MachineId) -> Option<Resolved> {
     if id == membership.me {
         let addresses = membership.hello().addresses;
@@ -162,15 +163,15 @@ fn known(membership: &Membership, id: MachineId) -> Option<Resolved> {
         .filter_map(address_text)
         .take(MAX_ADDRESSES)
         .collect();
-    let is_told = !addresses.is_empty() && u128::from(heard_ms_ago) <= RECENT.as_millis();
+    let is_told = !addresses.is_empty() && u128::from(heard_ms_ago) <= MAX_TOLD_AGE.as_millis();
     is_told.then_some(Resolved { addresses, said_by: None, heard_ms_ago })
 }
 
 async fn passed_on(other: &PeerConn, machine: MachineId) -> Option<Resolved> {
-    let told = timeout(HOP, ask(other, Resolve { machine, hops: 0 })).await.ok()?;
+    let told = timeout(DIRECTORY_HOP_TIMEOUT, ask(other, Resolve { machine, hops: 0 })).await.ok()?;
     let mut resolved = told.inspect_err(|error| quiet(other, error)).ok()?;
     resolved.addresses.truncate(MAX_ADDRESSES);
-    // Whoever it had it from, it is the one that is known to have said so.
+    // The peer that answered is known to have said so, wherever it had that from.
     resolved.said_by = Some(other.peer);
     (!resolved.addresses.is_empty()).then_some(resolved)
 }
@@ -179,20 +180,20 @@ fn quiet(conn: &PeerConn, error: &anyhow::Error) {
     tracing::debug!(peer = %conn.peer.short(), "the directory has no answer from there: {error:#}");
 }
 
-/// One question, whose answer the caller waits for as long as it likes.
+/// Asks one question; the caller bounds the wait.
 async fn ask(conn: &PeerConn, question: Resolve) -> anyhow::Result<Resolved> {
     let (mut send_half, recv) = conn.conn.open_bi().await?;
     send(&mut send_half, Frame::control(Kind::Resolve, &question)?).await?;
     send_half.finish()?;
-    let answer = Frames::new(recv, MAX_HELLO).next(ANSWER).await?;
+    let answer = Frames::new(recv, MAX_HELLO).next(DIRECTORY_ANSWER_TIMEOUT).await?;
     if answer.kind == Kind::Refused {
         anyhow::bail!(answer.decode::<Failure>()?);
     }
     Ok(answer.expect(Kind::Resolved, "Resolved")?)
 }
 
-/// A connection to each of some other members that may be asked: the cluster manager first, the rest in turn, so that
-/// nobody's key puts it before others for ever.
+/// Returns a connection to each of some other members that may be asked: the cluster manager first, the rest in turn, so
+/// that no key puts its machine before the others for ever.
 fn others(membership: &Membership, but: &[MachineId], most: usize) -> Vec<Arc<PeerConn>> {
     let manager = membership.manager_id();
     let mut ids: Vec<MachineId> = membership.peers.pool.all().iter().map(|conn| conn.peer).collect();
@@ -213,7 +214,7 @@ fn search(membership: &Weak<Membership>, id: MachineId) -> BoxStream<'static, Ve
     let search = Search {
         membership: Weak::clone(membership),
         id,
-        until: Instant::now() + SEARCH,
+        until: Instant::now() + DIRECTORY_SEARCH_TIME,
         asked: HashMap::new(),
         asking: FuturesUnordered::new(),
         changes: strong.peers.pool.watch(),
@@ -221,7 +222,7 @@ fn search(membership: &Weak<Membership>, id: MachineId) -> BoxStream<'static, Ve
     stream::unfold(search, Search::next).boxed()
 }
 
-/// Whom an answer came from, and what it says.
+/// Says which member answered, and what.
 type Told = (MachineId, Option<Resolved>);
 
 struct Search {
@@ -234,7 +235,7 @@ struct Search {
 }
 
 impl Search {
-    /// The next addresses; `None` when the machine is connected, or it has been looked for long enough.
+    /// Returns the next addresses; `None` when the machine is connected, or it has been looked for long enough.
     async fn next(mut self) -> Option<(Vec<TransportAddr>, Self)> {
         loop {
             let (cancel, again) = {
@@ -268,27 +269,28 @@ impl Search {
     fn ask_all(&mut self, membership: &Arc<Membership>) -> Instant {
         let now = Instant::now();
         let within = |at: &Instant, time: Duration| now.duration_since(*at) < time;
-        let room = (OTHERS + 1).saturating_sub(self.asked.values().filter(|at| within(at, LOOK)).count());
+        let room = (MAX_ASKED_AT_ONCE + 1)
+            .saturating_sub(self.asked.values().filter(|at| within(at, DIRECTORY_STEP_INTERVAL)).count());
         let mut conns = others(membership, &[self.id], usize::MAX);
-        conns.retain(|conn| self.asked.get(&conn.peer).is_none_or(|at| !within(at, AGAIN)));
+        conns.retain(|conn| self.asked.get(&conn.peer).is_none_or(|at| !within(at, DIRECTORY_RETRY_INTERVAL)));
         conns.sort_by_key(|conn| self.asked.get(&conn.peer).copied());
         for conn in conns.into_iter().take(room) {
             self.asked.insert(conn.peer, now);
             let question = Resolve { machine: self.id, hops: MAX_HOPS };
             let one = async move {
-                let told = timeout(ANSWER, ask(&conn, question)).await.ok();
+                let told = timeout(DIRECTORY_ANSWER_TIMEOUT, ask(&conn, question)).await.ok();
                 let told = told.and_then(|told| told.inspect_err(|error| quiet(&conn, error)).ok());
                 (conn.peer, told)
             };
             self.asking.push(one.boxed());
         }
-        now + LOOK
+        now + DIRECTORY_STEP_INTERVAL
     }
 }
 
-/// Notes who said what, and returns the addresses that may be dialled on somebody's word.
+/// Notes which member said what, and returns the addresses that may be dialled on its word.
 fn note(membership: &Membership, id: MachineId, by: MachineId, told: &Resolved) -> Vec<TransportAddr> {
-    // Only who is on this very host knows others there.
+    // Only a machine on this very host knows others there.
     let is_here = membership.peers.pool.remote_sockets(by).iter().any(|socket| socket.ip().is_loopback());
     let (hearsay, texts) =
         (membership.peers.hearsay(&membership.held().config.network), told.addresses.iter().take(MAX_ADDRESSES));
@@ -301,13 +303,13 @@ fn note(membership: &Membership, id: MachineId, by: MachineId, told: &Resolved) 
     addrs
 }
 
-/// Who said it, for people. Whom it was had from is only the word of the one that was asked.
+/// Returns who said it, for people. From where the asked member has it is only that member's word.
 fn words(membership: &Membership, by: MachineId, said_by: Option<MachineId>) -> Way {
     let held = membership.held();
     let name = |id: &MachineId| held.config.machine_by_id(id).map(|(name, _)| name.to_string());
     let asked = name(&by).unwrap_or_else(|| by.short());
     match said_by.as_ref().and_then(name) {
-        Some(from) => format!("directory (by {asked}, who has it from {from})").into(),
+        Some(from) => format!("directory (by {asked}, from {from})").into(),
         None => format!("directory (by {asked})").into(),
     }
 }

@@ -1,4 +1,4 @@
-//! Hello and Announce: who holds which snapshot, and where everybody can be reached.
+//! Hello and Announce: which machine holds which snapshot, and where each can be reached.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,12 +22,12 @@ use crate::net::{FIRST_FRAME_TIMEOUT, Frames, Unsupported, closed_with, greeting
 use crate::runtime::alarms::AlarmCause;
 use crate::store::held::Held;
 
-/// A peer may announce at most one change in so long on average; more is a flood.
-const ANNOUNCE_PACE: Duration = Duration::from_millis(20);
+/// Sets the least time between two announcements of a peer on average. More is a flood.
+const MIN_ANNOUNCE_INTERVAL: Duration = Duration::from_millis(20);
 /// Sets how often the manager looks whether another machine still holds the key of a peer that it warned.
 const TWIN_LOOK_INTERVAL: Duration = Duration::from_secs(600);
 
-/// The control stream as seen by the side that dialled and opened it: greets, and follows it. Ends when the stream does.
+/// Serves the control stream on the side that dialled and opened it: greets, and follows it. Ends when the stream does.
 pub(crate) async fn control(
     membership: &Arc<Membership>,
     conn: &Arc<PeerConn>,
@@ -44,7 +44,7 @@ pub(crate) async fn control(
     end(greeted.await)
 }
 
-/// The control stream as seen by the side that accepted: answers the greeting and follows the stream.
+/// Serves the control stream on the side that accepted: answers the greeting and follows the stream.
 pub(crate) async fn answer(
     membership: &Arc<Membership>,
     conn: &Arc<PeerConn>,
@@ -65,7 +65,7 @@ pub(crate) async fn answer(
     crate::net::close(&conn.conn, code, &reason);
 }
 
-/// The control stream of a stranger that turned out to be a member: greeted already on both sides.
+/// Serves the control stream of a stranger that turned out to be a member: both sides have greeted already.
 pub(crate) async fn introduced(
     membership: &Arc<Membership>,
     conn: &Arc<PeerConn>,
@@ -83,9 +83,9 @@ pub(crate) async fn introduced(
 pub(crate) struct Told {
     snapshots: watch::Receiver<Arc<Held>>,
     generation: u64,
-    /// Where this machine can be reached.
+    /// Holds where this machine can be reached.
     addresses: Vec<String>,
-    /// That another machine holds the peer's key, and where it was met.
+    /// Says where another machine with the peer's key was met.
     twin: Option<String>,
 }
 
@@ -104,12 +104,12 @@ impl Told {
     }
 }
 
-/// Both greetings of a connection.
+/// Holds both greetings of a connection.
 #[derive(Debug)]
 pub(crate) struct Greeted {
-    /// The peer's.
+    /// Is the peer's greeting.
     pub(crate) hello: Hello,
-    /// What ours told.
+    /// Remembers what ours told.
     pub(crate) told: Told,
 }
 
@@ -132,7 +132,7 @@ pub(crate) fn parted(membership: &Membership, conn: &PeerConn) {
     membership.raise(AlarmCause::Removed, text);
 }
 
-/// Takes in what a greeting says.
+/// Notes what a greeting says.
 fn meet(membership: &Arc<Membership>, conn: &Arc<PeerConn>, hello: &Hello) -> anyhow::Result<()> {
     if hello.caller_only {
         conn.set_caller_only();
@@ -222,7 +222,7 @@ async fn follow(
                     hear(membership, conn, Some(&announce.header), &announce.addresses)?;
                     twins::told(membership, conn, announce.twin.as_deref());
                 }
-                pace.as_mut().reset(Instant::now() + ANNOUNCE_PACE);
+                pace.as_mut().reset(Instant::now() + MIN_ANNOUNCE_INTERVAL);
             }
         }
     }

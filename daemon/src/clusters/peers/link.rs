@@ -40,8 +40,8 @@ const REFUSED_RETRY_MAX_INTERVAL: Duration = Duration::from_secs(240);
 const NUDGE_MIN_INTERVAL: Duration = Duration::from_secs(10);
 /// Sets how long a link has to last for the next loss to begin with the first pause again.
 const LINK_STEADY_TIME: Duration = Duration::from_secs(10);
-/// As many other machines are kept connected while the manager is away.
-const SUBSTITUTES: usize = 3;
+/// Bounds the other machines that are kept connected while the manager is away.
+const MAX_SUBSTITUTES: usize = 3;
 
 /// Names the states of the link that the log tells apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -216,7 +216,7 @@ async fn substitute(membership: &Arc<Membership>, manager: MachineId, turn: &mut
     let mut others: Vec<MachineId> = ids.filter(|id| *id != manager && *id != membership.me).collect();
     others.sort_unstable();
     let connected = others.iter().filter(|id| membership.peers.pool.live(**id).is_some()).count();
-    if others.is_empty() || connected >= SUBSTITUTES.min(others.len()) {
+    if others.is_empty() || connected >= MAX_SUBSTITUTES.min(others.len()) {
         return;
     }
     // Everybody begins behind itself in the order of keys, so that they do not all dial the same one.

@@ -25,29 +25,30 @@ use crate::net::pool::{PeerConn, SessionGuard};
 use crate::net::{close, ping};
 use crate::runtime::duty;
 
-/// Between two looks at what came.
-const LOOK: Duration = Duration::from_millis(250);
-/// Between an answer and the next ping.
-const BEAT: Duration = Duration::from_millis(500);
-/// A connection on which nothing came for so long is stalled: three pings, or what QUIC sent again for them, were lost.
-const STALL: Duration = Duration::from_secs(2);
-/// A connection of a machine that lost an address is stalled when a ping is not answered within so long.
-const MOVED: Duration = Duration::from_secs(1);
-/// Or within so many round trips, on a path where they take long.
-const MOVED_ROUND_TRIPS: u32 = 3;
-/// A lost address took the path in use away when another path has been in use for no longer than this: iroh changes the
-/// path first, and tells the new addresses when it has asked its relay for them.
-const TAKEN: Duration = Duration::from_secs(4);
-/// A connection whose relay has not come to the rescue within so long after it stalled is let go.
-const LET_GO: Duration = Duration::from_millis(250);
-/// Sets how long after a stall a connection without a relay to fall back on is closed: the peer may be at another
-/// address by now, and iroh looks for that only when the dead path is forgotten.
-const LET_GO_DIRECT: Duration = Duration::from_secs(1);
-/// So long after the last sign of life the callers are told, another connection or not.
-const TELL: Duration = Duration::from_secs(6);
-/// How long streams may take to leave a stalled connection once there is another. Those that callers here opened leave at
-/// once; the peer may not have noticed, and learns it from the close.
-const LEAVE: Duration = Duration::from_millis(100);
+/// Sets how often malai looks whether something came.
+const SIGN_LOOK_INTERVAL: Duration = Duration::from_millis(250);
+/// Sets the time between an answer and the next ping.
+const PEER_HEARTBEAT_INTERVAL: Duration = Duration::from_millis(500);
+/// Sets how long nothing has to come for a connection to be stalled: three pings, or what QUIC sent again for them, were
+/// lost.
+const STALL_TIMEOUT: Duration = Duration::from_secs(2);
+/// Bounds how long the ping of a machine that lost an address may take before its connection is stalled.
+const MOVED_PING_TIMEOUT: Duration = Duration::from_secs(1);
+/// Bounds the same in round trips, on a path where they take long.
+const MOVED_PING_ROUND_TRIPS: u32 = 3;
+/// Sets how recently another path must have come into use for a lost address to have taken the path away: iroh changes
+/// the path first, and tells the new addresses when it has asked its relay for them.
+const PATH_CHANGE_TIME: Duration = Duration::from_secs(4);
+/// Bounds how long a relay may take to rescue a stalled connection before that is closed.
+const RELAY_RESCUE_TIMEOUT: Duration = Duration::from_millis(250);
+/// Sets how long after a stall a connection without a relay to fall back on is closed: the peer may be at another address
+/// by now, and iroh looks for that only when the dead path is forgotten.
+const DIRECT_RESCUE_TIMEOUT: Duration = Duration::from_secs(1);
+/// Bounds how long after the last sign of life callers are told, whether or not there is another connection.
+const CALLERS_TOLD_TIMEOUT: Duration = Duration::from_secs(6);
+/// Bounds how long streams may take to leave a stalled connection once there is another. Those that callers on this
+/// machine opened leave at once; the peer may not have noticed, and learns it from the close.
+const STREAMS_LEAVE_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// Counts a session on this connection for as long as the guard lives, with a heartbeat. `None` when there are `most`.
 pub(crate) fn enter(membership: &Arc<Membership>, conn: &Arc<PeerConn>, most: u32) -> Option<SessionGuard> {
@@ -69,7 +70,7 @@ pub(crate) fn enter(membership: &Arc<Membership>, conn: &Arc<PeerConn>, most: u3
     Some(guard)
 }
 
-/// What was heard on a connection, and when.
+/// Holds what was heard on a connection, and when.
 #[derive(Debug, Clone)]
 struct Heard {
     signs: u64,
@@ -81,7 +82,7 @@ impl Heard {
         Self { signs: conn.signs(), at: Instant::now() }
     }
 
-    /// How long nothing has come.
+    /// Returns how long nothing has come.
     fn silence(&mut self, conn: &PeerConn) -> Duration {
         let signs = conn.signs();
         if signs != self.signs {
@@ -93,7 +94,7 @@ impl Heard {
     /// Waits until something comes.
     async fn again(mut self, conn: &PeerConn) {
         let before = self.signs;
-        let mut look = tokio::time::interval(LOOK / 5);
+        let mut look = tokio::time::interval(SIGN_LOOK_INTERVAL / 5);
         while self.signs == before {
             look.tick().await;
             self.silence(conn);
@@ -105,14 +106,14 @@ impl Heard {
 async fn beat(membership: &Arc<Membership>, conn: &Arc<PeerConn>) {
     let mut heard = Heard::new(conn);
     let (mut own, mut in_use) = (OwnAddresses::of(membership), InUse::new(conn));
-    let mut looks = tokio::time::interval_at(Instant::now() + LOOK, LOOK);
+    let mut looks = tokio::time::interval_at(Instant::now() + SIGN_LOOK_INTERVAL, SIGN_LOOK_INTERVAL);
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let (mut pings, mut next_ping) = (None, Instant::now() + BEAT);
+    let (mut pings, mut next_ping) = (None, Instant::now() + PEER_HEARTBEAT_INTERVAL);
     loop {
         tokio::select! {
             _ = looks.tick() => {}
             _ = async { pings.as_mut().expect("there is one").await }, if pings.is_some() => {
-                (pings, next_ping) = (None, Instant::now() + BEAT);
+                (pings, next_ping) = (None, Instant::now() + PEER_HEARTBEAT_INTERVAL);
             }
         }
         if conn.sessions() == 0 && conn.end_pulse() {
@@ -123,20 +124,20 @@ async fn beat(membership: &Arc<Membership>, conn: &Arc<PeerConn>) {
             moved(membership, conn, &mut heard, taken).await;
             pings = None;
         }
-        if heard.silence(conn) >= STALL {
+        if heard.silence(conn) >= STALL_TIMEOUT {
             tracing::info!(peer = %conn.peer.short(), cluster = %membership.alias, "nothing comes from there: looking for another way");
             let again = heard.clone().again(conn);
-            stalled(membership, conn, &mut heard, again, LET_GO).await;
+            stalled(membership, conn, &mut heard, again, RELAY_RESCUE_TIMEOUT).await;
             pings = None;
         }
         // One ping at a time; where it is answered the next follows. An agent is not asked: it asks.
         if pings.is_none() && Instant::now() >= next_ping && conn.callable() {
-            pings = Some(Box::pin(ping(&conn.conn, STALL)));
+            pings = Some(Box::pin(ping(&conn.conn, STALL_TIMEOUT)));
         }
     }
 }
 
-/// The addresses of this machine.
+/// Holds the addresses of this machine.
 struct OwnAddresses<W> {
     watcher: W,
     last: BTreeSet<SocketAddr>,
@@ -151,7 +152,7 @@ impl OwnAddresses<()> {
 }
 
 impl<W: Watcher<Value = EndpointAddr>> OwnAddresses<W> {
-    /// Whether one of them is gone since the last call.
+    /// Returns whether one of them is gone since the last call.
     fn lost_one(&mut self) -> bool {
         let now = self.watcher.get().ip_addrs().copied().collect();
         let before = std::mem::replace(&mut self.last, now);
@@ -159,7 +160,7 @@ impl<W: Watcher<Value = EndpointAddr>> OwnAddresses<W> {
     }
 }
 
-/// The path in use, and since when, if another one was before.
+/// Holds the path in use, and since when, if another one was before.
 struct InUse {
     path: Option<PathId>,
     since: Option<Instant>,
@@ -170,22 +171,22 @@ impl InUse {
         Self { path: conn.path_in_use(), since: None }
     }
 
-    /// Whether there was another one a moment ago.
+    /// Returns whether there was another one a moment ago.
     fn is_new(&mut self, conn: &PeerConn) -> bool {
         let path = conn.path_in_use();
         if path != self.path {
             *self = Self { path, since: Some(Instant::now()) };
         }
-        self.since.is_some_and(|since| since.elapsed() < TAKEN)
+        self.since.is_some_and(|since| since.elapsed() < PATH_CHANGE_TIME)
     }
 }
 
-/// This machine has lost an address, which took the path away or did not. What was under way on that path is sent again
+/// Reacts when this machine has lost an address, which took the path away or did not. What was under way on that path is sent again
 /// only after seconds, and all that follows waits for it, although the connection came along and answers: so sessions do
 /// not wait for it.
 async fn moved(membership: &Arc<Membership>, conn: &Arc<PeerConn>, heard: &mut Heard, taken: bool) {
-    let patience = MOVED.max(conn.rtt() * MOVED_ROUND_TRIPS);
-    let mut answer = Box::pin(ping(&conn.conn, TELL));
+    let patience = MOVED_PING_TIMEOUT.max(conn.rtt() * MOVED_PING_ROUND_TRIPS);
+    let mut answer = Box::pin(ping(&conn.conn, CALLERS_TOLD_TIMEOUT));
     if !taken && let Ok(true) = tokio::time::timeout(patience, &mut answer).await {
         return;
     }
@@ -199,8 +200,8 @@ async fn moved(membership: &Arc<Membership>, conn: &Arc<PeerConn>, heard: &mut H
 }
 
 /// Waits until the connection is to be closed for another way to be found, and returns why. As long as there is a
-/// connection, iroh sends to the path that it chose, new connections' handshakes too, and asks nobody where the peer
-/// is. So where that path is dead, it tries all ways only after the connection is closed.
+/// connection, iroh sends to the path that it chose, new connections' handshakes too, and does not look for the
+/// peer elsewhere. So where that path is dead, it tries all ways only after the connection is closed.
 async fn forgotten(membership: &Membership, conn: &PeerConn, let_go: Duration) -> &'static str {
     tokio::time::sleep(let_go).await;
     let relay = conn.relay_in_use();
@@ -212,16 +213,16 @@ async fn forgotten(membership: &Membership, conn: &PeerConn, let_go: Duration) -
         return "a relay may reach the peer";
     }
     // An agent can only come back by itself. One that has not greeted may be one, and was asked nothing, so that its silence
-    // says nothing. And by a relay nobody is at another address.
+    // says nothing. And one that is reached by a relay is not at another address.
     if !conn.callable() || relay.is_some() {
         std::future::pending::<()>().await;
     }
-    tokio::time::sleep(LET_GO_DIRECT.saturating_sub(let_go)).await;
+    tokio::time::sleep(DIRECT_RESCUE_TIMEOUT.saturating_sub(let_go)).await;
     "the peer may be at another address"
 }
 
 /// Looks for another way until there is one, or the connection is there again. After `let_go` it is closed where that may
-/// open a way by a relay, and after [`LET_GO_DIRECT`] where only that has other addresses looked for.
+/// open a way by a relay, and after [`DIRECT_RESCUE_TIMEOUT`] where only that has other addresses looked for.
 async fn stalled(
     membership: &Arc<Membership>,
     conn: &Arc<PeerConn>,
@@ -231,7 +232,7 @@ async fn stalled(
 ) {
     conn.set_stalled(true);
     membership.peers.pool.touch();
-    let tell = heard.at + TELL;
+    let tell = heard.at + CALLERS_TOLD_TIMEOUT;
     let other = async {
         if conn.is_caller_only() {
             // Only an agent itself can open another one.
@@ -239,7 +240,7 @@ async fn stalled(
         }
         let far = Instant::now() + Duration::from_secs(24 * 3600);
         while dial::connect(membership, conn.peer, far).await.is_err() {
-            tokio::time::sleep(BEAT).await;
+            tokio::time::sleep(PEER_HEARTBEAT_INTERVAL).await;
         }
     };
     let found = tokio::select! {
@@ -257,12 +258,12 @@ async fn stalled(
             tracing::info!(peer = %conn.peer.short(), "sessions move to another connection");
             conn.give_up();
             // What is left by then is lost with the connection, and attaches again.
-            drop(tokio::time::timeout(LEAVE, conn.emptied()).await);
+            drop(tokio::time::timeout(STREAMS_LEAVE_TIMEOUT, conn.emptied()).await);
             close(&conn.conn, Close::Replaced, "it was stalled, and another connection is used");
             return;
         }
         Some(false) => {
-            tracing::info!(peer = %conn.peer.short(), "the callers are told");
+            tracing::info!(peer = %conn.peer.short(), "callers have to attach again");
             conn.give_up();
             heard.clone().again(conn).await;
         }

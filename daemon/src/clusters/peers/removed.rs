@@ -41,7 +41,7 @@ pub(crate) fn not_a_member(membership: &Membership) -> Failure {
 
 /// Returns that failure for when nothing is known of a removal.
 pub(crate) fn unknown_here() -> Failure {
-    Failure::new(Kind::NotAMember, "the target does not know this machine as a member of the cluster")
+    Failure::new(Kind::NotAMember, "the target's config does not have this machine")
 }
 
 /// Adds to the failure of a machine that was not reached that this one was removed, where it was.
@@ -57,8 +57,8 @@ pub(crate) fn explain(membership: &Membership, failure: Failure) -> Failure {
 pub(crate) fn says_manager(membership: &Membership) -> String {
     let held = membership.held();
     format!(
-        "the cluster manager {} does not have this machine in its config: it was removed from {}",
-        held.config.cluster.manager, membership.alias
+        "this machine was removed from {}: the config of the cluster manager {} does not have it",
+        membership.alias, held.config.cluster.manager
     )
 }
 

@@ -16,7 +16,7 @@ use crate::clusters::membership::Membership;
 use crate::clusters::peers::directory;
 use crate::clusters::peers::greet;
 use crate::clusters::peers::pulse;
-use crate::net::endpoint::MAX_SESSIONS;
+use crate::net::endpoint::MAX_SESSIONS_PER_CONNECTION;
 use crate::net::limits::budget::Exceeded;
 use crate::net::limits::pace::StreamPace;
 use crate::net::pool::PeerConn;
@@ -26,12 +26,11 @@ use crate::runtime::duty;
 use crate::store::held::Held;
 use crate::target;
 
-/// A connection that another one replaced is closed after so long without a session on it: by then both sides know of
-/// both.
-const SPARE_GRACE: Duration = Duration::from_secs(10);
+/// Sets how long a connection that another one replaced is kept without a session: by then both sides know of both.
+const SPARE_CONNECTION_TIME: Duration = Duration::from_secs(10);
 /// Bounds how long a removed machine keeps its connection, for the records of the sessions that are being ended. It is
 /// served nothing else meanwhile.
-const REMOVED_GRACE: Duration = Duration::from_secs(7);
+const REMOVED_CLOSE_TIMEOUT: Duration = Duration::from_secs(7);
 /// Sets how long such a connection must have been without a session before it is closed: by then the machine has heard
 /// every refusal, too.
 const REMOVED_IDLE_TIME: Duration = Duration::from_millis(500);
@@ -66,7 +65,7 @@ pub(crate) fn spawn_introduced(
     begin(&membership.tasks.clone(), membership, conn, followed);
 }
 
-/// Takes the connection in, and serves it with this control stream; closes it when the machine has too many.
+/// Adds the connection to the pool, and serves it with this control stream; closes it when the machine has too many.
 fn begin(
     tasks: &TaskTracker,
     membership: Arc<Membership>,
@@ -78,7 +77,7 @@ fn begin(
             let (peer, cluster) = (conn.peer.short(), &membership.alias);
             tracing::info!(%peer, %cluster, left_out, "connection refused: too many from this machine");
         }
-        return close(&conn.conn, Close::Busy, "too many connections of this machine");
+        return close(&conn.conn, Close::Busy, "too many connections from this machine");
     }
     tasks.spawn(async move { run(&membership, &conn, control).await });
 }
@@ -93,7 +92,7 @@ async fn run(membership: &Arc<Membership>, conn: &Arc<PeerConn>, control: impl F
             why = retire(membership, conn) => why,
         }
     };
-    // Whatever happens, the pool must not keep a connection that nobody serves.
+    // Whatever happens, the pool must not keep a connection that no task serves.
     let why = duty::caught(served).await.unwrap_or_else(|| (Close::Done, "a fault in malai ended it".to_owned()));
     tracing::debug!(peer = %conn.peer.short(), cluster = %membership.alias, "connection ends: {}", why.1);
     close(&conn.conn, why.0, &why.1);
@@ -103,7 +102,7 @@ async fn run(membership: &Arc<Membership>, conn: &Arc<PeerConn>, control: impl F
     streams.wait().await;
 }
 
-/// Takes the streams that the peer opens, at its machine's pace.
+/// Accepts the streams that the peer opens, at its machine's pace.
 async fn accept(membership: &Arc<Membership>, conn: &Arc<PeerConn>, streams: &TaskTracker) -> (Close, String) {
     let pace = membership.peers.pool.streams(conn.peer);
     loop {
@@ -116,7 +115,7 @@ async fn accept(membership: &Arc<Membership>, conn: &Arc<PeerConn>, streams: &Ta
     }
 }
 
-/// The next stream that the peer opens, when its turn has come.
+/// Returns the next stream that the peer opens, when its turn has come.
 async fn next_stream(conn: &Connection, pace: &StreamPace) -> Result<(SendStream, RecvStream), ConnectionError> {
     let stream = conn.accept_bi().await?;
     pace.turn().await;
@@ -135,7 +134,7 @@ async fn retire(membership: &Arc<Membership>, conn: &Arc<PeerConn>) -> (Close, S
         let is_spare = membership.peers.pool.is_spare(conn);
         let now = Instant::now();
         spare_since = (is_spare && conn.sessions() == 0).then(|| spare_since.unwrap_or(now));
-        let spare_until = spare_since.unwrap_or(now) + SPARE_GRACE;
+        let spare_until = spare_since.unwrap_or(now) + SPARE_CONNECTION_TIME;
         if now >= spare_until {
             return (Close::Replaced, "another connection to this machine is used".to_owned());
         }
@@ -163,12 +162,12 @@ async fn removed(membership: &Membership, conn: &PeerConn) -> bool {
     let is_back = |held: &Arc<Held>| held.config.machine_by_id(&conn.peer).is_some();
     tokio::select! {
         () = idle => true,
-        () = tokio::time::sleep(REMOVED_GRACE) => true,
+        () = tokio::time::sleep(REMOVED_CLOSE_TIMEOUT) => true,
         back = snapshots.wait_for(is_back) => back.is_err(),
     }
 }
 
-/// One stream that the peer opened: its first frame says what it is.
+/// Serves one stream that the peer opened: its first frame says what it is.
 async fn stream(membership: Arc<Membership>, conn: Arc<PeerConn>, mut send_half: SendStream, recv: RecvStream) {
     let charge = match membership.peers.pool.undecided(conn.peer).begin() {
         Ok(charge) => charge,
@@ -198,7 +197,7 @@ async fn stream(membership: Arc<Membership>, conn: Arc<PeerConn>, mut send_half:
         Kind::PeerHello if conn.may_greet() => {
             return greet::answer(&membership, &conn, &first, send_half, frames).await;
         }
-        Kind::PeerHello => return close(&conn.conn, Close::Protocol, "one greeting, by the side that dialled"),
+        Kind::PeerHello => return close(&conn.conn, Close::Protocol, "only the dialling side greets, and once"),
         Kind::Open => session(&membership, &conn, &first, &mut send_half, frames).await,
         Kind::Gone => gone(&membership, &conn, &first, &mut send_half).await,
         Kind::Pull => pull(&membership, &conn, &first, &mut send_half).await,
@@ -267,7 +266,7 @@ async fn pull(
 ) -> anyhow::Result<()> {
     let _wanted: Pull = first.decode()?;
     let Some(_place) = membership.peers.pool.pull(conn.peer) else {
-        let failure = Failure::new(FailureKind::Busy, "this machine fetches the snapshot several times already");
+        let failure = Failure::new(FailureKind::Busy, "this machine is already fetching the snapshot");
         return answer(send_half, Frame::control(Kind::Refused, &failure)?).await;
     };
     let held = membership.held();
@@ -285,7 +284,7 @@ async fn pull(
     }
 }
 
-/// Waits until sessions of an earlier daemon were taken over, so that none is met before it is decided anew.
+/// Waits until the sessions of an earlier daemon were taken over, so that none is used before it is decided again.
 async fn opened(membership: &Membership) -> anyhow::Result<()> {
     tokio::select! {
         () = membership.host.open.cancelled() => Ok(()),
@@ -321,8 +320,11 @@ async fn session(
     let refusal = if membership.host.agent {
         Some(
             // Whether the command of an earlier attempt runs there, an agent does not know.
-            Failure::new(FailureKind::Unreachable, "only an agent runs there, which takes no commands")
-                .hint("on the target: `malai daemon`"),
+            Failure::new(
+                FailureKind::Unreachable,
+                "only an agent runs on the target, and an agent accepts no commands",
+            )
+            .hint("on the target: `malai daemon`"),
         )
     } else if open.cluster != membership.cluster {
         Some(Failure::new(FailureKind::UnknownTarget, "the request names another cluster"))
@@ -332,16 +334,18 @@ async fn session(
     if let Some(failure) = refusal {
         return answer(send_half, Frame::control(Kind::Refused, &failure)?).await;
     }
-    let Some(_counted) = pulse::enter(membership, conn, MAX_SESSIONS) else {
-        let failure =
-            Failure::new(FailureKind::Busy, format!("{MAX_SESSIONS} sessions run over this connection already"));
+    let Some(_counted) = pulse::enter(membership, conn, MAX_SESSIONS_PER_CONNECTION) else {
+        let failure = Failure::new(
+            FailureKind::Busy,
+            format!("this connection already carries {MAX_SESSIONS_PER_CONNECTION} sessions"),
+        );
         return answer(send_half, Frame::control(Kind::Refused, &failure)?).await;
     };
     let (same, caller) = (Arc::clone(membership), conn.peer);
     let ended = target::session(same, caller, open.generation, target::peer_says_gone, frames, &mut *send_half).await;
     if ended.is_ok() && !membership.is_member(&caller) {
         // The connection is closed when no session is left: first the peer has to have the last word of this one.
-        let _delivered = tokio::time::timeout(REMOVED_GRACE, send_half.stopped()).await;
+        let _delivered = tokio::time::timeout(REMOVED_CLOSE_TIMEOUT, send_half.stopped()).await;
     }
     ended
 }

@@ -28,7 +28,7 @@ pub(crate) fn refusal(membership: &Membership, id: MachineId) -> Option<Failure>
     let both = membership.peers.pool.ambiguous(id)?;
     let (name, alias) = (name(membership, &id), &membership.alias);
     let message = format!(
-        "two machines hold the key of {name}.{alias}, {}: it cannot be known which of them would act, so nothing was sent",
+        "two machines hold the key of {name}.{alias}, {}: nothing was sent, because malai cannot know which of them would act",
         places(&both)
     );
     Some(Failure::new(Kind::Conflict, message).hint(mend(alias, &name)))
@@ -68,7 +68,7 @@ pub(crate) fn told(membership: &Membership, conn: &PeerConn, twin: Option<&str>)
 fn alarm(membership: &Membership, id: &MachineId, both: &[Life; 2]) -> String {
     let name = name(membership, id);
     format!(
-        "two machines hold the key of {name}, {}: commands to it are refused while both are there; {}",
+        "two machines hold the key of {name}, {}: commands to it are refused while both are connected; {}",
         places(both),
         advice(&membership.alias, &name)
     )

@@ -13,16 +13,17 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::runtime::backoff::{Backoff, Said, jittered};
 
-/// The service under which malai's machines announce themselves.
+/// Names the service under which malai's machines announce themselves.
 const SERVICE: &str = "malai";
-/// Between two questions on the network, whoever asks, while nobody looks for anything.
-const QUIET: Duration = Duration::from_secs(60);
-/// The same during a search.
-const EAGER: Duration = Duration::from_millis(250);
-/// How long a search asks. Who is there answers at once; who comes later tells by a search of its own.
-const SEARCH: Duration = Duration::from_secs(1);
-/// From one search to the next: answers reach everybody, so that the last ones are still good.
-const PAUSE: Duration = Duration::from_secs(10);
+/// Sets the time between two questions on the network while no machine is looked for.
+const MDNS_IDLE_INTERVAL: Duration = Duration::from_secs(60);
+/// Sets that time during a search.
+const MDNS_SEARCH_INTERVAL: Duration = Duration::from_millis(250);
+/// Sets how long a search asks. A machine that is there answers at once; one that comes later tells by a search of its
+/// own.
+const MDNS_SEARCH_TIME: Duration = Duration::from_secs(1);
+/// Sets the time from one search to the next: answers reach every machine, so that the last ones are still good.
+const MDNS_RESTART_INTERVAL: Duration = Duration::from_secs(10);
 /// Bounds the pause after a search that could not begin.
 const FAILED_SEARCH_MAX_INTERVAL: Duration = Duration::from_secs(300);
 
@@ -35,7 +36,7 @@ pub(crate) struct Mdns {
 
 impl AddressLookupBuilder for Mdns {
     fn into_address_lookup(self, endpoint: &Endpoint) -> Result<impl AddressLookup, AddressLookupBuilderError> {
-        let listening = service(self.advertise, QUIET).build(endpoint.id())?;
+        let listening = service(self.advertise, MDNS_IDLE_INTERVAL).build(endpoint.id())?;
         let lookup = Lookup { id: endpoint.id(), listening, search: Mutex::new(Search::default()) };
         // The question is also for the endpoint itself: its answer tells the others that it is there.
         lookup.search();
@@ -70,7 +71,7 @@ struct Search {
 
 impl Default for Search {
     fn default() -> Self {
-        let backoff = Backoff::new(PAUSE, FAILED_SEARCH_MAX_INTERVAL);
+        let backoff = Backoff::new(MDNS_RESTART_INTERVAL, FAILED_SEARCH_MAX_INTERVAL);
         Self { _running: None, next_at: None, backoff, said: Said::default() }
     }
 }
@@ -83,14 +84,14 @@ impl Lookup {
         if latest.next_at.is_some_and(|at| now < at) {
             return;
         }
-        match service(false, EAGER).build(self.id) {
+        match service(false, MDNS_SEARCH_INTERVAL).build(self.id) {
             Ok(asking) => {
                 let search = tokio::spawn(async move {
-                    tokio::time::sleep(SEARCH).await;
+                    tokio::time::sleep(MDNS_SEARCH_TIME).await;
                     drop(asking);
                 });
                 latest._running = Some(AbortOnDropHandle::new(search));
-                latest.next_at = Some(now + jittered(PAUSE));
+                latest.next_at = Some(now + jittered(MDNS_RESTART_INTERVAL));
                 latest.backoff.reset();
                 latest.said.is_news(true);
             }

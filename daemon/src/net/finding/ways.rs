@@ -15,28 +15,29 @@ use tokio::time::Instant;
 
 use crate::net::pool::PeerConn;
 
-/// What told an address, in words for people.
+/// Names what told an address, for people.
 pub(crate) type Way = Arc<str>;
 
-/// From the config.
+/// Names an address from the config.
 pub(crate) const FIXED: &str = "fixed address";
-/// From the cache, or from an earlier connection.
+/// Names an address from the cache, or from an earlier connection.
 pub(crate) const LAST_KNOWN: &str = "last known address";
-/// From the config: the machine is at one of the cluster's relays.
+/// Names a relay from the config: the machine is at one of the cluster's relays.
 pub(crate) const RELAY: &str = "relay of the config";
 
-/// Addresses remembered of one machine: as many as all ways together tell at once, and some of before.
-const MOST: usize = 64;
-/// Machines remembered: more than are dialled at a time.
-const MACHINES: usize = 4096;
-/// Whoever told an address first is who told it, for so long: until the dialling that it was told for is over.
-const FRESH: Duration = Duration::from_secs(10);
-/// How long one search by one way may take. iroh asks no way again while a search by any of them goes on.
-const SEARCH: Duration = Duration::from_secs(5);
-/// A way that failed is named for so long, and so is an address that was told in vain.
-const LATELY: Duration = Duration::from_secs(5 * 60);
+/// Bounds the addresses remembered of one machine: as many as all ways together tell at once, and some of before.
+const MAX_NOTED_ADDRESSES: usize = 64;
+/// Bounds the machines remembered: more than are dialled at a time.
+const MAX_NOTED_MACHINES: usize = 4096;
+/// Sets for how long the way that first told an address counts as the one that told it: until the dialling that it was
+/// told for is over.
+const FIRST_WORD_TIME: Duration = Duration::from_secs(10);
+/// Bounds one search by one way. iroh asks no way again while a search by any of them goes on.
+const LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
+/// Sets for how long a way that failed is named, and an address that was told in vain.
+const FAILURE_SHOWN_TIME: Duration = Duration::from_secs(5 * 60);
 
-/// Which way told which addresses of one endpoint's peers.
+/// Remembers which way told which addresses of one endpoint's peers.
 #[derive(Debug)]
 pub(crate) struct Ways {
     named: Mutex<HashMap<EndpointId, Vec<Named>>>,
@@ -63,7 +64,7 @@ impl Ways {
         self.named.lock()
     }
 
-    /// These addresses are dialled because this machine has them, whoever else tells them too.
+    /// Notes that these addresses are dialled because this machine has them, even where others tell them too.
     pub(crate) fn tried(&self, id: EndpointId, addrs: &[TransportAddr], way: &str) {
         self.note(id, addrs, &Way::from(way), true);
     }
@@ -89,13 +90,13 @@ impl Ways {
         first: bool,
     ) -> bool {
         let (mut all, now, mut is_new) = (self.lock(), Instant::now(), false);
-        if all.len() >= MACHINES && !all.contains_key(&id) {
+        if all.len() >= MAX_NOTED_MACHINES && !all.contains_key(&id) {
             all.clear();
         }
         let named = all.entry(id).or_default();
-        for addr in addrs.into_iter().take(MOST) {
+        for addr in addrs.into_iter().take(MAX_NOTED_ADDRESSES) {
             match named.iter_mut().find(|known| is_same(&known.addr, addr)) {
-                Some(known) if first || now.duration_since(known.at) >= FRESH => {
+                Some(known) if first || now.duration_since(known.at) >= FIRST_WORD_TIME => {
                     (known.way, known.at) = (Arc::clone(way), now);
                 }
                 Some(_) => {}
@@ -105,7 +106,7 @@ impl Ways {
                 }
             }
         }
-        let excess = named.len().saturating_sub(MOST);
+        let excess = named.len().saturating_sub(MAX_NOTED_ADDRESSES);
         named.sort_by_key(|known| known.at);
         named.drain(..excess);
         is_new
@@ -123,11 +124,14 @@ impl Ways {
     /// The addresses of this machine that were told lately, each with what told it.
     pub(crate) fn told_lately(&self, id: EndpointId) -> Vec<(TransportAddr, Way)> {
         let own = [FIXED, LAST_KNOWN, RELAY];
-        let told = self.of(id).into_iter().filter(|named| named.at.elapsed() < LATELY && !own.contains(&&*named.way));
+        let told = self
+            .of(id)
+            .into_iter()
+            .filter(|named| named.at.elapsed() < FAILURE_SHOWN_TIME && !own.contains(&&*named.way));
         told.map(|named| (named.addr, named.way)).collect()
     }
 
-    /// How a connection that is there now is found out about, whatever is told later.
+    /// Returns how a connection that is there now was found, whatever is told later.
     pub(crate) fn trail(self: &Arc<Self>, id: EndpointId) -> Trail {
         Trail { id, at_first: self.of(id), ways: Arc::clone(self) }
     }
@@ -145,7 +149,7 @@ impl Ways {
     /// The ways that failed lately, and why.
     pub(crate) fn failures(&self) -> Vec<String> {
         let failed = self.failed.lock();
-        let lately = failed.iter().filter(|(_, (at, _))| at.elapsed() < LATELY);
+        let lately = failed.iter().filter(|(_, (at, _))| at.elapsed() < FAILURE_SHOWN_TIME);
         lately.map(|(way, (_, why))| format!("{way}: {why}")).collect()
     }
 }
@@ -234,7 +238,7 @@ impl<L: AddressLookup> AddressLookup for Noted<L> {
             Ok(_) => {}
             Err(error) => ways.fails(&way, format!("{error:#}")),
         });
-        Some(found.take_until(tokio::time::sleep(SEARCH)).boxed())
+        Some(found.take_until(tokio::time::sleep(LOOKUP_TIMEOUT)).boxed())
     }
 }
 
@@ -262,7 +266,7 @@ mod tests {
         ways.told(id(), &[ip(1)], &"mdns".into());
         ways.told(id(), &[ip(1), ip(2)], &"dns".into());
         assert_eq!((way(&ways, &ip(1)), way(&ways, &ip(2))), (Some("mdns".into()), Some("dns".into())));
-        tokio::time::advance(FRESH).await;
+        tokio::time::advance(FIRST_WORD_TIME).await;
         ways.told(id(), &[ip(1)], &"dns".into());
         assert_eq!(way(&ways, &ip(1)), Some("dns".into()));
         // What this machine has itself was tried before anybody was asked.
@@ -295,7 +299,7 @@ mod tests {
         for port in 1..1000 {
             ways.told(id(), &[ip(port)], &"mdns".into());
         }
-        assert_eq!(ways.of(id()).len(), MOST);
+        assert_eq!(ways.of(id()).len(), MAX_NOTED_ADDRESSES);
         assert_eq!(way(&ways, &ip(999)), Some("mdns".into()), "the latest");
     }
 

@@ -1,5 +1,5 @@
-//! What one machine may have here in requests that are not decided yet, over all of its connections: it is taken before
-//! the memory is.
+//! Bounds what one machine may have here in requests that are not decided yet, over all of its connections. The bytes are
+//! charged before the memory is taken.
 
 use std::sync::Arc;
 
@@ -10,20 +10,20 @@ use malai_protocol::session::ExecSpec;
 use parking_lot::{Mutex, MutexGuard};
 use tokio_util::codec::Decoder;
 
-/// All undecided requests of one machine, in bytes: sixteen of the largest, or 2048 small ones.
-const MOST: usize = 16 * 1024 * 1024;
-/// What a stream costs before anything is read from it: its buffer.
-const STREAM: usize = 8 * 1024;
+/// Bounds all undecided requests of one machine: sixteen of the largest, or 2048 small ones.
+const MAX_UNDECIDED_BYTES: usize = 16 * 1024 * 1024;
+/// Is what a stream costs before anything is read from it: its buffer.
+const UNDECIDED_STREAM_BYTES: usize = 8 * 1024;
 
-/// The undecided requests of one machine.
+/// Counts the undecided requests of one machine.
 #[derive(Debug, Default)]
 pub(crate) struct Budget {
     held: Mutex<usize>,
 }
 
-/// A request would be more than what its machine may have.
+/// Says that a request would exceed what its machine may have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("{} MiB of this machine's requests wait to be decided already", MOST >> 20)]
+#[error("requests of this machine that wait for a decision already take {} MiB", MAX_UNDECIDED_BYTES >> 20)]
 pub(crate) struct Exceeded;
 
 impl From<Exceeded> for Failure {
@@ -40,7 +40,7 @@ impl Budget {
     /// Begins a request, with what its stream costs.
     pub(crate) fn begin(self: &Arc<Self>) -> Result<Charge, Exceeded> {
         let mut charge = Charge { budget: Arc::clone(self), bytes: 0 };
-        charge.raise(STREAM)?;
+        charge.raise(UNDECIDED_STREAM_BYTES)?;
         Ok(charge)
     }
 }
@@ -64,12 +64,13 @@ pub(crate) fn weight(spec: &ExecSpec) -> usize {
 }
 
 impl Charge {
-    /// The request takes so many bytes in all now. A machine's only request is always let in: its own caps bound it.
+    /// Raises the charge of the request to this many bytes in all. A machine's only request is always let in: its own caps
+    /// bound it.
     pub(crate) fn raise(&mut self, bytes: usize) -> Result<(), Exceeded> {
         let mut held = self.budget.lock();
         let others = held.saturating_sub(self.bytes);
         let bytes = bytes.max(self.bytes);
-        if others > 0 && others.saturating_add(bytes) > MOST {
+        if others > 0 && others.saturating_add(bytes) > MAX_UNDECIDED_BYTES {
             return Err(Exceeded);
         }
         *held = others.saturating_add(bytes);
@@ -101,7 +102,7 @@ impl Charged {
         };
         let length = usize::try_from(u32::from_le_bytes([a, b, c, d])).unwrap_or(usize::MAX);
         // What is longer is refused by the codec, before anything is taken.
-        if length <= MAX_EXEC { charge.raise(STREAM + length) } else { Ok(()) }
+        if length <= MAX_EXEC { charge.raise(UNDECIDED_STREAM_BYTES + length) } else { Ok(()) }
     }
 }
 
@@ -166,7 +167,7 @@ mod tests {
             all.push(decoder);
         };
         assert!(matches!(failed, ChargedError::Exceeded(_)), "{failed}");
-        assert_eq!(all.len(), MOST / (MAX_EXEC + STREAM));
+        assert_eq!(all.len(), MAX_UNDECIDED_BYTES / (MAX_EXEC + UNDECIDED_STREAM_BYTES));
         // A small one finds its place between them.
         assert_eq!(begin(&budget).decode(&mut exec(1000)).expect("room"), None);
         all.clear();
@@ -177,14 +178,14 @@ mod tests {
     fn streams_that_say_nothing_are_charged_too() {
         let budget = Arc::new(Budget::default());
         let all: Vec<_> = std::iter::from_fn(|| budget.begin().ok()).collect();
-        assert_eq!(all.len(), MOST / STREAM);
+        assert_eq!(all.len(), MAX_UNDECIDED_BYTES / UNDECIDED_STREAM_BYTES);
     }
 
     #[test]
     fn the_only_request_is_let_in_whatever_it_is_and_the_next_has_to_wait_for_its_end() {
         let budget = Arc::new(Budget::default());
         let mut large = budget.begin().expect("room");
-        large.raise(3 * MOST).expect("the only one");
+        large.raise(3 * MAX_UNDECIDED_BYTES).expect("the only one");
         assert_eq!(budget.begin().expect_err("no room"), Exceeded);
         drop(large);
         drop(budget.begin().expect("room again"));

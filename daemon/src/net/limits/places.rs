@@ -8,14 +8,14 @@ use std::sync::Arc;
 use parking_lot::{Mutex, MutexGuard};
 use tokio_util::sync::CancellationToken;
 
-/// The places, and who has them, the oldest first.
+/// Holds the places, and who has them, the oldest first.
 #[derive(Debug)]
 pub(crate) struct Places {
     most: usize,
     taken: Mutex<VecDeque<Arc<CancellationToken>>>,
 }
 
-/// A place; its drop gives it back.
+/// Is a place; its drop gives it back.
 #[derive(Debug)]
 #[must_use = "dropping the place gives it back"]
 pub(crate) struct Place {
@@ -24,7 +24,7 @@ pub(crate) struct Place {
 }
 
 impl Places {
-    /// So many places.
+    /// Makes this many places.
     pub(crate) fn new(most: usize) -> Arc<Self> {
         Arc::new(Self { most, taken: Mutex::default() })
     }

@@ -11,18 +11,17 @@ use malai_protocol::peer::{Close, Hello};
 
 use super::{Peer, PeerConn, Pool};
 use crate::net::closed_with;
-use crate::net::endpoint::IDLE;
+use crate::net::endpoint::CONNECTION_IDLE_TIMEOUT;
 use crate::runtime::clock::now_ms;
 
-/// So long a machine is taken to be still away after it went. Later it may well have come back without anybody here being
-/// told.
-const BELIEVED: Duration = Duration::from_secs(300);
-/// A daemon that says goodbye may only be restarted: it is back within so long, or has gone.
-const RESTART: Duration = Duration::from_secs(5);
-/// As much of a peer's version is kept, in characters.
-const VERSION: usize = 32;
+/// Sets for how long a machine that is gone is believed to be still away. Later it may have come back unnoticed.
+const GONE_BELIEVED_TIME: Duration = Duration::from_secs(300);
+/// Sets how long a daemon that said goodbye may take to restart. After that its machine is gone.
+const DAEMON_RESTART_TIME: Duration = Duration::from_secs(5);
+/// Bounds what is kept of a peer's version.
+const MAX_VERSION_CHARS: usize = 32;
 
-/// Bytes over connections, with all that QUIC adds.
+/// Counts bytes over connections, with all that QUIC adds.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Traffic {
     pub(crate) sent: u64,
@@ -52,7 +51,7 @@ impl Departed {
     fn is_believed(&self, own: &BTreeSet<SocketAddr>) -> bool {
         let since = self.at.elapsed();
         let own_network = |then: &BTreeSet<SocketAddr>| then == own && own.iter().any(|a| !a.ip().is_loopback());
-        since < BELIEVED && self.silent.as_ref().map_or(since >= RESTART, own_network)
+        since < GONE_BELIEVED_TIME && self.silent.as_ref().map_or(since >= DAEMON_RESTART_TIME, own_network)
     }
 }
 
@@ -65,7 +64,7 @@ pub(crate) struct Told {
     pub(crate) ahead_ms: Option<i64>,
     /// When, milliseconds since the epoch.
     pub(crate) at_ms: u64,
-    /// When, by a clock that nobody sets.
+    /// Is when, by a clock that no one can set.
     pub(crate) at: Instant,
 }
 
@@ -84,7 +83,7 @@ impl Pool {
         // What it told was on its way for half a round trip.
         let way = i64::try_from(conn.rtt().as_millis() / 2).unwrap_or(i64::MAX);
         let ahead = |clock: u64| clock.cast_signed().saturating_sub(at_ms.cast_signed()).saturating_add(way);
-        let malai = hello.malai.chars().take(VERSION).collect();
+        let malai = hello.malai.chars().take(MAX_VERSION_CHARS).collect();
         let told = Told { malai, ahead_ms: hello.clock_ms.map(ahead), at_ms, at: Instant::now() };
         self.lock().entry(conn.peer).or_default().told = Some(told);
     }
@@ -140,7 +139,7 @@ impl Peer {
     /// A connection that ended so was alive until then: an idle one carries nothing that would be noted otherwise.
     fn heard_until(&mut self, why: &ConnectionError) {
         let silence = match why {
-            ConnectionError::TimedOut => IDLE,
+            ConnectionError::TimedOut => CONNECTION_IDLE_TIMEOUT,
             ConnectionError::ApplicationClosed(_) | ConnectionError::Reset => Duration::ZERO,
             _ => return,
         };

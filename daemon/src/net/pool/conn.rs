@@ -16,18 +16,18 @@ use crate::net::finding::hearsay::canonical;
 use crate::net::finding::ways::Trail;
 use crate::runtime::clock::now_ms;
 
-/// One connection to a machine.
+/// Is one connection to a machine.
 #[derive(Debug)]
 pub(crate) struct PeerConn {
-    /// The connection.
+    /// Is the connection.
     pub(crate) conn: Connection,
-    /// Whom it leads to.
+    /// Is the key of the machine at its other end.
     pub(crate) peer: MachineId,
     /// This side dialled.
     pub(crate) dialed: bool,
-    /// Since when, milliseconds since the epoch.
+    /// Is when it was made, milliseconds since the epoch.
     pub(crate) since_ms: u64,
-    /// The same, by a clock that nobody sets.
+    /// Is the same by a clock that no one can set.
     pub(super) made_at: Instant,
     pub(super) boot: OnceLock<Incarnation>,
     executor: OnceLock<Incarnation>,
@@ -45,7 +45,7 @@ pub(crate) struct PeerConn {
     trail: OnceLock<Trail>,
 }
 
-/// The snapshot that the peer offers.
+/// Holds the snapshot that the peer offers.
 #[derive(Debug, Default)]
 struct Offers {
     newest: Option<Header>,
@@ -76,14 +76,15 @@ impl PeerConn {
         })
     }
 
-    /// The peer offers a snapshot. True when it has to be fetched by the caller: nobody fetches from this peer now.
+    /// Notes a snapshot that the peer offers. Returns true when no task fetches from this peer now, so that one has to be
+    /// started.
     pub(crate) fn offer(&self, header: Header) -> bool {
         let mut offers = self.offers.lock();
         offers.newest = Some(header);
         !std::mem::replace(&mut offers.fetching, true)
     }
 
-    /// What is to be fetched next. After `None` another has to fetch.
+    /// Returns what is to be fetched next. After `None` the task has ended.
     pub(crate) fn next_offer(&self) -> Option<Header> {
         let mut offers = self.offers.lock();
         let next = offers.newest.take();
@@ -91,64 +92,64 @@ impl PeerConn {
         next
     }
 
-    /// Whether the peer may greet now: the side that dialled does, once.
+    /// Returns whether the peer may greet now: the side that dialled does, once.
     pub(crate) fn may_greet(&self) -> bool {
         !self.dialed && !self.greeted.swap(true, Ordering::Relaxed)
     }
 
-    /// What was known of the peer when this side had dialled it.
+    /// Notes what was known of the peer when this side had dialled it.
     pub(crate) fn set_trail(&self, trail: Trail) {
         self.trail.get_or_init(|| trail);
     }
 
-    /// Absent where the peer dialled.
+    /// Returns that; absent where the peer dialled.
     pub(crate) fn trail(&self) -> Option<&Trail> {
         self.trail.get()
     }
 
-    /// The peer is an agent: no stream may be opened towards it.
+    /// Notes that the peer is an agent: no stream may be opened towards it.
     pub(crate) fn set_caller_only(&self) {
         self.caller_only.store(true, Ordering::Relaxed);
     }
 
-    /// The peer's greeting was taken in.
+    /// Notes that the peer has greeted.
     pub(crate) fn set_met(&self) {
         self.met.store(true, Ordering::Release);
     }
 
-    /// Whether the peer has said what it is.
+    /// Returns whether the peer has said what it is.
     pub(crate) fn is_met(&self) -> bool {
         self.met.load(Ordering::Acquire)
     }
 
-    /// Whether the peer is an agent.
+    /// Returns whether the peer is an agent.
     pub(crate) fn is_caller_only(&self) -> bool {
         self.caller_only.load(Ordering::Relaxed)
     }
 
-    /// The peer told which life of its executor requests meet.
+    /// Notes which life of the peer's executor requests meet.
     pub(crate) fn set_executor(&self, executor: Incarnation) {
         // It greets once: what it said first stands.
         self.executor.get_or_init(|| executor);
     }
 
-    /// The life of the peer's executor. Absent when it did not greet yet, or when none ran then.
+    /// Returns the life of the peer's executor. Absent when it did not greet yet, or when none ran then.
     pub(crate) fn executor(&self) -> Option<Incarnation> {
         self.executor.get().copied()
     }
 
-    /// Whether streams may be opened towards the peer. One that dialled may be an agent until it has greeted; only daemons
+    /// Returns whether streams may be opened towards the peer. One that dialled may be an agent until it has greeted; only daemons
     /// can be dialled.
     pub(crate) fn callable(&self) -> bool {
         (self.dialed || self.is_met()) && !self.is_caller_only() && self.conn.close_reason().is_none()
     }
 
-    /// Packets that came from the peer.
+    /// Counts the packets that came from the peer.
     pub(crate) fn packets(&self) -> u64 {
         self.conn.stats().udp_rx.datagrams
     }
 
-    /// Changes whenever something comes on the path that is in use, or data on any path. Probes of other paths are no
+    /// Returns a number that changes whenever something comes on the path that is in use, or data on any path. Probes of other paths are no
     /// sign that anything gets through.
     pub(crate) fn signs(&self) -> u64 {
         let paths = self.conn.paths();
@@ -156,18 +157,18 @@ impl PeerConn {
         self.conn.stats().frame_rx.stream.wrapping_add(used)
     }
 
-    /// The path in use.
+    /// Returns the path in use.
     pub(crate) fn path_in_use(&self) -> Option<PathId> {
         self.conn.paths().iter().find(|path| path.is_selected()).map(|path| path.id())
     }
 
-    /// Whether there is another path than the one in use, by a relay.
+    /// Returns whether there is another path than the one in use, by a relay.
     pub(crate) fn has_relay_to_spare(&self) -> bool {
         let paths = self.conn.paths();
         paths.iter().any(|path| path.is_relay() && !path.is_selected())
     }
 
-    /// Where the peer is reached over this connection, without relays.
+    /// Returns where the peer is reached over this connection, without relays.
     pub(crate) fn remote_sockets(&self) -> Vec<SocketAddr> {
         let paths = self.conn.paths();
         let sockets = paths.iter().filter_map(|path| match path.remote_addr() {
@@ -177,7 +178,7 @@ impl PeerConn {
         sockets.collect()
     }
 
-    /// The relay that the path in use goes by.
+    /// Returns the relay that the path in use goes by.
     pub(crate) fn relay_in_use(&self) -> Option<RelayUrl> {
         let paths = self.conn.paths();
         paths.iter().find(|path| path.is_selected()).and_then(|path| match path.remote_addr() {
@@ -186,28 +187,28 @@ impl PeerConn {
         })
     }
 
-    /// True for the one that has to start the heartbeat.
+    /// Returns true for the session that has to start the heartbeat.
     pub(crate) fn begin_pulse(&self) -> bool {
         !self.pulsing.swap(true, Ordering::SeqCst)
     }
 
-    /// The heartbeat ends. False when a session came meanwhile, for which it has to go on.
+    /// Ends the heartbeat. Returns false when a session came meanwhile, for which it has to go on.
     pub(crate) fn end_pulse(&self) -> bool {
         self.pulsing.store(false, Ordering::SeqCst);
         self.sessions() == 0 || !self.begin_pulse()
     }
 
-    /// Nothing comes from the peer: new sessions take another connection.
+    /// Notes whether nothing comes from the peer: then new sessions take another connection.
     pub(crate) fn set_stalled(&self, stalled: bool) {
         self.stalled.store(stalled, Ordering::SeqCst);
     }
 
-    /// Whether nothing comes from the peer.
+    /// Returns whether nothing comes from the peer.
     pub(crate) fn is_stalled(&self) -> bool {
         self.stalled.load(Ordering::SeqCst)
     }
 
-    /// The callers whose sessions run over it have to attach again.
+    /// Has the callers whose sessions run over it attach again.
     pub(crate) fn give_up(&self) {
         self.given_up.send_replace(());
     }
@@ -230,17 +231,17 @@ impl PeerConn {
         }
     }
 
-    /// How many sessions run over it.
+    /// Returns how many sessions run over it.
     pub(crate) fn sessions(&self) -> u32 {
         self.sessions.load(Ordering::SeqCst)
     }
 
-    /// The round-trip time of the path in use.
+    /// Returns the round-trip time of the path in use.
     pub(crate) fn rtt(&self) -> Duration {
         Duration::from_micros(self.path().1)
     }
 
-    /// The path in use, for people, and its round-trip time in microseconds.
+    /// Returns the path in use, for people, and its round-trip time in microseconds.
     pub(crate) fn path(&self) -> (String, u64) {
         let paths = self.conn.paths();
         let only = || {
@@ -258,12 +259,12 @@ impl PeerConn {
     }
 }
 
-/// One session on a connection; leaving is its drop.
+/// Counts one session on a connection, until it is dropped.
 #[derive(Debug)]
 #[must_use = "dropping the guard ends the count"]
 pub(crate) struct SessionGuard {
     conn: Arc<PeerConn>,
-    /// Since it entered.
+    /// Says whether the connection was given up since the session entered.
     given_up: watch::Receiver<()>,
 }
 

@@ -32,23 +32,23 @@ use crate::net::limits::budget::Budget;
 use crate::net::limits::pace::StreamPace;
 use crate::runtime::clock::now_ms;
 
-/// Connections from one machine at once. It needs one; some more are of its earlier lives, or on their way out.
-const MOST: usize = 16;
-/// Snapshots that one machine may be in the middle of fetching from here. It needs one; some more are of connections on
-/// their way out.
-const PULLS: usize = 4;
+/// Bounds the connections from one machine. It needs one; a few more are of its earlier lives, or end soon.
+const MAX_CONNECTIONS_PER_MACHINE: usize = 16;
+/// Bounds the snapshots that one machine may be fetching from here. It needs one; a few more are of connections that end
+/// soon.
+const MAX_PULLS_PER_MACHINE: usize = 4;
 
-/// What is known of one machine.
+/// Holds what is known of one machine.
 #[derive(Debug, Default)]
 struct Peer {
     conns: Vec<Arc<PeerConn>>,
     generation: Option<u64>,
     addresses: BTreeSet<TransportAddr>,
-    /// The addresses are from the cache, and not the machine's own word in this life of the daemon.
+    /// The addresses are from the cache: the machine has not told its own to this daemon yet.
     is_recalled: bool,
     last_seen_ms: Option<u64>,
     told: Option<Told>,
-    /// How it went, when it was connected and is no more.
+    /// Says how it went, when it was connected and is no more.
     departed: Option<Departed>,
     lives: Lives,
     /// It was connected before.
@@ -63,16 +63,16 @@ struct Peer {
 #[derive(Debug, Default)]
 pub(crate) struct Pulls;
 
-/// What the pool tells of one machine.
+/// Says what the pool knows of one machine.
 #[derive(Debug, Default)]
 pub(crate) struct Seen {
-    /// The generation that the machine last told.
+    /// Is the generation that the machine last told.
     pub(crate) generation: Option<u64>,
-    /// When it was last heard, milliseconds since the epoch.
+    /// Is when it was last heard, milliseconds since the epoch.
     pub(crate) last_seen_ms: Option<u64>,
 }
 
-/// All connections of one cluster's endpoint.
+/// Holds all connections of one cluster's endpoint.
 #[derive(Debug)]
 pub(crate) struct Pool {
     me: MachineId,
@@ -83,11 +83,11 @@ pub(crate) struct Pool {
     twins_seen: watch::Sender<u64>,
     /// Addresses were told that are not in the cache.
     learnt: Notify,
-    /// Sessions that wait for a connection.
+    /// Counts the sessions that wait for a connection.
     waiting: AtomicU32,
 }
 
-/// A session that waits for a connection; no more when dropped.
+/// Counts a session that waits for a connection, until it is dropped.
 #[derive(Debug)]
 #[must_use = "dropping it ends the waiting"]
 pub(crate) struct WaitingSession<'a>(&'a Pool);
@@ -99,7 +99,7 @@ impl Drop for WaitingSession<'_> {
 }
 
 impl Pool {
-    /// An empty pool of this machine.
+    /// Makes an empty pool of this machine.
     pub(crate) fn new(me: MachineId, counters: Arc<Counters>) -> Self {
         Self {
             me,
@@ -116,44 +116,44 @@ impl Pool {
         self.peers.lock()
     }
 
-    /// Wakes whoever watches.
+    /// Wakes those that watch.
     pub(crate) fn touch(&self) {
         self.changed.send_modify(|n| *n = n.wrapping_add(1));
     }
 
-    /// Wakes whenever a connection comes or goes, or a machine tells a generation.
+    /// Returns what wakes whenever a connection comes or goes, or a machine tells a generation.
     pub(crate) fn watch(&self) -> watch::Receiver<u64> {
         self.changed.subscribe()
     }
 
-    /// A session waits for a connection, for as long as the guard lives.
+    /// Counts a session that waits for a connection, for as long as the guard lives.
     pub(crate) fn wait(&self) -> WaitingSession<'_> {
         self.waiting.fetch_add(1, Ordering::SeqCst);
         self.touch();
         WaitingSession(self)
     }
 
-    /// Whether a session waits for a connection.
+    /// Returns whether a session waits for a connection.
     pub(crate) fn is_waited_for(&self) -> bool {
         self.waiting.load(Ordering::SeqCst) > 0
     }
 
-    /// Whether a session needs the network and does not have it.
+    /// Returns whether a session needs the network and does not have it.
     pub(crate) fn wants_recovery(&self) -> bool {
         self.is_waited_for() || self.all().iter().any(|c| c.is_stalled() && c.sessions() > 0)
     }
 
-    /// Packets that came from any peer over the connections that there are.
+    /// Counts the packets that came from any peer over the connections that there are.
     pub(crate) fn packets(&self) -> u64 {
         self.all().iter().map(|conn| conn.packets()).fold(0, u64::wrapping_add)
     }
 
-    /// Takes a connection in. False when the machine has too many already.
-    #[must_use = "a connection that was not taken in has to be closed"]
+    /// Adds a connection. Returns false when the machine has too many already.
+    #[must_use = "a connection that was not added has to be closed"]
     pub(crate) fn add(&self, conn: &Arc<PeerConn>) -> bool {
         let mut peers = self.lock();
         let peer = peers.entry(conn.peer).or_default();
-        if !conn.dialed && peer.conns.len() >= MOST {
+        if !conn.dialed && peer.conns.len() >= MAX_CONNECTIONS_PER_MACHINE {
             return false;
         }
         let again = std::mem::replace(&mut peer.known, true) && peer.conns.is_empty();
@@ -167,13 +167,13 @@ impl Pool {
         true
     }
 
-    /// Something was heard of this machine now.
+    /// Notes that something was heard of this machine now.
     pub(crate) fn heard(&self, id: MachineId) {
         self.lock().entry(id).or_default().last_seen_ms = Some(now_ms());
     }
 
-    /// The peer told the name of its life: connections of earlier lives are dead, unless two machines hold its key, which
-    /// would throw each other out for ever. True when it is seen now that they do.
+    /// Notes the name of the peer's process: connections of earlier ones are dead, unless two machines hold its key, which
+    /// would throw each other out for ever. Returns true when this shows for the first time that two machines hold it.
     pub(crate) fn booted(&self, conn: &Arc<PeerConn>, boot: Incarnation) -> bool {
         let (path, _) = conn.path();
         let (comes_back, stale) = {
@@ -199,7 +199,7 @@ impl Pool {
         comes_back
     }
 
-    /// The machine told the generation it holds and where it can be reached.
+    /// Notes which generation the machine told that it holds, and where it can be reached.
     pub(crate) fn told(&self, id: MachineId, generation: Option<u64>, addresses: &[TransportAddr]) {
         let mut peers = self.lock();
         let peer = peers.entry(id).or_default();
@@ -236,7 +236,7 @@ impl Pool {
         peer.last_seen_ms = peer.last_seen_ms.or(last_seen_ms);
     }
 
-    /// Last known addresses of every machine, for the cache.
+    /// Returns the last known addresses of every machine, for the cache.
     pub(crate) fn known(&self) -> Vec<(MachineId, Option<u64>, Vec<TransportAddr>)> {
         let peers = self.lock();
         let mut known: Vec<_> =
@@ -245,27 +245,27 @@ impl Pool {
         known
     }
 
-    /// Last known addresses of a machine, and whether they are only what the cache had.
+    /// Returns the last known addresses of a machine, and whether they are only what the cache had.
     pub(crate) fn addresses(&self, id: MachineId) -> (Vec<TransportAddr>, bool) {
         let peers = self.lock();
         let Some(peer) = peers.get(&id) else { return Default::default() };
         (peer.addresses.iter().cloned().collect(), peer.is_recalled)
     }
 
-    /// Where a machine is reached now, without relays.
+    /// Returns where a machine is reached now, without relays.
     pub(crate) fn remote_sockets(&self, id: MachineId) -> Vec<SocketAddr> {
         let conns = self.lock().get(&id).map_or_else(Vec::new, |peer| peer.conns.clone());
         conns.iter().flat_map(|conn| conn.remote_sockets()).collect()
     }
 
-    /// What is known of a machine.
+    /// Returns what is known of a machine.
     pub(crate) fn seen(&self, id: MachineId) -> Seen {
         self.lock()
             .get(&id)
             .map_or_else(Seen::default, |peer| Seen { generation: peer.generation, last_seen_ms: peer.last_seen_ms })
     }
 
-    /// The preferred connection over which streams may be opened.
+    /// Returns the preferred connection over which streams may be opened.
     pub(crate) fn live(&self, id: MachineId) -> Option<Arc<PeerConn>> {
         let peers = self.lock();
         let preferred_side = self.me < id;
@@ -273,14 +273,14 @@ impl Pool {
         callable.max_by_key(|c| (c.dialed == preferred_side, c.since_ms)).cloned()
     }
 
-    /// Whether there is a connection to this machine that was made within this span.
+    /// Returns whether there is a connection to this machine that was made within this span.
     pub(crate) fn is_just_back(&self, id: MachineId, span: Duration) -> bool {
         let peers = self.lock();
         let mut conns = peers.get(&id).into_iter().flat_map(|peer| &peer.conns);
         conns.any(|conn| conn.made_at.elapsed() < span && !conn.is_stalled() && conn.conn.close_reason().is_none())
     }
 
-    /// Whether another connection to the same machine is preferred to this one. That of another machine with its key is not.
+    /// Returns whether another connection to the same machine is preferred to this one. That of another machine with its key is not.
     pub(crate) fn is_spare(&self, conn: &Arc<PeerConn>) -> bool {
         let is_same_life = |live: &PeerConn| match (live.boot.get(), conn.boot.get()) {
             (Some(live), Some(this)) => live == this,
@@ -289,33 +289,33 @@ impl Pool {
         self.live(conn.peer).is_some_and(|live| !Arc::ptr_eq(&live, conn) && is_same_life(&live))
     }
 
-    /// Held while a machine is dialled, so that it is dialled once at a time.
+    /// Returns the lock under which a machine is dialled, once at a time.
     pub(crate) fn dial_lock(&self, id: MachineId) -> Arc<tokio::sync::Mutex<()>> {
         Arc::clone(&self.lock().entry(id).or_default().dial)
     }
 
-    /// The longest round trip to a machine that is connected.
+    /// Returns the longest round trip to a machine that is connected.
     pub(crate) fn longest_rtt(&self) -> Duration {
         let rtts = self.all().into_iter().map(|conn| conn.rtt());
         rtts.max().unwrap_or_default()
     }
 
-    /// What requests of this machine take here until they are decided.
+    /// Returns what counts the requests of this machine until they are decided.
     pub(crate) fn undecided(&self, id: MachineId) -> Arc<Budget> {
         Arc::clone(&self.lock().entry(id).or_default().undecided)
     }
 
-    /// The pace of the streams that this machine opens.
+    /// Returns the pace of the streams that this machine opens.
     pub(crate) fn streams(&self, id: MachineId) -> Arc<StreamPace> {
         Arc::clone(&self.lock().entry(id).or_default().streams)
     }
 
-    /// A place for one more snapshot that this machine fetches; dropping it gives the place back.
+    /// Returns a place for one more snapshot that this machine fetches; dropping it gives the place back.
     pub(crate) fn pull(&self, id: MachineId) -> Option<Arc<Pulls>> {
         let mut peers = self.lock();
         let pulls = &peers.entry(id).or_default().pulls;
         // One is the pool's own. No other place is taken while the pool is locked.
-        (Arc::strong_count(pulls) <= PULLS).then(|| Arc::clone(pulls))
+        (Arc::strong_count(pulls) <= MAX_PULLS_PER_MACHINE).then(|| Arc::clone(pulls))
     }
 
     /// Closes this connection, whose path is dead, and those beside it that use the same path: as long as one is left, iroh
@@ -328,7 +328,7 @@ impl Pool {
         }
     }
 
-    /// Every connection, for the shutdown.
+    /// Returns every connection.
     pub(crate) fn all(&self) -> Vec<Arc<PeerConn>> {
         self.lock().values().flat_map(|peer| peer.conns.iter().cloned()).collect()
     }

@@ -100,7 +100,7 @@ fn read(get: impl Fn(&str) -> Option<Result<String, ()>>) -> Result<Option<Proxy
     };
     let Some((variable, value)) = PROXY_VARIABLES.iter().find_map(set) else { return Ok(None) };
     let bad = |why: &str| {
-        format!("{variable} is not the URL of an HTTP proxy: {why}; it has to be such as http://proxy.example.com:3128")
+        format!("{variable} is not the URL of an HTTP proxy: {why}; write it as http://proxy.example.com:3128")
     };
     let value = value.map_err(|()| bad("it is no text"))?;
     let value = value.trim();

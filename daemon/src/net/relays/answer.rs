@@ -12,17 +12,17 @@ use tokio::time::timeout;
 
 use crate::net::proxy::{Proxy, Stream, secured};
 
-/// How long it may take.
-const ANSWER: Duration = Duration::from_secs(2);
+/// Bounds how long a relay may take to answer.
+const RELAY_ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Asks, through the proxy if there is one.
 ///
 /// # Errors
 /// Why the relay cannot be used, for people.
 pub(super) async fn answers(url: &RelayUrl, proxy: Option<&Proxy>, tls: &ClientConfig) -> Result<(), String> {
-    match timeout(ANSWER, ask(url, proxy, tls)).await {
+    match timeout(RELAY_ANSWER_TIMEOUT, ask(url, proxy, tls)).await {
         Ok(answer) => answer.map_err(|error| format!("no answer: {error}")),
-        Err(_) => Err(format!("no answer within {} s", ANSWER.as_secs())),
+        Err(_) => Err(format!("no answer within {} s", RELAY_ANSWER_TIMEOUT.as_secs())),
     }
 }
 

@@ -31,18 +31,18 @@ use super::proxy::{self, Proxy};
 use super::trust::Trust;
 use crate::runtime::backoff::Backoff;
 
-/// How long a relay rests that was in use until it failed; it doubles while the relay does not answer or refuses.
-const FIRST_REST: Duration = Duration::from_secs(10);
-/// The longest rest.
-const LONGEST_REST: Duration = Duration::from_secs(120);
-/// When the only relay that does not rest fails, the others are asked after so long.
-const SOON: Duration = Duration::from_secs(1);
-/// A relay that is suspected is asked no sooner than so long after the last time.
-const ASKED: Duration = Duration::from_secs(2);
-/// What is said of a relay that does not let this machine in, before its own words.
-const REFUSES: &str = "it refuses this machine";
-/// The longest reason that is kept of a relay's failure, in characters: a relay may say anything.
-const MAX_REASON: usize = 300;
+/// Sets how long a relay rests that was in use until it failed. It doubles while the relay does not answer or refuses.
+const RELAY_REST_MIN_TIME: Duration = Duration::from_secs(10);
+/// Bounds how long a relay rests.
+const RELAY_REST_MAX_TIME: Duration = Duration::from_secs(120);
+/// Sets how soon the resting relays are asked when the only relay that does not rest fails.
+const RESTED_RELAY_ASK_DELAY: Duration = Duration::from_secs(1);
+/// Sets the least time between two questions to a relay that is suspected.
+const SUSPECT_ASK_INTERVAL: Duration = Duration::from_secs(2);
+/// Begins the reason of a relay that does not let this machine in, before its own words.
+const RELAY_REFUSES: &str = "the relay refuses this machine";
+/// Bounds the reason that is kept of a relay's failure: a relay may say anything.
+const MAX_RELAY_REASON_CHARS: usize = 300;
 
 /// What lets a newcomer through relays that otherwise admit members only: the ticket of its invite, and the relays that
 /// the invite names.
@@ -59,47 +59,47 @@ impl fmt::Debug for Pass {
 }
 
 impl Pass {
-    /// A pass for these relays, those of them that take tickets.
+    /// Makes a pass for those of these relays that take tickets.
     pub(crate) fn new(ticket: &Ticket, relays: &[Relay]) -> Self {
         let relays = relays.iter().filter(|relay| relay.takes_tickets()).cloned().collect();
         Self { ticket: Zeroizing::new(ticket.to_text()), relays }
     }
 
-    /// What is shown to this relay.
+    /// Returns what is shown to this relay.
     fn shown_to(&self, relay: &Relay) -> Option<String> {
         let named = |one: &Relay| one == relay;
         self.relays.iter().any(named).then(|| self.ticket.to_string())
     }
 }
 
-/// The relays of one endpoint.
+/// Holds the relays of one endpoint.
 #[derive(Debug)]
 pub(crate) struct Relays {
     trust: Arc<Trust>,
     pass: Option<Pass>,
-    /// What the endpoint reaches them through.
+    /// Is what the endpoint reaches them through.
     proxy: Option<&'static Proxy>,
-    /// Those of the config; none where iroh's public ones are used.
+    /// Holds those of the config; none where iroh's public ones are used.
     set: Mutex<BTreeMap<RelayUrl, Entry>>,
-    /// Those over which a peer was heard no more.
+    /// Holds those over which a peer was heard no more.
     suspects: Mutex<BTreeSet<RelayUrl>>,
     changed: Notify,
 }
 
-/// One relay.
+/// Holds what is known of one relay.
 #[derive(Clone)]
 struct Entry {
     relay: Relay,
     config: Arc<RelayConfig>,
-    /// Why it could not be used the last time.
+    /// Says why it could not be used the last time.
     failure: Option<String>,
     /// The log has it that it cannot be used.
     is_logged: bool,
-    /// When it was suspected and asked.
+    /// Is when it was suspected and asked.
     asked: Option<Instant>,
-    /// Until when it is left alone.
+    /// Is until when it is left alone.
     rests: Option<Instant>,
-    /// How long it rests the next time.
+    /// Says how long it rests the next time.
     rest: Backoff,
 }
 
@@ -142,7 +142,7 @@ impl fmt::Debug for Entry {
 }
 
 impl Relays {
-    /// The relays that a config names, for an endpoint that is bound with [`Relays::mode`] and trusts by `trust`.
+    /// Takes the relays that a config names, for an endpoint that is bound with [`Relays::mode`] and trusts by `trust`.
     ///
     /// # Errors
     /// [`Failure`] of kind `bad-config` for a URL that cannot be used.
@@ -160,7 +160,7 @@ impl Relays {
         self.proxy
     }
 
-    /// What an endpoint is bound with; `network` is the config that these relays were made of.
+    /// Returns what an endpoint is bound with; `network` is the config that these relays were made of.
     pub(crate) fn mode(&self, network: &Network) -> RelayMode {
         if network.relays.is_none() {
             return RelayMode::Default;
@@ -183,7 +183,7 @@ impl Relays {
             for (url, entry) in set.iter() {
                 match wanted.get_mut(url) {
                     Some(same) if same.relay == entry.relay => *same = entry.clone(),
-                    // With another pin it is tried anew.
+                    // With another pin it is tried again.
                     Some(_) => {}
                     None => removed.push(url.clone()),
                 }
@@ -217,7 +217,7 @@ impl Relays {
         self.suspects.lock()
     }
 
-    /// Nothing comes over this relay any more: it is asked whether it is there. iroh itself would notice after 20 s.
+    /// Has a relay asked over which nothing comes any more. iroh itself would notice after 20 s.
     pub(crate) fn suspect(&self, url: &RelayUrl) {
         if self.lock().contains_key(url) && self.suspects().insert(url.clone()) {
             self.changed.notify_one();
@@ -268,7 +268,7 @@ impl Relays {
             if is_last {
                 set.values_mut()
                     .filter_map(|entry| entry.rests.as_mut())
-                    .for_each(|until| *until = (*until).min(now + SOON));
+                    .for_each(|until| *until = (*until).min(now + RESTED_RELAY_ASK_DELAY));
             }
             set.get_mut(url).is_some_and(|entry| !is_last && entry.rest_from(now))
         };
@@ -283,9 +283,9 @@ impl Relays {
         let asked: Vec<_> = {
             let (mut set, now) = (self.lock(), Instant::now());
             let wanted = |url: &RelayUrl| {
-                let entry = set
-                    .get_mut(url)
-                    .filter(|entry| entry.rests.is_none() && entry.asked.is_none_or(|at| at + ASKED < now))?;
+                let entry = set.get_mut(url).filter(|entry| {
+                    entry.rests.is_none() && entry.asked.is_none_or(|at| at + SUSPECT_ASK_INTERVAL < now)
+                })?;
                 entry.asked = Some(now);
                 Some(url.clone())
             };
@@ -301,8 +301,8 @@ impl Relays {
         }
     }
 
-    /// Whether a home relay that iroh has no link to answers, or where it found none that could be its home, any relay;
-    /// one that refuses this machine is not asked. `None` when there was nobody to ask.
+    /// Returns whether a home relay that iroh has no link to answers, or any relay where iroh found no home. One that
+    /// refuses this machine is not asked. `None` when there was none to ask.
     pub(crate) async fn answers(&self, endpoint: &Endpoint) -> Option<bool> {
         let home = endpoint.home_relay_status().get();
         let away = |status: &&RelayStatus| !status.is_connected() && status.auth_denied_reason().is_none();
@@ -324,14 +324,16 @@ impl Relays {
         let mut set = self.lock();
         for (url, answer) in answers {
             match (set.get_mut(url), answer) {
-                (Some(entry), Ok(())) => entry.failure = entry.failure.take().filter(|why| why.starts_with(REFUSES)),
+                (Some(entry), Ok(())) => {
+                    entry.failure = entry.failure.take().filter(|why| why.starts_with(RELAY_REFUSES))
+                }
                 (Some(entry), Err(why)) => entry.fails(why.clone()),
                 (None, _) => {}
             }
         }
     }
 
-    /// What each of these says when it is asked.
+    /// Asks each of these, and returns what it says.
     async fn ask_all(&self, endpoint: &Endpoint, urls: Vec<RelayUrl>) -> Vec<(RelayUrl, Result<(), String>)> {
         let ask = |url: RelayUrl| async {
             let answer = answer::answers(&url, self.proxy, endpoint.tls_config()).await;
@@ -352,7 +354,7 @@ impl Relays {
                     Ok(()) => {
                         entry.rests = None;
                         // Whether it still refuses shows when it is the home again.
-                        entry.failure = entry.failure.take().filter(|why| why.starts_with(REFUSES));
+                        entry.failure = entry.failure.take().filter(|why| why.starts_with(RELAY_REFUSES));
                         back.push((url, Arc::clone(&entry.config)));
                     }
                     Err(why) => {
@@ -367,7 +369,7 @@ impl Relays {
         }
     }
 
-    /// How each relay does, in the order of their URLs.
+    /// Returns the state of each relay, in the order of their URLs.
     pub(crate) fn states(&self, endpoint: &Endpoint) -> Vec<Told> {
         let home = endpoint.home_relay_status().get();
         let set = self.lock();
@@ -393,18 +395,18 @@ impl Relays {
         set.iter().map(one).collect()
     }
 
-    /// The relays that cannot be used and why, for people; empty when there are none.
+    /// Returns which relays cannot be used and why, for people; empty when there are none.
     pub(crate) fn failures(&self, endpoint: &Endpoint) -> String {
         let failed = |told: Told| told.error.map(|why| format!("; relay {} cannot be used: {why}", told.url));
         self.states(endpoint).into_iter().filter_map(failed).collect()
     }
 
-    /// Whether there is a relay beside this one that is not known to fail.
+    /// Returns whether there is a relay beside this one that is not known to fail.
     pub(crate) fn has_other_than(&self, url: &RelayUrl) -> bool {
         self.lock().iter().any(|(other, entry)| other != url && entry.failure.is_none())
     }
 
-    /// Where any machine of the cluster may be found: a relay that was in use when it was last heard of may not be any more.
+    /// Returns where any machine of the cluster may be found: a relay that was in use when it was last heard of may not be any more.
     pub(crate) fn urls(&self) -> Vec<RelayUrl> {
         self.lock().keys().cloned().collect()
     }
@@ -422,13 +424,13 @@ fn state(status: &RelayStatus) -> RelayState {
     }
 }
 
-/// Why a home relay cannot be used.
+/// Returns why a home relay cannot be used.
 fn why(status: &RelayStatus) -> Option<String> {
     let text = match status.auth_denied_reason() {
-        Some(reason) => format!("{REFUSES}: {reason}"),
+        Some(reason) => format!("{RELAY_REFUSES}: {reason}"),
         None => format!("{:#}", status.last_error()?),
     };
-    Some(text.chars().take(MAX_REASON).collect())
+    Some(text.chars().take(MAX_RELAY_REASON_CHARS).collect())
 }
 
 fn entries(network: &Network, pass: Option<&Pass>) -> Result<BTreeMap<RelayUrl, Entry>, Failure> {
@@ -450,7 +452,7 @@ fn entries(network: &Network, pass: Option<&Pass>) -> Result<BTreeMap<RelayUrl, 
                 is_logged: false,
                 asked: None,
                 rests: None,
-                rest: Backoff::new(FIRST_REST, LONGEST_REST),
+                rest: Backoff::new(RELAY_REST_MIN_TIME, RELAY_REST_MAX_TIME),
             },
         ))
     };

@@ -9,7 +9,7 @@ use crate::net::endpoint::{Bound, Options, bind};
 use crate::store::keys::{ClusterKey, MachineKey};
 use crate::store::secret::Secret;
 
-/// Nobody listens at these.
+/// Names two addresses where no program listens.
 const FIRST: &str = "https://127.0.0.1:1/";
 const SECOND: &str = "https://127.0.0.1:2/";
 
@@ -95,7 +95,7 @@ async fn a_relay_that_fails_rests_unless_it_is_the_last_and_then_the_others_are_
     let rests = |url: &RelayUrl| relays.lock()[url].rests.map(|until| until - Instant::now());
     relays.lock().get_mut(&first).unwrap().fails("gone".into());
     relays.rest(&endpoint, &first).await;
-    assert!(rests(&first).is_some_and(|rest| rest > SOON), "{:?}", rests(&first));
+    assert!(rests(&first).is_some_and(|rest| rest > RESTED_RELAY_ASK_DELAY), "{:?}", rests(&first));
     assert!(relays.has_other_than(&first) && !relays.has_other_than(&second));
     let told = relays.states(&endpoint);
     assert_eq!((told[0].state, told[0].error.as_deref()), (RelayState::Failed, Some("gone")));
@@ -104,12 +104,12 @@ async fn a_relay_that_fails_rests_unless_it_is_the_last_and_then_the_others_are_
 
     relays.rest(&endpoint, &second).await;
     assert_eq!(rests(&second), None);
-    assert!(rests(&first).is_some_and(|rest| rest <= SOON), "{:?}", rests(&first));
+    assert!(rests(&first).is_some_and(|rest| rest <= RESTED_RELAY_ASK_DELAY), "{:?}", rests(&first));
     // It does not answer: it rests on, longer.
     let until = relays.lock()[&first].rests.unwrap();
     tokio::time::sleep_until(until).await;
     relays.take_back(&endpoint).await;
-    assert!(rests(&first).is_some_and(|rest| rest > FIRST_REST), "{:?}", rests(&first));
+    assert!(rests(&first).is_some_and(|rest| rest > RELAY_REST_MIN_TIME), "{:?}", rests(&first));
     endpoint.close().await;
 }
 
@@ -150,7 +150,9 @@ async fn one_that_answers_again_is_taken_back_and_only_a_refusal_is_not_forgotte
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     let url = format!("http://{}/", listener.local_addr().unwrap());
     let Bound { endpoint, relays } = bound(&[relay(&url, None), relay(SECOND, None)]).await;
-    for (why, after) in [("gone".to_owned(), None), (format!("{REFUSES}: x"), Some(format!("{REFUSES}: x")))] {
+    for (why, after) in
+        [("gone".to_owned(), None), (format!("{RELAY_REFUSES}: x"), Some(format!("{RELAY_REFUSES}: x")))]
+    {
         {
             let mut set = relays.lock();
             let entry = set.get_mut(&url.parse().unwrap()).unwrap();

@@ -2,7 +2,7 @@
 //! task waits for the log, and none fails because of it.
 //!
 //! Lines wait in a queue of bounded size for a thread of their own, which alone touches the file, the pipe or the
-//! terminal behind the log. A disk that is full or hangs, or a pipe that nobody reads, costs lines.
+//! terminal behind the log. A disk that is full or hangs, or a pipe that is not read, costs lines.
 //!
 //! # Layout
 //! `file` is the log on the disk, which several processes of one home write and any of them rotates.

@@ -1,4 +1,4 @@
-//! Whether a relay that was away is there again, which iroh finds out only at its next attempt.
+//! Finds out whether a relay that was away is there again, which iroh does only at its next attempt.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,10 +10,10 @@ use tokio::time::{Instant, sleep};
 use crate::clusters::membership::Membership;
 use crate::runtime::backoff::Backoff;
 
-/// Between two questions to a relay that is away, while a session needs it or it went only a moment ago.
-const SOON: Duration = super::LOOK;
-/// How long ago a moment is.
-const MOMENT: Duration = Duration::from_secs(120);
+/// Sets the time between two questions to a relay that is away, while a session needs it or it went only a moment ago.
+const RELAY_ASK_INTERVAL: Duration = super::RECOVERY_LOOK_INTERVAL;
+/// Sets how long ago a moment is.
+const RECENT_LOSS_TIME: Duration = Duration::from_secs(120);
 /// While there is no link it is looked every second whether there is one: looks this far apart are of two such times.
 const LOOK_MAX_GAP: Duration = Duration::from_secs(10);
 /// Sets the first pause between two questions later, and to a relay that answers and still does not take the link.
@@ -21,23 +21,23 @@ const LATE_MIN_INTERVAL: Duration = Duration::from_secs(5);
 /// Bounds that pause. iroh's own attempts go on meanwhile.
 const LATE_MAX_INTERVAL: Duration = Duration::from_secs(60);
 /// Sets for how long a session that needs the network has the relay asked as often as right after the loss.
-const URGENT_TIME: Duration = Duration::from_secs(600);
+const URGENT_ASK_TIME: Duration = Duration::from_secs(600);
 
-/// What is known of the home relay while there is no link to it, or no home.
+/// Holds what is known of the home relay while there is no link to it, or no home.
 #[derive(Debug)]
 pub(super) struct Back {
-    /// Since when it is looked at.
+    /// Is since when it is looked at.
     since: Option<Instant>,
-    /// When it was looked at last.
+    /// Is when it was looked at last.
     looked_at: Option<Instant>,
-    /// Since when a session needs the network.
+    /// Is since when a session needs the network.
     wanted_since: Option<Instant>,
-    /// When it is to be asked again; absent = now.
+    /// Is when it is to be asked again; absent = now.
     ask_at: Option<Instant>,
     backoff: Backoff,
     /// It was asked, and did not answer.
     was_away: bool,
-    /// The question that is under way; at most one.
+    /// Holds the question that is under way; at most one.
     asked: JoinSet<Option<bool>>,
 }
 
@@ -56,7 +56,7 @@ impl Default for Back {
 }
 
 impl Back {
-    /// Looks once more; `is_wanted`: a session needs the network. True when the relay did not answer, and then did, and
+    /// Looks once more; `is_wanted`: a session needs the network. Returns true when the relay did not answer, and then did, and
     /// there was no link even at the look after that: one that answers and never takes the link has no part in this.
     pub(super) fn is_back(&mut self, membership: &Arc<Membership>, is_wanted: bool) -> bool {
         if membership.peers.is_relay_up() {
@@ -76,14 +76,14 @@ impl Back {
         let since = *self.since.get_or_insert(now);
         let was_wanted = self.wanted_since.is_some();
         self.wanted_since = is_wanted.then(|| self.wanted_since.unwrap_or(now));
-        let is_urgent = self.wanted_since.is_some_and(|wanted| wanted + URGENT_TIME > now)
-            || (self.was_away && since + MOMENT > now);
+        let is_urgent = self.wanted_since.is_some_and(|wanted| wanted + URGENT_ASK_TIME > now)
+            || (self.was_away && since + RECENT_LOSS_TIME > now);
         if is_wanted && !was_wanted {
             self.ask_at = None;
             self.backoff.reset();
         }
         if self.asked.is_empty() && self.ask_at.is_none_or(|at| at <= now) {
-            self.ask_at = Some(now + if is_urgent { SOON } else { self.backoff.pause() });
+            self.ask_at = Some(now + if is_urgent { RELAY_ASK_INTERVAL } else { self.backoff.pause() });
             let membership = Arc::clone(membership);
             self.asked.spawn(async move { membership.peers.relays.answers(&membership.peers.endpoint).await });
         }
@@ -99,5 +99,5 @@ pub(super) async fn missed(membership: &Membership) {
             std::future::pending::<()>().await;
         }
     }
-    sleep(SOON).await;
+    sleep(RELAY_ASK_INTERVAL).await;
 }

@@ -24,31 +24,33 @@ use crate::clusters::peers::dial;
 use crate::runtime::backoff::Backoff;
 use back::Back;
 
-/// How long one attempt to find a caller may take.
-const REDIAL: Duration = Duration::from_secs(10);
-/// Between two looks.
-const LOOK: Duration = Duration::from_secs(1);
-/// An endpoint is rebuilt when its relay is down and nothing was heard of any peer for so long.
-const SILENCE: Duration = Duration::from_secs(3);
-/// And not before it had so long a time to find its relay.
-const PATIENCE: Duration = Duration::from_secs(4);
-/// A link to a relay that was cut looks as if it were there, for a while: when nothing is heard for so long, an endpoint is
-/// rebuilt all the same.
-const DOUBT: Duration = Duration::from_secs(8);
-/// Unless it is as new as this: its link to the relay is new, too, and so is there.
-const NEW: Duration = Duration::from_secs(30);
-/// A caller's CLI tries every second: it is here within so long after its daemon has a connection.
-const EXPECTED: Duration = Duration::from_secs(2);
+/// Bounds one attempt to find a caller.
+const REDIAL_TIMEOUT: Duration = Duration::from_secs(10);
+/// Sets the time between two looks at what is lost.
+const RECOVERY_LOOK_INTERVAL: Duration = Duration::from_secs(1);
+/// Sets how long no peer has to be heard for an endpoint whose relay is down to be rebuilt.
+const REBUILD_SILENCE: Duration = Duration::from_secs(3);
+/// Sets the least age of such an endpoint: it must have had time to find its relay.
+const REBUILD_MIN_AGE: Duration = Duration::from_secs(4);
+/// Sets the same silence for an endpoint whose relay seems to be there: for a while a link that was cut looks as if it
+/// were up.
+const LINKED_REBUILD_SILENCE: Duration = Duration::from_secs(8);
+/// Sets the least age of that one: while its link to the relay is new, the relay is there.
+const LINKED_REBUILD_MIN_AGE: Duration = Duration::from_secs(30);
+/// Sets how long sessions of a caller may take to come back after its daemon has a connection: its CLI tries every
+/// second.
+const CALLER_RETURN_TIME: Duration = Duration::from_secs(2);
 /// Sets the first pause after a caller that was lost was not found.
-const REDIAL_MIN_INTERVAL: Duration = LOOK;
+const REDIAL_MIN_INTERVAL: Duration = RECOVERY_LOOK_INTERVAL;
 /// Bounds that pause. The caller itself tries every second: this finds it where only this machine's address changed.
 const REDIAL_MAX_INTERVAL: Duration = Duration::from_secs(60);
-/// Sets the first pause between rebuilding an endpoint with which nobody is heard, and the next time.
-const REBUILD_MIN_INTERVAL: Duration = PATIENCE;
+/// Sets the first pause between rebuilding an endpoint that hears no peer, and the next time.
+const REBUILD_MIN_INTERVAL: Duration = REBUILD_MIN_AGE;
 /// Bounds that pause. A relay that is back is noticed without it.
 const REBUILD_MAX_INTERVAL: Duration = Duration::from_secs(600);
-/// With so many connections that no session uses, an endpoint is rebuilt for a relay alone: it may be how callers come.
-const FEW: usize = 2;
+/// Bounds the connections that may be lost when an endpoint is rebuilt for a relay alone, where no session uses them:
+/// callers may come by that relay.
+const MAX_SPARED_CONNECTIONS: usize = 2;
 
 /// Recovers until the membership ends.
 pub(crate) async fn run(membership: Arc<Membership>) {
@@ -61,7 +63,7 @@ pub(crate) async fn run(membership: Arc<Membership>) {
 async fn watch(membership: &Arc<Membership>) {
     let begun = Instant::now();
     let (mut packets, mut heard) = (membership.peers.pool.packets(), begun);
-    let mut ticks = tokio::time::interval(LOOK);
+    let mut ticks = tokio::time::interval(RECOVERY_LOOK_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let (mut redials, mut relay) = (Redials::default(), Back::default());
     loop {
@@ -79,7 +81,7 @@ async fn watch(membership: &Arc<Membership>) {
         }
         let is_back = relay.is_back(membership, is_wanted);
         if !is_wanted {
-            if is_back && begun.elapsed() >= PATIENCE && costs_little(membership) {
+            if is_back && begun.elapsed() >= REBUILD_MIN_AGE && costs_little(membership) {
                 return rebuild(membership, "the relay is back");
             }
             continue;
@@ -89,7 +91,11 @@ async fn watch(membership: &Arc<Membership>) {
             (packets, heard) = (now, Instant::now());
             rebuilds(membership).remove(&membership.alias);
         }
-        let (silence, age) = if membership.peers.is_relay_up() { (DOUBT, NEW) } else { (SILENCE, PATIENCE) };
+        let (silence, age) = if membership.peers.is_relay_up() {
+            (LINKED_REBUILD_SILENCE, LINKED_REBUILD_MIN_AGE)
+        } else {
+            (REBUILD_SILENCE, REBUILD_MIN_AGE)
+        };
         if membership.config.has_relays() && begun.elapsed() >= age {
             if is_back {
                 return rebuild(membership, "the relay is back");
@@ -106,10 +112,10 @@ fn rebuild(membership: &Membership, why: &str) {
     membership.rebuild();
 }
 
-/// Whether nothing is lost with the connections that there are but the time to make them again.
+/// Returns whether only the time to make connections again is lost with those that there are.
 fn costs_little(membership: &Membership) -> bool {
     let conns = membership.peers.pool.all();
-    conns.len() <= FEW && conns.iter().all(|conn| conn.sessions() == 0)
+    conns.len() <= MAX_SPARED_CONNECTIONS && conns.iter().all(|conn| conn.sessions() == 0)
 }
 
 /// Waits until a session needs the network and does not have it.
@@ -120,7 +126,7 @@ async fn wanted(membership: &Membership) {
         let changed = tokio::select! {
             changed = pool.changed() => changed,
             changed = live.changed() => changed,
-            () = sleep(LOOK), if is_expected => Ok(()),
+            () = sleep(RECOVERY_LOOK_INTERVAL), if is_expected => Ok(()),
         };
         if changed.is_err() {
             std::future::pending::<()>().await;
@@ -132,22 +138,22 @@ fn is_wanted_now(membership: &Membership) -> bool {
     membership.peers.pool.wants_recovery() || !lost_callers(membership).is_empty()
 }
 
-/// The other machines whose sessions here nobody follows.
+/// Returns the other machines whose sessions on this machine no caller follows.
 fn unfollowed(membership: &Membership) -> BTreeSet<MachineId> {
     let mut callers = membership.live.unfollowed();
     callers.remove(&membership.me);
     callers
 }
 
-/// Those of them that do not have a connection so new that its sessions are still expected.
+/// Returns those of them whose connection is not so new that its sessions are still expected.
 fn lost_callers(membership: &Membership) -> BTreeSet<MachineId> {
     let mut callers = unfollowed(membership);
-    callers.retain(|caller| !membership.peers.pool.is_just_back(*caller, EXPECTED));
+    callers.retain(|caller| !membership.peers.pool.is_just_back(*caller, CALLER_RETURN_TIME));
     callers
 }
 
-/// Remembers how often endpoints were rebuilt with which nobody was heard, by the alias of their cluster: each attempt ends
-/// the membership that made it.
+/// Remembers how often endpoints that heard no peer were rebuilt, by the alias of their cluster: each attempt ends the
+/// membership that made it.
 pub(crate) type Rebuilds = Mutex<HashMap<String, Rebuilt>>;
 
 /// Says when the endpoint of a cluster may be rebuilt again.
@@ -161,7 +167,7 @@ fn rebuilds(membership: &Membership) -> MutexGuard<'_, HashMap<String, Rebuilt>>
     membership.host.rebuilds.lock()
 }
 
-/// Whether it is time to rebuild an endpoint with which nobody is heard; takes it as done then.
+/// Returns whether it is time to rebuild an endpoint that hears no peer; counts it as done then.
 fn may_rebuild(membership: &Membership) -> bool {
     let now = Instant::now();
     let first = || Rebuilt { backoff: Backoff::new(REBUILD_MIN_INTERVAL, REBUILD_MAX_INTERVAL), not_before: now };
@@ -174,12 +180,12 @@ fn may_rebuild(membership: &Membership) -> bool {
     is_due
 }
 
-/// Dials the callers of sessions here that nobody follows, each one dial at a time, and less and less often while it is
-/// not found.
+/// Dials the callers of sessions on this machine that no caller follows: one dial for each at a time, and less and less
+/// often while it is not found.
 #[derive(Debug)]
 struct Redials {
     running: JoinSet<()>,
-    /// This machine's addresses at the last attempt.
+    /// Holds this machine's addresses at the last attempt.
     own: BTreeSet<SocketAddr>,
     backoff: Backoff,
     not_before: Option<Instant>,
@@ -223,7 +229,7 @@ impl Redials {
             }
             let membership = Arc::clone(membership);
             self.running.spawn(async move {
-                if let Err(failure) = dial::connect(&membership, caller, Instant::now() + REDIAL).await {
+                if let Err(failure) = dial::connect(&membership, caller, Instant::now() + REDIAL_TIMEOUT).await {
                     tracing::debug!(peer = %caller.short(), "a caller that was lost is not found: {failure}");
                 }
             });
