@@ -55,7 +55,8 @@ const SESSIONS_END_TIMEOUT: Duration = Duration::from_secs(4);
 pub struct Options {
     /// Is the home of the daemon.
     pub home: Home,
-    /// The process is an agent, which a CLI started because no daemon ran: it only calls, and ends when it is not needed.
+    /// Whether the process is an agent, which a CLI started because no daemon ran: it only calls, and ends when it is not
+    /// needed.
     pub agent: bool,
     /// Holds the program and arguments that start the executor; absent = it runs inside this process.
     pub executor: Option<(PathBuf, Vec<OsString>)>,

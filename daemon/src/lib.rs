@@ -27,5 +27,5 @@ pub use daemon::{Daemon, Options};
 pub use net::proxy::PROXY_VARIABLES;
 pub use requests::offline::{self, offline};
 
-/// The version of this malai.
+/// Is the version of this malai.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");

@@ -267,7 +267,7 @@ async fn open(membership: &Arc<Membership>, id: MachineId, patience: &Patience) 
     let busy = || {
         Failure::new(
             FailureKind::Busy,
-            format!("{MAX_SESSIONS_PER_CONNECTION} sessions run over this connection already"),
+            format!("this connection already carries {MAX_SESSIONS_PER_CONNECTION} sessions"),
         )
     };
     let counted = pulse::enter(membership, &conn, MAX_SESSIONS_PER_CONNECTION).ok_or_else(busy)?;
@@ -299,9 +299,9 @@ fn other_version() -> Failure {
 /// Says how long a machine is dialled.
 struct Patience {
     deadline: Instant,
-    /// The machine is known to be gone, and is dialled for a shorter time than another.
+    /// Whether the machine is known to be gone, and is dialled for a shorter time than another.
     gone: bool,
-    /// The CLI waits for the machine, which has to answer before anything is sent.
+    /// Is the CLI waits for the machine, which has to answer before anything is sent.
     waits: bool,
 }
 

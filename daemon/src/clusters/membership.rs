@@ -67,7 +67,7 @@ pub(crate) struct Membership {
 
 /// Says what a membership is made of.
 #[derive(Debug)]
-pub(crate) struct Parts {
+pub(crate) struct MembershipParts {
     /// Is the name of the cluster on this machine.
     pub(crate) alias: String,
     /// Is the directory of its files.
@@ -90,7 +90,7 @@ pub(crate) struct Parts {
 
 impl Membership {
     /// Makes a membership whose tasks do not run yet.
-    pub(crate) fn new(parts: Parts, host: Arc<Host>) -> Arc<Self> {
+    pub(crate) fn new(parts: MembershipParts, host: Arc<Host>) -> Arc<Self> {
         let cluster = parts.held.snapshot.header().cluster;
         let counters = host.metrics.of(cluster);
         let live = host.sessions.tables().of(cluster);

@@ -27,7 +27,7 @@ use crate::clusters::host::Host;
 use crate::clusters::join::desk::Desk;
 use crate::clusters::join::knock::Waiting;
 use crate::clusters::membership::Membership;
-use crate::clusters::membership::Parts;
+use crate::clusters::membership::MembershipParts;
 use crate::clusters::peers::{accept, directory, known, link, recover};
 use crate::net::endpoint::{self, Finding, bound_port};
 use crate::runtime::blocking::blocking;
@@ -277,7 +277,7 @@ impl Clusters {
         };
         let foreign = if is_manager { self.foreign(alias).await? } else { None };
         let bound = endpoint::bind(&options).await?;
-        let parts = Parts {
+        let parts = MembershipParts {
             alias: alias.to_owned(),
             dir: stored.dir.clone(),
             me: stored.machine_key.id(),

@@ -114,7 +114,7 @@ impl Controller for Floor {
     }
 }
 
-/// What became of the bytes that were sent of late.
+/// Says what became of the bytes that were sent of late.
 #[derive(Debug, Clone, Copy, Default)]
 struct Fate {
     arrived: u64,
@@ -132,7 +132,7 @@ impl Fate {
         self.forget();
     }
 
-    /// A router said that its queue is full, which is believed at once.
+    /// Reacts to a router that says its queue is full, which is believed at once.
     fn refused(&mut self) {
         *self = Self { arrived: 0, lost: REMEMBERED / 2 };
     }
@@ -155,7 +155,7 @@ mod tests {
 
     const MTU: u16 = 1200;
 
-    /// A controller, and what Cubic alone starts with.
+    /// Returns a controller, and what Cubic alone starts with.
     fn controller() -> (Floor, u64) {
         let cubic = Arc::new(CubicConfig::default()).build(Instant::now(), MTU);
         let initial = cubic.window();

@@ -103,7 +103,7 @@ impl Counters {
 #[derive(Debug, Default)]
 pub(crate) struct Registry {
     clusters: Mutex<BTreeMap<ClusterId, Arc<Counters>>>,
-    /// The life of the executor that answered last, and how many panics it reported.
+    /// Is the life of the executor that answered last, and how many panics it reported.
     executor: Mutex<Option<(Incarnation, u64)>>,
     executor_panics: Total,
 }

@@ -328,7 +328,7 @@ impl AddressLookupBuilder for Publisher {
     }
 }
 
-/// One of two lookups.
+/// Is one of two lookups.
 #[derive(Debug)]
 enum Either<A, B> {
     Left(A),

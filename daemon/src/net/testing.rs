@@ -10,7 +10,7 @@ use malai_protocol::peer::ALPN;
 use super::endpoint::{Options, bind, bound_port};
 use crate::store::secret::Secret;
 
-/// A connection as both sides have it.
+/// Is a connection as both sides have it.
 #[derive(Debug)]
 pub(crate) struct Connected {
     /// As the side has it that accepted.
@@ -22,7 +22,7 @@ pub(crate) struct Connected {
 }
 
 impl Connected {
-    /// A new one, over loopback, and by no other way.
+    /// Returns a new one, over loopback, and by no other way.
     pub(crate) async fn new() -> Self {
         let network = Network { relays: Some(Vec::new()), discovery: Some(Vec::new()), ..Network::default() };
         let options =

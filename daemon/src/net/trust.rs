@@ -20,18 +20,18 @@ use rustls::{CertificateError, DigitallySignedStruct, OtherError, SignatureSchem
 use sha2::{Digest, Sha256};
 use url::{Host, Url};
 
-/// The pins of one cluster's relays, and what came of the last look at each relay's certificate.
+/// Holds the pins of one cluster's relays, and what came of the last look at each relay's certificate.
 #[derive(Debug, Default)]
 pub(crate) struct Trust {
     hosts: Mutex<BTreeMap<String, Known>>,
 }
 
-/// What is known of a host that relays are on.
+/// Says what is known of a host that relays are on.
 #[derive(Debug, Default)]
 struct Known {
-    /// Its certificates; empty = any that is vouched for.
+    /// Holds its certificates; empty = any that is vouched for.
     pins: BTreeSet<[u8; 32]>,
-    /// Why it was not believed the last time.
+    /// Says why it was not believed the last time.
     doubt: Option<String>,
 }
 
@@ -66,7 +66,7 @@ impl Trust {
             .collect();
     }
 
-    /// Why the server of this URL was not believed to be what it says, the last time it was asked.
+    /// Returns why the server of this URL was not believed to be what it says, the last time it was asked.
     pub(crate) fn doubt(&self, url: &str) -> Option<String> {
         self.lock().get(&host(url)?)?.doubt.clone()
     }
@@ -183,7 +183,7 @@ impl ServerCertVerifier for Verifier {
     }
 }
 
-/// The host of a URL as a server name has it: lower case, an IPv6 address without brackets.
+/// Returns the host of a URL as a server name has it: lower case, an IPv6 address without brackets.
 fn host(url: &str) -> Option<String> {
     match url.parse::<Url>().ok()?.host()? {
         Host::Domain(name) => Some(name.trim_end_matches('.').to_ascii_lowercase()),
@@ -209,7 +209,7 @@ mod tests {
 
     /// Self-made, for 192.0.2.5 and relay.example.com, good from November to December 2026.
     const FIRST: &str = include_str!("trust/first.pem");
-    /// The same with another key.
+    /// Is the same with another key.
     const SECOND: &str = include_str!("trust/second.pem");
     /// An authority of the same time, and a certificate by it for 192.0.2.6 and vouched.example.com.
     const CA: &str = include_str!("trust/ca.pem");

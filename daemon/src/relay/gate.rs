@@ -26,7 +26,7 @@ const MAX_CONNECTIONS_PER_KEY: usize = 8;
 const MAX_CONNECTIONS_BY_TICKET: usize = 1024;
 /// Bounds the connections in all. Each takes a socket and some memory.
 const MAX_CONNECTIONS: usize = 16 * 1024;
-/// Between two looks for tickets that expired.
+/// Sets the time between two looks for tickets that expired.
 const LOOK: Duration = Duration::from_secs(1);
 /// Sets how long a stranger waits for a snapshot that makes it a machine: it may have the news before the relay has.
 const STRANGER_WAIT_TIME: Duration = Duration::from_millis(1500);
@@ -160,7 +160,7 @@ impl Gate {
         Ok(())
     }
 
-    /// The same, for a stranger once more when a snapshot comes soon.
+    /// Returns the same, for a stranger once more when a snapshot comes soon.
     async fn admit_soon(&self, id: ConnectionId, key: EndpointId, token: Option<&str>) -> Result<(), Denied> {
         let mut changes = self.clusters.watch();
         let first = self.admit(id, key, token, now_ms());

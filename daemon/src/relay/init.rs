@@ -17,38 +17,38 @@ use crate::store;
 use crate::store::keys::RelayKey;
 use crate::store::lock::Changes;
 
-/// What a relay is made of.
+/// Says what a relay is made of.
 #[derive(Debug)]
 pub struct Init {
     /// Names the cluster; nothing else of it is used.
     pub invite: Invite,
-    /// Where the machines reach the relay; may be absent where this host has one.
+    /// Is where the machines reach the relay; may be absent where this host has one.
     pub url: Option<String>,
-    /// Where it listens; absent = every address, at the URL's port.
+    /// Is where it listens; absent = every address, at the URL's port.
     pub listen: Option<SocketAddr>,
-    /// Certificate and key, PEM; absent = it makes one.
+    /// Is certificate and key, PEM; absent = it makes one.
     pub certificate: Option<(PathBuf, PathBuf)>,
 }
 
-/// A relay as `malai relay init` leaves it.
+/// Is a relay as `malai relay init` leaves it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Made {
-    /// Where the machines reach it.
+    /// Is where the machines reach it.
     pub url: String,
-    /// The SHA-256 of its certificate, 64 hexadecimal digits.
+    /// Is the SHA-256 of its certificate, 64 hexadecimal digits.
     pub sha256: String,
-    /// Its key.
+    /// Is its key.
     pub id52: MachineId,
-    /// Where it listens.
+    /// Is where it listens.
     pub listen: SocketAddr,
-    /// The certificate was given, and not made by it.
+    /// Whether the certificate was given, and not made by it.
     pub given: bool,
     /// Names of the clusters whose machines it serves.
     pub clusters: Vec<String>,
 }
 
 impl Made {
-    /// The entry of `[network] relays` that names this relay.
+    /// Returns the entry of `[network] relays` that names this relay.
     pub fn entry(&self) -> String {
         format!("{{ url = \"{}\", sha256 = \"{}\", id52 = \"{}\" }}", self.url, self.sha256, self.id52)
     }
@@ -88,7 +88,7 @@ pub fn init(home: &Home, ask: &Init) -> Result<Made, Failure> {
     })
 }
 
-/// The settings of a new relay.
+/// Returns the settings of a new relay.
 fn begin(dir: &RelayDir, ask: &Init) -> Result<Settings, Failure> {
     let Some(url) = &ask.url else {
         return Err(Failure::new(Kind::Usage, "--url is missing: it says where machines reach this relay")
@@ -104,12 +104,12 @@ fn begin(dir: &RelayDir, ask: &Init) -> Result<Settings, Failure> {
     };
     let listen = ask.listen.unwrap_or_else(|| place.listen());
     if listen.port() == 0 {
-        return Err(Failure::new(Kind::Usage, "--listen needs a port other than 0: machines have to find it"));
+        return Err(Failure::new(Kind::Usage, "--listen needs a port other than 0, because machines must know it"));
     }
     Ok(Settings { url: place.url, listen, certificate, certificate_key, cluster: Vec::new() })
 }
 
-/// The settings of a relay that is there already: what machines have of it must not change unnoticed.
+/// Returns the settings of a relay that is there already: what machines have of it must not change unnoticed.
 fn keep(settings: Settings, ask: &Init) -> Result<Settings, Failure> {
     let url = ask.url.as_deref().map(RelayPlace::parse).transpose()?;
     let certificate = match &ask.certificate {
@@ -126,7 +126,7 @@ fn keep(settings: Settings, ask: &Init) -> Result<Settings, Failure> {
     } else {
         return Ok(settings);
     };
-    Err(Failure::new(Kind::Conflict, format!("this host has a relay already, with another {differs}"))
+    Err(Failure::new(Kind::Conflict, format!("this host already has a relay with another {differs}"))
         .hint("leave --url, --listen, --cert and --key out to add a cluster; to change the relay, edit relay.toml"))
 }
 
@@ -139,7 +139,7 @@ fn add(settings: &mut Settings, invite: &Invite) -> Result<(), Failure> {
         return Err(Failure::new(Kind::Conflict, format!("a relay serves at most {MAX_CLUSTERS} clusters")));
     }
     let name: Name = invite.name.parse().map_err(|e| {
-        Failure::new(Kind::Usage, format!("the token names a cluster `{}`, which none can be called: {e}", invite.name))
+        Failure::new(Kind::Usage, format!("the cluster name `{}` of the token is not valid: {e}", invite.name))
     })?;
     settings.cluster.push(Entry { name: name.to_string(), id52: invite.cluster });
     Ok(())

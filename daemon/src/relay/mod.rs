@@ -46,24 +46,24 @@ use crate::store::keys::RelayKey;
 use crate::store::owners::Trusted;
 use crate::store::socket::Socket;
 
-/// Where clients learn their address, by iroh's convention.
+/// Is where clients learn their address, by iroh's convention.
 pub const ADDRESS_DISCOVERY_PORT: u16 = iroh_relay::defaults::DEFAULT_RELAY_QUIC_PORT;
 
 /// Bounds how long a relay waits for its lock, which `malai relay status` takes for a moment.
 const LOCK_TIMEOUT: Duration = Duration::from_millis(500);
-/// Between two attempts.
+/// Sets the time between two attempts.
 const LOCK_RETRY_INTERVAL: Duration = Duration::from_millis(10);
 
-/// What a relay is started with.
+/// Says what a relay is started with.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// Where everything is.
+    /// Is where everything is.
     pub home: Home,
-    /// UDP port of address discovery: [`ADDRESS_DISCOVERY_PORT`], or 0 for any in a test.
+    /// Is UDP port of address discovery: [`ADDRESS_DISCOVERY_PORT`], or 0 for any in a test.
     pub address_discovery: u16,
 }
 
-/// A relay that is bound: it holds its lock, and its sockets are there.
+/// Is a relay that is bound: it holds its lock, and its sockets are there.
 #[derive(Debug)]
 pub struct Relay {
     source: Option<Source>,
@@ -131,12 +131,12 @@ impl Relay {
         })
     }
 
-    /// Where it listens: TCP, and UDP of the same number.
+    /// Returns where it listens: TCP, and UDP of the same number.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// How many clusters it serves.
+    /// Returns how many clusters it serves.
     pub fn clusters(&self) -> usize {
         self.clusters
     }
@@ -163,9 +163,9 @@ impl Relay {
         let (doors, stopped) = (Arc::clone(&self.doors), stop());
         // These have the sockets, without which there is no relay.
         let parts = [
-            ("what tells its state", self.tasks.spawn(source.run(unix, stop()))),
-            ("what hears of configs", self.tasks.spawn(Arc::clone(&self.ear).run(endpoint, stop()))),
-            ("what takes connections", self.tasks.spawn(async move { doors.run(tcp, stopped).await })),
+            ("the status socket", self.tasks.spawn(source.run(unix, stop()))),
+            ("the receiver of configs", self.tasks.spawn(Arc::clone(&self.ear).run(endpoint, stop()))),
+            ("the listener", self.tasks.spawn(async move { doors.run(tcp, stopped).await })),
         ];
         let mut parts: FuturesUnordered<_> =
             parts.into_iter().map(|(name, task)| async move { (name, task.await) }).collect();
@@ -175,7 +175,7 @@ impl Relay {
             () = self.stop.cancelled() => Ok(()),
             Some((name, ended)) = parts.next() => {
                 let why = ended.map_or_else(|error| error.to_string(), |()| "it ended".to_owned());
-                Err(Failure::new(Kind::Internal, format!("{name} does not run any more: {why}"))
+                Err(Failure::new(Kind::Internal, format!("{name} has stopped: {why}"))
                     .hint("start the relay again: malai relay run"))
             }
             ended = self.discovery.join() => {
@@ -184,7 +184,7 @@ impl Relay {
                     Ok(Err(error)) => error.to_string(),
                     Err(error) => error.to_string(),
                 };
-                Err(Failure::new(Kind::Internal, format!("address discovery does not run any more: {why}")))
+                Err(Failure::new(Kind::Internal, format!("address discovery has stopped: {why}")))
             }
         }
     }
@@ -211,7 +211,7 @@ impl Relay {
     }
 }
 
-/// The lock of the one relay that runs here, released with the file.
+/// Returns the lock of the one relay that runs here, released with the file.
 fn lock(dir: &RelayDir) -> Result<File, Failure> {
     let path = dir.lock();
     let fail = |e: std::io::Error| crate::store::disk_failure("lock", &path, &e);

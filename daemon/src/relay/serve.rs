@@ -37,7 +37,7 @@ const SPARE_FILES: u64 = 128;
 /// Sets how often open files are counted.
 const OPEN_FILES_LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The service behind the doors.
+/// Returns the service behind the doors.
 ///
 /// # Errors
 /// [`Failure`] when a constant of HTTP is none, which does not happen.
@@ -56,7 +56,7 @@ pub(crate) fn service(gate: &Arc<Gate>) -> Result<RelayService, Failure> {
     Ok(RelayService::new(handlers, Default::default(), None, KeyCache::new(MAX_CACHED_KEYS), access, metrics))
 }
 
-/// Where connections come in.
+/// Says where connections come in.
 #[derive(Debug)]
 pub(crate) struct Doors {
     service: RelayService,
@@ -80,13 +80,12 @@ impl Doors {
         }
     }
 
-    /// The service behind them.
+    /// Returns the service behind them.
     pub(crate) fn service(&self) -> &RelayService {
         &self.service
     }
 
-    /// How many connections were closed unheard: too many at once, or too fast from
-    /// one address.
+    /// Returns how many connections were closed unheard: too many at once, or too fast from one address.
     pub(crate) fn turned_away(&self) -> u64 {
         self.turned_away.load(Ordering::Relaxed)
     }
@@ -155,7 +154,7 @@ impl Doors {
     }
 }
 
-/// How many files this process may have open, raised as far as it may.
+/// Returns how many files this process may have open, raised as far as it may.
 fn most_files() -> Option<u64> {
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).ok()?;
     Some(match setrlimit(Resource::RLIMIT_NOFILE, hard, hard) {

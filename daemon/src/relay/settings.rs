@@ -23,37 +23,37 @@ use serde::{Deserialize, Serialize};
 use crate::net::place::RelayPlace;
 use crate::store;
 
-/// The most clusters of one relay: each greeting is compared with all of them.
+/// Bounds the clusters of one relay: each greeting is compared with all of them.
 pub(crate) const MAX_CLUSTERS: usize = 64;
 /// Bounds the file of the settings.
 const MAX_SETTINGS_BYTES: usize = 64 * 1024;
 
-/// The settings of a relay.
+/// Holds the settings of a relay.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Settings {
-    /// Where the machines reach it.
+    /// Is where the machines reach it.
     pub(crate) url: String,
-    /// Where it listens.
+    /// Is where it listens.
     pub(crate) listen: SocketAddr,
-    /// The certificate that was given, PEM; absent = its own.
+    /// Is the certificate that was given, PEM; absent = its own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) certificate: Option<PathBuf>,
     /// That certificate's secret key, PEM.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) certificate_key: Option<PathBuf>,
-    /// Whose machines it serves.
+    /// Says whose machines it serves.
     #[serde(default)]
     pub(crate) cluster: Vec<Entry>,
 }
 
-/// A cluster whose machines a relay serves.
+/// Is a cluster whose machines a relay serves.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Entry {
-    /// Its name, for people.
+    /// Is its name, for people.
     pub(crate) name: String,
-    /// Its key.
+    /// Is its key.
     pub(crate) id52: ClusterId,
 }
 

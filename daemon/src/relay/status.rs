@@ -26,67 +26,67 @@ use crate::store::socket::Socket;
 const STATUS_READ_TIMEOUT: Duration = Duration::from_secs(2);
 /// Bounds how long a relay that holds its lock is waited for at its socket, which it binds again when it was removed.
 const SOCKET_BACK_TIMEOUT: Duration = Duration::from_secs(5);
-/// Between two looks for the socket.
+/// Sets the time between two looks for the socket.
 const SOCKET_POLL_INTERVAL: Duration = Duration::from_millis(50);
 /// Bounds the document: 64 clusters with their alarms are far below it.
 const MAX_STATUS_BYTES: u64 = 1024 * 1024;
 
-/// The state of a relay.
+/// Holds the state of a relay.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Status {
-    /// Its process id.
+    /// Is its process id.
     pub pid: u32,
-    /// Its malai version.
+    /// Is its malai version.
     pub version: String,
-    /// Where the machines reach it.
+    /// Is where the machines reach it.
     pub url: String,
-    /// Its key.
+    /// Is its key.
     pub id52: MachineId,
-    /// The SHA-256 of its certificate, 64 hexadecimal digits.
+    /// Is the SHA-256 of its certificate, 64 hexadecimal digits.
     pub sha256: String,
-    /// The clusters whose machines it serves.
+    /// Names the clusters whose machines it serves.
     pub clusters: Vec<ClusterStatus>,
-    /// Connections that there are.
+    /// Counts connections that there are.
     pub connected: usize,
-    /// Those of them by a ticket.
+    /// Counts those of them by a ticket.
     pub by_ticket: usize,
-    /// Connections that were refused since the start: of strangers, or with a ticket that is not valid.
+    /// Counts connections that were refused since the start: of strangers, or with a ticket that is not valid.
     pub refused: u64,
-    /// Connections that were ended since their machine was removed or their ticket expired.
+    /// Counts connections that were ended since their machine was removed or their ticket expired.
     pub let_go: u64,
-    /// Connections that were closed unheard: too many at once, or too fast from one address.
+    /// Counts connections that were closed unheard: too many at once, or too fast from one address.
     pub unheard: u64,
 }
 
-/// One cluster of a relay.
+/// Is one cluster of a relay.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClusterStatus {
-    /// Its name.
+    /// Is its name.
     pub name: String,
-    /// Its key.
+    /// Is its key.
     pub id52: ClusterId,
     /// Is the generation that the relay holds; absent = it holds none yet, and admits newcomers only.
     pub generation: Option<u64>,
-    /// Machines in its config.
+    /// Counts machines in its config.
     pub machines: usize,
-    /// Something an administrator must look at.
+    /// Is something an administrator must look at.
     pub alarm: Option<String>,
 }
 
-/// What the state is made of.
+/// Says what the state is made of.
 #[derive(Debug)]
 pub(crate) struct Source {
-    /// Where the machines reach it.
+    /// Is where the machines reach it.
     pub(crate) url: String,
-    /// Its key.
+    /// Is its key.
     pub(crate) id: MachineId,
-    /// The SHA-256 of its certificate.
+    /// Is the SHA-256 of its certificate.
     pub(crate) sha256: [u8; 32],
-    /// Its clusters.
+    /// Holds its clusters.
     pub(crate) clusters: Arc<Clusters>,
-    /// Who is connected.
+    /// Says who is connected.
     pub(crate) gate: Arc<Gate>,
-    /// Where they come in.
+    /// Is where they come in.
     pub(crate) doors: Arc<Doors>,
 }
 
@@ -156,7 +156,7 @@ impl Source {
     }
 }
 
-/// The state of the relay of this home; `None` when none runs. Blocks the thread, 7 s at most.
+/// Returns the state of the relay of this home; `None` when none runs. Blocks the thread, 7 s at most.
 ///
 /// # Errors
 /// [`Kind::Internal`] when one runs and does not tell.

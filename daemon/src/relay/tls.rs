@@ -15,10 +15,10 @@ use crate::store;
 /// Bounds a file in PEM: a chain of certificates with their texts, or a key.
 const MAX_PEM_BYTES: usize = 256 * 1024;
 
-/// The certificate that a relay shows.
+/// Holds the certificate that a relay shows.
 #[derive(Debug)]
 pub(crate) struct Certificate {
-    /// The SHA-256 (FIPS 180-4) of its DER: what clusters pin.
+    /// Is the SHA-256 (FIPS 180-4) of its DER: what clusters pin.
     pub(crate) sha256: [u8; 32],
     /// For the servers.
     pub(crate) config: rustls::ServerConfig,

@@ -60,7 +60,7 @@ pub(crate) async fn keep<F: Future<Output = ()>>(
         if begun.elapsed() >= RESTART_FORGET_INTERVAL {
             pause = RESTART_MIN_INTERVAL;
         }
-        tracing::error!(duty = name, "it failed by a fault in malai, and begins again in {} ms", pause.as_millis());
+        tracing::error!(duty = name, "failed because of a fault in malai; starting again in {} ms", pause.as_millis());
         if stop.run_until_cancelled(sleep(pause)).await.is_none() {
             return;
         }

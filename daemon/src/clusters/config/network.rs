@@ -19,7 +19,7 @@ use crate::runtime::duty;
 const REBIND_DELAY: Duration = Duration::from_secs(2);
 /// Sets the same for the manager: `rescan` waits 5 s for the machines.
 const MANAGER_REBIND_DELAY: Duration = Duration::from_secs(6);
-/// The pause before endpoints are bound again over a fault of malai.
+/// Sets the pause before endpoints are bound again over a fault of malai.
 const FAULT_REBIND_INTERVAL: Duration = Duration::from_secs(30);
 
 /// Follows it at the machine key's endpoint until the membership ends.

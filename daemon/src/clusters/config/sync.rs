@@ -131,9 +131,9 @@ fn replaced(membership: &Membership) {
     }
 }
 
-/// The cluster manager accepts no snapshot that it did not make: it was restored from a backup, or runs twice, or the
-/// key is stolen. It is kept, and an administrator has to decide.
-/// Where it cannot be stored now, that is tried again, since no machine may ever show it a second time.
+/// Keeps a snapshot that this cluster manager did not make, but does not accept it: the manager was restored from a backup,
+/// or runs twice, or the key is stolen. An administrator has to decide. Where it cannot be stored now, that is tried again,
+/// since no machine may ever show it a second time.
 async fn foreign(membership: &Arc<Membership>, snapshot: Snapshot) {
     let Err(failure) = note_foreign(membership, snapshot.clone()).await else { return };
     let text = format!(

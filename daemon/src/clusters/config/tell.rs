@@ -13,11 +13,12 @@ use iroh::endpoint::{Connection, RecvStream, SendStream};
 use iroh::{Endpoint, EndpointAddr, TransportAddr};
 use malai_protocol::codec::{Frame, Kind, MAX_HELLO};
 use malai_protocol::config::{MAX_RELAYS, Network};
-use malai_protocol::id::MachineId;
+use malai_protocol::id::{ClusterId, MachineId};
 use malai_protocol::peer::{ALPN, Announce, Close, Hello, Pull, RESET_PROTOCOL};
 use tokio::time::Instant;
 use tokio_util::sync::DropGuard;
 
+use crate::clusters::config::ConfigState;
 use crate::clusters::membership::Membership;
 use crate::net::place::RelayPlace;
 use crate::net::pull::SNAPSHOT_BODY_TIMEOUT;
@@ -131,7 +132,7 @@ async fn talk(
     let conn = tokio::time::timeout(RELAY_DIAL_TIMEOUT, dialled).await??;
     let outcome = tokio::select! {
         holds = speak(membership, &conn, relay, said) => holds,
-        error = hand_out(membership, &conn) => Err(error),
+        error = hand_out(&membership.config, &conn) => Err(error),
     };
     close(&conn, Close::Done, "told");
     outcome
@@ -158,7 +159,7 @@ async fn speak(
     let mut frames = Frames::new(recv, MAX_HELLO);
     let _hello: Hello = spoken(&frames.next(FIRST_FRAME_TIMEOUT).await?, Kind::PeerHello, "PeerHello")?;
     // It says what it holds when it has fetched what it wants.
-    let mut holds = heard(membership, &mut frames, SNAPSHOT_BODY_TIMEOUT).await?;
+    let mut holds = heard(&membership.cluster, &mut frames, SNAPSHOT_BODY_TIMEOUT).await?;
     if said.is_news(true) {
         tracing::info!(cluster = %membership.alias, relay = %relay.0, generation = holds, "the relay is up to date");
     }
@@ -169,8 +170,8 @@ async fn speak(
         tokio::select! {
             changed = snapshots.changed() => {
                 changed?;
-                announce(membership, &mut send_half).await?;
-                holds = heard(membership, &mut frames, SNAPSHOT_BODY_TIMEOUT).await?;
+                announce(&membership.config, &mut send_half).await?;
+                holds = heard(&membership.cluster, &mut frames, SNAPSHOT_BODY_TIMEOUT).await?;
                 tracing::info!(cluster = %membership.alias, relay = %relay.0, generation = holds, "the relay was told");
             }
             why = conn.closed() => {
@@ -182,19 +183,19 @@ async fn speak(
 }
 
 /// Returns the generation that the relay says it holds.
-async fn heard(membership: &Membership, frames: &mut Frames<RecvStream>, within: Duration) -> anyhow::Result<u64> {
+async fn heard(cluster: &ClusterId, frames: &mut Frames<RecvStream>, within: Duration) -> anyhow::Result<u64> {
     let announce: Announce = frames.next(within).await?.expect(Kind::Announce, "Announce")?;
-    Ok(announce.header.verify(&membership.cluster)?.generation)
+    Ok(announce.header.verify(cluster)?.generation)
 }
 
-async fn announce(membership: &Membership, send_half: &mut SendStream) -> anyhow::Result<()> {
-    let header = membership.held().snapshot.signed_header().clone();
+async fn announce(config: &ConfigState, send_half: &mut SendStream) -> anyhow::Result<()> {
+    let header = config.held().snapshot.signed_header().clone();
     let frame = Frame::control(Kind::Announce, &Announce::of(header))?;
     Ok(send(send_half, frame).await?)
 }
 
 /// Hands the snapshot out whenever the relay asks, one at a time.
-async fn hand_out(membership: &Membership, conn: &Connection) -> anyhow::Error {
+async fn hand_out(config: &ConfigState, conn: &Connection) -> anyhow::Error {
     loop {
         let (mut send_half, recv) = match conn.accept_bi().await {
             Ok(stream) => stream,
@@ -204,7 +205,7 @@ async fn hand_out(membership: &Membership, conn: &Connection) -> anyhow::Error {
         let mut frames = Frames::new(recv, MAX_HELLO);
         let answered = async {
             let _pull: Pull = frames.next(FIRST_FRAME_TIMEOUT).await?.expect(Kind::Pull, "Pull")?;
-            send(&mut send_half, Frame::control(Kind::Snapshot, &membership.held().snapshot.to_signed())?).await?;
+            send(&mut send_half, Frame::control(Kind::Snapshot, &config.held().snapshot.to_signed())?).await?;
             send_half.finish()?;
             tokio::time::timeout(SNAPSHOT_BODY_TIMEOUT, send_half.stopped()).await??;
             anyhow::Ok(())

@@ -36,7 +36,7 @@ pub(crate) enum Ask {
     Knock,
 }
 
-/// What came of one attempt.
+/// Says what came of one attempt.
 #[derive(Debug)]
 pub(crate) enum Answer {
     /// Enrolled.
@@ -47,12 +47,12 @@ pub(crate) enum Answer {
     Again(String),
 }
 
-/// What an enrolled newcomer gets.
+/// Says what an enrolled newcomer gets.
 #[derive(Debug)]
 pub(crate) struct Enrolled {
-    /// The verified snapshot.
+    /// Is the verified snapshot.
     pub(crate) snapshot: Snapshot,
-    /// Where the manager's machine key can be reached.
+    /// Is where the manager's machine key can be reached.
     pub(crate) manager: Vec<String>,
 }
 

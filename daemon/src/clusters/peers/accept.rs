@@ -10,7 +10,7 @@ use malai_protocol::peer::{Close, Hello, unknown_need};
 use malai_protocol::snapshot::{Order, order};
 use tokio::sync::Semaphore;
 
-use super::greet::{Greeted, Told};
+use super::greet::{Announced, Greeted};
 use crate::clusters::config::sync;
 use crate::clusters::membership::Membership;
 use crate::clusters::peers::serve;
@@ -127,7 +127,7 @@ async fn listen(
     if order(&header, Some(membership.held().snapshot.header())) != Order::Newer {
         return Ok(None);
     }
-    let told = Told::now(membership);
+    let told = Announced::now(membership);
     // The body is asked for on a stream of ours; nothing else of the stranger is read meanwhile.
     send(send_half, Frame::control(Kind::PeerHello, &membership.hello())?).await?;
     let peer_conn = PeerConn::new(conn.clone(), peer, false);

@@ -16,7 +16,9 @@ use malai_protocol::id::MachineId;
 use malai_protocol::peer::{ALPN, Close};
 use tokio::time::Instant;
 
+use crate::clusters::config::ConfigState;
 use crate::clusters::membership::Membership;
+use crate::clusters::peers::Peers;
 use crate::clusters::peers::greet;
 use crate::clusters::peers::removed;
 use crate::clusters::peers::serve;
@@ -67,7 +69,7 @@ pub(crate) async fn connect(
     }
     tokio::select! {
         // A machine that dials us while we dial it is just as good.
-        conn = arrival(membership, id) => Ok(conn),
+        conn = arrival(&membership.peers, id) => Ok(conn),
         () = tokio::time::sleep_until(deadline) => {
             membership.counters.handshakes_failed.one();
             Err("no answer in time".to_owned())
@@ -173,10 +175,10 @@ fn heard_last(membership: &Membership, but: MachineId) -> Vec<MachineId> {
     others
 }
 
-async fn arrival(membership: &Membership, id: MachineId) -> Arc<PeerConn> {
-    let mut changes = membership.peers.pool.watch();
+async fn arrival(peers: &Peers, id: MachineId) -> Arc<PeerConn> {
+    let mut changes = peers.pool.watch();
     loop {
-        if let Some(conn) = membership.peers.pool.live(id) {
+        if let Some(conn) = peers.pool.live(id) {
             return conn;
         }
         if changes.changed().await.is_err() {
@@ -202,7 +204,7 @@ async fn dial(membership: &Arc<Membership>, id: MachineId) -> Result<Arc<PeerCon
         let (mut learnt, known) = (ways.learnt(), ways.count(key));
         // Without any address the attempt itself waits for what is told.
         let wants_more = !addresses.is_empty();
-        let (attempt, stop) = abortable(attempt(membership, EndpointAddr::from_parts(key, addresses)));
+        let (attempt, stop) = abortable(attempt(&membership.peers, EndpointAddr::from_parts(key, addresses)));
         attempts.push(attempt);
         begun.push_back(stop);
         if begun.len() > MAX_DIAL_ATTEMPTS
@@ -246,11 +248,8 @@ async fn dial(membership: &Arc<Membership>, id: MachineId) -> Result<Arc<PeerCon
     }
 }
 
-async fn attempt(
-    membership: &Membership,
-    addr: EndpointAddr,
-) -> anyhow::Result<(Connection, (SendStream, RecvStream))> {
-    let conn = membership.peers.endpoint.connect(addr, ALPN).await?;
+async fn attempt(peers: &Peers, addr: EndpointAddr) -> anyhow::Result<(Connection, (SendStream, RecvStream))> {
+    let conn = peers.endpoint.connect(addr, ALPN).await?;
     let control = conn.open_bi().await?;
     Ok((conn, control))
 }
@@ -258,9 +257,9 @@ async fn attempt(
 /// Returns fixed addresses from the config and last known ones, and every relay of the config: the machine is at one of them,
 /// and not for ever at the one where it was last. Discovery adds its own.
 pub(crate) fn addresses(membership: &Membership, id: MachineId) -> Vec<TransportAddr> {
-    let mut all = fixed(membership, id);
+    let mut all = fixed(&membership.config, id);
     all.extend(membership.peers.last_known(&membership.held().config.network, id));
-    for relay in relays(membership) {
+    for relay in relays(&membership.peers) {
         if !all.contains(&relay) {
             all.push(relay);
         }
@@ -268,28 +267,27 @@ pub(crate) fn addresses(membership: &Membership, id: MachineId) -> Vec<Transport
     all
 }
 
-fn fixed(membership: &Membership, id: MachineId) -> Vec<TransportAddr> {
-    let held = membership.held();
+fn fixed(config: &ConfigState, id: MachineId) -> Vec<TransportAddr> {
+    let held = config.held();
     let fixed = held.config.machine_by_id(&id).map(|(_, machine)| machine.addresses.clone()).unwrap_or_default();
     fixed.into_iter().map(TransportAddr::Ip).collect()
 }
 
-fn relays(membership: &Membership) -> Vec<TransportAddr> {
-    membership.peers.relays.urls().into_iter().map(TransportAddr::Relay).collect()
+fn relays(peers: &Peers) -> Vec<TransportAddr> {
+    peers.relays.urls().into_iter().map(TransportAddr::Relay).collect()
 }
 
 /// Returns the same, and notes that they are tried now.
 fn tried(membership: &Membership, id: MachineId, key: EndpointId) -> Vec<TransportAddr> {
     let ways = &membership.peers.finding.ways;
-    ways.tried(key, &relays(membership), RELAY);
+    ways.tried(key, &relays(&membership.peers), RELAY);
     ways.tried(key, &membership.peers.last_known(&membership.held().config.network, id), LAST_KNOWN);
-    ways.tried(key, &fixed(membership, id), FIXED);
+    ways.tried(key, &fixed(&membership.config, id), FIXED);
     addresses(membership, id)
 }
 
 fn unreachable(membership: &Membership, id: MachineId, why: &str) -> Failure {
-    let held = membership.held();
-    let name = held.config.machine_by_id(&id).map_or_else(|| id.short(), |(name, _)| name.to_string());
+    let name = membership.config.name_of(&id).unwrap_or_else(|| id.short());
     let seen = membership.peers.pool.seen(id).last_seen_ms.map_or_else(
         || "this machine has never seen it".to_owned(),
         |at| format!("last seen {} ago", ago(now_ms().saturating_sub(at))),

@@ -33,7 +33,7 @@ pub(crate) async fn control(
     conn: &Arc<PeerConn>,
     (mut send_half, recv): (SendStream, RecvStream),
 ) -> (Close, String) {
-    let told = Told::now(membership);
+    let told = Announced::now(membership);
     let greeted = async {
         send(&mut send_half, Frame::control(Kind::PeerHello, &membership.hello())?).await?;
         let mut frames = Frames::new(recv, MAX_HELLO);
@@ -53,7 +53,7 @@ pub(crate) async fn answer(
     mut frames: Frames<RecvStream>,
 ) {
     frames.set_cap(MAX_HELLO);
-    let told = Told::now(membership);
+    let told = Announced::now(membership);
     let greeted = async {
         let hello = greeting(first)?;
         meet(membership, conn, &hello)?;
@@ -80,7 +80,7 @@ pub(crate) async fn introduced(
 
 /// Remembers what the greeting told the peer, and hears of every later change. It is made before the greeting is.
 #[derive(Debug)]
-pub(crate) struct Told {
+pub(crate) struct Announced {
     snapshots: watch::Receiver<Arc<Held>>,
     generation: u64,
     /// Holds where this machine can be reached.
@@ -89,7 +89,7 @@ pub(crate) struct Told {
     twin: Option<String>,
 }
 
-impl Told {
+impl Announced {
     /// Begins with what is held now.
     pub(crate) fn now(membership: &Membership) -> Self {
         let mut snapshots = membership.watch();
@@ -110,7 +110,7 @@ pub(crate) struct Greeted {
     /// Is the peer's greeting.
     pub(crate) hello: Hello,
     /// Remembers what ours told.
-    pub(crate) told: Told,
+    pub(crate) told: Announced,
 }
 
 fn end(result: anyhow::Result<()>) -> (Close, String) {
@@ -179,7 +179,7 @@ fn hear(
 async fn follow(
     membership: &Arc<Membership>,
     conn: &Arc<PeerConn>,
-    mut told: Told,
+    mut told: Announced,
     (mut send_half, mut frames): (SendStream, Frames<RecvStream>),
 ) -> anyhow::Result<()> {
     let pace = tokio::time::sleep(Duration::ZERO);

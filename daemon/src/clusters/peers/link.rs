@@ -16,7 +16,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::clusters::membership::Membership;
-use crate::clusters::peers::dial;
+use crate::clusters::peers::{Peers, dial};
 use crate::net::closed_with;
 use crate::net::pool::PeerConn;
 use crate::runtime::backoff::{Backoff, Said, jittered};
@@ -123,7 +123,7 @@ async fn attempt(membership: &Arc<Membership>, manager: MachineId, said: &mut Sa
         Ok(conn) => conn,
         Err(failure) => return Outcome::Unreached(failure.to_string()),
     };
-    let is_met = greeted(membership, &conn).await;
+    let is_met = greeted(&membership.peers, &conn).await;
     let begun = Instant::now();
     if is_met && said.is_news(State::Linked) {
         tracing::info!(cluster = %membership.alias, peer = %manager.short(), "linked to the cluster manager");
@@ -137,8 +137,8 @@ async fn attempt(membership: &Arc<Membership>, manager: MachineId, said: &mut Sa
 }
 
 /// Waits until the manager has greeted; false when the connection ends without that.
-async fn greeted(membership: &Membership, conn: &PeerConn) -> bool {
-    let mut changes = membership.peers.pool.watch();
+async fn greeted(peers: &Peers, conn: &PeerConn) -> bool {
+    let mut changes = peers.pool.watch();
     while !conn.is_met() {
         tokio::select! {
             _ = conn.conn.closed() => return conn.is_met(),
@@ -191,14 +191,14 @@ async fn rest(
         changed = snapshots.changed() => if changed.is_ok() { Woken::ByChange } else { Woken::Ended },
         () = async { membership.peers.nudged().await; sleep_until(nudge_from).await } => Woken::ByTime,
         // Another network does not bring a machine back into the config.
-        () = another_network(membership), if !is_refused => Woken::ByChange,
+        () = another_network(&membership.peers), if !is_refused => Woken::ByChange,
     }
 }
 
 /// Returns when this machine's network shows it at other addresses than now.
-async fn another_network(membership: &Membership) {
+async fn another_network(peers: &Peers) {
     let own = |addr: &iroh::EndpointAddr| addr.ip_addrs().copied().collect::<BTreeSet<SocketAddr>>();
-    let mut watcher = membership.peers.endpoint.watch_addr();
+    let mut watcher = peers.endpoint.watch_addr();
     let before = own(&watcher.get());
     loop {
         match watcher.updated().await {

@@ -55,7 +55,7 @@ pub(crate) struct Peers {
     nudges: Notify,
     /// Whether last known addresses could be stored, as the log has it.
     addresses_said: Mutex<Said<bool>>,
-    /// The endpoint hears no peer: no peer would confirm its last frames.
+    /// Whether the endpoint hears no peer: then none would confirm its last frames.
     is_cut_off: AtomicBool,
     /// Is the longest round trip to a machine that was connected when the connections were closed.
     longest_rtt: OnceLock<Duration>,

@@ -20,8 +20,10 @@ use malai_protocol::peer::Close;
 use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::clusters::membership::Membership;
+use crate::clusters::peers::Peers;
 use crate::clusters::peers::dial;
 use crate::net::pool::{PeerConn, SessionGuard};
+use crate::net::relays::Relays;
 use crate::net::{close, ping};
 use crate::runtime::duty;
 
@@ -105,7 +107,7 @@ impl Heard {
 /// Beats until no session is left.
 async fn beat(membership: &Arc<Membership>, conn: &Arc<PeerConn>) {
     let mut heard = Heard::new(conn);
-    let (mut own, mut in_use) = (OwnAddresses::of(membership), InUse::new(conn));
+    let (mut own, mut in_use) = (OwnAddresses::of(&membership.peers), InUse::new(conn));
     let mut looks = tokio::time::interval_at(Instant::now() + SIGN_LOOK_INTERVAL, SIGN_LOOK_INTERVAL);
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let (mut pings, mut next_ping) = (None, Instant::now() + PEER_HEARTBEAT_INTERVAL);
@@ -144,8 +146,8 @@ struct OwnAddresses<W> {
 }
 
 impl OwnAddresses<()> {
-    fn of(membership: &Membership) -> OwnAddresses<impl Watcher<Value = EndpointAddr> + use<>> {
-        let mut watcher = membership.peers.endpoint.watch_addr();
+    fn of(peers: &Peers) -> OwnAddresses<impl Watcher<Value = EndpointAddr> + use<>> {
+        let mut watcher = peers.endpoint.watch_addr();
         let last = watcher.get().ip_addrs().copied().collect();
         OwnAddresses { watcher, last }
     }
@@ -202,12 +204,12 @@ async fn moved(membership: &Arc<Membership>, conn: &Arc<PeerConn>, heard: &mut H
 /// Waits until the connection is to be closed for another way to be found, and returns why. As long as there is a
 /// connection, iroh sends to the path that it chose, new connections' handshakes too, and does not look for the
 /// peer elsewhere. So where that path is dead, it tries all ways only after the connection is closed.
-async fn forgotten(membership: &Membership, conn: &PeerConn, let_go: Duration) -> &'static str {
+async fn forgotten(relays: &Relays, conn: &PeerConn, let_go: Duration) -> &'static str {
     tokio::time::sleep(let_go).await;
     let relay = conn.relay_in_use();
     let has_other = relay.as_ref().is_some_and(|relay| {
-        membership.peers.relays.suspect(relay);
-        membership.peers.relays.has_other_than(relay)
+        relays.suspect(relay);
+        relays.has_other_than(relay)
     });
     if conn.has_relay_to_spare() || has_other {
         return "a relay may reach the peer";
@@ -245,7 +247,7 @@ async fn stalled(
     };
     let found = tokio::select! {
         () = again => None,
-        why = forgotten(membership, conn, let_go) => {
+        why = forgotten(&membership.peers.relays, conn, let_go) => {
             tracing::info!(peer = %conn.peer.short(), "its path is dead, and {why}: it is let go");
             return membership.peers.pool.forget_paths(conn, &format!("its path is dead, and {why}"));
         }

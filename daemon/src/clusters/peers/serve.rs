@@ -34,7 +34,7 @@ const REMOVED_CLOSE_TIMEOUT: Duration = Duration::from_secs(7);
 /// Sets how long such a connection must have been without a session before it is closed: by then the machine has heard
 /// every refusal, too.
 const REMOVED_IDLE_TIME: Duration = Duration::from_millis(500);
-/// The message for a machine that the config does not have any more.
+/// Is the message for a machine that the config does not have any more.
 const REMOVED_MESSAGE: &str = "not a member of the cluster any more";
 
 /// Serves a connection that the peer dialled in tasks of the membership until it ends; its control stream comes to us.

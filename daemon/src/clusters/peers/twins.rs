@@ -6,7 +6,7 @@ use malai_protocol::peer::{Announce, MAX_TWIN_BYTES};
 
 use super::dial::ago;
 use crate::clusters::membership::Membership;
-use crate::net::pool::{Life, PeerConn};
+use crate::net::pool::{PeerConn, PeerLife};
 use crate::runtime::alarms::AlarmCause;
 
 /// Logs that two machines with one key were seen.
@@ -65,7 +65,7 @@ pub(crate) fn told(membership: &Membership, conn: &PeerConn, twin: Option<&str>)
     membership.raise(AlarmCause::TwoMachines, text);
 }
 
-fn alarm(membership: &Membership, id: &MachineId, both: &[Life; 2]) -> String {
+fn alarm(membership: &Membership, id: &MachineId, both: &[PeerLife; 2]) -> String {
     let name = name(membership, id);
     format!(
         "two machines hold the key of {name}, {}: commands to it are refused while both are connected; {}",
@@ -74,7 +74,7 @@ fn alarm(membership: &Membership, id: &MachineId, both: &[Life; 2]) -> String {
     )
 }
 
-fn places(both: &[Life; 2]) -> String {
+fn places(both: &[PeerLife; 2]) -> String {
     let [one, other] = both.each_ref().map(|life| {
         let passed = u64::try_from(life.at.elapsed().as_millis()).unwrap_or(u64::MAX);
         format!("{} (greeted {} ago)", life.path, ago(passed))
@@ -94,7 +94,7 @@ fn mend(alias: &str, name: &str) -> String {
 }
 
 fn name(membership: &Membership, id: &MachineId) -> String {
-    membership.held().config.machine_by_id(id).map_or_else(|| id.short(), |(name, _)| name.to_string())
+    membership.config.name_of(id).unwrap_or_else(|| id.short())
 }
 
 fn shortened(path: &str) -> String {

@@ -10,7 +10,7 @@ use iroh::{EndpointId, TransportAddr};
 /// Looks for a machine, and yields addresses as they are told.
 pub(crate) type Search = Box<dyn Fn(EndpointId) -> BoxStream<'static, Vec<TransportAddr>> + Send + Sync>;
 
-/// The directory of one endpoint, which is bound before there is anybody to ask.
+/// Holds the directory of one endpoint, which is bound before there is anybody to ask.
 #[derive(Clone, Default)]
 pub(crate) struct Directory {
     search: Arc<OnceLock<Search>>,

@@ -13,11 +13,11 @@ use nix::ifaddrs::getifaddrs;
 /// Holds what an endpoint compares with the addresses that others name.
 #[derive(Debug)]
 pub(crate) struct Hearsay {
-    /// The relays of the cluster.
+    /// Holds the relays of the cluster.
     pub(crate) relays: Vec<RelayUrl>,
-    /// The endpoint's own sockets.
+    /// Holds the endpoint's own sockets.
     pub(crate) bound: Vec<SocketAddr>,
-    /// The addresses at which others reach this machine.
+    /// Holds the addresses at which others reach this machine.
     pub(crate) own: BTreeSet<SocketAddr>,
 }
 

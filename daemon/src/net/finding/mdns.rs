@@ -30,7 +30,7 @@ const FAILED_SEARCH_MAX_INTERVAL: Duration = Duration::from_secs(300);
 /// Adds mDNS to an endpoint.
 #[derive(Debug)]
 pub(crate) struct Mdns {
-    /// The endpoint answers others.
+    /// Whether the endpoint answers others.
     pub(crate) advertise: bool,
 }
 
@@ -57,12 +57,12 @@ struct Lookup {
     search: Mutex<Search>,
 }
 
-/// The latest search.
+/// Holds the latest search.
 #[derive(Debug)]
 struct Search {
     /// Ends it when it is dropped.
     _running: Option<AbortOnDropHandle<()>>,
-    /// When another one may begin; absent = now.
+    /// Is when another one may begin; absent = now.
     next_at: Option<Instant>,
     backoff: Backoff,
     /// Whether the last one could begin, as the log has it.
@@ -98,7 +98,7 @@ impl Lookup {
             Err(error) => {
                 latest.next_at = Some(now + latest.backoff.pause());
                 if latest.said.is_news(false) {
-                    tracing::warn!("the network cannot be asked by mDNS: {error}");
+                    tracing::warn!("cannot search by mDNS: {error}");
                 }
             }
         }

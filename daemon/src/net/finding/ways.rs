@@ -45,7 +45,7 @@ pub(crate) struct Ways {
     learnt: watch::Sender<u64>,
 }
 
-/// An address, and what told it.
+/// Is an address, and what told it.
 #[derive(Debug, Clone)]
 struct Named {
     addr: TransportAddr,
@@ -81,7 +81,7 @@ impl Ways {
         self.learnt.subscribe()
     }
 
-    /// True when one of them is new.
+    /// Returns true when one of them is new.
     fn note<'a>(
         &self,
         id: EndpointId,
@@ -116,12 +116,12 @@ impl Ways {
         self.lock().get(&id).cloned().unwrap_or_default()
     }
 
-    /// How many addresses of this machine are known.
+    /// Returns how many addresses of this machine are known.
     pub(crate) fn count(&self, id: EndpointId) -> usize {
         self.lock().get(&id).map_or(0, Vec::len)
     }
 
-    /// The addresses of this machine that were told lately, each with what told it.
+    /// Returns the addresses of this machine that were told lately, each with what told it.
     pub(crate) fn told_lately(&self, id: EndpointId) -> Vec<(TransportAddr, Way)> {
         let own = [FIXED, LAST_KNOWN, RELAY];
         let told = self
@@ -146,7 +146,7 @@ impl Ways {
         self.failed.lock().remove(way);
     }
 
-    /// The ways that failed lately, and why.
+    /// Returns the ways that failed lately, and why.
     pub(crate) fn failures(&self) -> Vec<String> {
         let failed = self.failed.lock();
         let lately = failed.iter().filter(|(_, (at, _))| at.elapsed() < FAILURE_SHOWN_TIME);
@@ -164,7 +164,7 @@ pub(crate) fn is_same(a: &TransportAddr, b: &TransportAddr) -> bool {
     }
 }
 
-/// What was told of a machine when the connection to it was made, and since.
+/// Says what was told of a machine when the connection to it was made, and since.
 #[derive(Debug)]
 pub(crate) struct Trail {
     id: EndpointId,
@@ -173,7 +173,7 @@ pub(crate) struct Trail {
 }
 
 impl Trail {
-    /// What told this address.
+    /// Returns what told this address.
     fn way(&self, addr: &TransportAddr) -> Option<Way> {
         let find =
             |all: &[Named]| all.iter().find(|known| is_same(&known.addr, addr)).map(|found| Arc::clone(&found.way));
@@ -182,7 +182,7 @@ impl Trail {
 }
 
 impl PeerConn {
-    /// The path in use, and what told of it.
+    /// Returns the path in use, and what told of it.
     pub(crate) fn reached(&self) -> Reached {
         let (path, rtt_us) = self.path();
         let paths = self.conn.paths();
@@ -198,14 +198,14 @@ impl PeerConn {
     }
 }
 
-/// A way to look for addresses, whose answers are noted as they come.
+/// Is a way to look for addresses, whose answers are noted as they come.
 #[derive(Debug)]
 pub(crate) struct Noting<B> {
-    /// The way itself.
+    /// Is the way itself.
     pub(crate) lookup: B,
-    /// Its name.
+    /// Is its name.
     pub(crate) way: Way,
-    /// Where they are noted.
+    /// Is where they are noted.
     pub(crate) ways: Arc<Ways>,
 }
 

@@ -45,7 +45,7 @@ impl Budget {
     }
 }
 
-/// What one request has taken of its machine's budget; its drop gives that back.
+/// Says what one request has taken of its machine's budget; its drop gives that back.
 #[derive(Debug)]
 #[must_use = "dropping the charge gives it back"]
 pub(crate) struct Charge {
@@ -53,8 +53,8 @@ pub(crate) struct Charge {
     bytes: usize,
 }
 
-/// What a request takes when it is decoded: its words are kept as asked and as decided, each with some bytes of its own,
-/// so that many short ones take far more than the frame that they came in.
+/// Returns what a request takes when it is decoded: its words are kept as asked and as decided, each with some bytes of
+/// its own, so that many short ones take far more than the frame that they came in.
 pub(crate) fn weight(spec: &ExecSpec) -> usize {
     const WORD: usize = 64;
     let words = spec.words.iter().map(|word| word.len() + WORD);
@@ -89,9 +89,9 @@ impl Drop for Charge {
 /// Cuts frames, each of which is charged for before its bytes are taken.
 #[derive(Debug)]
 pub(crate) struct Charged {
-    /// The codec.
+    /// Is the codec.
     pub(crate) codec: FrameCodec,
-    /// Where nothing is charged, the sender is the user of this machine, or its frames are bounded in another way.
+    /// Holds the charge. Where there is none, the sender is the user of this machine, or its frames are bounded in another way.
     pub(crate) charge: Option<Charge>,
 }
 
@@ -106,7 +106,7 @@ impl Charged {
     }
 }
 
-/// Why no frame could be cut.
+/// Says why no frame could be cut.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ChargedError {
     /// It is more than what the sender may have here.

@@ -19,7 +19,7 @@ pub(crate) struct Tally<K>(Mutex<Lines<K>>);
 #[derive(Debug)]
 struct Lines<K> {
     each: HashMap<K, Line>,
-    /// The line of all for which there was no room.
+    /// Is the line of all others, for which there was no room.
     shared: Option<Line>,
 }
 

@@ -28,7 +28,7 @@ pub(crate) struct Traffic {
     pub(crate) received: u64,
 }
 
-/// How a machine went.
+/// Says how a machine went.
 #[derive(Debug)]
 pub(super) struct Departed {
     at: Instant,
@@ -55,12 +55,12 @@ impl Departed {
     }
 }
 
-/// What a machine told of itself when it greeted.
+/// Says what a machine told of itself when it greeted.
 #[derive(Debug, Clone)]
 pub(crate) struct Told {
-    /// Its malai version: its own words.
+    /// Is its malai version: its own words.
     pub(crate) malai: String,
-    /// How far its clock was ahead of this machine's, in milliseconds, give or take the time of a round trip.
+    /// Says how far its clock was ahead of this machine's, in milliseconds, give or take the time of a round trip.
     pub(crate) ahead_ms: Option<i64>,
     /// When, milliseconds since the epoch.
     pub(crate) at_ms: u64,
@@ -77,7 +77,7 @@ impl PeerConn {
 }
 
 impl Pool {
-    /// A machine greeted.
+    /// Notes what a machine greeted with.
     pub(crate) fn greeted(&self, conn: &PeerConn, hello: &Hello) {
         let at_ms = now_ms();
         // What it told was on its way for half a round trip.
@@ -88,12 +88,12 @@ impl Pool {
         self.lock().entry(conn.peer).or_default().told = Some(told);
     }
 
-    /// What a machine told when it greeted last.
+    /// Returns what a machine told when it greeted last.
     pub(crate) fn told_of(&self, id: MachineId) -> Option<Told> {
         self.lock().get(&id)?.told.clone()
     }
 
-    /// How many connections there are, and what went over them and over those that have ended.
+    /// Returns how many connections there are, and what went over them and over those that have ended.
     pub(crate) fn traffic(&self) -> (u64, Traffic) {
         let peers = self.lock();
         let before = Traffic { sent: self.counters.sent.so_far(), received: self.counters.received.so_far() };

@@ -20,22 +20,22 @@ const TWIN_REFUSAL_TIME: Duration = Duration::from_secs(300);
 
 /// Holds one life of a machine's daemon: the time between a start and its end.
 #[derive(Debug, Clone)]
-pub(crate) struct Life {
+pub(crate) struct PeerLife {
     boot: Incarnation,
-    /// When the connection was made over which it greeted last.
+    /// Is when the connection was made over which it greeted last.
     made_at: Instant,
-    /// When it greeted last.
+    /// Is when it greeted last.
     pub(crate) at: Instant,
-    /// Where it was met then: `direct IP:PORT` or `relay URL`.
+    /// Is where it was met then: `direct IP:PORT` or `relay URL`.
     pub(crate) path: String,
 }
 
 /// Holds the lives of one machine's daemon.
 #[derive(Debug, Default)]
 pub(super) struct Lives {
-    /// The lives that were met, the one that greeted last at the end.
-    met: Vec<Life>,
-    /// When a life last came back after another one.
+    /// Holds the lives that were met, the one that greeted last at the end.
+    met: Vec<PeerLife>,
+    /// Is when a life last came back after another one.
     came_back: Option<Instant>,
 }
 
@@ -52,7 +52,7 @@ impl Lives {
         self.met.retain(|life| life.boot != boot);
         let comes_back = !is_newest && self.met.len() < before;
         let at = Instant::now();
-        self.met.push(Life { boot, made_at, at, path });
+        self.met.push(PeerLife { boot, made_at, at, path });
         let excess = self.met.len().saturating_sub(MAX_REMEMBERED_LIVES);
         self.met.drain(..excess);
         if comes_back {
@@ -63,12 +63,12 @@ impl Lives {
 
     /// Returns the two lives that were met last, by their addresses, where two machines hold the key. `connected` has the
     /// lives that are connected now.
-    pub(super) fn twins(&self, connected: &HashSet<Incarnation>) -> Option<[Life; 2]> {
+    pub(super) fn twins(&self, connected: &HashSet<Incarnation>) -> Option<[PeerLife; 2]> {
         self.twins_within(TWIN_MEMORY_TIME, connected)
     }
 
     /// Returns the same, if that was seen within this time or both are connected.
-    fn twins_within(&self, time: Duration, connected: &HashSet<Incarnation>) -> Option<[Life; 2]> {
+    fn twins_within(&self, time: Duration, connected: &HashSet<Incarnation>) -> Option<[PeerLife; 2]> {
         let came_back = self.came_back?;
         if came_back.elapsed() >= time && connected.len() < 2 {
             return None;
@@ -80,26 +80,26 @@ impl Lives {
     }
 
     /// Returns the life that was met last besides this one.
-    fn other(&self, boot: Incarnation) -> Option<&Life> {
+    fn other(&self, boot: Incarnation) -> Option<&PeerLife> {
         self.met.iter().rev().find(|life| life.boot != boot)
     }
 }
 
 impl Pool {
     /// Returns the two lives that were met last, where two machines hold this key.
-    pub(crate) fn twins(&self, id: MachineId) -> Option<[Life; 2]> {
+    pub(crate) fn twins(&self, id: MachineId) -> Option<[PeerLife; 2]> {
         self.lock().get(&id)?.twins()
     }
 
     /// Returns the same, as long as requests for this key are refused.
-    pub(crate) fn ambiguous(&self, id: MachineId) -> Option<[Life; 2]> {
+    pub(crate) fn ambiguous(&self, id: MachineId) -> Option<[PeerLife; 2]> {
         let peers = self.lock();
         let peer = peers.get(&id)?;
         peer.lives.twins_within(TWIN_REFUSAL_TIME, &peer.connected())
     }
 
     /// Returns every key that two machines hold, with the two lives.
-    pub(crate) fn all_twins(&self) -> Vec<(MachineId, [Life; 2])> {
+    pub(crate) fn all_twins(&self) -> Vec<(MachineId, [PeerLife; 2])> {
         let peers = self.lock();
         let mut all: Vec<_> = peers.iter().filter_map(|(id, peer)| Some((*id, peer.twins()?))).collect();
         all.sort_by_key(|(id, _)| *id);
@@ -121,7 +121,7 @@ impl Pool {
 }
 
 impl super::Peer {
-    fn twins(&self) -> Option<[Life; 2]> {
+    fn twins(&self) -> Option<[PeerLife; 2]> {
         self.lives.twins(&self.connected())
     }
 

@@ -23,8 +23,8 @@ use tokio::sync::{Notify, watch};
 
 use account::{Departed, Told};
 pub(crate) use conn::{PeerConn, SessionGuard};
-pub(crate) use lives::Life;
 use lives::Lives;
+pub(crate) use lives::PeerLife;
 
 use super::close;
 use crate::net::counters::Counters;
@@ -44,7 +44,7 @@ struct Peer {
     conns: Vec<Arc<PeerConn>>,
     generation: Option<u64>,
     addresses: BTreeSet<TransportAddr>,
-    /// The addresses are from the cache: the machine has not told its own to this daemon yet.
+    /// Whether the addresses are from the cache: the machine has not told its own to this daemon yet.
     is_recalled: bool,
     last_seen_ms: Option<u64>,
     told: Option<Told>,
@@ -65,7 +65,7 @@ pub(crate) struct Pulls;
 
 /// Says what the pool knows of one machine.
 #[derive(Debug, Default)]
-pub(crate) struct Seen {
+pub(crate) struct PeerSeen {
     /// Is the generation that the machine last told.
     pub(crate) generation: Option<u64>,
     /// Is when it was last heard, milliseconds since the epoch.
@@ -81,7 +81,7 @@ pub(crate) struct Pool {
     changed: watch::Sender<u64>,
     /// It was seen that two machines hold one key.
     twins_seen: watch::Sender<u64>,
-    /// Addresses were told that are not in the cache.
+    /// Wakes when addresses were told that are not in the cache.
     learnt: Notify,
     /// Counts the sessions that wait for a connection.
     waiting: AtomicU32,
@@ -259,10 +259,11 @@ impl Pool {
     }
 
     /// Returns what is known of a machine.
-    pub(crate) fn seen(&self, id: MachineId) -> Seen {
-        self.lock()
-            .get(&id)
-            .map_or_else(Seen::default, |peer| Seen { generation: peer.generation, last_seen_ms: peer.last_seen_ms })
+    pub(crate) fn seen(&self, id: MachineId) -> PeerSeen {
+        self.lock().get(&id).map_or_else(PeerSeen::default, |peer| PeerSeen {
+            generation: peer.generation,
+            last_seen_ms: peer.last_seen_ms,
+        })
     }
 
     /// Returns the preferred connection over which streams may be opened.

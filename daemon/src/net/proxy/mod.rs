@@ -51,7 +51,7 @@ impl fmt::Debug for Proxy {
 #[error("{what}")]
 pub(crate) struct ProxyError {
     what: String,
-    /// The command or change that mends it.
+    /// Is the command or change that mends it.
     pub(crate) mend: String,
 }
 
@@ -190,16 +190,16 @@ impl Proxy {
         match status {
             200..=299 => Ok(stream),
             407 => Err(ProxyError {
-                what: format!("the proxy {} wants a user name and a password, or other ones (407)", self.shown()),
+                what: format!("the proxy {} refuses the user name and password, or wants one (407)", self.shown()),
                 mend: format!(
                     "set {}=http://USER:PASSWORD@HOST:PORT in the environment of the daemon; then: malai daemon restart",
                     self.variable
                 ),
             }),
             status => Err(ProxyError {
-                what: format!("the proxy {} does not connect to {target} ({status})", self.shown()),
+                what: format!("the proxy {} refuses to connect to {target} ({status})", self.shown()),
                 mend: format!(
-                    "have the proxy allow CONNECT to {target}, or name its host in NO_PROXY if it is reached without"
+                    "allow CONNECT to {target} at the proxy; or name its host in NO_PROXY, if it can be reached without a proxy"
                 ),
             }),
         }

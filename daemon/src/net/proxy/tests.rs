@@ -132,9 +132,9 @@ async fn a_connection_goes_by_connect_with_name_and_password_and_what_follows_th
 #[tokio::test]
 async fn what_a_proxy_says_against_it_is_told_with_what_mends_it_and_without_the_password() {
     let table: [(&'static [u8], &str, &str); 7] = [
-        (b"HTTP/1.1 407 no\r\n\r\n", "wants a user name and a password, or other ones (407)", "USER:PASSWORD"),
-        (b"HTTP/1.0 403 no\r\n\r\n", "does not connect to relay.example.com:443 (403)", "allow CONNECT"),
-        (b"HTTP/1.1 502 \x1b[2J\r\n\r\n", "does not connect to relay.example.com:443 (502)", "allow CONNECT"),
+        (b"HTTP/1.1 407 no\r\n\r\n", "refuses the user name and password, or wants one (407)", "USER:PASSWORD"),
+        (b"HTTP/1.0 403 no\r\n\r\n", "refuses to connect to relay.example.com:443 (403)", "allow CONNECT"),
+        (b"HTTP/1.1 502 \x1b[2J\r\n\r\n", "refuses to connect to relay.example.com:443 (502)", "allow CONNECT"),
         (b"SSH-2.0-OpenSSH_9.6\r\n\r\n", "does not answer as an HTTP proxy", "names an HTTP proxy"),
         (b"HTTP/1.1 20\r\n\r\n", "does not answer as an HTTP proxy", "names an HTTP proxy"),
         (b"HTTP/1.1 200 half", "does not answer as an HTTP proxy", "names an HTTP proxy"),

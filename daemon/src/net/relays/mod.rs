@@ -44,8 +44,8 @@ const RELAY_REFUSES: &str = "the relay refuses this machine";
 /// Bounds the reason that is kept of a relay's failure: a relay may say anything.
 const MAX_RELAY_REASON_CHARS: usize = 300;
 
-/// What lets a newcomer through relays that otherwise admit members only: the ticket of its invite, and the relays that
-/// the invite names.
+/// Says what lets a newcomer through relays that otherwise admit members only: the ticket of its invite, and the relays
+/// that the invite names.
 #[derive(Clone)]
 pub(crate) struct Pass {
     ticket: Zeroizing<String>,
@@ -93,7 +93,7 @@ struct Entry {
     config: Arc<RelayConfig>,
     /// Says why it could not be used the last time.
     failure: Option<String>,
-    /// The log has it that it cannot be used.
+    /// Whether the log has it that it cannot be used.
     is_logged: bool,
     /// Is when it was suspected and asked.
     asked: Option<Instant>,

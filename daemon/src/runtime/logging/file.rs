@@ -25,7 +25,7 @@ const LOG_OPEN_MAX_ATTEMPTS: u32 = 16;
 pub(super) struct LogFile {
     home: Home,
     file: Option<File>,
-    /// Its length, known while it is locked.
+    /// Is its length, known while it is locked.
     bytes: u64,
     max_bytes: u64,
 }

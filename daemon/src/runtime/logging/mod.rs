@@ -41,7 +41,7 @@ pub struct Log {
 #[derive(Debug, Default)]
 struct Inner {
     queue: Mutex<Queue>,
-    /// Something was put into the queue, or taken out and written.
+    /// Wakes when something was put into the queue, or taken out and written.
     changed: Condvar,
 }
 
@@ -49,7 +49,7 @@ struct Inner {
 struct Queue {
     lines: VecDeque<Vec<u8>>,
     bytes: usize,
-    /// The thread has taken lines that it has not written yet.
+    /// Whether the thread has taken lines that it has not written yet.
     is_writing: bool,
     wants_reopening: bool,
     lost: Option<LostLines>,
@@ -218,7 +218,7 @@ impl Place {
     }
 }
 
-/// A line that was not written whole.
+/// Is a line that was not written whole.
 #[derive(Debug)]
 struct Torn {
     written: usize,
@@ -231,11 +231,11 @@ impl From<io::Error> for Torn {
     }
 }
 
-/// The thread's own state.
+/// Holds the thread's own state.
 #[derive(Debug)]
 struct Writer {
     place: Place,
-    /// The number of lost lines that the log itself has mentioned.
+    /// Is the number of lost lines that the log itself has mentioned.
     told: u64,
     /// Whether the last thing written is half a line.
     is_torn: bool,

@@ -20,6 +20,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, sleep};
 
 use crate::clusters::membership::Membership;
+use crate::clusters::peers::Peers;
 use crate::clusters::peers::dial;
 use crate::runtime::backoff::Backoff;
 use back::Back;
@@ -81,7 +82,7 @@ async fn watch(membership: &Arc<Membership>) {
         }
         let is_back = relay.is_back(membership, is_wanted);
         if !is_wanted {
-            if is_back && begun.elapsed() >= REBUILD_MIN_AGE && costs_little(membership) {
+            if is_back && begun.elapsed() >= REBUILD_MIN_AGE && costs_little(&membership.peers) {
                 return rebuild(membership, "the relay is back");
             }
             continue;
@@ -113,8 +114,8 @@ fn rebuild(membership: &Membership, why: &str) {
 }
 
 /// Returns whether only the time to make connections again is lost with those that there are.
-fn costs_little(membership: &Membership) -> bool {
-    let conns = membership.peers.pool.all();
+fn costs_little(peers: &Peers) -> bool {
+    let conns = peers.pool.all();
     conns.len() <= MAX_SPARED_CONNECTIONS && conns.iter().all(|conn| conn.sessions() == 0)
 }
 
