@@ -28,12 +28,12 @@ use crate::runtime::backoff::Said;
 use crate::runtime::blocking::blocking;
 use crate::runtime::duty;
 use crate::runtime::logging::Log;
+use crate::runtime::random::random;
 use crate::runtime::user::own_user_name;
 use crate::store::audit::{self, Audit};
-use crate::store::lock::{Lock, Part};
+use crate::store::lock::{self, Lock, Part};
 use crate::store::settings::Settings;
 use crate::store::socket::Socket;
-use crate::store::takeover;
 use crate::supervisor::slot::{ExecutorSlot, Ledger};
 use crate::supervisor::{Event, Executor};
 use crate::target::ended::{Ends, Owed};
@@ -104,7 +104,7 @@ impl Daemon {
     /// [`Failure`]: another daemon runs, the home or the settings cannot be used, the executor does not start.
     pub async fn bind(options: Options) -> Result<Self, Failure> {
         let part = if options.agent { Part::Agent } else { Part::Daemon };
-        let lock = takeover::lock(&options.home, part).await?;
+        let lock = lock::take_over(&options.home, part).await?;
         let settings = Settings::load(&options.home)?;
         let idle = options.agent.then(|| settings.agent_idle());
         let (sender, events) = mpsc::channel(MAX_WAITING_EVENTS);
@@ -385,7 +385,5 @@ fn unserved(error: tokio::task::JoinError) -> Failure {
 }
 
 fn incarnation() -> Result<Incarnation, Failure> {
-    let mut bytes = [0; 16];
-    getrandom::fill(&mut bytes).map_err(|e| Failure::new(Kind::Internal, format!("no randomness: {e}")))?;
-    Ok(Incarnation::from_bytes(bytes))
+    random().map(Incarnation::from_bytes)
 }

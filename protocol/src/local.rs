@@ -49,6 +49,14 @@ pub struct Hello {
     pub agent: bool,
 }
 
+impl Hello {
+    /// Makes the hello of this version of the protocol.
+    #[must_use]
+    pub fn new(malai: &str, pid: u32, agent: bool) -> Self {
+        Self { version: VERSION, malai: malai.to_owned(), pid, agent }
+    }
+}
+
 /// Says what the CLI wants.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

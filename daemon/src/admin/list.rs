@@ -3,7 +3,7 @@
 use malai_protocol::config::Config;
 use malai_protocol::failure::Failure;
 use malai_protocol::home::Home;
-use malai_protocol::local::{ClusterState, ClusterStatus, Role};
+use malai_protocol::local::{ClusterState, ClusterStatus};
 use malai_protocol::snapshot::Snapshot;
 
 use crate::store::clusters::{self, Cluster};
@@ -20,21 +20,7 @@ pub(super) fn cluster_list(home: &Home) -> Result<Vec<ClusterStatus>, Failure> {
 fn one(home: &Home, alias: String) -> ClusterStatus {
     match clusters::load(home, &alias) {
         Ok(cluster) => whole(alias, &cluster),
-        Err(failure) => ClusterStatus {
-            alias,
-            cluster: None,
-            role: Role::Machine,
-            machine: None,
-            machine_id: None,
-            state: ClusterState::Broken(failure),
-            generation: None,
-            alarm: None,
-            addresses: Vec::new(),
-            join_addresses: Vec::new(),
-            machines: Vec::new(),
-            relays: Vec::new(),
-            discovery_failures: Vec::new(),
-        },
+        Err(failure) => ClusterStatus::new(alias, ClusterState::Broken(failure)),
     }
 }
 
@@ -47,18 +33,11 @@ fn whole(alias: String, cluster: &Cluster) -> ClusterStatus {
     };
     let config = held.and_then(|held| Config::read(held.text()).ok());
     ClusterStatus {
-        alias,
         cluster: Some(cluster.id),
         role: cluster.role(),
         machine: config.as_ref().and_then(|c| c.machine_by_id(&me)).map(|(name, _)| name.to_string()),
         machine_id: Some(me),
-        state,
         generation: held.map(Snapshot::header).map(|header| header.generation),
-        alarm: None,
-        addresses: Vec::new(),
-        join_addresses: Vec::new(),
-        machines: Vec::new(),
-        relays: Vec::new(),
-        discovery_failures: Vec::new(),
+        ..ClusterStatus::new(alias, state)
     }
 }

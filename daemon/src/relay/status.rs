@@ -16,7 +16,6 @@ use tokio_util::sync::CancellationToken;
 use super::clusters::Clusters;
 use super::gate::Gate;
 use super::serve::Doors;
-use crate::requests::socket::may_connect;
 use crate::runtime::backoff::Failing;
 use crate::store::lock::is_locked;
 use crate::store::owners::Trusted;
@@ -136,9 +135,7 @@ impl Source {
                     }
                 },
             };
-            if may_connect(&stream)
-                && let Err(error) = tokio::time::timeout(STATUS_READ_TIMEOUT, self.tell(stream)).await
-            {
+            if let Err(error) = tokio::time::timeout(STATUS_READ_TIMEOUT, self.tell(stream)).await {
                 tracing::debug!("a client does not read the state that it asked for: {error}");
             }
         }

@@ -84,19 +84,9 @@ async fn one(alias: String, cluster: Cluster, how: How) -> ClusterStatus {
 
 fn unready(alias: String, state: ClusterState, waiting: Option<&Waiting>) -> ClusterStatus {
     ClusterStatus {
-        alias,
         cluster: waiting.map(|w| w.cluster),
-        role: Role::Machine,
-        machine: None,
         machine_id: waiting.map(|w| w.me),
-        state,
-        generation: None,
-        alarm: None,
-        addresses: Vec::new(),
-        join_addresses: Vec::new(),
-        machines: Vec::new(),
-        relays: Vec::new(),
-        discovery_failures: Vec::new(),
+        ..ClusterStatus::new(alias, state)
     }
 }
 

@@ -3,6 +3,8 @@
 
 use std::time::Duration;
 
+use super::random::random;
+
 /// Sets the part of a pause by which it is shortened at most: a quarter.
 const JITTER_PART: u32 = 4;
 
@@ -35,10 +37,8 @@ impl Backoff {
 
 /// Shortens a pause by up to a quarter, at random, so that machines that failed together do not come back together.
 pub(crate) fn jittered(pause: Duration) -> Duration {
-    let mut random = [0; 4];
     // Without randomness they come together.
-    let part =
-        getrandom::fill(&mut random).map_or(0.0, |()| f64::from(u32::from_le_bytes(random)) / f64::from(u32::MAX));
+    let part = random().map_or(0.0, |bytes| f64::from(u32::from_le_bytes(bytes)) / f64::from(u32::MAX));
     pause - (pause / JITTER_PART).mul_f64(part)
 }
 

@@ -9,5 +9,6 @@ pub mod duty;
 pub mod logging;
 pub(crate) mod platform;
 pub(crate) mod program;
+pub mod random;
 pub mod secrecy;
 pub(crate) mod user;

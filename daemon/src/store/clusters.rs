@@ -21,7 +21,6 @@ use super::keys::{ClusterKey, MachineKey};
 use super::lock::Changes;
 use super::owners::Trusted;
 use super::snapshot::{Found as Stored, Place};
-use crate::net::relays::Pass;
 
 const MAX_JOINING: usize = 256 * 1024;
 
@@ -53,14 +52,9 @@ pub struct Joining {
 }
 
 impl Joining {
-    /// Whether there is a ticket whose time is not over.
+    /// Says whether there is a ticket that has not expired.
     pub(crate) fn ticket_is_good(&self, now_ms: u64) -> bool {
         self.ticket.as_ref().is_some_and(|ticket| now_ms < ticket.expires_ms())
-    }
-
-    /// What is shown to the relays that are named here.
-    pub(crate) fn pass(&self) -> Option<Pass> {
-        self.ticket.as_ref().map(|ticket| Pass::new(ticket, &self.pinned))
     }
 }
 
@@ -233,14 +227,6 @@ pub fn save_joining(dir: &ClusterDir, joining: &Joining) -> Result<(), Failure> 
 pub fn check_alias(alias: &str) -> Result<(), Failure> {
     let refused = |e| Failure::new(Kind::Usage, format!("{alias:?} cannot be a cluster's name: {e}"));
     alias.parse::<Name>().map(drop).map_err(refused)
-}
-
-/// Removes what a crash left behind, in `clusters/` and in each cluster.
-pub(super) fn sweep(home: &Home) {
-    super::sweep(&home.clusters());
-    for found in list(home).unwrap_or_default() {
-        super::sweep(home.cluster(&found.alias).root());
-    }
 }
 
 pub(crate) fn taken(alias: &str) -> Failure {

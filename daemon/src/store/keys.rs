@@ -20,6 +20,7 @@ use zeroize::Zeroizing;
 use super::disk_failure;
 use super::owners::Trusted;
 use super::secret::{SECRET_BYTES, SIGNING_STACK_BYTES, Secret, wiped};
+use crate::runtime::random::random;
 
 /// More than any key file has: the digits, a newline, and some white space of a careless copy.
 const MAX_FILE: u64 = 128;
@@ -38,7 +39,7 @@ macro_rules! secret_key {
             /// # Errors
             /// When the system has no randomness.
             pub fn generate() -> Result<Self, Failure> {
-                Secret::filled(|bytes| fill_randomly(bytes)).and_then(Self::from_secret)
+                Secret::random().and_then(Self::from_secret)
             }
 
             /// Writes the key to a file that must not be there yet.
@@ -121,7 +122,7 @@ impl ClusterKey {
     /// [`Kind::Internal`] when the system gives no random bytes.
     pub fn ticket(&self, expires_ms: u64) -> Result<Ticket, Failure> {
         let random = random::<16>()?;
-        self.signing(|key| Ticket::sign(key, expires_ms, *random))
+        self.signing(|key| Ticket::sign(key, expires_ms, random))
             .map_err(|e| Failure::new(Kind::Internal, format!("a relay ticket cannot be signed: {e}")))
     }
 
@@ -129,17 +130,6 @@ impl ClusterKey {
     fn signing<T>(&self, sign: impl FnOnce(&SigningKey) -> T) -> T {
         wiped::<SIGNING_STACK_BYTES, _>(|| sign(&SigningKey::from_bytes(self.secret.bytes())))
     }
-}
-
-/// Fills with randomness from the system.
-pub(crate) fn random<const N: usize>() -> Result<Zeroizing<[u8; N]>, Failure> {
-    let mut bytes = Zeroizing::new([0u8; N]);
-    fill_randomly(bytes.as_mut_slice())?;
-    Ok(bytes)
-}
-
-fn fill_randomly(bytes: &mut [u8]) -> Result<(), Failure> {
-    getrandom::fill(bytes).map_err(|e| Failure::new(Kind::Internal, format!("the system gives no random bytes: {e}")))
 }
 
 fn write_seed(path: &Path, seed: &[u8; SECRET_BYTES]) -> Result<(), Failure> {

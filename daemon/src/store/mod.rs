@@ -26,8 +26,11 @@ use serde::de::DeserializeOwned;
 
 use owners::Trusted;
 
+use crate::runtime::random::random;
+
 pub mod audit;
 pub mod clusters;
+pub(crate) mod greeting;
 pub(crate) mod held;
 pub(crate) mod keeper;
 pub mod keys;
@@ -42,7 +45,6 @@ pub mod secret;
 pub mod settings;
 pub mod snapshot;
 pub(crate) mod socket;
-pub(crate) mod takeover;
 
 /// The mode of every file here: most are secret, and none is another user's business.
 const FILE_MODE: u32 = 0o600;
@@ -207,7 +209,16 @@ pub fn make_dir(path: &Path) -> Result<(), Failure> {
     made.map_err(|e| disk_failure("make the directory", path, &e))
 }
 
-/// Removes what a crash left behind in this directory. Only for whoever alone writes there.
+/// Removes what a crash left behind in a home, in `clusters/` and in each cluster. Only for the process that holds its lock.
+fn sweep_home(home: &Home) {
+    sweep(home.root());
+    sweep(&home.clusters());
+    for cluster in fs::read_dir(home.clusters()).into_iter().flatten().flatten() {
+        sweep(&cluster.path());
+    }
+}
+
+/// Removes what a crash left behind in this directory. Only for the one process that writes there.
 pub(crate) fn sweep(dir: &Path) {
     let Ok(entries) = fs::read_dir(dir) else { return };
     for entry in entries.flatten() {
@@ -227,8 +238,7 @@ const TEMP_SUFFIX: &str = ".tmp";
 
 /// A name beside `path` that nobody else uses and [`sweep`] knows.
 pub(crate) fn temp_name(path: &Path) -> io::Result<PathBuf> {
-    let mut random = [0u8; 8];
-    getrandom::fill(&mut random).map_err(io::Error::other)?;
+    let random = random::<8>().map_err(io::Error::other)?;
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     Ok(path.with_file_name(format!(".{name}.{:016x}{TEMP_SUFFIX}", u64::from_le_bytes(random))))
 }

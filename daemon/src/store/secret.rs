@@ -6,7 +6,10 @@
 use std::fmt;
 use std::sync::Arc;
 
+use malai_protocol::failure::Failure;
 use zeroize::Zeroizing;
+
+use crate::runtime::random::fill_randomly;
 
 /// Sets the length of a secret key: an ed25519 seed (RFC 8032).
 pub(crate) const SECRET_BYTES: usize = 32;
@@ -28,6 +31,14 @@ impl Secret {
             fill(bytes)?;
         }
         Ok(Self { place })
+    }
+
+    /// Makes a random key.
+    ///
+    /// # Errors
+    /// When the system gives no random bytes.
+    pub(crate) fn random() -> Result<Self, Failure> {
+        Self::filled(|bytes| fill_randomly(bytes))
     }
 
     /// Copies a key from where it is.

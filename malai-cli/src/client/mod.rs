@@ -44,7 +44,7 @@ pub(crate) type Frames = Framed<UnixStream, FrameCodec>;
 
 /// Returns this side's greeting.
 pub(crate) fn hello() -> Hello {
-    Hello { version: VERSION, malai: env!("CARGO_PKG_VERSION").into(), pid: std::process::id(), agent: false }
+    Hello::new(env!("CARGO_PKG_VERSION"), std::process::id(), false)
 }
 
 /// Runs a future on this thread: a CLI has one thing to do.

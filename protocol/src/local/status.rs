@@ -110,6 +110,28 @@ pub struct ClusterStatus {
     pub discovery_failures: Vec<String>,
 }
 
+impl ClusterStatus {
+    /// Says of a cluster only how it does; what else is known is put in.
+    #[must_use]
+    pub fn new(alias: String, state: ClusterState) -> Self {
+        Self {
+            alias,
+            cluster: None,
+            role: Role::Machine,
+            machine: None,
+            machine_id: None,
+            state,
+            generation: None,
+            alarm: None,
+            addresses: Vec::new(),
+            join_addresses: Vec::new(),
+            machines: Vec::new(),
+            relays: Vec::new(),
+            discovery_failures: Vec::new(),
+        }
+    }
+}
+
 /// Describes one relay in [`ClusterStatus`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RelayStatus {

@@ -7,12 +7,14 @@ use malai_protocol::id::MachineId;
 use malai_protocol::invite::{Invite, MAX_TOKEN};
 use malai_protocol::local::{self, Changed, InviteEntry, Invited};
 use malai_protocol::snapshot::MAX_TEXT;
+use zeroize::Zeroizing;
 
 use super::invites::{Binding, Invites, MAX_OPEN_S, MAX_USES, Promise};
 use super::manager::{Manager, NAMELESS};
 use super::name;
+use crate::runtime::random::fill_randomly;
 use crate::store;
-use crate::store::keys::{MachineKey, random};
+use crate::store::keys::MachineKey;
 
 impl Manager<'_> {
     /// Makes an invite, and notes what it promises. `addresses` are those of the join endpoint, for the token.
@@ -54,7 +56,8 @@ impl Manager<'_> {
             ..Promise::new(ask.uses, expires_ms)
         };
         let (id, secret) = loop {
-            let secret = random::<32>()?;
+            let mut secret = Zeroizing::new([0; 32]);
+            fill_randomly(secret.as_mut_slice())?;
             if let Some(id) = invites.free_id(&secret) {
                 break (id, secret);
             }

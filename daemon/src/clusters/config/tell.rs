@@ -25,7 +25,7 @@ use crate::net::pull::SNAPSHOT_BODY_TIMEOUT;
 use crate::net::{FIRST_FRAME_TIMEOUT, Frames, abandon, bare_hello, close, endpoint_id, send, spoken};
 use crate::runtime::backoff::{Backoff, Said};
 use crate::runtime::duty;
-use crate::store::keys::random;
+use crate::runtime::random::random;
 
 /// Bounds how long it may take to find the relay's host and to dial it.
 const RELAY_DIAL_TIMEOUT: Duration = Duration::from_secs(10);
@@ -112,7 +112,7 @@ async fn keep(membership: Arc<Membership>, endpoint: Endpoint, relay: Relay) {
 }
 
 fn later() -> Duration {
-    let random = random::<8>().map_or(0, |bytes| u64::from_le_bytes(*bytes));
+    let random = random::<8>().map_or(0, u64::from_le_bytes);
     MEMBER_TELL_MIN_DELAY + Duration::from_millis(random % MEMBER_TELL_SPREAD_MS)
 }
 

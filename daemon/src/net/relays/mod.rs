@@ -30,6 +30,7 @@ use zeroize::Zeroizing;
 use super::proxy::{self, Proxy};
 use super::trust::Trust;
 use crate::runtime::backoff::Backoff;
+use crate::store::clusters::Joining;
 
 /// Sets how long a relay rests that was in use until it failed. It doubles while the relay does not answer or refuses.
 const RELAY_REST_MIN_TIME: Duration = Duration::from_secs(10);
@@ -69,6 +70,13 @@ impl Pass {
     fn shown_to(&self, relay: &Relay) -> Option<String> {
         let named = |one: &Relay| one == relay;
         self.relays.iter().any(named).then(|| self.ticket.to_string())
+    }
+}
+
+impl Joining {
+    /// Returns what is shown to the relays that the invite names; `None` without a ticket.
+    pub(crate) fn pass(&self) -> Option<Pass> {
+        self.ticket.as_ref().map(|ticket| Pass::new(ticket, &self.pinned))
     }
 }
 

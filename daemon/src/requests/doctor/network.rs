@@ -24,7 +24,6 @@ use crate::clusters::membership::Membership;
 use crate::net::endpoint::{self, Options, Resolver};
 use crate::net::endpoint_id;
 use crate::net::proxy::Proxy;
-use crate::store::keys::random;
 use crate::store::secret::Secret;
 
 /// How long relays and the report on the network may take: iroh gives up its own probes after 3 s, and the report after 5.
@@ -106,8 +105,8 @@ impl Trial {
     }
 
     async fn bind(network: &Network) -> Result<Self, String> {
-        let key = random::<32>().map_err(|failure| failure.message)?;
-        endpoint::bind(&Options::caller(Secret::copied(&key), network))
+        let key = Secret::random().map_err(|failure| failure.message)?;
+        endpoint::bind(&Options::caller(key, network))
             .await
             .map(|bound| Self(bound.endpoint))
             .map_err(|failure| failure.message)

@@ -15,8 +15,8 @@ use crate::admin;
 use crate::runtime::blocking::blocking;
 use crate::store::audit::{Audit, unended};
 use crate::store::clusters;
+use crate::store::greeting::ask_and_wait;
 use crate::store::lock::{Attempt, Changes, Lock, Part};
-use crate::store::takeover;
 use crate::supervisor::{Event, Executor};
 use crate::target::ended::end_line;
 use crate::target::live::left;
@@ -53,10 +53,10 @@ pub(super) async fn leave(home: &Home, alias: &str, force: bool) -> Result<Respo
     .await?;
     if has_agent {
         // It looks at the disk with every request, and ends what is not there any more.
-        match tokio::time::timeout(AGENT_LEAVE_TIMEOUT, takeover::ask(home, &Request::DaemonStatus)).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::info!("the agent was not told: {error:#}"),
-            Err(_) => tracing::warn!("the agent does not answer"),
+        let at = home.clone();
+        let asked = blocking(move || Ok(ask_and_wait(&at, &Request::DaemonStatus, AGENT_LEAVE_TIMEOUT))).await?;
+        if let Err(error) = asked {
+            tracing::info!("the agent was not asked to look at the disk: {error}");
         }
     }
     Ok(Response::Done)

@@ -1,4 +1,4 @@
-//! Ends a daemon that holds its lock and is not reached at its socket: somebody may have removed that.
+//! Ends a daemon that holds its lock and does not answer at its socket, which may have been removed.
 
 use std::time::Duration;
 
@@ -7,7 +7,6 @@ use malai_protocol::home::Home;
 use malai_protocol::plan::Ended;
 use nix::sys::signal::Signal;
 use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep};
 
 use super::leave::write;
 use crate::executor::process::tree::process;
@@ -19,8 +18,6 @@ use crate::supervisor::{Event, Executor};
 /// Bounds how long a daemon that was signalled may take to let go of its lock: a shutdown takes 5 s, and one that is cut
 /// short ends then.
 const SIGNALLED_DAEMON_TIMEOUT: Duration = Duration::from_secs(10);
-/// Sets the time between two looks at the lock.
-const LOCK_LOOK_INTERVAL: Duration = Duration::from_millis(20);
 /// Bounds how many ends wait to be written down.
 const MAX_QUEUED_ENDS: usize = 256;
 
@@ -32,15 +29,11 @@ const MAX_QUEUED_ENDS: usize = 256;
 pub async fn stop_by_signal(home: &Home, holder: &Holder) -> Result<(), Failure> {
     let (at, known) = (home.clone(), holder.clone());
     blocking(move || signal(&at, &known)).await?;
-    let deadline = Instant::now() + SIGNALLED_DAEMON_TIMEOUT;
-    loop {
-        let at = home.clone();
-        match blocking(move || lock::find_holder(&at)).await? {
-            Some(now) if now.pid == holder.pid && Instant::now() < deadline => sleep(LOCK_LOOK_INTERVAL).await,
-            Some(now) if now.pid == holder.pid => return Err(stays(&now)),
-            // Free, or the next one's.
-            _ => return Ok(()),
-        }
+    let (at, known) = (home.clone(), holder.clone());
+    match blocking(move || lock::wait_for_release(&at, &known, SIGNALLED_DAEMON_TIMEOUT)).await? {
+        Some(now) if now.pid == holder.pid => Err(stays(&now)),
+        // Free, or the next one's.
+        _ => Ok(()),
     }
 }
 

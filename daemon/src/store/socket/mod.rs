@@ -6,15 +6,18 @@
 mod watch;
 
 use std::io::{self, ErrorKind};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use malai_protocol::failure::{Failure, Kind};
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
+use nix::unistd::Uid;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::time::Instant;
 
-use super::lock::connect_now;
 use watch::Watch;
 
 /// Sets the time between two looks at the name where the system does not report changes. A command waits longer than
@@ -23,8 +26,8 @@ const SOCKET_LOOK_INTERVAL: Duration = Duration::from_secs(2);
 /// Sets the delay from a change to the look at it: several changes are looked at together, and a socket that is removed
 /// again and again keeps no processor busy.
 const SOCKET_LOOK_DELAY: Duration = Duration::from_millis(50);
-/// Bounds a path in `sockaddr_un`, in bytes.
-pub(crate) const SOCKET_PATH_MAX_BYTES: usize = 107;
+/// Bounds a path in `sockaddr_un`, in bytes, without the NUL byte after it.
+pub(crate) const SOCKET_PATH_MAX_BYTES: usize = if cfg!(target_os = "linux") { 107 } else { 103 };
 
 /// A socket that is bound, mode 0600. Dropped, it takes its name away with it, if that is still its own.
 #[derive(Debug)]
@@ -64,7 +67,7 @@ impl Socket {
         Ok(Self { path: path.to_owned(), listener, identity, watch, look_at, is_told: false })
     }
 
-    /// Takes the next connection. When the name does not stand for this socket any more it is bound again, if `may_bind`
+    /// Takes the next connection of this process's own user or root, and closes those of others. When the name does not stand for this socket any more it is bound again, if `may_bind`
     /// allows it, which is asked at every look, and may use the disk.
     ///
     /// # Errors
@@ -79,7 +82,12 @@ impl Socket {
             }
             let look_at = self.look_at;
             tokio::select! {
-                accepted = self.listener.accept() => return Ok(accepted?.0),
+                accepted = self.listener.accept() => {
+                    let stream = accepted?.0;
+                    if is_allowed(&stream) {
+                        return Ok(stream);
+                    }
+                }
                 () = watch::change(self.watch.as_ref()) => {
                     let soon = Instant::now() + SOCKET_LOOK_DELAY;
                     self.look_at = Some(look_at.map_or(soon, |at| at.min(soon)));
@@ -128,6 +136,15 @@ impl Socket {
     }
 }
 
+fn is_allowed(stream: &UnixStream) -> bool {
+    let Ok(peer) = stream.peer_cred() else { return false };
+    let is_allowed = peer.uid() == 0 || peer.uid() == Uid::effective().as_raw();
+    if !is_allowed {
+        tracing::warn!(uid = peer.uid(), "refused a process of another user at the socket");
+    }
+    is_allowed
+}
+
 fn directory(path: &Path) -> &Path {
     path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
@@ -166,6 +183,17 @@ fn look(path: &Path, ours: (u64, u64), may_bind: impl FnOnce() -> bool) -> io::R
 fn is_served(path: &Path) -> bool {
     let nobody = |error: io::Error| matches!(error.kind(), ErrorKind::ConnectionRefused | ErrorKind::NotFound);
     !connect_now(path).is_err_and(nobody)
+}
+
+/// Connects without waiting: a process whose backlog is full does not answer either.
+pub(super) fn connect_now(path: &Path) -> io::Result<std::os::unix::net::UnixStream> {
+    let fd = socket(AddressFamily::Unix, SockType::Stream, SockFlag::empty(), None)?;
+    fcntl(&fd, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
+    let stream = std::os::unix::net::UnixStream::from(fd);
+    stream.set_nonblocking(true)?;
+    connect(stream.as_raw_fd(), &UnixAddr::new(path)?)?;
+    stream.set_nonblocking(false)?;
+    Ok(stream)
 }
 
 fn identity(path: &Path) -> io::Result<(u64, u64)> {

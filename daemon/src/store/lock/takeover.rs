@@ -2,19 +2,18 @@
 
 use std::time::Duration;
 
-use malai_protocol::codec::{Frame, Kind};
 use malai_protocol::failure::Failure;
 use malai_protocol::home::Home;
-use malai_protocol::local::{Hello, Request, VERSION};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::UnixStream;
+use malai_protocol::local::Request;
 
-use crate::store::lock::{Attempt, Lock, Part};
+use super::{Attempt, Lock, Part, find_holder, wait_for_release};
+use crate::runtime::blocking::blocking;
+use crate::store::greeting::ask_and_wait;
 
-/// An agent that was asked to leave does so within 2 s; a little more for a busy machine.
-const YIELD: Duration = Duration::from_secs(5);
-/// How often the lock is tried while the agent is on its way out.
-const POLL: Duration = Duration::from_millis(5);
+/// Bounds how long an agent may take to leave: it does so within 2 s, and this is a little more for a busy machine.
+const AGENT_LEAVE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Sets the time between two looks whether the holder of the lock answers by now. Its release is seen at once.
+const HOLDER_LOOK_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Takes the lock. A daemon asks an agent that holds it to leave first, and waits for one that is on its way in or out.
 /// Another command may start the next agent in the moment between: that one is asked too. A daemon that does not answer is
@@ -22,8 +21,8 @@ const POLL: Duration = Duration::from_millis(5);
 ///
 /// # Errors
 /// [`Failure`] of kind `conflict` when a daemon, or an agent that does not leave, holds it.
-pub(crate) async fn lock(home: &Home, part: Part) -> Result<Lock, Failure> {
-    match tokio::time::timeout(YIELD, after_the_agent(home, part)).await {
+pub(crate) async fn take_over(home: &Home, part: Part) -> Result<Lock, Failure> {
+    match tokio::time::timeout(AGENT_LEAVE_TIMEOUT, after_the_agent(home, part)).await {
         Ok(taken) => taken,
         Err(_) => Lock::take(home, part),
     }
@@ -36,44 +35,37 @@ async fn after_the_agent(home: &Home, part: Part) -> Result<Lock, Failure> {
             Attempt::Taken(lock) => return Ok(lock),
             Attempt::Held(holder) => holder,
         };
-        // Who does not answer is just coming or going, and may be an agent.
+        // A holder that does not answer is starting or ending, and may be an agent.
         if part == Part::Agent || (holder.answers && !holder.agent) {
             return Lock::take(home, part);
         }
-        if holder.answers && asked != holder.pid {
+        let (home, is_new) = (home.clone(), holder.answers && asked != holder.pid);
+        if is_new {
             asked = holder.pid;
-            // An agent that has just left by itself cannot be asked: the next look tells.
-            if let Err(error) = ask_to_leave(home).await {
-                tracing::info!("the agent was not asked to leave: {error:#}");
-            }
-        } else {
-            tokio::time::sleep(POLL).await;
         }
+        blocking(move || {
+            if is_new {
+                // An agent that has just left by itself cannot be asked: the next look tells.
+                if let Err(error) = ask_and_wait(&home, &Request::Yield, AGENT_LEAVE_TIMEOUT) {
+                    tracing::info!("the agent was not asked to leave: {error:#}");
+                }
+                return Ok(());
+            }
+            match find_holder(&home)? {
+                Some(held) => wait_for_release(&home, &held, HOLDER_LOOK_INTERVAL).map(drop),
+                None => Ok(()),
+            }
+        })
+        .await?;
     }
-}
-
-async fn ask_to_leave(home: &Home) -> anyhow::Result<()> {
-    ask(home, &Request::Yield).await
-}
-
-/// Sends a request to the agent, and waits until that has closed the connection.
-///
-/// # Errors
-/// What the socket says.
-pub(crate) async fn ask(home: &Home, request: &Request) -> anyhow::Result<()> {
-    let mut stream = UnixStream::connect(home.socket()).await?;
-    let hello = Hello { version: VERSION, malai: crate::VERSION.to_owned(), pid: std::process::id(), agent: false };
-    stream.write_all(&Frame::control(Kind::LocalHello, &hello)?.to_bytes()).await?;
-    stream.write_all(&Frame::control(Kind::Request, request)?.to_bytes()).await?;
-    // What it answers does not matter, its end does.
-    stream.take(64 * 1024).read_to_end(&mut Vec::new()).await?;
-    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
     use bytes::BytesMut;
-    use malai_protocol::codec::FrameCodec;
+    use malai_protocol::codec::{Frame, FrameCodec, Kind};
+    use malai_protocol::local::Hello;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::UnixListener;
     use tokio_util::codec::Decoder;
 
@@ -85,7 +77,7 @@ mod tests {
             let mut asked = false;
             while !asked {
                 let (mut stream, _) = listener.accept().await.expect("connects");
-                let hello = Hello { version: VERSION, malai: "1".into(), pid, agent: true };
+                let hello = Hello::new("1", pid, true);
                 let frame = Frame::control(Kind::LocalHello, &hello).expect("encodes");
                 stream.write_all(&frame.to_bytes()).await.expect("writes");
                 let (mut codec, mut got) = (FrameCodec::new(), BytesMut::new());
@@ -103,8 +95,8 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let home = Home::new(dir.path());
         let held = Lock::take(&home, Part::Daemon).expect("free");
-        // The first is polled first: it finds the lock held by somebody who does not answer.
-        let (taken, ()) = tokio::join!(lock(&home, Part::Daemon), async { drop(held) });
+        // The first is polled first: it finds the lock held by a process that does not answer.
+        let (taken, ()) = tokio::join!(take_over(&home, Part::Daemon), async { drop(held) });
         assert!(taken.is_ok(), "{taken:?}");
     }
 
@@ -118,7 +110,7 @@ mod tests {
             agents(listener, [7, 8, 9]).await;
             drop(held);
         });
-        drop(lock(&home, Part::Daemon).await.expect("the last one has left"));
+        drop(take_over(&home, Part::Daemon).await.expect("the last one has left"));
         leaving.await.expect("each was asked");
     }
 }
