@@ -57,7 +57,7 @@ fn own_name(asked: Option<&str>) -> Result<Name, Failure> {
         None => {
             let host = hostname();
             Name::from_hostname(&host).ok_or_else(|| {
-                Failure::new(Kind::Usage, format!("the host name {host:?} gives no name for this machine"))
+                Failure::new(Kind::Usage, format!("cannot make a machine's name from the host name {host:?}"))
                     .hint("name it with --name")
             })
         }

@@ -98,7 +98,7 @@ impl Invites {
         let mut invites: Self = serde_json::from_slice(&bytes).map_err(|e| {
             let shown = path.display();
             Failure::new(Kind::BadConfig, format!("{shown} is broken: {e}"))
-                .hint(format!("open invites are lost with it; to go on: mv {shown} {shown}.broken"))
+                .hint(format!("to go on without the open invites: mv {shown} {shown}.broken"))
         })?;
         invites.by_hash.retain(|_, promise| promise.forgotten_ms() > now_ms);
         invites.revoked.retain(|_, revoked| revoked.at_ms.saturating_add(REMEMBERED_MS) > now_ms);
@@ -108,7 +108,7 @@ impl Invites {
     /// Writes the file.
     pub(crate) fn save(&self, path: &Path) -> Result<(), Failure> {
         let text = serde_json::to_vec_pretty(self)
-            .map_err(|e| Failure::new(Kind::Internal, format!("invites do not encode: {e}")))?;
+            .map_err(|e| Failure::new(Kind::Internal, format!("cannot encode the invites: {e}")))?;
         store::write(path, &text)
     }
 
@@ -117,7 +117,7 @@ impl Invites {
         while !self.has_room(promise.uses_left) {
             let oldest = self.revoked.iter().min_by_key(|(_, revoked)| revoked.at_ms).map(|(hash, _)| hash.clone());
             let Some(oldest) = oldest else {
-                let message = format!("{} invites are kept already, and there is no room for more", self.by_hash.len());
+                let message = format!("the list of invites is full: it has {}", self.by_hash.len());
                 return Err(Failure::new(Kind::Busy, message)
                     .hint("use those, or end some: malai cluster invites and malai cluster revoke"));
             };

@@ -29,7 +29,7 @@ fn whole(alias: String, cluster: &Cluster) -> ClusterStatus {
     let held = cluster.snapshot.as_ref();
     let state = match held {
         Some(_) => ClusterState::Ready,
-        None => ClusterState::Waiting("the daemon knocks at the cluster manager until it is approved".to_owned()),
+        None => ClusterState::Waiting("the daemon knocks at the cluster manager; approve it there".to_owned()),
     };
     let config = held.and_then(|held| Config::read(held.text()).ok());
     ClusterStatus {

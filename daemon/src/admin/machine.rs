@@ -39,7 +39,7 @@ pub(super) fn machine_init(changes: &Changes, ask: &MachineInit) -> Result<Machi
         pinned: Vec::new(),
         ticket: None,
     };
-    let elsewhere = format!("take another name: malai machine init {} NAME …", ask.cluster);
+    let elsewhere = format!("choose another name: malai machine init {} NAME …", ask.cluster);
     let key = prepare(changes, &ask.alias, &joining, &elsewhere)?;
     let name = Name::from_hostname(&hostname()).map_or_else(|| NAMELESS.to_owned(), |name| name.to_string());
     let toml = format!("[machine.{name}]\nid52 = \"{}\"\n", key.id());
@@ -74,7 +74,10 @@ pub fn join_begin(changes: &Changes, invite: &Invite, alias: Option<&str>) -> Re
 pub fn join_finish(changes: &Changes, alias: &str, first: &Snapshot) -> Result<(), Failure> {
     let cluster = clusters::load(changes.home(), alias)?;
     if first.header().cluster != cluster.id {
-        return Err(Failure::new(Kind::Conflict, format!("the snapshot received is of another cluster than {alias}")));
+        return Err(Failure::new(
+            Kind::Conflict,
+            format!("the received snapshot belongs to another cluster than {alias}"),
+        ));
     }
     match snapshot::save_newer(&cluster.dir.snapshot(), first)? {
         Order::Newer | Order::Same | Order::Older => Ok(()),
@@ -139,18 +142,18 @@ fn prepare(changes: &Changes, alias: &str, joining: &Joining, elsewhere: &str) -
 fn refuse_other(there: &Cluster, wanted: &ClusterId, elsewhere: &str) -> Result<(), Failure> {
     let alias = &there.alias;
     if there.id != *wanted {
-        let hint = format!("{elsewhere}; or forget the one that is here: malai machine leave {alias}");
+        let hint = format!("{elsewhere}; or leave the existing one: malai machine leave {alias}");
         return Err(clusters::taken(alias).hint(hint));
     }
     if there.role() == Role::Manager {
         return Err(Failure::new(
             Kind::Conflict,
-            format!("this machine manages {alias}, and so is a machine of it already"),
+            format!("this machine manages {alias}, so it already is one of its machines"),
         ));
     }
     if there.snapshot.is_some() {
         return Err(Failure::new(Kind::Conflict, format!("this machine has joined {alias} already"))
-            .hint(format!("to join anew with another key, first: malai machine leave {alias}")));
+            .hint(format!("to join again with another key, first: malai machine leave {alias}")));
     }
     Ok(())
 }

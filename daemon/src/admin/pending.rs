@@ -69,7 +69,7 @@ impl Pending {
             return Ok(());
         }
         if self.knocking.len() >= MAX_PENDING {
-            let message = format!("{MAX_PENDING} machines knock already, and no more are noted");
+            let message = format!("{MAX_PENDING} machines are knocking; the list is full");
             let hint =
                 format!("on the cluster manager: malai cluster approve {} {id} works without a knock", self.cluster);
             return Err(Failure::new(Kind::Busy, message).hint(hint));
@@ -135,7 +135,7 @@ pub fn find(pending: &[local::Pending], text: &str) -> Result<(MachineId, Option
     }
     let is_prefix = text.len() < 52 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'v'));
     if text.len() < MIN_PREFIX || !is_prefix {
-        let message = format!("{text:?} is neither an id52 nor a prefix of {MIN_PREFIX} or more characters of one");
+        let message = format!("{text:?} is not an id52, nor the first {MIN_PREFIX} or more characters of one");
         return Err(Failure::new(Kind::Usage, message).hint("`malai machine init` prints it on the machine"));
     }
     let mut found = pending.iter().filter(|p| p.id.to_string().starts_with(text));
@@ -146,7 +146,7 @@ pub fn find(pending: &[local::Pending], text: &str) -> Result<(MachineId, Option
                 .hint("give more characters"))
         }
         (None, _) => Err(Failure::new(Kind::UnknownTarget, format!("no machine that knocks begins with {text}"))
-            .hint("give the id52 in full: it needs no knock")),
+            .hint("give the full id52: it works without a knock")),
     }
 }
 

@@ -22,7 +22,7 @@ use crate::store::{self, disk_failure, snapshot};
 /// [`Kind::NotConfigured`] when no cluster is managed here, [`Kind::Usage`] for a generation without its cluster.
 pub(super) fn rescan(changes: &Changes, ask: &local::Rescan, now_ms: u64) -> Result<Done, Failure> {
     if ask.over.is_some() && ask.cluster.is_none() {
-        return Err(Failure::new(Kind::Usage, "--over is about the snapshot of one cluster")
+        return Err(Failure::new(Kind::Usage, "--over needs the name of one cluster")
             .hint("name it: malai rescan CLUSTER --over GENERATION"));
     }
     let aliases: Vec<String> = match &ask.cluster {
@@ -104,7 +104,7 @@ impl Manager<'_> {
     /// What the disk says.
     pub fn note_foreign(&mut self, shown: Snapshot) -> Result<bool, Failure> {
         if shown.header().cluster != self.id() {
-            return Err(Failure::new(Kind::Internal, "a snapshot of another cluster was shown to this manager"));
+            return Err(Failure::new(Kind::Internal, "received a snapshot of another cluster"));
         }
         let alarming =
             matches!(order(shown.header(), self.signed.as_ref().map(Snapshot::header)), Order::Newer | Order::Fork);
@@ -123,7 +123,7 @@ impl Manager<'_> {
     pub fn alarm(&self) -> Option<String> {
         let foreign = self.foreign.as_ref()?.header().generation;
         Some(format!(
-            "a snapshot of generation {foreign} is signed with this cluster's key but was not made here: this manager was \
+            "a snapshot of generation {foreign} is signed with this cluster's key, but not by this manager: it was \
              restored from a backup, runs twice, or the key is stolen. Nothing is published until: malai rescan {} \
              --over {foreign}",
             self.alias
@@ -153,7 +153,7 @@ impl Manager<'_> {
         if config.machine(manager.as_str()).map(|machine| machine.id) != Some(self.machine) {
             let message =
                 format!("{shown}: [cluster] manager is {manager}, which is not this machine, {}", self.machine);
-            let hint = "name the machine that holds the cluster key: the others link to it";
+            let hint = "name the machine that holds the cluster key";
             return Err(Failure::new(Kind::BadConfig, message).hint(hint));
         }
         Ok(config)
@@ -164,7 +164,7 @@ impl Manager<'_> {
             (None, None) => Ok(()),
             (Some(foreign), Some(over)) if foreign.header().generation == over => Ok(()),
             (None, Some(over)) => {
-                let message = format!("no snapshot of generation {over} that was made elsewhere is known here");
+                let message = format!("this manager knows no foreign snapshot of generation {over}");
                 Err(Failure::new(Kind::Conflict, message).hint(format!("malai rescan {}, without --over", self.alias)))
             }
             (Some(foreign), _) => {
@@ -174,9 +174,11 @@ impl Manager<'_> {
                     Err(refused) => refused,
                     Ok(()) => return Ok(()),
                 };
-                refused.message = format!("{}; publishing over it changes:\n{difference}", refused.message);
-                refused.hint =
-                    Some(format!("take over what is missing, then: malai rescan {} --over {generation}", self.alias));
+                refused.message = format!("{}; replacing it would change:\n{difference}", refused.message);
+                refused.hint = Some(format!(
+                    "copy what is missing into cluster.toml, then: malai rescan {} --over {generation}",
+                    self.alias
+                ));
                 Err(refused)
             }
         }
@@ -193,7 +195,7 @@ impl Manager<'_> {
         let names: Vec<&str> = dropped.iter().take(20).map(Name::as_str).collect();
         let difference = diff(("signed", signed.text()), ("cluster.toml", text));
         let message = format!(
-            "this would drop machines that were enrolled after this edit of cluster.toml was begun: {}\n{difference}",
+            "this would drop machines that were enrolled after you began to edit cluster.toml: {}\n{difference}",
             names.join(", ")
         );
         Err(Failure::new(Kind::Conflict, message)

@@ -95,7 +95,7 @@ impl Only {
         let endpoint = endpoint::bind_only(key, &membership.held().config.network, &self.at).await?;
         let reached = tokio::select! {
             reached = self.attempt(&endpoint, membership) => reached,
-            () = membership.cancel.cancelled() => Err(self.not_reached("the cluster is taken in anew, or the daemon stops")),
+            () = membership.cancel.cancelled() => Err(self.not_reached("the cluster is being loaded again, or the daemon stops")),
         };
         let rtt = reached.as_ref().map_or(Duration::ZERO, |reached| Duration::from_micros(reached.rtt_us));
         endpoint::close(&endpoint, rtt).await;
@@ -132,7 +132,7 @@ impl Only {
         let _control = match timeout_at(self.deadline, greeted).await {
             Ok(Ok(control)) => control,
             Ok(Err(error)) => return Err(self.not_reached(&format!("the connection was lost: {error:#}"))),
-            Err(_) => return Err(self.not_reached("the connection takes nothing")),
+            Err(_) => return Err(self.not_reached("the connection accepts no data")),
         };
         let rtt = proven(conn, self.deadline, membership).await?;
         let paths = conn.paths();
@@ -164,7 +164,7 @@ impl Only {
     }
 
     fn somebody_else(&self) -> Failure {
-        self.not_reached(&format!("somebody else answers there, whose key is not that of {}", self.name))
+        self.not_reached(&format!("another machine answers there: its key is not that of {}", self.name))
     }
 
     /// Nobody answered: whether the relay itself is there, its connection tells.
@@ -174,7 +174,7 @@ impl Only {
         }
         let relays = endpoint.home_relay_status().get();
         if relays.iter().any(|relay| relay.is_connected()) {
-            return self.not_reached(&format!("the relay is there, and the machine is not at it: {why}"));
+            return self.not_reached(&format!("the relay answers, but the machine is not connected to it: {why}"));
         }
         let said = relays.iter().find_map(|relay| relay.last_error().map(|error| format!(": {error:#}")));
         self.not_reached(&format!("the relay itself cannot be reached{}", said.unwrap_or_default()))

@@ -42,9 +42,8 @@ pub(super) fn pending(context: &Context, alias: &str) -> Result<Response, Failur
         return Ok(Response::Pending(desk.pending().list(Instant::now())));
     }
     if context.agent() {
-        return Err(
-            Failure::new(Kind::NotConfigured, "no machine can knock: only an agent runs here").hint("`malai daemon`")
-        );
+        return Err(Failure::new(Kind::NotConfigured, "no machine can knock here: only an agent runs on this machine")
+            .hint("`malai daemon`"));
     }
     Err(Failure::new(Kind::NotConfigured, format!("this machine is not the cluster manager of {alias}"))
         .hint("`malai status` shows which machine is"))

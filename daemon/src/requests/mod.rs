@@ -117,7 +117,7 @@ async fn carry_out(
 ) -> Result<Response, Failure> {
     let clusters = &context.clusters;
     match request {
-        Request::Session(_) => Err(Failure::new(Kind::Internal, "a session is not answered by a response")),
+        Request::Session(_) => Err(Failure::new(Kind::Internal, "a session request has no response")),
         Request::Status => Ok(Response::Status(status::status(clusters, false).await)),
         Request::Probe => Ok(Response::Status(status::status(clusters, true).await)),
         Request::Metrics => Ok(Response::Metrics(metrics::metrics(clusters).await)),
@@ -168,7 +168,7 @@ async fn stop(context: &Context) -> Result<Response, Failure> {
 
 fn give_way(context: &Context) -> Result<Response, Failure> {
     if !context.agent() {
-        return Err(Failure::new(Kind::Conflict, "this is a daemon, which leaves only for `malai daemon stop`"));
+        return Err(Failure::new(Kind::Conflict, "this is a daemon, and only `malai daemon stop` ends it"));
     }
     context.stop.cancel();
     Ok(Response::Done)

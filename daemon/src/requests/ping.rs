@@ -80,11 +80,11 @@ pub(crate) async fn ping(
 
 fn check(ask: &Ping) -> Result<(), Failure> {
     if ask.interval_ms < MIN_PING_INTERVAL_MS {
-        let text = format!("pings {} ms apart are too many: at least {MIN_PING_INTERVAL_MS} ms", ask.interval_ms);
+        let text = format!("pings must be at least {MIN_PING_INTERVAL_MS} ms apart, not {} ms", ask.interval_ms);
         return Err(Failure::new(Kind::Usage, text).hint("leave out --interval: a second is the default"));
     }
     if ask.count == Some(0) {
-        return Err(Failure::new(Kind::Usage, "no ping is asked for: --count is 0").hint("--count 1"));
+        return Err(Failure::new(Kind::Usage, "--count must be at least 1").hint("use --count 1"));
     }
     Ok(())
 }

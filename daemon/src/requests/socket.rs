@@ -86,13 +86,13 @@ fn is_ours(lock: &Lock, leave: &CancellationToken) -> bool {
         Ok(Some(holder)) => {
             tracing::error!(
                 pid = holder.pid,
-                "another process has taken this home while its lock was away: this one leaves"
+                "another process took this home while the lock file was missing: this daemon ends"
             );
             leave.cancel();
             false
         }
         Err(failure) => {
-            tracing::error!("the lock cannot be looked at: {failure}");
+            tracing::error!("cannot check the lock: {failure}");
             false
         }
     }
@@ -114,7 +114,7 @@ async fn connection(stream: UnixStream, context: &Arc<Context>) -> anyhow::Resul
     if context.agent()
         && let Err(failure) = context.clusters().refresh().await
     {
-        tracing::warn!("clusters cannot be read anew: {failure}");
+        tracing::warn!("cannot read the clusters again: {failure}");
     }
     if !matches!(request, Request::DaemonStatus | Request::Stop | Request::Leave | Request::Yield) {
         context.clusters().settled().await;

@@ -11,6 +11,6 @@ pub(crate) async fn blocking<T: Send + 'static>(
 ) -> Result<T, Failure> {
     match tokio::task::spawn_blocking(work).await {
         Ok(result) => result,
-        Err(error) => Err(Failure::new(Kind::Internal, format!("the work was cut short: {error}"))),
+        Err(error) => Err(Failure::new(Kind::Internal, format!("the task ended early: {error}"))),
     }
 }

@@ -231,7 +231,7 @@ pub fn check_alias(alias: &str) -> Result<(), Failure> {
 
 pub(crate) fn taken(alias: &str) -> Failure {
     Failure::new(Kind::Conflict, format!("there is a cluster {alias} here already"))
-        .hint(format!("take another name, or forget that one: malai machine leave {alias}"))
+        .hint(format!("choose another name, or leave that cluster: malai machine leave {alias}"))
 }
 
 pub(crate) fn unknown(home: &Home, alias: &str) -> Failure {

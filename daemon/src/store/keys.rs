@@ -155,7 +155,7 @@ fn read_seed(path: &Path, what: &str) -> Result<Option<Secret>, Failure> {
         return Ok(Some(secret));
     }
     let message = format!("{} is not a {what}: it should be 64 hexadecimal digits", path.display());
-    Err(Failure::new(Kind::BadConfig, message).hint("restore it from a backup: without it nobody can be this key"))
+    Err(Failure::new(Kind::BadConfig, message).hint("restore it from a backup: it cannot be made again"))
 }
 
 fn refuse_readable_by_others(meta: &Metadata, path: &Path, what: &str) -> Result<(), Failure> {

@@ -85,7 +85,7 @@ pub fn create(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
     });
     made.map_err(|e| match e.kind() {
         io::ErrorKind::AlreadyExists => {
-            Failure::new(Kind::Conflict, format!("{} is there already, and is never overwritten", path.display()))
+            Failure::new(Kind::Conflict, format!("{} exists, and malai never overwrites it", path.display()))
         }
         _ => disk_failure("create", path, &e),
     })
@@ -147,7 +147,7 @@ fn read_cache<T: DeserializeOwned + Default>(path: &Path, cap: usize, what: &str
 /// Writes a JSON file for [`read_cache`].
 fn write_cache<T: Serialize>(path: &Path, value: &T, what: &str) -> Result<(), Failure> {
     let text = serde_json::to_vec(value)
-        .map_err(|e| Failure::new(Kind::Internal, format!("the {what} do not encode: {e}")))?;
+        .map_err(|e| Failure::new(Kind::Internal, format!("cannot encode the {what}: {e}")))?;
     write(path, &text)
 }
 

@@ -159,7 +159,8 @@ impl Trusted {
             if meta.is_symlink() {
                 links += 1;
                 if links > MAX_PATH_LINKS {
-                    let message = format!("{} leads over more than {MAX_PATH_LINKS} symbolic links", path.display());
+                    let message =
+                        format!("{} has more than {MAX_PATH_LINKS} symbolic links in its path", path.display());
                     return Err(Failure::new(Kind::BadConfig, message).hint(format!("ls -l {}", real.display())));
                 }
                 self.owned(&real, &meta)?;
@@ -195,8 +196,7 @@ impl Trusted {
         }
         let shown = path.display();
         let (owner, me) = (Uid::from_raw(meta.uid()), geteuid());
-        let message =
-            format!("{shown} belongs to {}, and malai uses only what is its own user's or root's", named(owner));
+        let message = format!("{shown} belongs to {}; malai uses only files of its own user or of root", named(owner));
         let recursive = if meta.is_dir() { "-R " } else { "" };
         let hint = format!(
             "run malai as that user (sudo -u {} malai …), set MALAI_HOME to a directory of your own, or, if all of it \
@@ -212,8 +212,8 @@ impl Trusted {
 fn regular(path: &Path, options: &mut OpenOptions) -> Result<Option<(File, Metadata)>, Failure> {
     let strange = |what: &str| {
         let shown = path.display();
-        Failure::new(Kind::BadConfig, format!("{shown} is {what}, and malai uses a regular file there only"))
-            .hint(format!("put the file itself there; ls -l {shown} shows what it is"))
+        Failure::new(Kind::BadConfig, format!("{shown} is {what}; it must be a regular file"))
+            .hint(format!("replace it by the file itself; to see what it is: ls -l {shown}"))
     };
     // A FIFO would keep an open waiting for its other end.
     let file = match options.custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path) {
@@ -245,10 +245,8 @@ fn closed(path: &Path, meta: &Metadata) -> Result<(), Failure> {
         0o002 => ("everybody".to_owned(), "o-w"),
         _ => ("everybody".to_owned(), "go-w"),
     };
-    let message = format!(
-        "others can write to {shown} ({who}, mode {:04o}), and malai uses only what nobody else can change",
-        meta.mode() & 0o7777
-    );
+    let message =
+        format!("others can write to {shown} ({who}, mode {:04o}), so malai does not use it", meta.mode() & 0o7777);
     Err(Failure::new(Kind::BadConfig, message).hint(format!("chmod {change} {shown}")))
 }
 

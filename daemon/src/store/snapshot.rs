@@ -173,7 +173,7 @@ fn decode(path: &Path, bytes: &[u8]) -> Result<Signed, Failure> {
 fn broken(path: &Path, why: &str) -> Failure {
     let shown = path.display();
     Failure::new(Kind::BadConfig, format!("the stored snapshot {shown} is broken: {why}"))
-        .hint(format!("keep it for the inquiry and go on without it: mv {shown} {shown}.broken"))
+        .hint(format!("keep it for later inspection, and go on without it: mv {shown} {shown}.broken"))
 }
 
 #[cfg(test)]

@@ -30,7 +30,7 @@ fn one_address_is_tried_alone_and_what_is_wrong_with_it_is_said() -> Result<()> 
     ensure!(found.text().ends_with(" ms"), "{}", found.text());
     // Not the machine that is meant, nobody at all, and no address.
     let wrong = laptop.run(malai(["connect", "web01.company", "--at", &other]))?;
-    told(wrong, 255, &["cannot be reached at", &other, "somebody else answers there", "hint: "])?;
+    told(wrong, 255, &["cannot be reached at", &other, "another machine answers there", "hint: "])?;
     let nobody = format!("{}:9", web01.ip());
     let none = malai(["connect", "web01.company", "--at", &nobody, "--connect-timeout", "2s"]);
     told(laptop.run(none)?, 255, &["no answer within 2 s", &nobody])?;
@@ -61,7 +61,7 @@ fn a_relay_is_tried_alone_even_where_a_direct_path_is_there() -> Result<()> {
     told(company.manager().run(wrong)?, 255, &["the relay itself cannot be reached", &nowhere])?;
     stop(&web01)?;
     let gone = malai(["connect", "web01.company", "--at", &services.relay, "--connect-timeout", "3s"]);
-    told(company.manager().run(gone)?, 255, &["the relay is there, and the machine is not at it"])?;
+    told(company.manager().run(gone)?, 255, &["the relay answers, but the machine is not connected to it"])?;
     Ok(())
 }
 

@@ -54,7 +54,7 @@ fn a_healthy_private_cluster_is_in_order_and_nothing_outside_is_asked() -> Resul
         about(&found, "link", "ok", link)?;
         about(&found, "files", "ok", "closed to others")?;
         about(&found, "machines", "ok", "1 of 1 answer")?;
-        about(&found, "generation", "ok", "nobody told of a newer one")?;
+        about(&found, "generation", "ok", "no machine announced a newer one")?;
         about(&found, "clock", "ok", "")?;
         about(&found, "executor", "ok", "answers")?;
         about(&found, "relays", "ok", "nothing outside of the cluster is asked")?;

@@ -151,7 +151,7 @@ fn a_removed_machine_does_not_come_back_by_an_invite_that_was_revoked_with_it() 
     told(again(web01)?, 0, &["as web01.company"])?;
     let removal = laptop.run(malai(["cluster", "remove", "company", "web01", "--revoke-invite"]))?;
     told(removal, 0, &[&format!("the invite {id}, by which web01 came, is revoked")])?;
-    told(again(web01)?, 254, &["not known here"])?;
+    told(again(web01)?, 254, &["unknown invite"])?;
     // Who came by it and was not removed stays, and what is ended is ended.
     company.ran_remotely(laptop, web02)?;
     told(laptop.run(malai(["cluster", "revoke", "company", &id]))?, 255, &["was revoked before"])?;

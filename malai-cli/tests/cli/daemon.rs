@@ -194,7 +194,8 @@ fn a_daemon_that_cannot_bind_its_socket_again_is_said_to_run_and_is_stopped_by_a
     std::fs::remove_file(&socket).expect("removed");
     std::fs::create_dir(&socket).expect("made");
 
-    let unreached = format!("a daemon, pid {daemon}, runs here, and is not reached at {}", socket.display());
+    let unreached =
+        format!("a daemon, pid {daemon}, runs on this machine, but does not answer at {}", socket.display());
     let status = home.run(&["daemon", "status"]);
     assert_eq!((status.code, status.stdout.as_str()), (1, format!("{unreached}\n").as_str()), "{status}");
     let doctor = home.run(&["doctor"]);

@@ -155,8 +155,7 @@ fn joining_under_a_taken_alias_hints_at_another_alias() {
     let other: serde_json::Value = serde_json::from_str(&other).expect("a document");
     let id = other[0]["cluster"].as_str().expect("an id52");
     let ended = home.run(&["machine", "init", id, "company"]);
-    let hint =
-        format!("malai: hint: take another name: malai machine init {id} NAME …; or forget the one that is here: ");
+    let hint = format!("malai: hint: choose another name: malai machine init {id} NAME …; or leave the existing one: ");
     assert!(ended.code == 255 && ended.stderr.contains(&hint), "{ended}");
 }
 

@@ -35,7 +35,7 @@ impl Manager<'_> {
         {
             return Err(Failure::new(
                 Kind::Conflict,
-                format!("the name {name} is taken, or promised by an open invite"),
+                format!("the name {name} is taken, or reserved by an open invite"),
             )
             .hint("choose another name with --name"));
         }
@@ -172,7 +172,7 @@ impl Manager<'_> {
         let asked = ask.name.as_deref().map(name).transpose()?;
         if let Some((known, _)) = config.machine_by_id(&id) {
             if asked.as_ref().is_some_and(|asked| asked != known) {
-                let message = format!("this machine is in the config already, as {known}");
+                let message = format!("the config already has this machine, as {known}");
                 return Err(Failure::new(Kind::Conflict, message).hint("rename it in cluster.toml, then: malai rescan"));
             }
             return self.changed((known, id), None, Vec::new());
@@ -181,8 +181,11 @@ impl Manager<'_> {
             (Some(name), _) => name,
             (None, Some(hostname)) => free_name(hostname, |n| in_use(&config, n))?,
             (None, None) => {
-                return Err(Failure::new(Kind::Usage, "this machine does not knock, so its host name is not known")
-                    .hint("name it with --name"));
+                return Err(Failure::new(
+                    Kind::Usage,
+                    "cannot name this machine: it does not knock, so its host name is unknown",
+                )
+                .hint("name it with --name"));
             }
         };
         let machine = NewMachine { name, id, groups: names(&ask.groups)?, username: ask.username.clone() };
@@ -220,7 +223,7 @@ impl Manager<'_> {
             Ok(books) => (books.came_by(&id, now_ms), None),
             Err(failure) if revoke => return Err(failure),
             // Books that cannot be read keep nobody in the cluster.
-            Err(failure) => (Vec::new(), Some(format!("by which invite it came is not known: {}", failure.message))),
+            Err(failure) => (Vec::new(), Some(format!("cannot tell by which invite it joined: {}", failure.message))),
         };
         let ends = revoke && !invites.is_empty();
         if ends {
@@ -304,8 +307,8 @@ impl Manager<'_> {
         Ok(edited.err().map(|why| {
             let hint = why.hint.map_or_else(String::new, |hint| format!(" ({hint})"));
             format!(
-                "it is signed, but {} was not edited along: {}{hint}. Make the same change there, or the next rescan \
-                 would undo it",
+                "the change is signed, but {} could not be edited: {}{hint}. Make the same change there, or the next \
+                 rescan undoes it",
                 self.dir.config().display(),
                 why.message
             )
@@ -316,10 +319,10 @@ impl Manager<'_> {
 fn check_numbers(ask: &local::ClusterInvite) -> Result<(), Failure> {
     let refused = |message: String| Err(Failure::new(Kind::Usage, message));
     if !(1..=MAX_USES).contains(&ask.uses) {
-        return refused(format!("an invite has 1 to {MAX_USES} uses"));
+        return refused(format!("--uses must be 1 to {MAX_USES}"));
     }
     if ask.name.is_some() && ask.uses != 1 {
-        return refused("an invite with a fixed name has one use".into()).map_err(|failure| {
+        return refused("an invite with --name has one use".into()).map_err(|failure| {
             failure.hint(format!(
                 "machines named by their host names: malai cluster invite {} --uses {}; else an invite for each name",
                 ask.cluster, ask.uses
@@ -327,7 +330,7 @@ fn check_numbers(ask: &local::ClusterInvite) -> Result<(), Failure> {
         });
     }
     if !(1..=MAX_OPEN_S).contains(&ask.expires_s) {
-        return refused(format!("an invite is open for 1 s to {} days", MAX_OPEN_S / 86_400));
+        return refused(format!("--expires must be 1 s to {} days", MAX_OPEN_S / 86_400));
     }
     Ok(())
 }
@@ -335,10 +338,9 @@ fn check_numbers(ask: &local::ClusterInvite) -> Result<(), Failure> {
 fn invited(id: String, invite: Invite) -> Result<Invited, Failure> {
     let token = invite.to_token();
     if token.len() > MAX_TOKEN {
-        let message =
-            format!("the token would have {} characters, and nobody reads more than {MAX_TOKEN}", token.len());
+        let message = format!("the token would have {} characters; at most {MAX_TOKEN} are possible", token.len());
         return Err(Failure::new(Kind::BadConfig, message)
-            .hint("[network] is too long: shorten `ca`, or name fewer relays, then: malai rescan"));
+            .hint("shorten `ca` in [network], or name fewer relays, then: malai rescan"));
     }
     Ok(Invited { id, token, expires_ms: invite.expires_ms, join_addresses: invite.addresses.clone() })
 }
@@ -348,7 +350,7 @@ pub(crate) fn for_newcomer(failure: Failure) -> Failure {
     match failure.kind {
         Kind::Internal | Kind::BadConfig | Kind::Conflict => {
             tracing::error!(error = %failure, "an invite could not be redeemed");
-            Failure::new(failure.kind, "the cluster manager cannot enrol machines just now; its log says why")
+            Failure::new(failure.kind, "the cluster manager cannot enrol machines at the moment; its log says why")
                 .hint("when that is mended, repeat the command: the invite is still good")
         }
         _ => failure,
@@ -356,12 +358,12 @@ pub(crate) fn for_newcomer(failure: Failure) -> Failure {
 }
 
 pub(crate) fn unknown_invite() -> Failure {
-    Failure::new(Kind::Denied, "this invite is not known here: it expired long ago, or was made elsewhere")
+    Failure::new(Kind::Denied, "unknown invite: it expired long ago, or another cluster manager made it")
         .hint("ask for a new one: malai cluster invite, on the cluster manager")
 }
 
 fn removed_since(name: &str) -> Failure {
-    Failure::new(Kind::Denied, format!("this machine was enrolled as {name}, and removed since"))
+    Failure::new(Kind::Denied, format!("this machine was enrolled as {name}, and later removed"))
         .hint("ask for a new invite: malai cluster invite, on the cluster manager")
 }
 

@@ -143,7 +143,7 @@ impl<'c> Manager<'c> {
         }
         let held = clusters::place(&self.dir).load(&self.id())?.newest;
         if held.as_ref().map(Snapshot::header) != self.signed.as_ref().map(Snapshot::header) {
-            let message = format!("the snapshot of {} was changed by another process meanwhile", self.alias);
+            let message = format!("another process changed the snapshot of {} in the meantime", self.alias);
             return Err(Failure::new(Kind::Conflict, message).hint("repeat the command"));
         }
         if self.signed.is_some() {

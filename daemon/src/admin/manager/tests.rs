@@ -185,7 +185,7 @@ fn a_foreign_snapshot_stops_publishing_until_it_is_named() {
     assert!(lab.manager().alarm().is_none());
     assert!(!lab.dir().foreign_snapshot().exists());
     let refused = lab.manager().rescan(&over, NOW).expect_err("is settled");
-    assert!(refused.message.contains("no snapshot of generation"), "{refused}");
+    assert!(refused.message.contains("no foreign snapshot of generation"), "{refused}");
 }
 
 #[test]

@@ -30,7 +30,7 @@ pub(super) fn look(home: &Home) -> Vec<Finding> {
     found.extend(socket_path(home));
     match Trusted::own().check(home) {
         Ok(()) => found.extend(closed(home.root(), 0, 0o055, "700")),
-        Err(failure) => found.push(broken(failure, "ls -ld the directory, and mend its owner and mode")),
+        Err(failure) => found.push(broken(failure, "see `ls -ld`, and correct owner and mode of the directory")),
     }
     found.extend(closed(&home.audit(), 0o077, 0, "600"));
     found.extend(closed(&home.socket(), 0o177, 0, "600"));
@@ -62,10 +62,10 @@ fn room(home: &Home) -> Option<Finding> {
             Some(number) => {
                 format!("the reserve of the audit is enough for about {number} commands; then they are refused")
             }
-            None => "commands are refused when the audit has no room".to_owned(),
+            None => "commands are refused as soon as the audit has no room".to_owned(),
         };
         let text = format!(
-            "the file system of {shown}{disk} is full, {} KiB are left: {reserve}, and a new config may have no room",
+            "the file system of {shown}{disk} is full ({} KiB left): {reserve}; a new config may not fit",
             left.bytes / 1024
         );
         return Some(Finding::broken(AREA, text, format!("df -h {shown}, and make room")));
@@ -118,21 +118,21 @@ fn cluster(home: &Home, alias: &str) -> Finding {
         Ok(stored) if stored.snapshot.is_some() && stored.filed != stored.snapshot.as_ref().map(|s| *s.header()) => {
             let place = store::clusters::place(&stored.dir);
             let text = format!(
-                "the newest config is in {} alone: there was no room for it in {}",
+                "the newest config is only in {}: it did not fit into {}",
                 place.reserve.display(),
                 place.file.display()
             );
             Finding::broken(
                 AREA,
                 text,
-                format!("df -h {}; with room again a running daemon stores it", stored.dir.root().display()),
+                format!("make room (df -h {}); a running daemon then stores it", stored.dir.root().display()),
             )
         }
         Ok(stored) => {
             let keys = if stored.role() == Role::Manager { "cluster key and machine key" } else { "machine key" };
             let config = match &stored.snapshot {
                 Some(snapshot) => {
-                    format!("the config of generation {} is signed rightly", snapshot.header().generation)
+                    format!("the config of generation {} is signed correctly", snapshot.header().generation)
                 }
                 None => "there is no config yet".to_owned(),
             };

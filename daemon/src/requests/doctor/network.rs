@@ -53,7 +53,7 @@ pub(super) async fn look(membership: &Arc<Membership>) -> Vec<Finding> {
 
 async fn through_relays(membership: &Arc<Membership>, network: &Network, relays: Vec<RelayUrl>) -> Vec<Finding> {
     if relays.is_empty() {
-        return vec![Finding::ok("relays", "none is named, and nothing outside of the cluster is asked")];
+        return vec![Finding::ok("relays", "the config names none; nothing outside the cluster is contacted")];
     }
     let mut trials = JoinSet::new();
     for (index, relay) in relays.iter().take(TRIED).cloned().enumerate() {
@@ -79,7 +79,7 @@ async fn through_relays(membership: &Arc<Membership>, network: &Network, relays:
 /// What is named beyond those that are tried.
 fn left_out(area: &str, named: usize) -> Option<Finding> {
     let more = named.saturating_sub(TRIED);
-    (more > 0).then(|| Finding::note(area, format!("{more} more are named, and were not tried")))
+    (more > 0).then(|| Finding::note(area, format!("{more} more were not tried")))
 }
 
 /// Whether the daemon's own endpoint is connected to this relay.
@@ -115,7 +115,7 @@ impl Trial {
     async fn report(self) -> Result<NetReport, String> {
         let report = timeout(RELAY, self.0.net_report().initialized()).await;
         self.end().await;
-        report.map_err(|_| format!("nothing was known of the network within {} s", RELAY.as_secs()))
+        report.map_err(|_| format!("no result about the network within {} s", RELAY.as_secs()))
     }
 
     /// The relay's answer to being connected to, and how soon it answers, where that is known.
@@ -160,14 +160,14 @@ impl Trial {
 fn udp(report: &NetReport, cannot_tell: bool, has_proxy: bool) -> Vec<Finding> {
     let mut found = Vec::new();
     if cannot_tell {
-        found.push(Finding::note("udp", "not known: no relay has TLS, without which none can be asked over UDP"));
+        found.push(Finding::note("udp", "unknown: only a relay with TLS can be asked over UDP, and none has it"));
     } else if report.has_udp() {
         let family = match (report.udp_v4, report.udp_v6) {
             (true, true) => "IPv4 and IPv6",
             (true, false) => "IPv4",
             _ => "IPv6",
         };
-        found.push(Finding::ok("udp", format!("gets out and back over {family}")));
+        found.push(Finding::ok("udp", format!("works in both directions over {family}")));
         found.push(nat(report));
     } else if has_proxy {
         let text =
@@ -180,7 +180,7 @@ fn udp(report: &NetReport, cannot_tell: bool, has_proxy: bool) -> Vec<Finding> {
     }
     // What answers in place of the web may be the proxy.
     if report.captive_portal == Some(true) && !has_proxy {
-        let text = "something answers in place of the web: this network wants to be signed in to";
+        let text = "a login page answers in place of the web: this network wants you to sign in";
         found.push(Finding::broken("portal", text, "open a web page in a browser and sign in"));
     }
     found
@@ -192,11 +192,11 @@ fn nat(report: &NetReport) -> Finding {
     match report.mapping_varies_by_dest() {
         Some(true) => Finding::note(
             "nat",
-            format!("symmetric{seen}: to a machine behind another such router the way is by a relay only"),
+            format!("symmetric{seen}: a machine behind another such router is reached only by a relay"),
         )
         .mend("forward a UDP port to this machine; name it in malai.toml as listen, and in cluster.toml in addresses"),
         Some(false) => Finding::ok("nat", format!("the same port for every destination{seen}")),
-        None => Finding::ok("nat", format!("of a kind that one relay alone does not show{seen}")),
+        None => Finding::ok("nat", format!("kind unknown: one relay alone does not show it{seen}")),
     }
 }
 
@@ -218,18 +218,18 @@ async fn one_relay(network: &Network, relay: &RelayUrl, own: bool, tls: &ClientC
     match status {
         Some(status) if status.is_connected() => Finding::ok(area, format!("takes connections, answers in {ms:.1} ms")),
         Some(status) if status.auth_denied_reason().is_some() && own => {
-            Finding::ok(area, format!("admits this machine and not everybody, answers in {ms:.1} ms"))
+            Finding::ok(area, format!("admits this machine, but not everyone, answers in {ms:.1} ms"))
         }
         Some(status) if status.auth_denied_reason().is_some() => {
-            let text = "answers, admits members only, and this machine's own connection is another relay's";
+            let text = "answers, and admits members only; this machine is connected to another relay";
             Finding::note(area, text)
         }
         Some(status) => {
             let why = status.last_error().map_or_else(|| "no answer".to_owned(), |error| format!("{error:#}"));
-            Finding::broken(area, format!("something answers there, and not as a relay should: {why}"), mend)
+            Finding::broken(area, format!("something else than a relay answers there: {why}"), mend)
         }
         None => {
-            let text = "something answers there, and not as a relay that this machine trusts";
+            let text = "this machine does not trust what answers there";
             Finding::broken(
                 area,
                 text,
@@ -294,7 +294,7 @@ impl Whom {
                 silent: ("it is in another network, or multicast does not come through", MULTICAST),
             },
             None if agent => {
-                Self { mend: "malai daemon", silent: ("an agent tells nobody of itself", "malai daemon"), ..own }
+                Self { mend: "malai daemon", silent: ("an agent does not announce itself", "malai daemon"), ..own }
             }
             _ => own,
         }
@@ -305,7 +305,7 @@ async fn discovery(membership: &Arc<Membership>, network: &Network) -> Vec<Findi
     let default = ["dns".to_owned(), "mdns".to_owned()];
     let ways = network.discovery.as_deref().unwrap_or(&default);
     if ways.is_empty() {
-        return vec![Finding::ok("discovery", "no service is named, and none is asked")];
+        return vec![Finding::ok("discovery", "the config names none")];
     }
     let whom = Whom::of(membership);
     let mut asking = JoinSet::new();
@@ -351,7 +351,7 @@ fn mdns(whom: Whom, heard: Result<Option<Duration>, String>) -> Finding {
         Ok(Some(took)) => Finding::ok(area, format!("{} answers in {:.1} ms", whom.name, took.as_secs_f64() * 1e3)),
         Ok(None) => {
             let ((why, mend), within) = (whom.silent, ANSWER.as_secs());
-            let text = format!("asked for {}, and nothing was heard within {within} s: {why}", whom.name);
+            let text = format!("asked for {}, nothing was heard within {within} s: {why}", whom.name);
             Finding::note(area, text).mend(mend)
         }
         Err(why) => Finding::broken(area, format!("cannot be asked: {why}"), MULTICAST),
@@ -364,7 +364,7 @@ async fn asked<E: std::fmt::Display>(whom: Whom, area: &str, lookup: Result<impl
         Err(error) => return Finding::broken(area, format!("cannot be asked: {error:#}"), SERVER),
     };
     let Some(mut answers) = endpoint_id(whom.id.as_bytes()).and_then(|id| lookup.resolve(id)) else {
-        return Finding::note(area, "is not asked for machines");
+        return Finding::note(area, "not used to find machines");
     };
     let begun = Instant::now();
     let Ok(answer) = timeout(ANSWER, answers.next()).await else {
@@ -383,7 +383,7 @@ fn told(whom: Whom, area: &str, answer: Option<Result<(), String>>, took: Durati
         Some(Err(why))
             if ["resolving http request", "no records", "NXDomain"].iter().any(|words| why.contains(words)) =>
         {
-            let text = format!("answers in {ms:.1} ms, and does not know {}", whom.name);
+            let text = format!("answers in {ms:.1} ms, but does not know {}", whom.name);
             Finding::note(area, text).mend(whom.mend)
         }
         Some(Err(why)) => Finding::broken(area, format!("fails: {why}"), SERVER),
@@ -444,7 +444,7 @@ mod tests {
         assert_eq!((agent.id, agent.mend), (id(2), "on the cluster manager: malai daemon restart"));
         assert_eq!(what(agent, Some(Ok(()))), "knows the cluster manager, answers in 2.0 ms");
         let unknown = what(agent, Some(Err("no records".into())));
-        assert_eq!(unknown, "answers in 2.0 ms, and does not know the cluster manager");
+        assert_eq!(unknown, "answers in 2.0 ms, but does not know the cluster manager");
         for (manager, agent) in [(Some(id(2)), false), (None, false), (None, true)] {
             let whom = Whom::among(id(1), manager, agent);
             assert_eq!(whom.id, id(1));
@@ -459,10 +459,10 @@ mod tests {
         assert_eq!((heard.level, heard.what.as_str()), (Level::Ok, "this machine answers in 300.0 ms"));
         let silent = mdns(whom, Ok(None));
         assert_eq!(silent.level, Level::Note);
-        let text = "asked for this machine, and nothing was heard within 3 s: multicast does not come through";
+        let text = "asked for this machine, nothing was heard within 3 s: multicast does not come through";
         assert_eq!(silent.what, text);
         let agent = mdns(Whom::among(id(1), None, true), Ok(None));
-        assert!(agent.what.ends_with(": an agent tells nobody of itself"), "{agent:?}");
+        assert!(agent.what.ends_with(": an agent does not announce itself"), "{agent:?}");
         let broken = mdns(whom, Err("Cannot bind to IPv4 or IPv6".into()));
         assert_eq!(
             (broken.level, broken.what.as_str()),

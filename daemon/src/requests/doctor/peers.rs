@@ -59,7 +59,7 @@ fn link(membership: &Membership, others: &[&MachineStatus]) -> Finding {
         Some(connection) => Finding::ok("link", format!("to {}, {}", manager.name, connection.path)),
         None => {
             let text = format!(
-                "the cluster manager {} does not answer, {}: a change of the config, or a newcomer, waits for it",
+                "the cluster manager {} does not answer, {}: config changes and newcomers wait for it",
                 manager.name,
                 seen(manager)
             );
@@ -96,16 +96,16 @@ fn generations(own: u64, others: &[&MachineStatus]) -> Vec<Finding> {
             found.push(Finding::broken(
                 "generation",
                 text,
-                "malai daemon restart; the daemon's log says why it is not taken",
+                "see the daemon's log for why it was not accepted; then: malai daemon restart",
             ));
         }
-        None => found.push(Finding::ok("generation", format!("{own}, and nobody told of a newer one"))),
+        None => found.push(Finding::ok("generation", format!("{own}, and no machine announced a newer one"))),
     }
     found.extend(told().filter(|(_, generation)| *generation < own).take(NAMED).map(|(machine, older)| {
         let text = format!("{} holds generation {older}, older than {own} here", machine.name);
         match machine.connection {
             Some(_) => Finding::broken("generation", text, format!("on {}: malai daemon restart", machine.name)),
-            None => Finding::note("generation", format!("{text}, as far as it told"))
+            None => Finding::note("generation", format!("{text}, by its last announcement"))
                 .mend(format!("on {}: malai daemon", machine.name)),
         }
     }));
@@ -128,7 +128,7 @@ fn versions(others: &[&MachineStatus]) -> Vec<Finding> {
         })
         .collect();
     if found.is_empty() {
-        found.push(Finding::ok("version", format!("{}, and nobody told of another", crate::VERSION)));
+        found.push(Finding::ok("version", format!("{}, the same on all machines that answered", crate::VERSION)));
     }
     found
 }
@@ -174,9 +174,9 @@ fn untold(manages: bool, asked: &[&&MachineStatus]) -> &'static str {
     let connected = asked.iter().any(|machine| machine.connection.is_some());
     match (manages, connected) {
         (true, _) if asked.is_empty() => "there is no other machine",
-        (true, true) => "no machine that answers told its time",
+        (true, true) => "no answering machine sent its time",
         (true, false) => "no other machine answers",
-        (false, true) => "the cluster manager answers, and did not tell its time",
+        (false, true) => "the cluster manager answers, but did not send its time",
         (false, false) => "the cluster manager does not answer",
     }
 }
@@ -193,7 +193,7 @@ fn clock(name: &str, compared: Compared) -> Option<Finding> {
     Some(match differs > SKEW_BROKEN_MS {
         true => Finding::broken(
             "clock",
-            format!("{text}: invites and tickets may be over too early, and audits do not fit"),
+            format!("{text}: invites and tickets may expire too early, and the times in audits do not match"),
             mend,
         ),
         false => Finding::note("clock", text).mend(mend),
@@ -270,11 +270,11 @@ mod tests {
         };
         let (here, away) = (machine("a", None, true), machine("b", None, false));
         let manager = |machine: &MachineStatus| MachineStatus { manager: true, ..machine.clone() };
-        assert_eq!(what(false, &[&manager(&here)]), "the cluster manager answers, and did not tell its time");
+        assert_eq!(what(false, &[&manager(&here)]), "the cluster manager answers, but did not send its time");
         assert_eq!(what(false, &[&here, &manager(&away)]), "the cluster manager does not answer");
         assert_eq!(what(true, &[]), "there is no other machine");
         assert_eq!(what(true, &[&away]), "no other machine answers");
-        assert_eq!(what(true, &[&away, &here]), "no machine that answers told its time");
+        assert_eq!(what(true, &[&away, &here]), "no answering machine sent its time");
     }
 
     #[test]

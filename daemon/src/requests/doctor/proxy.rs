@@ -24,8 +24,7 @@ pub(super) async fn look(membership: &Membership, network: &Network, relays: &[R
         Ok(None) => return Vec::new(),
         Ok(Some(proxy)) => proxy,
         Err(why) => {
-            let mend =
-                "correct the variable in the environment of the daemon, or take it out; then: malai daemon restart";
+            let mend = "correct or remove the variable in the daemon's environment; then: malai daemon restart";
             return vec![Finding::broken(PROXY_AREA, format!("none is used: {why}"), mend)];
         }
     };
@@ -36,13 +35,14 @@ pub(super) async fn look(membership: &Membership, network: &Network, relays: &[R
     let Some(target) = targets.next() else {
         return vec![Finding::ok(
             PROXY_AREA,
-            format!("{named}, and no relay and no server of this cluster is reached through it"),
+            format!("{named}, but this cluster reaches no relay and no server through it"),
         )];
     };
     let mut found = vec![tried(proxy, &named, &target, membership).await];
     for relay in proxy.exempt_in_vain(network) {
-        let text =
-            format!("NO_PROXY exempts relay {relay}, which is reached through the proxy all the same: others are not");
+        let text = format!(
+            "NO_PROXY exempts relay {relay}, but not all relays of this cluster: it is still reached through the proxy"
+        );
         found.push(Finding::note(PROXY_AREA, text).mend("exempt every relay of the cluster, or none"));
     }
     found

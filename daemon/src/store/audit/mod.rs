@@ -145,7 +145,7 @@ impl Audit {
         let waiting = self.waiting_ends.load(Ordering::Relaxed);
         if waiting >= MAX_WAITING_ENDS {
             let text =
-                format!("the ends of {waiting} sessions wait to be written into {}", self.home.audit().display());
+                format!("the end lines of {waiting} sessions cannot be written yet to {}", self.home.audit().display());
             return Err(Failure::new(Kind::Internal, text).hint("make room on the disk: `df -h` shows how full it is"));
         }
         self.append_act(entry).map(drop)
