@@ -50,7 +50,7 @@ pub(super) fn machine_init(changes: &Changes, ask: &MachineInit) -> Result<Machi
 /// the invite may be bound already.
 ///
 /// # Errors
-/// As [`machine_init`].
+/// When a machine cannot be added here, or its key cannot be kept.
 pub fn join_begin(changes: &Changes, invite: &Invite, alias: Option<&str>) -> Result<Cluster, Failure> {
     let alias = alias.unwrap_or(&invite.name);
     let joining = Joining {
