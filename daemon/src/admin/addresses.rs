@@ -1,4 +1,4 @@
-//! Where newcomers will reach the join endpoint of a manager whose daemon does not run just now.
+//! Finds where newcomers will reach the join endpoint of a manager whose daemon does not run at the moment.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -11,7 +11,7 @@ use nix::sys::socket::SockaddrStorage;
 use crate::store::ports;
 use crate::store::settings::Settings;
 
-/// Addresses of the join endpoint as far as the settings and the last start fix them; empty when nothing does.
+/// Returns the addresses of the join endpoint as far as the settings and the last start fix them; empty when nothing does.
 ///
 /// # Errors
 /// [`malai_protocol::failure::Kind::BadConfig`] when `malai.toml` is broken.
@@ -27,7 +27,7 @@ pub fn join_addresses(home: &Home, alias: &str) -> Result<Vec<String>, Failure> 
     Ok(ips.into_iter().take(MAX_ADDRESSES).map(|ip| SocketAddr::new(ip, port).to_string()).collect())
 }
 
-/// This host's addresses that others can use; its loopback ones when it has no others.
+/// Returns this host's addresses that others can use; its loopback ones when it has no others.
 fn own_ips() -> Vec<IpAddr> {
     let addresses = match getifaddrs() {
         Ok(addresses) => addresses,

@@ -1,11 +1,11 @@
-//! What was promised to whom: the SHA-256 (FIPS 180-4) of each invite's secret, never the secret itself.
+//! The books of invites: what was promised, by the SHA-256 (FIPS 180-4) of each invite's secret, never the secret itself.
 //!
 //! An invite is bound to the first key that redeems it, and the same key may repeat: a lost reply does not burn it. The
 //! binding is on the disk before the machine is enrolled.
 //!
-//! What an administrator ended is kept apart, so that nothing that looks for an invite can find it there. An invite that
-//! is to end with the removal of a machine is marked first: whether that removal was signed says, at the next look, whether
-//! the invite has ended, so that no crash in between leaves one without the other.
+//! Invites that an administrator ended are kept apart, so that no search for an invite can find them. An invite that is
+//! to end with the removal of a machine is marked first. At the next look the signed config says whether that removal
+//! took place, and so whether the invite has ended: no crash in between leaves one without the other.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -19,74 +19,76 @@ use sha2::{Digest, Sha256};
 
 use crate::store;
 
-/// The most invites that are open at once.
+/// Bounds the invites that are kept at once.
 pub const MAX_INVITES: usize = 1000;
-/// The most uses of one invite, and of all open ones together.
+/// Bounds the uses of one invite.
 pub const MAX_USES: u32 = 1000;
+/// Bounds the uses of all invites together.
 const MAX_ALL_USES: u64 = 10_000;
-/// The longest that an invite may be open.
+/// Bounds how long an invite may be open, in seconds.
 pub const MAX_OPEN_S: u64 = 366 * 24 * 3600;
-/// An expired invite is remembered for a day, so that who comes late is told so, and who lost the reply gets it again.
+/// Sets how long an expired invite is remembered, in milliseconds: a machine that comes late hears why it is refused, and
+/// one that lost the reply gets it again.
 const REMEMBERED_MS: u64 = 24 * 3600 * 1000;
-/// How many digits of the hash an invite is called by: no two that are kept have the same.
+/// Sets how many digits of its hash are an invite's id: no two that are kept have the same.
 const INVITE_ID_DIGITS: usize = 8;
-/// Longer lists of ids are not repeated in a hint.
+/// Bounds the ids that a hint lists.
 const MAX_SHOWN_IDS: usize = 12;
-/// [`MAX_ALL_USES`] redemptions of [`MAX_INVITES`] invites with their names and groups.
-const MAX_FILE: usize = 16 * 1024 * 1024;
+/// Bounds the file of the books: [`MAX_ALL_USES`] redemptions of [`MAX_INVITES`] invites with their names and groups.
+const MAX_BOOKS_BYTES: usize = 16 * 1024 * 1024;
 
-/// The invites of one cluster.
+/// Holds the invites of one cluster.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Invites {
-    /// By the SHA-256 of the secret, 64 hexadecimal digits.
+    /// Holds those that may let machines in, by the SHA-256 of the secret, 64 hexadecimal digits.
     #[serde(default)]
     by_hash: BTreeMap<String, Promise>,
-    /// Those that were ended, in the same way. They let nobody in.
+    /// Holds those that were ended, in the same way. They let no machine in.
     #[serde(default)]
     revoked: BTreeMap<String, Revoked>,
 }
 
-/// An invite that was ended.
+/// Remembers an invite that was ended.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Revoked {
-    /// When, milliseconds since the epoch by this manager's clock.
+    /// Is when that was, milliseconds since the epoch by this manager's clock.
     at_ms: u64,
-    /// What it was.
+    /// Is what it promised.
     promise: Promise,
 }
 
-/// One invite.
+/// Holds what one invite promises, and which machines came by it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Promise {
-    /// When it expires, milliseconds since the epoch by this manager's clock.
+    /// Is when it expires, milliseconds since the epoch by this manager's clock.
     pub(crate) expires_ms: u64,
-    /// How many further keys may redeem it.
+    /// Counts the further keys that may redeem it.
     pub(crate) uses_left: u32,
-    /// The newcomer's name; absent = from its host name.
+    /// Is the newcomer's name; absent = from its host name.
     #[serde(default)]
     pub(crate) name: Option<String>,
-    /// Groups that the newcomer joins.
+    /// Lists the groups that the newcomer joins.
     #[serde(default)]
     pub(crate) groups: Vec<String>,
-    /// The user that commands run as there.
+    /// Is the user that commands run as there.
     #[serde(default)]
     pub(crate) username: Option<String>,
-    /// Who redeemed it.
+    /// Holds the keys that redeemed it.
     #[serde(default)]
     pub(crate) redeemed: BTreeMap<MachineId, Binding>,
-    /// It ends with the removal of this machine, which may not be signed yet.
+    /// Names a machine with whose removal the invite ends; that may not be signed yet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) ends_with: Option<MachineId>,
 }
 
-/// One redemption.
+/// Remembers one redemption.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Binding {
-    /// The name that was given.
+    /// Is the name that the machine got.
     pub(crate) name: String,
-    /// It was enrolled: a machine that is not in the config any more was removed, and stays so.
+    /// Says whether it was enrolled: then it was removed if it is not in the config any more, and stays out.
     pub(crate) enrolled: bool,
-    /// When, milliseconds since the epoch; absent in the books of an earlier version.
+    /// Is when it was redeemed, milliseconds since the epoch; absent in the books of an earlier version.
     #[serde(default)]
     pub(crate) at_ms: Option<u64>,
 }
@@ -94,7 +96,7 @@ pub(crate) struct Binding {
 impl Invites {
     /// Reads the file, and forgets what expired long ago.
     pub(crate) fn load(path: &Path, now_ms: u64) -> Result<Self, Failure> {
-        let Some(bytes) = store::read(path, MAX_FILE)? else { return Ok(Self::default()) };
+        let Some(bytes) = store::read(path, MAX_BOOKS_BYTES)? else { return Ok(Self::default()) };
         let mut invites: Self = serde_json::from_slice(&bytes).map_err(|e| {
             let shown = path.display();
             Failure::new(Kind::BadConfig, format!("{shown} is broken: {e}"))
@@ -127,7 +129,7 @@ impl Invites {
         Ok(())
     }
 
-    /// Whether a key is bound that is not known to be enrolled.
+    /// Says whether a key is bound that is not known to be enrolled.
     pub(crate) fn is_any_open(&self) -> bool {
         self.by_hash.values().flat_map(|promise| promise.redeemed.values()).any(|binding| !binding.enrolled)
     }
@@ -156,7 +158,7 @@ impl Invites {
         (!is_taken).then_some(id)
     }
 
-    /// Ends the invite that is called so, or whose id alone begins so.
+    /// Ends the invite with this id, or the only one whose id begins with it.
     ///
     /// # Errors
     /// [`Kind::UnknownTarget`] when there is none or more than one, [`Kind::Conflict`] when it was ended before.
@@ -231,7 +233,7 @@ impl Invites {
         self.revoked.extend(ended);
     }
 
-    /// Returns all that are kept, by when they expire; `current` tells the name in the config of a machine that is there.
+    /// Returns all that are kept, by when they expire; `current` returns the name of a machine that is in the config.
     pub(crate) fn list(&self, current: impl Fn(&MachineId) -> Option<String>, now_ms: u64) -> Vec<InviteEntry> {
         let open = self.by_hash.iter().map(|(hash, promise)| promise.entry(hash, None, &current, now_ms));
         let ended = self.revoked.iter().map(|(hash, r)| r.promise.entry(hash, Some(r.at_ms), &current, now_ms));
@@ -240,7 +242,7 @@ impl Invites {
         list
     }
 
-    /// The invite with this secret.
+    /// Finds the invite with this secret.
     pub(crate) fn get(&self, secret: &[u8; 32]) -> Option<&Promise> {
         self.by_hash.get(&hash(secret))
     }
@@ -254,7 +256,7 @@ impl Invites {
         }
     }
 
-    /// Whether a name is promised by an open invite.
+    /// Says whether an open invite promises a name.
     pub(crate) fn promises(&self, name: &Name, now_ms: u64) -> bool {
         self.by_hash
             .values()
@@ -264,7 +266,7 @@ impl Invites {
 }
 
 impl Promise {
-    /// A promise that was not redeemed yet.
+    /// Makes a promise that was not redeemed yet.
     pub(crate) fn new(uses: u32, expires_ms: u64) -> Self {
         Self {
             expires_ms,
@@ -281,7 +283,7 @@ impl Promise {
         self.uses_left > 0 && self.expires_ms > now_ms
     }
 
-    /// Tells whether it expired long enough ago to be forgotten.
+    /// Says whether it expired long enough ago to be forgotten.
     pub(crate) fn is_forgotten(&self, now_ms: u64) -> bool {
         self.forgotten_ms() <= now_ms
     }
@@ -341,8 +343,7 @@ impl Promise {
     }
 }
 
-/// What an invite is called by. The secret has 256 random bits, so that neither these digits nor the whole hash help
-/// anybody to find it.
+/// Returns an invite's id. The secret has 256 random bits, so that neither these digits nor the whole hash help to find it.
 fn id_of(hash: &str) -> &str {
     hash.get(..INVITE_ID_DIGITS).unwrap_or(hash)
 }

@@ -1,4 +1,4 @@
-//! `malai cluster list`: the clusters of a home, from the disk alone.
+//! `malai cluster list`: lists the clusters of a home, from the disk alone.
 
 use malai_protocol::config::Config;
 use malai_protocol::failure::Failure;
@@ -8,7 +8,7 @@ use malai_protocol::snapshot::Snapshot;
 
 use crate::store::clusters::{self, Cluster};
 
-/// The clusters of this home and this machine's part in each. What is broken is listed as broken.
+/// Lists the clusters of this home and this machine's part in each. A broken one is listed as broken.
 ///
 /// # Errors
 /// What the disk says about the directory of clusters itself.

@@ -1,4 +1,4 @@
-//! `malai machine …`: becoming a machine of a cluster, and ceasing to be one.
+//! `malai machine …`: makes this machine one of a cluster's, and ends that.
 
 use malai_protocol::config::Name;
 use malai_protocol::failure::{Failure, Kind};
@@ -16,7 +16,7 @@ use crate::store::keys::MachineKey;
 use crate::store::lock::Changes;
 use crate::store::snapshot;
 
-/// Makes a machine key for a cluster, and the lines that its config needs. Repeated, it tells the same key again.
+/// Makes a machine key for a cluster, and the lines that its config needs. Repeated, it returns the same key again.
 ///
 /// # Errors
 /// [`Kind::Conflict`] when the alias is taken by another cluster, [`Kind::Usage`] for an alias or address that cannot be,
@@ -82,7 +82,7 @@ pub fn join_finish(changes: &Changes, alias: &str, first: &Snapshot) -> Result<(
     match snapshot::save_newer(&cluster.dir.snapshot(), first)? {
         Order::Newer | Order::Same | Order::Older => Ok(()),
         Order::Fork => Err(Failure::new(Kind::Conflict, format!("two snapshots of {alias} have the same generation"))
-            .hint("somebody else signs with this cluster's key: see `malai status` on the cluster manager")),
+            .hint("another program signs with this cluster's key: see `malai status` on the cluster manager")),
     }
 }
 
@@ -120,7 +120,7 @@ pub fn machine_leave(changes: &Changes, alias: &str, force: bool) -> Result<(), 
     clusters::forget(changes, alias)
 }
 
-/// The machine key for a cluster that is to be joined: made once, and kept until the cluster is left.
+/// Returns the machine key for a cluster that is to be joined: made once, and kept until the cluster is left.
 ///
 /// `elsewhere` says how to join under another alias.
 fn prepare(changes: &Changes, alias: &str, joining: &Joining, elsewhere: &str) -> Result<MachineKey, Failure> {

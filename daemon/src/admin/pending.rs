@@ -1,5 +1,5 @@
-//! Who knocks: machines without an invite that ask to be approved. In memory only; strangers write here, so it is
-//! bounded in size and in rate.
+//! The machines that knock: without an invite, they ask to be approved. They are kept in memory only. Strangers write here,
+//! so their number and their rate are bounded.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -8,21 +8,21 @@ use malai_protocol::failure::{Failure, Kind};
 use malai_protocol::id::MachineId;
 use malai_protocol::local;
 
-/// The most that knock at once.
+/// Bounds the machines that knock at once.
 const MAX_PENDING: usize = 64;
-/// One key may knock so often. Machines keep 5 s or more; what the network bunches together is not their fault.
-const KEY_INTERVAL: Duration = Duration::from_secs(4);
-/// All together may knock [`MAX_KNOCKS`] times in this time.
-const WINDOW: Duration = Duration::from_secs(4);
-const MAX_KNOCKS: u32 = 2 * MAX_PENDING as u32;
-/// A machine that has not knocked for so long is gone.
-const GONE_AFTER: Duration = Duration::from_secs(120);
-/// The shortest prefix of an id52 that may stand for it.
-const MIN_PREFIX: usize = 12;
-/// The longest host name that DNS knows is 253 characters.
-const MAX_HOSTNAME: usize = 253;
+/// Sets how often one key may knock. Machines wait for 5 s or more, but the network may deliver two knocks sooner.
+const KNOCK_MIN_INTERVAL: Duration = Duration::from_secs(4);
+/// Sets the time in which all together may knock [`MAX_KNOCKS_PER_WINDOW`] times.
+const KNOCK_WINDOW: Duration = Duration::from_secs(4);
+const MAX_KNOCKS_PER_WINDOW: u32 = 2 * MAX_PENDING as u32;
+/// Sets after which time without a knock a machine counts as gone.
+const KNOCKER_GONE_AFTER: Duration = Duration::from_secs(120);
+/// Bounds from below the prefix that may stand for an id52.
+const MIN_ID_PREFIX_CHARS: usize = 12;
+/// Bounds a host name, as DNS does.
+const MAX_HOSTNAME_CHARS: usize = 253;
 
-/// The machines that knock at one cluster.
+/// Holds the machines that knock at one cluster.
 #[derive(Debug)]
 pub struct Pending {
     cluster: String,
@@ -41,7 +41,7 @@ struct Knocking {
 }
 
 impl Pending {
-    /// Nobody knocks yet at the cluster with this alias.
+    /// Makes the empty list for the cluster with this alias.
     pub fn new(cluster: &str) -> Self {
         Self { cluster: cluster.to_owned(), knocking: BTreeMap::new(), window: None, knocks: 0 }
     }
@@ -60,9 +60,9 @@ impl Pending {
     ) -> Result<(), Failure> {
         self.forget_gone(at);
         self.count(at)?;
-        let hostname: String = hostname.chars().take(MAX_HOSTNAME).collect();
+        let hostname: String = hostname.chars().take(MAX_HOSTNAME_CHARS).collect();
         if let Some(known) = self.knocking.get_mut(&id) {
-            if at.saturating_duration_since(known.last) < KEY_INTERVAL {
+            if at.saturating_duration_since(known.last) < KNOCK_MIN_INTERVAL {
                 return Err(Failure::new(Kind::Busy, "this machine knocks too often"));
             }
             *known = Knocking { hostname, from: from.to_owned(), since_ms: known.since_ms, last_ms: now_ms, last: at };
@@ -79,7 +79,7 @@ impl Pending {
         Ok(())
     }
 
-    /// Who knocks, by id.
+    /// Lists the machines that knock, by id.
     pub fn list(&self, at: Instant) -> Vec<local::Pending> {
         self.knocking
             .iter()
@@ -94,7 +94,7 @@ impl Pending {
             .collect()
     }
 
-    /// Forgets a machine: it was enrolled or refused.
+    /// Forgets a machine that was enrolled or refused.
     pub fn settle(&mut self, id: &MachineId) {
         self.knocking.remove(id);
     }
@@ -104,12 +104,12 @@ impl Pending {
     }
 
     fn count(&mut self, at: Instant) -> Result<(), Failure> {
-        if self.window.is_none_or(|begun| at.saturating_duration_since(begun) >= WINDOW) {
+        if self.window.is_none_or(|begun| at.saturating_duration_since(begun) >= KNOCK_WINDOW) {
             self.window = Some(at);
             self.knocks = 0;
         }
         self.knocks = self.knocks.saturating_add(1);
-        if self.knocks > MAX_KNOCKS {
+        if self.knocks > MAX_KNOCKS_PER_WINDOW {
             return Err(Failure::new(Kind::Busy, "too many machines knock at once"));
         }
         Ok(())
@@ -118,12 +118,12 @@ impl Pending {
 
 impl Knocking {
     fn gone(&self, at: Instant) -> bool {
-        at.saturating_duration_since(self.last) >= GONE_AFTER
+        at.saturating_duration_since(self.last) >= KNOCKER_GONE_AFTER
     }
 }
 
-/// The machine that an administrator means, and the host name that it told: a full id52, or a unique prefix of 12 or
-/// more characters among those that knock.
+/// Finds the machine that an administrator means, and the host name that it gave: by a full id52, or by a unique prefix
+/// of 12 or more characters among those that knock.
 ///
 /// # Errors
 /// [`Kind::Usage`] when the text is neither, [`Kind::UnknownTarget`] and [`Kind::AmbiguousTarget`] when it is a prefix
@@ -134,8 +134,8 @@ pub fn find(pending: &[local::Pending], text: &str) -> Result<(MachineId, Option
         return Ok((id, hostname));
     }
     let is_prefix = text.len() < 52 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'v'));
-    if text.len() < MIN_PREFIX || !is_prefix {
-        let message = format!("{text:?} is not an id52, nor the first {MIN_PREFIX} or more characters of one");
+    if text.len() < MIN_ID_PREFIX_CHARS || !is_prefix {
+        let message = format!("{text:?} is not an id52, nor the first {MIN_ID_PREFIX_CHARS} or more characters of one");
         return Err(Failure::new(Kind::Usage, message).hint("`malai machine init` prints it on the machine"));
     }
     let mut found = pending.iter().filter(|p| p.id.to_string().starts_with(text));
@@ -209,7 +209,7 @@ mod tests {
         let mut pending = Pending::new("company");
         let start = Instant::now();
         let refused: Vec<Failure> =
-            (0..=MAX_KNOCKS).filter_map(|_| knock(&mut pending, machine(), start).err()).collect();
+            (0..=MAX_KNOCKS_PER_WINDOW).filter_map(|_| knock(&mut pending, machine(), start).err()).collect();
         assert_eq!(refused.last().map(|f| f.message.as_str()), Some("too many machines knock at once"));
         assert!(pending.list(start).len() <= MAX_PENDING);
     }

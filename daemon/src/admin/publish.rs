@@ -1,4 +1,4 @@
-//! Signing what the administrator edited, and stopping at snapshots that were made elsewhere.
+//! Signs what the administrator edited, and stops at snapshots that were made elsewhere.
 
 use std::fs;
 use std::io;
@@ -209,7 +209,8 @@ impl Manager<'_> {
         }
     }
 
-    /// The decision is signed; a file that cannot be removed is below its number and so means nothing any more.
+    /// Removes the foreign snapshot: the decision is signed. A file that stays has a lower generation, and so counts for
+    /// nothing.
     fn settle_foreign(&mut self) {
         if self.foreign.take().is_none() {
             return;

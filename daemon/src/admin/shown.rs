@@ -34,18 +34,18 @@ pub(crate) struct Shown {
 #[derive(Debug)]
 struct Read {
     stamp: Stamp,
-    /// When the stamp was taken: every change since then shows in another stamp.
+    /// Says that every change since the stamp was taken shows in another stamp.
     certain: bool,
     invites: Arc<Invites>,
 }
 
-/// Tells one state of a file from another; none where there is no file.
+/// Distinguishes one state of a file from another; `None` where there is no file.
 type Stamp = Option<[i64; 7]>;
 
 /// Says what the books have about an invite that is shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Look {
-    /// It may be redeemed.
+    /// The invite may be redeemed.
     May,
     /// Its holder is in the cluster already.
     IsMember,
@@ -109,7 +109,7 @@ fn stamp(path: &Path) -> io::Result<Stamp> {
     Ok(Some([device, inode, length, meta.mtime(), meta.mtime_nsec(), meta.ctime(), meta.ctime_nsec()]))
 }
 
-/// Tells whether a file that is changed from now on gets another stamp than this one.
+/// Says whether a file that is changed from now on gets another stamp than this one.
 fn is_certain(stamp: Stamp, now: SystemTime) -> bool {
     let Some([.., seconds, nanoseconds]) = stamp else { return true };
     let (Ok(seconds), Ok(nanoseconds)) = (u64::try_from(seconds), u32::try_from(nanoseconds)) else { return false };

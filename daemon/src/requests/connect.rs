@@ -1,4 +1,4 @@
-//! `malai connect`: one connection to a machine, as a command would get it or by one way only, and how it is reached.
+//! `malai connect`: makes one connection to a machine, as a command would get it or by one way only, and says how it did.
 
 use std::time::Duration;
 
@@ -21,10 +21,10 @@ use crate::net::finding::ways::is_same;
 use crate::net::{bare_hello, close, closed_with, endpoint, endpoint_id, round_trip, send};
 use crate::store::secret::{SIGNING_STACK_BYTES, Secret, wiped};
 
-/// QUIC's errors from here on say what went wrong in TLS (RFC 9001, section 4.8).
-const TLS_ERRORS: u64 = 0x100;
+/// Begins the range of QUIC's errors that say what went wrong in TLS (RFC 9001, section 4.8).
+const FIRST_TLS_ERROR: u64 = 0x100;
 
-/// Reaches the machine, and tells how.
+/// Reaches the machine, and says how.
 ///
 /// # Errors
 /// [`Failure`]: there is no such machine, the address is none, or the machine was not reached by it.
@@ -39,7 +39,7 @@ pub(crate) async fn connect(clusters: &Clusters, ask: &Connect) -> Result<Reache
     match at {
         None => {
             let conn = {
-                // As for a command, a lost network is looked for anew meanwhile.
+                // As for a command, a lost network is looked for again in the meantime.
                 let _waiting = membership.peers.pool.wait();
                 dial::connect(&membership, id, deadline).await?
             };
@@ -64,22 +64,22 @@ fn micros(span: Duration) -> u64 {
     u64::try_from(span.as_micros()).unwrap_or(u64::MAX)
 }
 
-/// The peer answers over this connection.
+/// Measures a round trip, which proves that the peer answers over this connection.
 async fn proven(conn: &Connection, deadline: Instant, membership: &Membership) -> Result<Duration, Failure> {
-    let lost = |why: String| Failure::new(Kind::Unreachable, format!("there is a connection, but no answer: {why}"));
+    let lost = |why: String| Failure::new(Kind::Unreachable, format!("connected, but no answer came: {why}"));
     match timeout_at(deadline, round_trip(conn)).await {
         Ok(Ok(took)) => Ok(took),
         Ok(Err(error)) => match conn.close_reason().as_ref().and_then(closed_with) {
             Some(Close::NotAMember | Close::Removed) => Err(removed::not_a_member(membership)),
             _ => Err(lost(format!("{error:#}"))),
         },
-        Err(_) => Err(lost("it does not come in time".to_owned())),
+        Err(_) => Err(lost("not in time".to_owned())),
     }
 }
 
-/// A machine that is to be reached by one way only.
+/// Names a machine that is to be reached by one way only.
 struct Only {
-    /// Its name, for people.
+    /// Is its full name, for messages.
     name: String,
     id: MachineId,
     at: TransportAddr,
@@ -87,15 +87,17 @@ struct Only {
 }
 
 impl Only {
-    /// Tries the address with an endpoint of its own, which has no other way: what the machine's usual one knows, or finds,
-    /// would be used too.
+    /// Tries the address with an endpoint of its own, which has no other way: the daemon's endpoint would also use what it
+    /// knows or finds.
     async fn reach(&self, membership: &Membership) -> Result<Reached, Failure> {
         let own = membership.peers.endpoint.secret_key();
         let key = wiped::<SIGNING_STACK_BYTES, _>(|| Secret::copied(&own.to_bytes()));
         let endpoint = endpoint::bind_only(key, &membership.held().config.network, &self.at).await?;
         let reached = tokio::select! {
             reached = self.attempt(&endpoint, membership) => reached,
-            () = membership.cancel.cancelled() => Err(self.not_reached("the cluster is being loaded again, or the daemon stops")),
+            () = membership.cancel.cancelled() => {
+                Err(self.not_reached("the cluster is being loaded again, or the daemon stops"))
+            }
         };
         let rtt = reached.as_ref().map_or(Duration::ZERO, |reached| Duration::from_micros(reached.rtt_us));
         endpoint::close(&endpoint, rtt).await;
@@ -109,7 +111,7 @@ impl Only {
         let addr = EndpointAddr::from_parts(key, [self.at.clone()]);
         let conn = match timeout_at(self.deadline, endpoint.connect(addr, ALPN)).await {
             Ok(Ok(conn)) => conn,
-            Ok(Err(error)) if is_another(&error) => return Err(self.somebody_else()),
+            Ok(Err(error)) if is_another(&error) => return Err(self.not_the_machine()),
             Ok(Err(error)) => return Err(self.silent(endpoint, &format!("{error:#}"))),
             Err(_) => {
                 let within = begun.elapsed().as_secs_f64();
@@ -121,7 +123,7 @@ impl Only {
         reached
     }
 
-    /// Greets as one that only calls, so that nothing is sent here, and has the machine answer.
+    /// Greets as a machine that only calls, so that the other side sends nothing, and waits for its answer.
     async fn prove(&self, conn: &Connection, membership: &Membership) -> Result<Reached, Failure> {
         let greeted = async {
             let (mut control, recv) = conn.open_bi().await?;
@@ -163,11 +165,11 @@ impl Only {
         ))
     }
 
-    fn somebody_else(&self) -> Failure {
+    fn not_the_machine(&self) -> Failure {
         self.not_reached(&format!("another machine answers there: its key is not that of {}", self.name))
     }
 
-    /// Nobody answered: whether the relay itself is there, its connection tells.
+    /// Says why no answer came: with a relay, the connection to it shows whether the relay itself answers.
     fn silent(&self, endpoint: &Endpoint, why: &str) -> Failure {
         if !self.at.is_relay() {
             return self.not_reached(why);
@@ -181,7 +183,7 @@ impl Only {
     }
 }
 
-/// Whether somebody answered who does not have the key: then TLS failed, on one side or the other.
+/// Says whether a process without the key answered: then TLS failed, on one side or the other.
 fn is_another(error: &ConnectError) -> bool {
     let lost = match error {
         ConnectError::Connecting { source: ConnectingError::ConnectionError { source, .. }, .. }
@@ -191,8 +193,8 @@ fn is_another(error: &ConnectError) -> bool {
         _ => return false,
     };
     match lost {
-        ConnectionError::TransportError(error) => u64::from(error.code) >= TLS_ERRORS,
-        ConnectionError::ConnectionClosed(close) => u64::from(close.error_code) >= TLS_ERRORS,
+        ConnectionError::TransportError(error) => u64::from(error.code) >= FIRST_TLS_ERROR,
+        ConnectionError::ConnectionClosed(close) => u64::from(close.error_code) >= FIRST_TLS_ERROR,
         _ => false,
     }
 }

@@ -58,7 +58,7 @@ pub(super) async fn leave(context: &Context, alias: String, force: bool) -> Resu
     let both = async move {
         let (home, name) = (clusters.host().home.clone(), alias.clone());
         blocking(move || admin::check_leave(&home, &name, force)).await?;
-        // Its sessions end while their callers can still be told, and while somebody can say why they ended.
+        // Its sessions end while their callers can still hear of it, and while this daemon can say why.
         clusters.unload(&alias).await;
         let (home, name) = (clusters.host().home.clone(), alias.clone());
         let left = blocking(move || admin::machine_leave(&Changes::begin(&home)?, &name, force)).await;

@@ -25,7 +25,7 @@ use crate::clusters::{Cluster, Clusters, Served};
 /// Bounds how long a stop waits, when all sessions have ended, for their end lines.
 const END_LINES_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// What the handlers of requests work with.
+/// Holds what the handlers of requests work with.
 #[derive(Debug)]
 pub(crate) struct Context {
     clusters: Arc<Clusters>,
@@ -35,7 +35,7 @@ pub(crate) struct Context {
     last: watch::Sender<Instant>,
 }
 
-/// A CLI is connected; dropping it notes when it left.
+/// Counts a CLI that is connected; when dropped, it notes the time.
 #[derive(Debug)]
 pub(crate) struct Busy<'a>(&'a Context);
 
@@ -47,7 +47,7 @@ impl Drop for Busy<'_> {
 }
 
 impl Context {
-    /// `stop` ends the daemon.
+    /// Makes the context of a daemon that `stop` ends.
     pub(crate) fn new(clusters: Arc<Clusters>, caller: Arc<Caller>, stop: CancellationToken) -> Arc<Self> {
         Arc::new(Self {
             clusters,
@@ -58,7 +58,7 @@ impl Context {
         })
     }
 
-    /// All clusters.
+    /// Returns the clusters of the home.
     pub(crate) fn clusters(&self) -> &Arc<Clusters> {
         &self.clusters
     }
@@ -68,7 +68,7 @@ impl Context {
         &self.caller
     }
 
-    /// Whether this is an agent.
+    /// Says whether this process is an agent.
     pub(crate) fn agent(&self) -> bool {
         self.clusters.host().agent
     }
@@ -79,7 +79,7 @@ impl Context {
         Busy(self)
     }
 
-    /// Returns when nobody was connected and nothing ran for so long; never without a limit.
+    /// Returns when no CLI was connected and nothing ran for this long; never without a limit.
     pub(crate) async fn idle(&self, limit: Option<Duration>) {
         let Some(limit) = limit else { return std::future::pending().await };
         let mut last = self.last.subscribe();
@@ -105,7 +105,7 @@ impl Context {
     }
 }
 
-/// Carries out one request. `more` takes what is answered before the last response.
+/// Carries out one request. `more` takes the answers before the last one.
 pub(crate) async fn answer(context: &Arc<Context>, request: Request, more: mpsc::Sender<Response>) -> Response {
     carry_out(context, request, more).await.unwrap_or_else(Response::Failed)
 }

@@ -1,8 +1,8 @@
-//! `malai ping`: asks a machine again and again whether it is there, and tells how soon, and by which path, it answered.
+//! `malai ping`: asks a machine again and again whether it is there, and says how fast and over which path it answered.
 //!
 //! A ping is a `Ping` on a stream of its own, which any member answers, so that none waits for one that is lost. It is no
-//! session: it has no heartbeat and needs no grant. When the connection is lost, another is looked for; the pings that
-//! are due meanwhile are lost.
+//! session: it has no heartbeat and needs no grant. When the connection is lost, malai looks for another one, and the pings
+//! that are due in the meantime are lost.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,18 +25,19 @@ use crate::clusters::peers::removed;
 use crate::net::{closed_with, round_trip};
 use crate::runtime::backoff::Backoff;
 
-/// A ping is lost after the interval, but not before this: on a slow path answers take longer than a short interval.
-const LEAST: Duration = Duration::from_secs(1);
-/// And not after this.
-const MOST: Duration = Duration::from_secs(5);
-/// How long one attempt to find the machine again may take.
-const REDIAL: Duration = Duration::from_secs(10);
-/// Bounds the pause between two attempts.
+/// Bounds from below how long a ping waits for its answer, which is else the interval: on a slow path an answer takes longer
+/// than a short interval.
+const PING_MIN_TIMEOUT: Duration = Duration::from_secs(1);
+/// Bounds from above how long a ping waits for its answer.
+const PING_MAX_TIMEOUT: Duration = Duration::from_secs(5);
+/// Bounds one attempt to find the machine again.
+const REDIAL_TIMEOUT: Duration = Duration::from_secs(10);
+/// Bounds the pause between two such attempts.
 const REDIAL_MAX_INTERVAL: Duration = Duration::from_secs(5);
-/// Between two attempts, at first.
-const PAUSE: Duration = Duration::from_millis(200);
+/// Sets the first pause between two such attempts.
+const REDIAL_MIN_INTERVAL: Duration = Duration::from_millis(200);
 
-/// Pings until there were as many as asked for, and tells of each.
+/// Sends as many pings as were asked for, and says of each what came of it.
 ///
 /// # Errors
 /// [`Failure`]: what is asked makes no sense, there is no such machine, it was not reached within the connect timeout, or
@@ -48,7 +49,7 @@ pub(crate) async fn ping(
 ) -> Result<(), Failure> {
     check(ask)?;
     let interval = Duration::from_millis(ask.interval_ms);
-    let patience = interval.clamp(LEAST, MOST);
+    let lost_after = interval.clamp(PING_MIN_TIMEOUT, PING_MAX_TIMEOUT);
     let mut way = reach(clusters, ask).await?;
     let mut ticks = tokio::time::interval(interval);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -64,13 +65,13 @@ pub(crate) async fn ping(
                 if way.is_gone() {
                     way = way_to(clusters, ask).await?;
                 }
-                asked.spawn(one(Arc::clone(&way.membership), way.id, seq, patience));
+                asked.spawn(one(Arc::clone(&way.membership), way.id, seq, lost_after));
             }
             Some(refused) = way.keeping.join_next() => return Err(refused.unwrap_or_else(|error| cut_short(&error))),
             Some(done) = asked.join_next() => {
                 let answer = done.map_err(|error| cut_short(&error))?;
                 if answers.send(Response::Ping(answer)).await.is_err() {
-                    // Nobody listens any more.
+                    // The CLI has left.
                     return Ok(());
                 }
             }
@@ -90,10 +91,10 @@ fn check(ask: &Ping) -> Result<(), Failure> {
 }
 
 fn cut_short(error: &JoinError) -> Failure {
-    Failure::new(Kind::Internal, format!("a ping was cut short: {error}"))
+    Failure::new(Kind::Internal, format!("a ping ended early: {error}"))
 }
 
-/// The machine that is asked, and what keeps a connection to it.
+/// Holds the machine that is asked, and what keeps a connection to it.
 #[derive(Debug)]
 struct Way {
     membership: Arc<Membership>,
@@ -102,14 +103,14 @@ struct Way {
 }
 
 impl Way {
-    /// Whether the cluster is not served in this way any more, or the machine not in it: its network settings changed, it
-    /// was left, the machine was removed.
+    /// Says whether the cluster is not served in this way any more, or the machine is not in it: the network settings
+    /// changed, the cluster was left, or the machine was removed.
     fn is_gone(&self) -> bool {
         self.membership.cancel.is_cancelled() || !self.membership.is_member(&self.id)
     }
 }
 
-/// The way to the machine, with a connection for the first time.
+/// Finds the way to the machine, and waits for the first connection.
 async fn reach(clusters: &Arc<Clusters>, ask: &Ping) -> Result<Way, Failure> {
     let deadline = Instant::now() + Duration::from_millis(ask.connect_timeout_ms);
     loop {
@@ -118,19 +119,19 @@ async fn reach(clusters: &Arc<Clusters>, ask: &Ping) -> Result<Way, Failure> {
             return Ok(way);
         }
         let reached = {
-            // As for a command, a lost network is looked for anew meanwhile.
+            // As for a command, a lost network is looked for again in the meantime.
             let _waiting = way.membership.peers.pool.wait();
             dial::connect(&way.membership, way.id, deadline).await
         };
         match reached {
             Ok(_) => return Ok(way),
-            Err(_) if way.is_gone() && Instant::now() < deadline => sleep(PAUSE).await,
+            Err(_) if way.is_gone() && Instant::now() < deadline => sleep(REDIAL_MIN_INTERVAL).await,
             Err(failure) => return Err(failure),
         }
     }
 }
 
-/// The machine as it is called now. Connections to it are looked for from here on.
+/// Finds the machine by its name as the config is now, and keeps a connection to it from here on.
 async fn way_to(clusters: &Arc<Clusters>, ask: &Ping) -> Result<Way, Failure> {
     clusters.settled().await;
     let target = SessionTarget::new(&ask.machine, ask.cluster.as_deref(), ask.connect_timeout_ms);
@@ -142,11 +143,11 @@ async fn way_to(clusters: &Arc<Clusters>, ask: &Ping) -> Result<Way, Failure> {
     Ok(Way { membership, id, keeping })
 }
 
-/// Looks for a connection whenever there is none. Returns when the machine says that it does not know this one.
+/// Looks for a connection whenever there is none. Returns when the machine says that this one is no member.
 async fn keep(membership: Arc<Membership>, id: MachineId) -> Failure {
-    let mut backoff = Backoff::new(PAUSE, REDIAL_MAX_INTERVAL);
+    let mut backoff = Backoff::new(REDIAL_MIN_INTERVAL, REDIAL_MAX_INTERVAL);
     loop {
-        match dial::connect(&membership, id, Instant::now() + REDIAL).await {
+        match dial::connect(&membership, id, Instant::now() + REDIAL_TIMEOUT).await {
             Ok(conn) => {
                 if let Some(Close::NotAMember | Close::Removed) = closed_with(&conn.conn.closed().await) {
                     return removed::refused(&membership).await;
@@ -161,12 +162,12 @@ async fn keep(membership: Arc<Membership>, id: MachineId) -> Failure {
     }
 }
 
-/// One ping.
-async fn one(membership: Arc<Membership>, id: MachineId, seq: u64, patience: Duration) -> PingAnswer {
+/// Sends one ping, and waits for its answer or until it counts as lost.
+async fn one(membership: Arc<Membership>, id: MachineId, seq: u64, lost_after: Duration) -> PingAnswer {
     if id == membership.me {
         return PingAnswer { seq, outcome: PingOutcome::Answered { rtt_us: 0, path: THIS_MACHINE.to_owned() } };
     }
-    let lost = Instant::now() + patience;
+    let lost = Instant::now() + lost_after;
     if let Some(conn) = membership.peers.pool.live(id) {
         match timeout_at(lost, round_trip(&conn.conn)).await {
             Ok(Ok(took)) => {
@@ -180,6 +181,6 @@ async fn one(membership: Arc<Membership>, id: MachineId, seq: u64, patience: Dur
         }
     }
     sleep_until(lost).await;
-    let after_ms = u64::try_from(patience.as_millis()).unwrap_or(u64::MAX);
+    let after_ms = u64::try_from(lost_after.as_millis()).unwrap_or(u64::MAX);
     PingAnswer { seq, outcome: PingOutcome::Lost { after_ms } }
 }

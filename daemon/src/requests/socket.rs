@@ -20,17 +20,17 @@ use crate::runtime::backoff::Failing;
 use crate::store::lock::Lock;
 use crate::store::socket::Socket;
 
-/// CLI connections at once; more wait in the socket's queue.
-const MOST: usize = 2048;
-/// How long the hello and the request may take: both are in the CLI's first write.
-const REQUEST: Duration = Duration::from_secs(10);
-/// Answers before the last one that wait for a slow CLI.
-const ANSWERS: usize = 16;
+/// Bounds the connections of CLIs that are served at once; more wait in the socket's queue.
+const MAX_CLI_CONNECTIONS: usize = 2048;
+/// Bounds how long the hello and the request may take: both are in the CLI's first write.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+/// Bounds the answers before the last one that wait for a slow CLI.
+const MAX_WAITING_ANSWERS: usize = 16;
 
-/// Serves CLIs until `cancel`; then their sockets are closed. The socket is bound again when it is removed, unless the home
-/// is another daemon's by then: this one leaves.
+/// Serves CLIs until `cancel`, and then closes their sockets. Binds the socket again when it is removed, unless another
+/// daemon has the home by then: in that case this one ends.
 pub(crate) async fn serve(mut socket: Socket, lock: Arc<Lock>, context: Arc<Context>, cancel: CancellationToken) {
-    let slots = Arc::new(Semaphore::new(MOST));
+    let slots = Arc::new(Semaphore::new(MAX_CLI_CONNECTIONS));
     let tasks = TaskTracker::new();
     let mut failing = Failing::default();
     let leave = cancel.clone();
@@ -78,8 +78,8 @@ async fn accept(
     Ok((stream, slot))
 }
 
-/// Whether the home is still this daemon's. It holds the lock, under whatever name that has by now, and takes the one that
-/// has its name when nobody else did.
+/// Says whether the home is still this daemon's. The daemon holds the lock's file even after its name was removed, and then
+/// locks a new file of that name, unless another process was faster.
 fn is_ours(lock: &Lock, leave: &CancellationToken) -> bool {
     match lock.confirm() {
         Ok(None) => true,
@@ -101,7 +101,7 @@ fn is_ours(lock: &Lock, leave: &CancellationToken) -> bool {
 async fn connection(stream: UnixStream, context: &Arc<Context>) -> anyhow::Result<()> {
     let (reader, mut writer) = stream.into_split();
     let mut frames = Frames::new(reader, MAX_CONTROL);
-    let hello: Hello = frames.next(REQUEST).await?.expect(Kind::LocalHello, "LocalHello")?;
+    let hello: Hello = frames.next(REQUEST_TIMEOUT).await?.expect(Kind::LocalHello, "LocalHello")?;
     let ours = Hello::new(crate::VERSION, std::process::id(), context.agent());
     writer.write_all(&Frame::control(Kind::LocalHello, &ours)?.to_bytes()).await?;
     if hello.version != VERSION {
@@ -110,7 +110,7 @@ async fn connection(stream: UnixStream, context: &Arc<Context>) -> anyhow::Resul
         return last(&mut writer, &Response::Failed(failure)).await;
     }
     frames.set_cap(MAX_EXEC);
-    let request: Request = frames.next(REQUEST).await?.expect(Kind::Request, "Request")?;
+    let request: Request = frames.next(REQUEST_TIMEOUT).await?.expect(Kind::Request, "Request")?;
     if context.agent()
         && let Err(failure) = context.clusters().refresh().await
     {
@@ -134,14 +134,14 @@ async fn last(writer: &mut OwnedWriteHalf, response: &Response) -> anyhow::Resul
     Ok(writer.shutdown().await?)
 }
 
-/// Carries a request out. A CLI that leaves ends what only waits for others; what was begun on the disk is finished.
+/// Carries out a request. When the CLI leaves, waiting for others ends; what was begun on the disk is finished.
 async fn answer(
     context: &Arc<Context>,
     request: Request,
     mut frames: Frames<OwnedReadHalf>,
     mut writer: OwnedWriteHalf,
 ) -> anyhow::Result<()> {
-    let (more, mut answers) = mpsc::channel(ANSWERS);
+    let (more, mut answers) = mpsc::channel(MAX_WAITING_ANSWERS);
     let work = requests::answer(context, request, more);
     tokio::pin!(work);
     loop {

@@ -1,4 +1,4 @@
-//! What `malai status` and `malai daemon status` tell: only what is known by evidence.
+//! Answers `malai status` and `malai daemon status`: only with what is known by evidence.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -20,28 +20,30 @@ use crate::net::endpoint::own_addresses;
 use crate::net::pool::PeerConn;
 use crate::net::{close, ping};
 
-/// A machine that does not answer within this time is not shown as connected; the whole status takes no longer.
-const PROBE: Duration = Duration::from_secs(2);
-/// Machines that are dialled at once, whoever asks. Those that find no place in time are not asked, and shown so.
+/// Bounds how long a machine may take to answer, and so the whole status. A machine that takes longer is not shown as
+/// connected.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
+/// Bounds the machines that are dialled at once, for all CLIs together. Those that find no place in time are shown as not
+/// asked.
 static DIALS: Semaphore = Semaphore::const_new(512);
-/// In a cluster of so many machines, connections that a status made are left to the commands that follow. In a larger one
-/// they would only cost memory and keep-alives.
-const KEPT: usize = 64;
-/// The most of our own addresses that are shown.
-const ADDRESSES: usize = 32;
+/// Bounds the machines of a cluster in which connections that a status made are kept for the commands that follow. In a
+/// larger cluster they would cost too much memory and too many keep-alives.
+const MAX_KEPT_PROBE_MACHINES: usize = 64;
+/// Bounds how many of this machine's addresses are shown.
+const MAX_SHOWN_ADDRESSES: usize = 32;
 
-/// How machines are asked.
+/// Says how machines are asked.
 #[derive(Debug, Clone, Copy)]
 struct How {
-    /// Those without a connection are dialled.
+    /// Dials those without a connection.
     probe: bool,
     deadline: Instant,
 }
 
-/// The whole status. Machines with a connection are asked, all at once, whether they are there; with `probe` the others
-/// are dialled as well. It takes two seconds at most.
+/// Returns the status of all clusters. Asks all machines with a connection at once whether they are there, and with `probe`
+/// dials the others as well. Takes two seconds at most.
 pub(crate) async fn status(clusters: &Clusters, probe: bool) -> Status {
-    let how = How { probe, deadline: Instant::now() + PROBE };
+    let how = How { probe, deadline: Instant::now() + PROBE_TIMEOUT };
     let mut answers = JoinSet::new();
     for (index, (alias, cluster)) in clusters.all().into_iter().enumerate() {
         answers.spawn(async move { (index, one(alias, cluster, how).await) });
@@ -57,7 +59,7 @@ pub(crate) async fn status(clusters: &Clusters, probe: bool) -> Status {
     Status { daemon: daemon(clusters).await, clusters: found.into_iter().map(|(_, status)| status).collect() }
 }
 
-/// The daemon's own part.
+/// Returns what `malai daemon status` shows.
 pub(crate) async fn daemon(clusters: &Clusters) -> DaemonStatus {
     let host = clusters.host();
     let executor = host.executor.current();
@@ -104,8 +106,11 @@ async fn ready(alias: String, served: &Served, how: How) -> ClusterStatus {
         state: ClusterState::Ready,
         generation: Some(membership.held().generation()),
         alarm: joined(membership.alarms()),
-        addresses: if agent { Vec::new() } else { own_addresses(&membership.peers.endpoint, ADDRESSES) },
-        join_addresses: served.desk.as_ref().map_or_else(Vec::new, |desk| own_addresses(&desk.endpoint, ADDRESSES)),
+        addresses: if agent { Vec::new() } else { own_addresses(&membership.peers.endpoint, MAX_SHOWN_ADDRESSES) },
+        join_addresses: served
+            .desk
+            .as_ref()
+            .map_or_else(Vec::new, |desk| own_addresses(&desk.endpoint, MAX_SHOWN_ADDRESSES)),
         machines,
         relays: membership.peers.relays.states(&membership.peers.endpoint),
         discovery_failures: membership.peers.finding.ways.failures(),
@@ -117,23 +122,23 @@ fn joined(alarms: Vec<String>) -> Option<String> {
     (!alarms.is_empty()).then(|| alarms.join("; "))
 }
 
-/// All machines of a cluster, after each was asked whether it is there.
+/// Returns all machines of a cluster, after it asked each whether it is there.
 pub(crate) async fn probed(membership: &Arc<Membership>) -> Vec<MachineStatus> {
-    machines(membership, How { probe: true, deadline: Instant::now() + PROBE }).await
+    machines(membership, How { probe: true, deadline: Instant::now() + PROBE_TIMEOUT }).await
 }
 
-/// What came of asking one machine.
+/// Says what came of asking one machine.
 #[derive(Debug, Default)]
 struct Asked {
-    /// It was asked.
+    /// Says whether it was asked at all.
     probed: bool,
-    /// The connection over which it answered.
+    /// Is the connection over which it answered; absent when it did not.
     connection: Option<Connection>,
 }
 
 async fn machines(membership: &Arc<Membership>, how: How) -> Vec<MachineStatus> {
     let held = membership.held();
-    let keep = held.config.machines.len() <= KEPT;
+    let keep = held.config.machines.len() <= MAX_KEPT_PROBE_MACHINES;
     if how.probe {
         membership.peers.nudge();
     }
@@ -170,12 +175,12 @@ async fn machines(membership: &Arc<Membership>, how: How) -> Vec<MachineStatus> 
     rows.collect()
 }
 
-/// Asks a machine whether it is there, over the connection that there is, and over a new one where that does not answer.
+/// Asks a machine whether it is there, over its connection, and over a new one where that one does not answer.
 async fn ask(membership: &Arc<Membership>, id: MachineId, how: How, keep: bool) -> Asked {
     let live = membership.peers.pool.live(id);
     if !how.probe {
         return match &live {
-            Some(conn) if ping(&conn.conn, PROBE).await => answered(membership, conn),
+            Some(conn) if ping(&conn.conn, PROBE_TIMEOUT).await => answered(membership, conn),
             live => Asked { probed: live.is_some(), connection: None },
         };
     }

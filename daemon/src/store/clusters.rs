@@ -1,7 +1,7 @@
-//! One directory for each cluster: which there are, what this machine is in each, making and forgetting one.
+//! Keeps a directory for each cluster: lists them, loads what is stored of one, makes one and forgets one.
 //!
 //! A new directory is filled under a temporary name and renamed, and one that is forgotten is renamed first, so that
-//! there is never half of one; should a person make half of one, it is reported by name, and the others work.
+//! there is never half of one. If a person makes half of one, it is reported by name, and the others work.
 
 use std::fs::{self, DirBuilder};
 use std::os::unix::fs::DirBuilderExt;
@@ -22,31 +22,32 @@ use super::lock::Changes;
 use super::owners::Trusted;
 use super::snapshot::{Found as Stored, Place};
 
-const MAX_JOINING: usize = 256 * 1024;
+/// Bounds `joining.toml`, in bytes.
+const MAX_JOINING_BYTES: usize = 256 * 1024;
 
-/// `joining.toml`: the cluster that this machine was told to join. Its id stays the one that snapshots must be signed by;
-/// the rest serves until the first snapshot is there.
+/// Holds `joining.toml`: the cluster that this machine joins. Snapshots must always be signed by its key; the rest serves
+/// until the first snapshot is there.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Joining {
-    /// The cluster's key.
+    /// Is the cluster's key.
     pub cluster: ClusterId,
-    /// Addresses of the manager's join endpoint, `IP:PORT`.
+    /// Lists addresses of the manager's join endpoint, `IP:PORT`.
     #[serde(default)]
     pub addresses: Vec<String>,
-    /// URLs of those of `[network] relays` of which there is no more to know; absent = iroh's public relays.
+    /// Lists those of `[network] relays` that have only a URL; absent = iroh's public relays.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub relays: Option<Vec<String>>,
-    /// `[network] discovery`; absent = the default.
+    /// Is `[network] discovery`; absent = the default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub discovery: Option<Vec<String>>,
-    /// Roots for the relays and servers above, PEM; absent = the web's.
+    /// Holds roots for the relays and servers above, PEM; absent = the web's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca: Option<String>,
-    /// The others of `[network] relays`: with a pinned certificate, or a key.
+    /// Lists the others of `[network] relays`: with a pinned certificate, or a key.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub pinned: Vec<Relay>,
-    /// What lets this machine through those that take tickets until it is a member there, or the invite expires.
+    /// Lets this machine through relays that take tickets until it is a member there, or the invite expires.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ticket: Option<Ticket>,
 }
@@ -58,33 +59,33 @@ impl Joining {
     }
 }
 
-/// A directory under `clusters/`.
+/// Describes a directory under `clusters/`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Found {
-    /// Its name, the cluster's alias.
+    /// Is its name, the cluster's alias.
     pub alias: String,
-    /// What this machine is in it, by the key files that are there; or why it is not a cluster.
+    /// Says what this machine is in it, by the key files that are there; or why it is not a cluster.
     pub role: Result<Role, Failure>,
 }
 
-/// What is stored of one cluster.
+/// Holds what is stored of one cluster.
 #[derive(Debug)]
 pub struct Cluster {
-    /// Its name here.
+    /// Is its name on this machine.
     pub alias: String,
-    /// Its files.
+    /// Names its files.
     pub dir: ClusterDir,
-    /// Its public key.
+    /// Is its public key.
     pub id: ClusterId,
-    /// Its secret key, at the cluster manager.
+    /// Is its secret key, at the cluster manager.
     pub cluster_key: Option<ClusterKey>,
-    /// This machine's key in it.
+    /// Is this machine's key in it.
     pub machine_key: MachineKey,
-    /// Where to knock, when the machine was told to join.
+    /// Says where to knock, on a machine that joins.
     pub joining: Option<Joining>,
-    /// The last accepted snapshot, verified; absent until the machine is enrolled.
+    /// Is the last accepted snapshot, verified; absent until the machine is enrolled.
     pub snapshot: Option<Snapshot>,
-    /// What of it is where it belongs; another than the last accepted one when the disk was full.
+    /// Is the header of the snapshot in the cluster's own file; an older one than the last accepted when the disk was full.
     pub filed: Option<Header>,
 }
 
@@ -111,7 +112,7 @@ pub fn list(home: &Home) -> Result<Vec<Found>, Failure> {
     Ok(found)
 }
 
-/// What is stored of the cluster with this alias.
+/// Loads what is stored of the cluster with this alias.
 ///
 /// # Errors
 /// [`Kind::NotConfigured`] when there is none, [`Kind::BadConfig`] when a file of it is missing or broken.
@@ -131,24 +132,24 @@ pub fn load(home: &Home, alias: &str) -> Result<Cluster, Failure> {
     Ok(Cluster { alias: alias.to_owned(), dir, id, cluster_key, machine_key, joining, snapshot, filed })
 }
 
-/// Where a cluster's snapshot is.
+/// Returns where a cluster's snapshot is stored.
 pub fn place(dir: &ClusterDir) -> Place {
     Place { file: dir.snapshot(), reserve: dir.snapshot_reserve() }
 }
 
 impl Cluster {
-    /// This machine's part in it.
+    /// Returns this machine's part in it.
     pub fn role(&self) -> Role {
         if self.cluster_key.is_some() { Role::Manager } else { Role::Machine }
     }
 }
 
-/// Whether a cluster directory of this alias is there, whole or not.
+/// Says whether a cluster directory of this alias is there, whole or not.
 pub fn exists(home: &Home, alias: &str) -> bool {
     home.cluster(alias).root().symlink_metadata().is_ok()
 }
 
-/// Whether there is certainly no cluster directory of this alias.
+/// Says whether there is certainly no cluster directory of this alias.
 pub(crate) fn is_gone(home: &Home, alias: &str) -> bool {
     let looked = home.cluster(alias).root().symlink_metadata();
     looked.is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound)
@@ -270,7 +271,7 @@ fn role(home: &Home, alias: &str) -> Result<Role, Failure> {
 
 fn load_joining(dir: &ClusterDir) -> Result<Option<Joining>, Failure> {
     let path = dir.joining();
-    super::read_text(&path, MAX_JOINING)?.map(|text| super::settings::parse(&path, &text)).transpose()
+    super::read_text(&path, MAX_JOINING_BYTES)?.map(|text| super::settings::parse(&path, &text)).transpose()
 }
 
 fn missing(path: &Path) -> Failure {

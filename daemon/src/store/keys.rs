@@ -1,4 +1,4 @@
-//! Secret keys on disk: 64 lowercase hexadecimal digits and a newline, the 32 bytes of an ed25519 seed (RFC 8032).
+//! Keeps secret keys on disk: 64 lowercase hexadecimal digits and a newline, the 32 bytes of an ed25519 seed (RFC 8032).
 //!
 //! A key file is made once, with mode 0600, and never overwritten. One that others can read is refused, since it may
 //! no longer be a secret.
@@ -22,8 +22,8 @@ use super::owners::Trusted;
 use super::secret::{SECRET_BYTES, SIGNING_STACK_BYTES, Secret, wiped};
 use crate::runtime::random::random;
 
-/// More than any key file has: the digits, a newline, and some white space of a careless copy.
-const MAX_FILE: u64 = 128;
+/// Bounds a key file, in bytes: the digits, a newline, and some white space of a careless copy.
+const MAX_KEY_FILE_BYTES: u64 = 128;
 
 macro_rules! secret_key {
     ($(#[$doc:meta])* $name:ident, $id:ident, $what:literal) => {
@@ -34,10 +34,10 @@ macro_rules! secret_key {
         }
 
         impl $name {
-            /// A new random key.
+            /// Makes a random key.
             ///
             /// # Errors
-            /// When the system has no randomness.
+            /// When the system gives no random bytes.
             pub fn generate() -> Result<Self, Failure> {
                 Secret::random().and_then(Self::from_secret)
             }
@@ -50,7 +50,7 @@ macro_rules! secret_key {
                 write_seed(path, self.secret.bytes())
             }
 
-            /// The key in this file, `None` when there is none.
+            /// Reads the key in this file; `None` when there is none.
             ///
             /// # Errors
             /// [`Kind::BadConfig`] when it is not a key or others can read it, else what the disk says.
@@ -67,17 +67,17 @@ macro_rules! secret_key {
                 Ok(Self { secret, id })
             }
 
-            /// The public key.
+            /// Returns the public key.
             pub fn id(&self) -> $id {
                 self.id
             }
 
-            /// The secret, for the endpoint that proves to be this key.
+            /// Returns the secret, for the endpoint that proves to have this key.
             pub fn secret(&self) -> &Secret {
                 &self.secret
             }
 
-            /// A copy of the secret 32 bytes, which is where the caller has it.
+            /// Returns a copy of the secret 32 bytes, at the place that the caller gives it.
             pub fn secret_bytes(&self) -> Zeroizing<[u8; 32]> {
                 Zeroizing::new(*self.secret.bytes())
             }
@@ -92,17 +92,17 @@ macro_rules! secret_key {
 }
 
 secret_key! {
-    /// The secret key of a cluster: signs, and answers `malai-join/1`; never executes. Zeroes itself.
+    /// Holds the secret key of a cluster, which signs and answers `malai-join/1`; nothing is executed by it. Zeroes itself.
     ClusterKey, ClusterId, "cluster key"
 }
 
 secret_key! {
-    /// The secret key of this machine in one cluster. Zeroes itself.
+    /// Holds the secret key of this machine in one cluster. Zeroes itself.
     MachineKey, MachineId, "machine key"
 }
 
 secret_key! {
-    /// The secret key of the relay on this host. Zeroes itself.
+    /// Holds the secret key of the relay on this host. Zeroes itself.
     RelayKey, MachineId, "relay key"
 }
 
@@ -126,7 +126,7 @@ impl ClusterKey {
             .map_err(|e| Failure::new(Kind::Internal, format!("a relay ticket cannot be signed: {e}")))
     }
 
-    /// Does something with the key in the form that signs.
+    /// Lends the key in the form that signs, and wipes the stack afterwards.
     fn signing<T>(&self, sign: impl FnOnce(&SigningKey) -> T) -> T {
         wiped::<SIGNING_STACK_BYTES, _>(|| sign(&SigningKey::from_bytes(self.secret.bytes())))
     }
@@ -143,8 +143,8 @@ fn read_seed(path: &Path, what: &str) -> Result<Option<Secret>, Failure> {
     let opened = Trusted::own().open_owned(path, OpenOptions::new().read(true))?;
     let Some((file, meta)) = opened else { return Ok(None) };
     refuse_readable_by_others(&meta, path, what)?;
-    let mut text = Zeroizing::new(Vec::with_capacity(MAX_FILE as usize));
-    file.take(MAX_FILE).read_to_end(&mut text).map_err(|e| disk_failure("read", path, &e))?;
+    let mut text = Zeroizing::new(Vec::with_capacity(MAX_KEY_FILE_BYTES as usize));
+    file.take(MAX_KEY_FILE_BYTES).read_to_end(&mut text).map_err(|e| disk_failure("read", path, &e))?;
     // `decode_mut` wants exactly as many digits as the seed needs.
     let digits = text.trim_ascii();
     let decoded = Secret::filled(|seed| match digits.len() {

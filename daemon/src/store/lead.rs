@@ -26,13 +26,13 @@ const LEAD_RETRY_INTERVAL: Duration = Duration::from_secs(1);
 /// Holds how far the blocks of an open file reach.
 #[derive(Debug)]
 pub(crate) struct Lead {
-    /// How many bytes beyond its end the file should have.
+    /// Is how many bytes beyond its end the file should have.
     wanted: u64,
-    /// The offset up to which blocks are allocated.
+    /// Is the offset up to which blocks are allocated.
     until: u64,
-    /// When the disk refused more; absent = it did not.
+    /// Is when the disk last refused more; absent = it did not.
     refused: Option<Instant>,
-    /// Whether the file system cannot allocate beyond the end of a file.
+    /// Says that the file system cannot allocate beyond the end of a file.
     unsupported: bool,
 }
 
@@ -59,7 +59,7 @@ impl Lead {
     }
 
     /// Returns how much room there is for lines where the disk takes no more, as [`Lead::last_room`] does. One that has not
-    /// enough for `needed` bytes is asked once more: somebody may have made room just now.
+    /// enough for `needed` bytes is asked once more: there may be room by now.
     pub(crate) fn room_for(&mut self, file: &File, length: u64, needed: u64) -> Option<u64> {
         self.extend(file, length);
         if self.last_room(length).is_some_and(|room| room < needed) && !self.unsupported {
@@ -114,7 +114,7 @@ fn allocated(meta: &std::fs::Metadata) -> u64 {
     meta.blocks().saturating_mul(STAT_BLOCK_BYTES)
 }
 
-/// Tells whether this error means a full disk.
+/// Says whether this error means a full disk.
 pub(crate) fn is_full(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }

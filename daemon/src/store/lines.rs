@@ -13,23 +13,23 @@ pub struct Lines<R> {
     number: u64,
 }
 
-/// One line.
+/// Holds one line of a file, or the beginning of it.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Line<'b> {
-    /// Its number, from 1.
+    /// Counts lines from 1.
     pub number: u64,
-    /// The offset at which it begins.
+    /// Is the offset at which it begins.
     pub at: u64,
-    /// Its length in bytes, without its end, also of what was not kept.
+    /// Is its length in bytes, without its end, also of what was not kept.
     pub length: u64,
-    /// Its bytes, without its end; of a line over the cap only the first ones.
+    /// Holds its bytes, without its end; of a line over the cap only the first ones.
     pub bytes: &'b [u8],
-    /// Whether it has a line end.
+    /// Says whether it has a line end.
     pub ended: bool,
 }
 
 impl Line<'_> {
-    /// Tells whether all of its bytes were read.
+    /// Says whether all of its bytes were kept.
     pub fn is_whole(&self) -> bool {
         self.bytes.len() as u64 == self.length
     }

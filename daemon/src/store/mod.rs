@@ -1,17 +1,16 @@
-//! Files under `MALAI_HOME`: written whole or not at all, read with a cap, and every error with path, cause and what to
-//! do about it.
+//! Reads and writes the files under `MALAI_HOME`: writes them whole or not at all, reads them with a cap, and reports every
+//! error with path, cause and what to do about it.
 //!
 //! A write goes to a new file in the same directory, which is synced, renamed over the old one, and the directory is
 //! synced: after a crash or on a full disk the old content is still there. What a crash leaves behind is a file named
-//! `.NAME.….tmp`, which nobody reads and the next daemon removes.
+//! `.NAME.….tmp`, which is never read and which the next daemon removes.
 //!
 //! # Layout
-//! [`keys`] the secret keys, and [`secret`] their place in memory; [`owners`] whose files are used; `lead`
-//! room beyond the end of a file; [`lines`] how files of lines are read; [`lock`] who may change what; [`clusters`] one
-//! directory for each cluster; [`snapshot`] the signed config, and [`reserve`] its place on a full disk; `held` that config as it is
-//! read, and `keeper` what stores it; [`settings`]
-//! `malai.toml`; [`peers`] and [`ports`] what is remembered between starts; `socket` the sockets, which are bound again
-//! when they are removed.
+//! [`keys`] has the secret keys, and [`secret`] their place in memory; [`owners`] decides whose files are used; `lead` keeps
+//! room beyond the end of a file; [`lines`] reads files of lines; [`lock`] says which process may change what. [`clusters`]
+//! has one directory for each cluster; [`snapshot`] stores the signed config, and [`reserve`] has its place on a full disk;
+//! `held` is that config as it is read, and `keeper` stores it. [`settings`] reads `malai.toml`; [`peers`] and [`ports`]
+//! remember between starts. `socket` binds sockets, again when they are removed, and `greeting` says hello at one.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -46,8 +45,9 @@ pub mod settings;
 pub mod snapshot;
 pub(crate) mod socket;
 
-/// The mode of every file here: most are secret, and none is another user's business.
+/// Sets the mode of every file of a home: most are secret, and no other user needs one.
 const FILE_MODE: u32 = 0o600;
+/// Sets the mode of every directory of a home.
 const DIR_MODE: u32 = 0o700;
 
 /// Replaces the content of a file, or makes it, with mode 0600.
@@ -91,7 +91,7 @@ pub fn create(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
     })
 }
 
-/// The content of a file, `None` when it does not exist.
+/// Reads the content of a file; `None` when it does not exist.
 ///
 /// # Errors
 /// What the disk says, or [`Kind::BadConfig`] when it is over `cap` bytes, or others may change it ([`owners`]).
@@ -161,16 +161,16 @@ fn read_capped(file: File, path: &Path, cap: usize) -> Result<Vec<u8>, Failure> 
     Ok(bytes)
 }
 
-/// How much a file system still takes.
+/// Says how much a file system still takes.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Room {
-    /// Bytes that this user may write.
+    /// Counts the bytes that this user may write.
     pub(crate) bytes: u64,
-    /// Files that this user may make; absent where there is no such limit.
+    /// Counts the files that this user may make; absent where there is no such limit.
     pub(crate) files: Option<u64>,
 }
 
-/// How much the file system of this path still takes.
+/// Returns how much the file system of this path still takes.
 pub(crate) fn room(path: &Path) -> Option<Room> {
     let found = nix::sys::statvfs::statvfs(path).ok()?;
     // Their types differ between systems.
@@ -192,11 +192,11 @@ pub fn prepare(home: &Home) -> Result<(), Failure> {
     // Nothing is made in a place that is refused.
     Trusted::own().check(home)?;
     make_dir(home.root())?;
-    // Said here, or what is made in it first would fail with words of its own.
+    // Checked here: what is made in it first would fail with a less clear message.
     access(home.root(), AccessFlags::W_OK | AccessFlags::X_OK)
         .map_err(|e| disk_failure("write into", home.root(), &e.into()))?;
     make_dir(&home.clusters())?;
-    // Where anybody may make a directory, somebody else may have been faster.
+    // Where every user may make a directory, another one may have been faster.
     Trusted::own().check(home)
 }
 
@@ -234,16 +234,17 @@ pub(crate) fn sweep(dir: &Path) {
     }
 }
 
+/// Ends the name of what a crash leaves behind.
 const TEMP_SUFFIX: &str = ".tmp";
 
-/// A name beside `path` that nobody else uses and [`sweep`] knows.
+/// Returns a name beside `path` that no other process uses and [`sweep`] knows.
 pub(crate) fn temp_name(path: &Path) -> io::Result<PathBuf> {
     let random = random::<8>().map_err(io::Error::other)?;
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     Ok(path.with_file_name(format!(".{name}.{:016x}{TEMP_SUFFIX}", u64::from_le_bytes(random))))
 }
 
-/// A synced file under a name of its own, removed on drop unless it was renamed.
+/// Is a synced file under a name of its own, removed on drop unless it was renamed.
 #[derive(Debug)]
 struct Temp {
     path: PathBuf,
@@ -313,7 +314,7 @@ pub(crate) fn sync_parent(path: &Path) -> io::Result<()> {
     File::open(parent)?.sync_all()
 }
 
-/// The failure for what the disk said: path, cause, and what to do.
+/// Returns the failure for what the disk said: path, cause, and what to do.
 pub fn disk_failure(doing: &str, path: &Path, error: &io::Error) -> Failure {
     use io::ErrorKind::{
         IsADirectory, NotADirectory, PermissionDenied, QuotaExceeded, ReadOnlyFilesystem, StorageFull,
@@ -339,7 +340,7 @@ pub fn disk_failure(doing: &str, path: &Path, error: &io::Error) -> Failure {
     }
 }
 
-/// What to do about a path that this user may not use: what is the user's own only lacks a bit of its mode.
+/// Says what to do about a path that this user may not use: of the user's own files only the mode is wrong.
 fn denied(path: &Path) -> String {
     let me = nix::unistd::geteuid().as_raw();
     let found = path.ancestors().find_map(|there| Some((there, fs::metadata(there).ok()?)));

@@ -1,4 +1,4 @@
-//! Decides whose files of a home are used: those of this process's user and of root, in directories that nobody else
+//! Decides whose files of a home are used: those of this process's user and of root, in directories that no other user
 //! may change, as with sshd's `StrictModes` (docs/decisions/0019).
 //!
 //! A user who may change a directory can put another file, or a link, in the place of any file below it. So each
@@ -42,7 +42,7 @@ impl Trusted {
         Self::new([geteuid()])
     }
 
-    /// Tells whether files and processes of this user are trusted.
+    /// Says whether files and processes of this user are trusted.
     pub fn has(&self, uid: u32) -> bool {
         self.uids.contains(&Uid::from_raw(uid))
     }
@@ -124,8 +124,8 @@ impl Trusted {
         Ok(Some((file, meta)))
     }
 
-    /// Opens a file that an administrator placed, where the path leads: links are followed whose directories nobody else
-    /// may change.
+    /// Opens a file that an administrator placed, where the path leads: links are followed whose directories no other
+    /// user may change.
     ///
     /// # Errors
     /// As [`Trusted::open`].
@@ -233,7 +233,7 @@ fn regular(path: &Path, options: &mut OpenOptions) -> Result<Option<(File, Metad
     }
 }
 
-/// Refuses what its group or everybody may change.
+/// Refuses what its group or all users may change.
 fn closed(path: &Path, meta: &Metadata) -> Result<(), Failure> {
     let others = meta.mode() & OTHERS_WRITE_MODE;
     if others == 0 {

@@ -1,4 +1,4 @@
-//! Last known addresses of the other machines: a cache, which may be lost at any time.
+//! Remembers the last known addresses of the other machines: a cache, which may be lost at any time.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -8,26 +8,27 @@ use malai_protocol::id::MachineId;
 use malai_protocol::peer::MAX_ADDRESSES;
 use serde::{Deserialize, Serialize};
 
-/// Room for thousands of machines with all their addresses.
-const MAX_FILE: usize = 4 * 1024 * 1024;
-const WHAT: &str = "last known addresses";
+/// Bounds the cache, in bytes: room for thousands of machines with all their addresses.
+const MAX_PEERS_FILE_BYTES: usize = 4 * 1024 * 1024;
+/// Names the cache in messages.
+const PEERS_FILE_NAME: &str = "last known addresses";
 
-/// What is remembered of each machine.
+/// Holds what is remembered, by machine.
 pub type Peers = BTreeMap<MachineId, Peer>;
 
-/// What is remembered of one machine.
+/// Holds what is remembered of one machine.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Peer {
-    /// Where it was last reached or told to be: `IP:PORT` and relay URLs, at most [`MAX_ADDRESSES`].
+    /// Lists where it was last reached or announced: `IP:PORT` and relay URLs, at most [`MAX_ADDRESSES`].
     pub addresses: Vec<String>,
-    /// When it was last heard of, milliseconds since the epoch.
+    /// Is when it last answered, milliseconds since the epoch.
     #[serde(default)]
     pub seen_ms: u64,
 }
 
 /// Reads the cache. A broken one is logged and empty: it is only a cache.
 pub fn load(path: &Path) -> Peers {
-    let mut peers: Peers = super::read_cache(path, MAX_FILE, WHAT);
+    let mut peers: Peers = super::read_cache(path, MAX_PEERS_FILE_BYTES, PEERS_FILE_NAME);
     peers.values_mut().for_each(|peer| peer.addresses.truncate(MAX_ADDRESSES));
     peers
 }
@@ -37,7 +38,7 @@ pub fn load(path: &Path) -> Peers {
 /// # Errors
 /// What the disk says.
 pub fn save(path: &Path, peers: &Peers) -> Result<(), Failure> {
-    super::write_cache(path, peers, WHAT)
+    super::write_cache(path, peers, PEERS_FILE_NAME)
 }
 
 #[cfg(test)]

@@ -1,27 +1,29 @@
-//! The ports that a cluster's endpoints were bound to at first, kept so that addresses told to others stay true.
+//! Keeps the ports that a cluster's endpoints were bound to at first, so that addresses that others know stay true.
 
 use std::path::Path;
 
 use malai_protocol::failure::Failure;
 use serde::{Deserialize, Serialize};
 
-const MAX_FILE: usize = 4096;
-const WHAT: &str = "kept ports";
+/// Bounds the file, in bytes.
+const MAX_PORTS_FILE_BYTES: usize = 4096;
+/// Names the file in messages.
+const PORTS_FILE_NAME: &str = "kept ports";
 
-/// The kept ports of one cluster.
+/// Holds the kept ports of one cluster.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ports {
-    /// Of the machine key's endpoint.
+    /// Is the port of the machine key's endpoint.
     #[serde(default)]
     pub machine: Option<u16>,
-    /// Of the cluster key's endpoint, at the manager.
+    /// Is the port of the cluster key's endpoint, at the manager.
     #[serde(default)]
     pub join: Option<u16>,
 }
 
 /// Reads the kept ports. A broken file is logged and means none: others are chosen, and announced.
 pub fn load(path: &Path) -> Ports {
-    super::read_cache(path, MAX_FILE, WHAT)
+    super::read_cache(path, MAX_PORTS_FILE_BYTES, PORTS_FILE_NAME)
 }
 
 /// Stores the ports.
@@ -29,7 +31,7 @@ pub fn load(path: &Path) -> Ports {
 /// # Errors
 /// What the disk says.
 pub fn save(path: &Path, ports: &Ports) -> Result<(), Failure> {
-    super::write_cache(path, ports, WHAT)
+    super::write_cache(path, ports, PORTS_FILE_NAME)
 }
 
 #[cfg(test)]

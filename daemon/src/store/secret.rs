@@ -26,7 +26,7 @@ impl Secret {
     /// Makes a place, and lets `fill` write a key into it.
     pub(crate) fn filled<E>(fill: impl FnOnce(&mut [u8; SECRET_BYTES]) -> Result<(), E>) -> Result<Self, E> {
         let mut place = Arc::new(Zeroizing::new([0; SECRET_BYTES]));
-        // This always succeeds: nobody else has the place yet.
+        // This always succeeds: the place has no other owner yet.
         if let Some(bytes) = Arc::get_mut(&mut place) {
             fill(bytes)?;
         }

@@ -20,10 +20,12 @@ use malai_protocol::failure::{Failure, Kind};
 use malai_protocol::home::Home;
 use serde::Deserialize;
 
-const MAX_FILE: usize = 64 * 1024;
-const AGENT_IDLE: Duration = Duration::from_secs(600);
+/// Bounds `malai.toml`, in bytes.
+const MAX_SETTINGS_BYTES: usize = 64 * 1024;
+/// Sets how long an agent stays without work where the settings do not say.
+const AGENT_IDLE_DEFAULT: Duration = Duration::from_secs(600);
 
-/// The local settings.
+/// Holds the local settings.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Settings {
@@ -48,22 +50,22 @@ impl Settings {
     /// [`Kind::BadConfig`] with the position of what is wrong, an unknown key too; else what the disk says.
     pub fn load(home: &Home) -> Result<Self, Failure> {
         let path = home.settings();
-        super::read_text(&path, MAX_FILE)?.map_or_else(|| Ok(Self::default()), |text| parse(&path, &text))
+        super::read_text(&path, MAX_SETTINGS_BYTES)?.map_or_else(|| Ok(Self::default()), |text| parse(&path, &text))
     }
 
-    /// Where the machine key's endpoint binds in this cluster; `None` = at the kept port.
+    /// Returns where the machine key's endpoint binds in this cluster; `None` = at the kept port.
     pub fn listen(&self, alias: &str) -> Option<SocketAddr> {
         self.cluster.get(alias).and_then(|own| own.listen).or(self.listen)
     }
 
-    /// Where the cluster key's endpoint binds; `None` = at the kept port.
+    /// Returns where the cluster key's endpoint binds; `None` = at the kept port.
     pub fn join_listen(&self, alias: &str) -> Option<SocketAddr> {
         self.cluster.get(alias).and_then(|own| own.join_listen).or(self.join_listen)
     }
 
-    /// How long an agent stays without a request or a live session.
+    /// Returns how long an agent stays without a request or a live session.
     pub fn agent_idle(&self) -> Duration {
-        self.agent_idle.map_or(AGENT_IDLE, Duration::from_secs)
+        self.agent_idle.map_or(AGENT_IDLE_DEFAULT, Duration::from_secs)
     }
 }
 

@@ -1,5 +1,5 @@
-//! The last accepted signed snapshot, as CBOR of [`Signed`]. What is read is verified again: a disk is not trusted
-//! more than a peer. A [`Place`] has its [`reserve`] as well, for a disk that is full.
+//! Stores the last accepted snapshot, as CBOR of [`Signed`]. What is read is verified again: a disk is not trusted more
+//! than a peer. A [`Place`] has its [`reserve`] as well, for a disk that is full.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -14,24 +14,24 @@ use super::{disk_failure, reserve};
 /// Names the two files that one cluster's snapshot may be in.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Place {
-    /// Where it belongs.
+    /// Is the snapshot's own file.
     pub file: PathBuf,
-    /// Where it goes when the disk is full.
+    /// Is the file that it goes into when the disk is full.
     pub reserve: PathBuf,
 }
 
-/// What is found in a [`Place`].
+/// Holds what is found in a [`Place`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Found {
-    /// The newest that verifies, wherever it is.
+    /// Is the newest snapshot that verifies, in either file.
     pub newest: Option<Snapshot>,
-    /// What is where it belongs.
+    /// Is the header of the one in its own file.
     pub filed: Option<Header>,
 }
 
 impl Place {
-    /// Finds the newest snapshot. In a file that is damaged, one counts that is in the reserve, unless the file's own
-    /// header still shows that it was a later one.
+    /// Finds the newest snapshot. When the file is damaged, the one in the reserve counts, unless the file's header still
+    /// shows that the file had a later one.
     ///
     /// # Errors
     /// As [`load()`].
@@ -54,13 +54,13 @@ impl Place {
         }
     }
 
-    /// Whether this snapshot, or a later one, is where it belongs.
+    /// Says whether this snapshot, or a later one, is in its own file.
     pub fn has(&self, snapshot: &Snapshot) -> bool {
         let there = load(&self.file, &snapshot.header().cluster).ok().flatten();
         there.is_some_and(|there| matches!(order(snapshot.header(), Some(there.header())), Order::Same | Order::Older))
     }
 
-    /// Stores a verified snapshot where it belongs, unless that or a later one is there. A file that is damaged is set
+    /// Stores a verified snapshot in its own file, unless that or a later one is there. A file that is damaged is set
     /// aside first, as the trace of what happened; that of another cluster, which took this one's place, stays.
     ///
     /// # Errors
@@ -92,7 +92,7 @@ impl Place {
         reserve::save(&self.reserve, snapshot)
     }
 
-    /// Empties the reserve, for this snapshot is where it belongs, and makes it ready for the next one.
+    /// Empties the reserve, since this snapshot is in its own file, and makes it ready for the next one.
     ///
     /// # Errors
     /// As [`reserve::prepare`].
@@ -100,7 +100,7 @@ impl Place {
         reserve::prepare(&self.reserve, encode(stored)?.len())
     }
 
-    /// Whether the file has a whole snapshot of another cluster.
+    /// Says whether the file has a whole snapshot of another cluster.
     fn is_of_another(&self, cluster: &ClusterId) -> bool {
         let verified_for = |cluster: &ClusterId| {
             let bytes = super::read(&self.file, MAX_SNAPSHOT).ok()??;
@@ -112,14 +112,14 @@ impl Place {
         }
     }
 
-    /// The header of a file that does not verify as a whole.
+    /// Reads the header of a file that does not verify as a whole.
     fn shown(&self, cluster: &ClusterId) -> Option<Header> {
         let bytes = super::read(&self.file, MAX_SNAPSHOT).ok()??;
         decode(&self.file, &bytes).ok()?.signed.verify(cluster).ok()
     }
 }
 
-/// The snapshot in this file, `None` when there is none.
+/// Reads the snapshot in this file; `None` when there is none.
 ///
 /// # Errors
 /// [`Kind::BadConfig`] when it is damaged or not signed by `cluster`: it is reported and left as it is, since it may be
@@ -128,7 +128,7 @@ pub fn load(path: &Path, cluster: &ClusterId) -> Result<Option<Snapshot>, Failur
     super::read(path, MAX_SNAPSHOT)?.map(|bytes| verified(path, &bytes, cluster)).transpose()
 }
 
-/// Stores a verified snapshot in place of whatever is there.
+/// Stores a verified snapshot in place of what is there.
 ///
 /// # Errors
 /// What the disk says.
@@ -136,8 +136,8 @@ pub fn save(path: &Path, snapshot: &Snapshot) -> Result<(), Failure> {
     super::write(path, &encode(snapshot)?)
 }
 
-/// Stores a verified snapshot if it is newer than what is there, and tells how the two stand: only [`Order::Newer`]
-/// was stored.
+/// Stores a verified snapshot if it is newer than what is there, and returns the order of the two: only [`Order::Newer`] was
+/// stored.
 ///
 /// # Errors
 /// As [`load`] and [`save`]: what cannot be compared is not replaced.
@@ -150,7 +150,7 @@ pub fn save_newer(path: &Path, snapshot: &Snapshot) -> Result<Order, Failure> {
     Ok(found)
 }
 
-/// The bytes of a snapshot as they are stored.
+/// Returns the bytes of a snapshot as they are stored.
 pub(super) fn encode(snapshot: &Snapshot) -> Result<Vec<u8>, Failure> {
     let mut bytes = Vec::new();
     ciborium::into_writer(&snapshot.to_signed(), &mut bytes)
@@ -158,7 +158,7 @@ pub(super) fn encode(snapshot: &Snapshot) -> Result<Vec<u8>, Failure> {
     Ok(bytes)
 }
 
-/// The snapshot that these bytes of a file are.
+/// Decodes and verifies the bytes of a file.
 pub(super) fn verified(path: &Path, bytes: &[u8], cluster: &ClusterId) -> Result<Snapshot, Failure> {
     decode(path, bytes)?.verify(cluster).map_err(|e| broken(path, &e.to_string()))
 }
@@ -203,8 +203,8 @@ mod tests {
         let whole = std::fs::read(&path).expect("reads");
         for (damaged, why) in [
             (whole[..whole.len() - 1].to_vec(), "does not decode"),
-            ([&whole[..], b"x"].concat(), "bytes follow"),
-            ([&whole[..whole.len() - 2], b"?\n"].concat(), "not the one that was signed"),
+            ([&whole[..], b"x"].concat(), "extra bytes"),
+            ([&whole[..whole.len() - 2], b"?\n"].concat(), "differs from the signed one"),
             (Vec::new(), "does not decode"),
         ] {
             std::fs::write(&path, &damaged).expect("damaged");

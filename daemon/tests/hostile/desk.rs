@@ -122,7 +122,7 @@ async fn an_invite_is_for_one_key_and_for_its_time_and_nobody_guesses_it() -> Re
     let laptop = manager().await?;
     let before = laptop.cluster().await?.generation;
     let guessed = redeem(&laptop, &Peer::new().await?, ByteArray::new([1; 32])).await?.expect_err("guessed");
-    ensure!(guessed.kind == FailureKind::Denied && guessed.message.contains("not known"), "{guessed}");
+    ensure!(guessed.kind == FailureKind::Denied && guessed.message.contains("unknown invite"), "{guessed}");
 
     let late = laptop.invite_into("late", &[]).await?;
     let file = laptop.home.cluster("c").invites();
@@ -332,7 +332,7 @@ async fn an_invite_that_lets_nobody_in_is_refused_without_the_lock_that_changes_
     // Somebody changes the clusters meanwhile, and takes long for it.
     let changes = Changes::begin(&laptop.home)?;
     let wrong = redeem(&laptop, &Peer::new().await?, ByteArray::new([7; 32])).await?.expect_err("a guess");
-    ensure!(wrong.kind == FailureKind::Denied && wrong.message.contains("not known"), "{wrong}");
+    ensure!(wrong.kind == FailureKind::Denied && wrong.message.contains("unknown invite"), "{wrong}");
     let ended = redeem(&laptop, &Peer::new().await?, revoked).await?.expect_err("it was revoked");
     ensure!(ended == wrong, "an oracle: {ended}, {wrong}");
     let late = redeem(&laptop, &Peer::new().await?, used).await?.expect_err("it was used");
@@ -355,7 +355,7 @@ async fn an_invite_lets_in_from_the_moment_it_is_made_and_not_from_the_moment_it
         ensure!(came.is_ok(), "{came:?}");
         laptop.ask(Request::ClusterRevoke { cluster: "c".into(), id }).await?;
         let late = redeem(&laptop, &Peer::new().await?, secret).await?;
-        ensure!(late.as_ref().is_err_and(|late| late.message.contains("not known")), "{late:?}");
+        ensure!(late.as_ref().is_err_and(|late| late.message.contains("unknown invite")), "{late:?}");
     }
     laptop.stop().await?;
     Ok(())
@@ -403,7 +403,7 @@ async fn strangers_that_guess_do_not_block_an_invite_in_a_cluster_of_5000_machin
             // It is another key each time, since few attempts of one key are looked at.
             let refused =
                 redeem(&laptop, &Peer::new().await?, ByteArray::new([7; 32])).await?.err().context("a guess")?;
-            ensure!(refused.message.contains("not known"), "{refused}");
+            ensure!(refused.message.contains("unknown invite"), "{refused}");
             guessed.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         }
         #[allow(unreachable_code, reason = "it says what is returned")]

@@ -57,7 +57,7 @@ fn a_healthy_private_cluster_is_in_order_and_nothing_outside_is_asked() -> Resul
         about(&found, "generation", "ok", "no machine announced a newer one")?;
         about(&found, "clock", "ok", "")?;
         about(&found, "executor", "ok", "answers")?;
-        about(&found, "relays", "ok", "nothing outside of the cluster is asked")?;
+        about(&found, "relays", "ok", "nothing outside the cluster is contacted")?;
         about(&found, "discovery mdns", "ok", "this machine answers in ")?;
         let multicast = Prefix::new(Ipv4Addr::new(224, 0, 0, 0), 4);
         let outside = host.packets_outside(&[office.lan.prefix(), multicast])?;

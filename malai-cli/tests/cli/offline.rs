@@ -147,7 +147,7 @@ fn joining_under_a_taken_alias_hints_at_another_alias() {
             --- stdout
             --- stderr
             malai: error: there is a cluster company here already
-            malai: hint: join under another name: malai machine join --alias NAME TOKEN; or forget the one that is here: malai machine leave company
+            malai: hint: join under another name: malai machine join --alias NAME TOKEN; or leave the existing one: malai machine leave company
             ");
         }
     }

@@ -1,4 +1,4 @@
-//! Putting machines into the config and taking them out: edits of the last signed text, made to `cluster.toml` as well.
+//! Puts machines into the config and takes them out: edits the last signed text, and `cluster.toml` in the same way.
 
 use malai_protocol::config::edit::{NewMachine, add_machine, remove_machine};
 use malai_protocol::config::{Config, MAX_NAME_CHARS, Name, Relay};
@@ -42,7 +42,7 @@ impl Manager<'_> {
         // A trial: what cannot be enrolled now must not be promised.
         let trial = NewMachine {
             name: name.clone().map_or_else(|| free_name("", |n| in_use(&config, n)), Ok)?,
-            // A key that is nobody's.
+            // A key that no machine has.
             id: MachineKey::generate()?.id(),
             groups: names(&ask.groups)?,
             username: ask.username.clone(),
@@ -134,8 +134,8 @@ impl Manager<'_> {
         let enrolled = self.enrol(&machine, now_ms)?;
         invites.bind(secret, key, binding(true));
         if let Err(error) = invites.save(&path) {
-            // The machine is in the config all the same, and a repeated attempt finds it there. Before that can change,
-            // it is noted after all.
+            // The machine is in the config all the same, and a repeated attempt finds it there. It is noted before that can
+            // change.
             tracing::warn!(%error, "cannot note now that an invite was redeemed");
         }
         Ok(enrolled)
@@ -145,7 +145,7 @@ impl Manager<'_> {
     /// a machine that the next config drops could come back by it.
     pub(crate) fn note_redeemed(&self, now_ms: u64) -> Result<(), Failure> {
         let path = self.dir.invites();
-        // By a file that cannot be read nobody comes back.
+        // By a file that cannot be read, no machine comes back.
         let Ok(mut invites) = Invites::load(&path, now_ms) else { return Ok(()) };
         if !invites.is_any_open() {
             return Ok(());
@@ -222,7 +222,7 @@ impl Manager<'_> {
         let (mut invites, unread) = match books {
             Ok(books) => (books.came_by(&id, now_ms), None),
             Err(failure) if revoke => return Err(failure),
-            // Books that cannot be read keep nobody in the cluster.
+            // Books that cannot be read keep no machine in the cluster.
             Err(failure) => (Vec::new(), Some(format!("cannot tell by which invite it joined: {}", failure.message))),
         };
         let ends = revoke && !invites.is_empty();
@@ -257,7 +257,7 @@ impl Manager<'_> {
         Ok(self.listed(&self.books(now_ms)?, now_ms))
     }
 
-    /// Ends an invite: who shows it from then on is refused as with a wrong one, who redeemed it before too.
+    /// Ends an invite: from then on it is refused as a wrong one is, also for a machine that redeemed it before.
     ///
     /// # Errors
     /// [`Kind::UnknownTarget`] when none or more than one is called so, [`Kind::Conflict`] when it ended before, else what
@@ -345,7 +345,7 @@ fn invited(id: String, invite: Invite) -> Result<Invited, Failure> {
     Ok(Invited { id, token, expires_ms: invite.expires_ms, join_addresses: invite.addresses.clone() })
 }
 
-/// A newcomer need not know this machine's paths and files.
+/// Takes this machine's paths and files out of a failure, which a newcomer need not know.
 pub(crate) fn for_newcomer(failure: Failure) -> Failure {
     match failure.kind {
         Kind::Internal | Kind::BadConfig | Kind::Conflict => {
@@ -367,7 +367,7 @@ fn removed_since(name: &str) -> Failure {
         .hint("ask for a new invite: malai cluster invite, on the cluster manager")
 }
 
-/// The name that a newcomer gets from its host name; when that is taken, with `-2`, `-3`, …
+/// Returns the name that a newcomer gets from its host name; when that is taken, with `-2`, `-3`, …
 fn free_name(hostname: &str, taken: impl Fn(&Name) -> bool) -> Result<Name, Failure> {
     let base = Name::from_hostname(hostname).map_or_else(|| NAMELESS.to_owned(), |name| name.to_string());
     let numbered = (2..10_000u32).map(|number| {

@@ -43,7 +43,7 @@ impl Lab {
         std::fs::write(self.dir().config(), change(self.edited())).expect("written");
     }
 
-    /// A snapshot that somebody else signs with this cluster's key.
+    /// Signs a snapshot with this cluster's key, as a stolen key would.
     pub(in crate::admin) fn elsewhere(&self, generation: u64, text: &str) -> Snapshot {
         let key = ClusterKey::load(&self.dir().cluster_key()).expect("reads").expect("is there");
         key.sign(generation, NOW, text.to_owned()).expect("signs")
@@ -189,7 +189,7 @@ fn a_foreign_snapshot_stops_publishing_until_it_is_named() {
 }
 
 #[test]
-fn an_unchanged_text_is_signed_anew_over_a_foreign_snapshot() {
+fn an_unchanged_text_is_signed_again_over_a_foreign_snapshot() {
     let lab = Lab::new();
     let mut manager = lab.manager();
     let theirs = generation(&manager) + 1;
@@ -242,7 +242,7 @@ fn a_snapshot_that_was_changed_meanwhile_is_not_written_over() {
 }
 
 #[test]
-fn a_lost_snapshot_is_signed_anew_and_a_broken_one_is_reported() {
+fn a_lost_snapshot_is_signed_again_and_a_broken_one_is_reported() {
     let lab = Lab::new();
     std::fs::remove_file(lab.dir().snapshot()).expect("removed");
     let refused = lab.manager().signed().expect_err("is lost").hint;

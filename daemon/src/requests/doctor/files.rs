@@ -1,4 +1,4 @@
-//! What the files of the home tell.
+//! Looks at the files of the home: modes, settings, keys, snapshots, and the room on the disk.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -13,8 +13,9 @@ use crate::store::owners::Trusted;
 use crate::store::settings::Settings;
 use crate::store::socket::SOCKET_PATH_MAX_BYTES;
 
-const AREA: &str = "files";
-/// With less room than this, nothing that malai has to write down is sure of its place.
+/// Names the area of findings about files.
+const FILES_AREA: &str = "files";
+/// Bounds the free room of a disk that counts as full: with less, malai may not be able to write what it has to.
 const FULL_DISK_MAX_FREE_BYTES: u64 = 1024 * 1024;
 /// Bounds the list of mounts that is read.
 const MAX_MOUNTS_BYTES: usize = 1024 * 1024;
@@ -24,7 +25,7 @@ pub(super) fn look(home: &Home) -> Vec<Finding> {
     let mut found = Vec::new();
     if let Err(error) = std::fs::metadata(home.root()) {
         let text = format!("{} cannot be used: {error}", home.root().display());
-        return vec![Finding::broken(AREA, text, "malai cluster init NAME, or malai machine join TOKEN")];
+        return vec![Finding::broken(FILES_AREA, text, "malai cluster init NAME, or malai machine join TOKEN")];
     }
     found.extend(room(home));
     found.extend(socket_path(home));
@@ -39,19 +40,19 @@ pub(super) fn look(home: &Home) -> Vec<Finding> {
     match store::clusters::list(home) {
         Ok(clusters) if clusters.is_empty() => {
             let text = "no cluster was made or joined here";
-            found.push(Finding::note(AREA, text).mend("malai cluster init NAME, or malai machine join TOKEN"));
+            found.push(Finding::note(FILES_AREA, text).mend("malai cluster init NAME, or malai machine join TOKEN"));
         }
         Ok(clusters) => found.extend(clusters.iter().map(|one| cluster(home, &one.alias).of(&one.alias))),
         Err(failure) => found.push(broken(failure, "ls -la the directory, and mend its modes")),
     }
     if !found.iter().any(|finding| finding.cluster.is_none() && finding.level != Level::Ok) {
         let text = format!("{} and its sockets are closed to others", home.root().display());
-        found.insert(0, Finding::ok(AREA, text));
+        found.insert(0, Finding::ok(FILES_AREA, text));
     }
     found
 }
 
-/// A file system that takes nothing more.
+/// Says whether a file system is full, and what that means for commands.
 fn room(home: &Home) -> Option<Finding> {
     let path = home.root();
     let left = store::room(path)?;
@@ -68,11 +69,11 @@ fn room(home: &Home) -> Option<Finding> {
             "the file system of {shown}{disk} is full ({} KiB left): {reserve}; a new config may not fit",
             left.bytes / 1024
         );
-        return Some(Finding::broken(AREA, text, format!("df -h {shown}, and make room")));
+        return Some(Finding::broken(FILES_AREA, text, format!("df -h {shown}, and make room")));
     }
     left.files.is_some_and(|files| files == 0).then(|| {
         let text = format!("the file system of {shown} is full: it can hold no more files");
-        Finding::broken(AREA, text, format!("df -i {shown}, and remove some"))
+        Finding::broken(FILES_AREA, text, format!("df -i {shown}, and remove some"))
     })
 }
 
@@ -80,12 +81,13 @@ fn room(home: &Home) -> Option<Finding> {
 fn disk(path: &Path) -> Option<String> {
     let path = path.canonicalize().ok()?;
     let mounts = store::read_text(Path::new("/proc/self/mountinfo"), MAX_MOUNTS_BYTES).ok()??;
-    // The number, the parent's, the device's, the root, and the place; after a dash the type, and the source.
+    // A line has the mount's number, its parent's, the device's, the root and the place; after a dash the type and the
+    // source.
     let mounts = mounts.lines().filter_map(|line| {
         let (place, source) = line.split_once(" - ")?;
         Some((place.split(' ').nth(4)?, source.split(' ').nth(1)?))
     });
-    // Of two on one place the later one is seen.
+    // Of two mounts on one place the later one hides the earlier.
     let found = mounts.filter(|(place, _)| path.starts_with(place)).max_by_key(|(place, _)| place.len());
     found.map(|(place, source)| format!("{source} on {place}"))
 }
@@ -98,19 +100,19 @@ fn socket_path(home: &Home) -> Option<Finding> {
     (length > SOCKET_PATH_MAX_BYTES).then(|| {
         let text =
             format!("{longest} has {length} bytes, and a Unix socket's path has at most {SOCKET_PATH_MAX_BYTES}");
-        Finding::broken(AREA, text, "set MALAI_HOME to a shorter path")
+        Finding::broken(FILES_AREA, text, "set MALAI_HOME to a shorter path")
     })
 }
 
-/// A file that others may use in one of these ways; one that is not there is closed to everybody.
+/// Says whether others may use a file in one of these ways. A file that is missing is closed to all.
 fn closed(path: &Path, broken: u32, noted: u32, chmod: &str) -> Option<Finding> {
     let mode = std::fs::metadata(path).ok()?.mode() & 0o7777;
     let text = format!("{} is open to other users (mode {mode:04o})", path.display());
     let mend = format!("chmod {chmod} {}", path.display());
     if mode & broken != 0 {
-        return Some(Finding::broken(AREA, text, mend));
+        return Some(Finding::broken(FILES_AREA, text, mend));
     }
-    (mode & noted != 0).then(|| Finding::note(AREA, text).mend(mend))
+    (mode & noted != 0).then(|| Finding::note(FILES_AREA, text).mend(mend))
 }
 
 fn cluster(home: &Home, alias: &str) -> Finding {
@@ -123,7 +125,7 @@ fn cluster(home: &Home, alias: &str) -> Finding {
                 place.file.display()
             );
             Finding::broken(
-                AREA,
+                FILES_AREA,
                 text,
                 format!("make room (df -h {}); a running daemon then stores it", stored.dir.root().display()),
             )
@@ -136,7 +138,7 @@ fn cluster(home: &Home, alias: &str) -> Finding {
                 }
                 None => "there is no config yet".to_owned(),
             };
-            Finding::ok(AREA, format!("{keys} closed to others; {config}"))
+            Finding::ok(FILES_AREA, format!("{keys} closed to others; {config}"))
         }
         Err(failure) => broken(failure, "restore the file from a backup, or leave the cluster and join again"),
     }
@@ -144,7 +146,7 @@ fn cluster(home: &Home, alias: &str) -> Finding {
 
 fn broken(failure: Failure, mend: &str) -> Finding {
     let mend = failure.hint.unwrap_or_else(|| mend.to_owned());
-    Finding::broken(AREA, failure.message, mend)
+    Finding::broken(FILES_AREA, failure.message, mend)
 }
 
 #[cfg(test)]

@@ -1,8 +1,8 @@
-//! `malai doctor`: looks for what does not work, and says what mends it.
+//! `malai doctor`: finds what is broken on this machine, and says how to fix it.
 //!
-//! What is on the disk is looked at with or without a daemon. The rest a running daemon tries for real: its machines,
-//! relays and discovery services, each within a few seconds, all at once. Nothing is contacted but what the cluster's
-//! config names, and never with the machine's key, except the cluster's own machines.
+//! It looks at the disk with or without a daemon. A running daemon tries the rest for real: its machines, relays and
+//! discovery services, all at once, each within a few seconds. It contacts only what the cluster's config names, and uses
+//! the machine's key only towards the cluster's own machines.
 
 mod accounts;
 mod files;
@@ -25,7 +25,7 @@ use crate::runtime::blocking::blocking;
 use crate::runtime::duty;
 use crate::store::lock;
 
-/// What this home's files tell, where no daemon runs.
+/// Looks at this home's files, where no daemon runs.
 pub(crate) fn offline(home: &Home) -> Checkup {
     let mut findings = files::look(home);
     findings.push(match lock::find_holder(home) {
@@ -42,7 +42,7 @@ pub(crate) fn offline(home: &Home) -> Checkup {
     Checkup { findings }
 }
 
-/// Everything.
+/// Looks at the files, the daemon, the network and the machines, all at once.
 pub(crate) async fn checkup(clusters: &Clusters) -> Checkup {
     let host = clusters.host();
     let home = host.home.clone();
@@ -65,7 +65,7 @@ pub(crate) async fn checkup(clusters: &Clusters) -> Checkup {
     Checkup { findings }
 }
 
-/// The daemon itself, and its executor.
+/// Looks at the daemon itself, and at its executor.
 async fn daemon(host: &Host) -> Vec<Finding> {
     if host.agent {
         let text = "only an agent runs here: commands can be sent, and no other machine reaches this one";

@@ -1,5 +1,5 @@
-//! What is between this machine and the others: UDP, NAT, relays, discovery services. Each is tried for real, now, by
-//! short-lived endpoints with keys of their own, so that what the daemon found when it started is not taken for granted.
+//! Tries what is between this machine and the others: UDP, NAT, relays, discovery services. It tries each now, by
+//! short-lived endpoints with keys of their own, and does not rely on what the daemon found when it started.
 
 use std::future::ready;
 use std::pin::pin;
@@ -26,17 +26,17 @@ use crate::net::endpoint_id;
 use crate::net::proxy::Proxy;
 use crate::store::secret::Secret;
 
-/// How long relays and the report on the network may take: iroh gives up its own probes after 3 s, and the report after 5.
-const RELAY: Duration = Duration::from_secs(7);
-/// How long a relay's port may take to answer, and a discovery service.
-const ANSWER: Duration = Duration::from_secs(3);
-/// So many relays are tried, and so many discovery services; a config with more has its reasons, and the first ones
-/// tell what is wrong.
-const TRIED: usize = 8;
-/// What mends a server that does not answer.
-const SERVER: &str = "see whether the server runs; it is named in [network] discovery of cluster.toml";
-/// What mends mDNS.
-const MULTICAST: &str = "let multicast and UDP port 5353 in and out in the firewall, or take mdns out of [network] \
+/// Bounds how long relays and the report on the network may take: iroh gives up its own probes after 3 s, and the report
+/// after 5 s.
+const RELAY_TIMEOUT: Duration = Duration::from_secs(7);
+/// Bounds how long a relay's port, or a discovery service, may take to answer.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
+/// Bounds the relays that are tried, and the discovery services. Of a longer list the first ones show what is wrong.
+const MAX_TRIED_SERVERS: usize = 8;
+/// Says what mends a server that does not answer.
+const MEND_SERVER: &str = "see whether the server runs; it is named in [network] discovery of cluster.toml";
+/// Says what mends a network in which mDNS is not heard.
+const MEND_MULTICAST: &str = "let multicast and UDP port 5353 in and out in the firewall, or take mdns out of [network] \
                          discovery in cluster.toml";
 
 /// Tries what the cluster's config names, and nothing else.
@@ -56,7 +56,7 @@ async fn through_relays(membership: &Arc<Membership>, network: &Network, relays:
         return vec![Finding::ok("relays", "the config names none; nothing outside the cluster is contacted")];
     }
     let mut trials = JoinSet::new();
-    for (index, relay) in relays.iter().take(TRIED).cloned().enumerate() {
+    for (index, relay) in relays.iter().take(MAX_TRIED_SERVERS).cloned().enumerate() {
         let own = is_own(membership, &relay);
         let (network, tls) = (network.clone(), membership.peers.endpoint.tls_config().clone());
         trials.spawn(async move { (index, one_relay(&network, &relay, own, &tls).await) });
@@ -76,19 +76,19 @@ async fn through_relays(membership: &Arc<Membership>, network: &Network, relays:
     found
 }
 
-/// What is named beyond those that are tried.
+/// Notes how many the config names beyond those that are tried.
 fn left_out(area: &str, named: usize) -> Option<Finding> {
-    let more = named.saturating_sub(TRIED);
+    let more = named.saturating_sub(MAX_TRIED_SERVERS);
     (more > 0).then(|| Finding::note(area, format!("{more} more were not tried")))
 }
 
-/// Whether the daemon's own endpoint is connected to this relay.
+/// Says whether the daemon's own endpoint is connected to this relay.
 fn is_own(membership: &Membership, relay: &RelayUrl) -> bool {
     let mut status = membership.peers.endpoint.home_relay_status();
     status.get().iter().any(|home| home.url() == relay && home.is_connected())
 }
 
-/// An endpoint with a key of its own, for a few seconds.
+/// Is an endpoint with a key of its own, for a few seconds.
 #[derive(Debug)]
 struct Trial(Endpoint);
 
@@ -98,7 +98,7 @@ impl Trial {
         Self::bind(&Network { relays: Some(relays), discovery: Some(Vec::new()), ..network.clone() }).await
     }
 
-    /// One that has mDNS as the daemon has it, and nothing else.
+    /// Binds one that has mDNS as the daemon has it, and nothing else.
     async fn by_mdns(network: &Network) -> Result<Self, String> {
         let (relays, discovery) = (Some(Vec::new()), Some(vec!["mdns".to_owned()]));
         Self::bind(&Network { relays, discovery, directory: Some(false), ..network.clone() }).await
@@ -113,14 +113,14 @@ impl Trial {
     }
 
     async fn report(self) -> Result<NetReport, String> {
-        let report = timeout(RELAY, self.0.net_report().initialized()).await;
+        let report = timeout(RELAY_TIMEOUT, self.0.net_report().initialized()).await;
         self.end().await;
-        report.map_err(|_| format!("no result about the network within {} s", RELAY.as_secs()))
+        report.map_err(|_| format!("no result about the network within {} s", RELAY_TIMEOUT.as_secs()))
     }
 
-    /// The relay's answer to being connected to, and how soon it answers, where that is known.
+    /// Connects to the relay, and returns its answer and how fast that came, where it is known.
     async fn relay(self) -> (Option<RelayStatus>, Option<Duration>) {
-        let deadline = Instant::now() + RELAY;
+        let deadline = Instant::now() + RELAY_TIMEOUT;
         let mut watcher = self.0.home_relay_status();
         let settled = |all: &[RelayStatus]| all.iter().any(|one| one.is_connected() || one.last_error().is_some());
         let mut status = watcher.get();
@@ -136,13 +136,13 @@ impl Trial {
         (status.into_iter().next(), latency)
     }
 
-    /// How soon a machine answers by mDNS, where it does.
+    /// Returns how fast a machine answers by mDNS, if it does.
     async fn heard(self, whom: MachineId) -> Result<Option<Duration>, String> {
         let begun = Instant::now();
         let heard = match (endpoint_id(whom.as_bytes()), self.0.address_lookup()) {
             (Some(id), Ok(lookup)) => {
                 let mut answers = pin!(lookup.resolve(id).filter(|answer| ready(matches!(answer, Ok(Ok(_))))));
-                Ok(timeout(ANSWER, answers.next()).await.ok().flatten().map(|_| begun.elapsed()))
+                Ok(timeout(ANSWER_TIMEOUT, answers.next()).await.ok().flatten().map(|_| begun.elapsed()))
             }
             (_, Err(error)) => Err(format!("{error:#}")),
             (None, _) => Ok(None),
@@ -156,7 +156,7 @@ impl Trial {
     }
 }
 
-/// What a report says of UDP and of address translation. Relays without TLS tell nobody which address they see.
+/// Reads a report on the network: UDP and address translation. Only relays with TLS say which address they see.
 fn udp(report: &NetReport, cannot_tell: bool, has_proxy: bool) -> Vec<Finding> {
     let mut found = Vec::new();
     if cannot_tell {
@@ -178,7 +178,7 @@ fn udp(report: &NetReport, cannot_tell: bool, has_proxy: bool) -> Vec<Finding> {
         let mend = "let UDP out in the firewall, to any port or at least to 7842 at the relays";
         found.push(Finding::broken("udp", text, mend));
     }
-    // What answers in place of the web may be the proxy.
+    // The proxy may answer in place of the web.
     if report.captive_portal == Some(true) && !has_proxy {
         let text = "a login page answers in place of the web: this network wants you to sign in";
         found.push(Finding::broken("portal", text, "open a web page in a browser and sign in"));
@@ -258,19 +258,19 @@ async fn reach(relay: &Url, proxy: Option<&Proxy>, tls: &ClientConfig) -> Result
             },
         }
     };
-    let late = || Err((format!("does not answer within {} s", ANSWER.as_secs()), None));
-    timeout(ANSWER, connecting).await.unwrap_or_else(|_| late())
+    let late = || Err((format!("does not answer within {} s", ANSWER_TIMEOUT.as_secs()), None));
+    timeout(ANSWER_TIMEOUT, connecting).await.unwrap_or_else(|_| late())
 }
 
-/// Whom discovery services are asked for: this machine, which tells them of itself; by an agent, which tells nobody of
-/// itself, the cluster manager.
+/// Names the machine that discovery services are asked about: this one, which announces itself there; for an agent, which
+/// does not announce itself, the cluster manager.
 #[derive(Debug, Clone, Copy)]
 struct Whom {
     id: MachineId,
     name: &'static str,
-    /// What makes it known to a server that does not know it.
+    /// Says what makes it known to a server that does not know it.
     mend: &'static str,
-    /// Why nothing is heard of it by mDNS, and what mends that.
+    /// Says why it is not heard by mDNS, and what mends that.
     silent: (&'static str, &'static str),
 }
 
@@ -284,14 +284,14 @@ impl Whom {
             id: me,
             name: "this machine",
             mend: "wait a minute after the daemon's start; then: malai daemon restart",
-            silent: ("multicast does not come through", MULTICAST),
+            silent: ("multicast does not come through", MEND_MULTICAST),
         };
         match manager {
             Some(id) if agent => Self {
                 id,
                 name: "the cluster manager",
                 mend: "on the cluster manager: malai daemon restart",
-                silent: ("it is in another network, or multicast does not come through", MULTICAST),
+                silent: ("it is in another network, or multicast does not come through", MEND_MULTICAST),
             },
             None if agent => {
                 Self { mend: "malai daemon", silent: ("an agent does not announce itself", "malai daemon"), ..own }
@@ -309,7 +309,7 @@ async fn discovery(membership: &Arc<Membership>, network: &Network) -> Vec<Findi
     }
     let whom = Whom::of(membership);
     let mut asking = JoinSet::new();
-    for (index, way) in ways.iter().take(TRIED).cloned().enumerate() {
+    for (index, way) in ways.iter().take(MAX_TRIED_SERVERS).cloned().enumerate() {
         let (membership, network) = (Arc::clone(membership), network.clone());
         asking.spawn(async move { (index, service(&membership, &network, whom, &way).await) });
     }
@@ -344,50 +344,50 @@ async fn service(membership: &Membership, network: &Network, whom: Whom, way: &s
     }
 }
 
-/// Silence is no fault: there are networks without multicast, and the other ways go on.
+/// Notes that no answer came by mDNS. That is no fault: there are networks without multicast, and the other ways work on.
 fn mdns(whom: Whom, heard: Result<Option<Duration>, String>) -> Finding {
     let area = "discovery mdns";
     match heard {
         Ok(Some(took)) => Finding::ok(area, format!("{} answers in {:.1} ms", whom.name, took.as_secs_f64() * 1e3)),
         Ok(None) => {
-            let ((why, mend), within) = (whom.silent, ANSWER.as_secs());
+            let ((why, mend), within) = (whom.silent, ANSWER_TIMEOUT.as_secs());
             let text = format!("asked for {}, nothing was heard within {within} s: {why}", whom.name);
             Finding::note(area, text).mend(mend)
         }
-        Err(why) => Finding::broken(area, format!("cannot be asked: {why}"), MULTICAST),
+        Err(why) => Finding::broken(area, format!("cannot be asked: {why}"), MEND_MULTICAST),
     }
 }
 
 async fn asked<E: std::fmt::Display>(whom: Whom, area: &str, lookup: Result<impl AddressLookup, E>) -> Finding {
     let lookup = match lookup {
         Ok(lookup) => lookup,
-        Err(error) => return Finding::broken(area, format!("cannot be asked: {error:#}"), SERVER),
+        Err(error) => return Finding::broken(area, format!("cannot be asked: {error:#}"), MEND_SERVER),
     };
     let Some(mut answers) = endpoint_id(whom.id.as_bytes()).and_then(|id| lookup.resolve(id)) else {
         return Finding::note(area, "not used to find machines");
     };
     let begun = Instant::now();
-    let Ok(answer) = timeout(ANSWER, answers.next()).await else {
-        return Finding::broken(area, format!("does not answer within {} s", ANSWER.as_secs()), SERVER);
+    let Ok(answer) = timeout(ANSWER_TIMEOUT, answers.next()).await else {
+        return Finding::broken(area, format!("does not answer within {} s", ANSWER_TIMEOUT.as_secs()), MEND_SERVER);
     };
     let answer = answer.map(|answer| answer.map(drop).map_err(|error| format!("{error:#}")));
     told(whom, area, answer, begun.elapsed())
 }
 
-/// What a server's answer says.
+/// Reads a server's answer.
 fn told(whom: Whom, area: &str, answer: Option<Result<(), String>>, took: Duration) -> Finding {
     let ms = took.as_secs_f64() * 1e3;
     match answer {
         Some(Ok(())) => Finding::ok(area, format!("knows {}, answers in {ms:.1} ms", whom.name)),
-        // By the words of iroh's errors: an answer of HTTP that is not the one asked for, and a name without records.
+        // Iroh's errors are told apart by their words: an HTTP answer without the record, and a name without records.
         Some(Err(why))
             if ["resolving http request", "no records", "NXDomain"].iter().any(|words| why.contains(words)) =>
         {
             let text = format!("answers in {ms:.1} ms, but does not know {}", whom.name);
             Finding::note(area, text).mend(whom.mend)
         }
-        Some(Err(why)) => Finding::broken(area, format!("fails: {why}"), SERVER),
-        None => Finding::broken(area, "answers nothing", SERVER),
+        Some(Err(why)) => Finding::broken(area, format!("fails: {why}"), MEND_SERVER),
+        None => Finding::broken(area, "answers nothing", MEND_SERVER),
     }
 }
 
@@ -434,7 +434,7 @@ mod tests {
     fn what_is_named_beyond_the_first_eight_is_told_of_and_counted() {
         assert_eq!(left_out("discovery", 8), None);
         let found = left_out("discovery", 10).map(|finding| (finding.level, finding.what));
-        assert_eq!(found, Some((Level::Note, "2 more are named, and were not tried".into())));
+        assert_eq!(found, Some((Level::Note, "2 more were not tried".into())));
     }
 
     #[test]

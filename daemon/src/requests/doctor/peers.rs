@@ -1,4 +1,4 @@
-//! What the other machines of a cluster tell, each asked now.
+//! Asks the other machines of a cluster, and compares what they answer.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,16 +11,16 @@ use crate::clusters::peers::dial::ago;
 use crate::requests::status;
 use crate::runtime::clock::now_ms;
 
-/// Clocks that differ by more are told of: the lines of two audits do not fit together any more.
-const SKEW_NOTE_MS: u64 = 5_000;
-/// By more than this an invite or a ticket may be over before it is used.
-const SKEW_BROKEN_MS: u64 = 60_000;
-/// What was compared longer ago is told with its age.
-const RECENT: Duration = Duration::from_secs(60);
-/// So many machines are named one by one.
-const NAMED: usize = 16;
+/// Bounds by how much clocks may differ without a note: with more, the times in two audits do not match.
+const CLOCK_SKEW_NOTE_MS: u64 = 5_000;
+/// Bounds by how much clocks may differ without a fault: with more, an invite or a ticket may expire before it is used.
+const CLOCK_SKEW_BROKEN_MS: u64 = 60_000;
+/// Sets the age from which a comparison of clocks is shown with its age.
+const CLOCK_COMPARISON_FRESH_FOR: Duration = Duration::from_secs(60);
+/// Bounds the machines that are named one by one.
+const MAX_NAMED_MACHINES: usize = 16;
 
-/// Asks all machines, and compares what they tell.
+/// Asks all machines, and compares what they answer.
 pub(super) async fn look(membership: &Arc<Membership>) -> Vec<Finding> {
     let machines = status::probed(membership).await;
     let (own, others): (Vec<_>, Vec<_>) = machines.iter().partition(|machine| machine.this);
@@ -36,7 +36,7 @@ pub(super) async fn look(membership: &Arc<Membership>) -> Vec<Finding> {
         found.push(Finding::note("config", why).mend("install a newer malai on this machine"));
     }
     if membership.is_removed() {
-        // That no machine answers has this one cause.
+        // When no machine answers, this is the one cause.
         found.push(Finding::note("link", "the cluster manager refuses this machine, and so does every other machine"));
     } else {
         found.push(link(membership, &others));
@@ -74,7 +74,7 @@ fn reached(others: &[&MachineStatus]) -> Vec<Finding> {
     let text = format!("{} of {} answer", others.len() - silent.len(), others.len());
     let none = silent.len() == others.len() && !others.is_empty();
     let mut found = vec![if none { Finding::note("machines", text) } else { Finding::ok("machines", text) }];
-    found.extend(silent.iter().filter(|machine| !machine.manager).take(NAMED).map(|machine| {
+    found.extend(silent.iter().filter(|machine| !machine.manager).take(MAX_NAMED_MACHINES).map(|machine| {
         Finding::note("machines", format!("{} does not answer, {}", machine.name, seen(machine)))
             .mend(format!("on {}: malai daemon status, then malai daemon", machine.name))
     }));
@@ -86,7 +86,7 @@ fn seen(machine: &MachineStatus) -> String {
     machine.last_seen_ms.map_or_else(|| "never seen from here".to_owned(), passed)
 }
 
-/// Who holds another generation than this machine. Those that are connected bring each other up to date within moments.
+/// Finds machines that hold another generation than this one. Those that are connected update each other within moments.
 fn generations(own: u64, others: &[&MachineStatus]) -> Vec<Finding> {
     let told = || others.iter().filter_map(|machine| Some((*machine, machine.generation?)));
     let mut found = Vec::new();
@@ -101,14 +101,16 @@ fn generations(own: u64, others: &[&MachineStatus]) -> Vec<Finding> {
         }
         None => found.push(Finding::ok("generation", format!("{own}, and no machine announced a newer one"))),
     }
-    found.extend(told().filter(|(_, generation)| *generation < own).take(NAMED).map(|(machine, older)| {
-        let text = format!("{} holds generation {older}, older than {own} here", machine.name);
-        match machine.connection {
-            Some(_) => Finding::broken("generation", text, format!("on {}: malai daemon restart", machine.name)),
-            None => Finding::note("generation", format!("{text}, by its last announcement"))
-                .mend(format!("on {}: malai daemon", machine.name)),
-        }
-    }));
+    found.extend(told().filter(|(_, generation)| *generation < own).take(MAX_NAMED_MACHINES).map(
+        |(machine, older)| {
+            let text = format!("{} holds generation {older}, older than {own} here", machine.name);
+            match machine.connection {
+                Some(_) => Finding::broken("generation", text, format!("on {}: malai daemon restart", machine.name)),
+                None => Finding::note("generation", format!("{text}, by its last announcement"))
+                    .mend(format!("on {}: malai daemon", machine.name)),
+            }
+        },
+    ));
     found
 }
 
@@ -117,7 +119,7 @@ fn versions(others: &[&MachineStatus]) -> Vec<Finding> {
     let mut found: Vec<_> = others
         .iter()
         .filter(other)
-        .take(NAMED)
+        .take(MAX_NAMED_MACHINES)
         .map(|machine| {
             let theirs = machine.malai.as_deref().unwrap_or_default();
             Finding::note(
@@ -133,7 +135,7 @@ fn versions(others: &[&MachineStatus]) -> Vec<Finding> {
     found
 }
 
-/// How another machine's clock stood when it greeted, which over a connection that lasts may be long ago.
+/// Says how another machine's clock stood when it greeted, which on a long connection may be long ago.
 #[derive(Debug, Clone, Copy)]
 struct Compared {
     ahead_ms: i64,
@@ -146,18 +148,19 @@ impl Compared {
     }
 }
 
-/// This machine's clock against the cluster manager's; at the manager, the others' against its own.
+/// Compares this machine's clock with the cluster manager's; at the manager, the others' with its own.
 fn clocks(manages: bool, others: &[&MachineStatus], compared: impl Fn(MachineId) -> Option<Compared>) -> Vec<Finding> {
     let asked: Vec<_> = others.iter().filter(|machine| manages || machine.manager).collect();
     let told: Vec<_> = asked.iter().filter_map(|machine| Some((&machine.name, compared(machine.id)?))).collect();
-    let found: Vec<_> = told.iter().filter_map(|(name, compared)| clock(name, *compared)).take(NAMED).collect();
+    let found: Vec<_> =
+        told.iter().filter_map(|(name, compared)| clock(name, *compared)).take(MAX_NAMED_MACHINES).collect();
     if !found.is_empty() {
         return found;
     }
     let Some(oldest) = told.iter().map(|(_, compared)| *compared).max_by_key(|compared| compared.ago) else {
         return vec![Finding::note("clock", format!("not compared: {}", untold(manages, &asked)))];
     };
-    let met = match (oldest.ago > RECENT, manages) {
+    let met = match (oldest.ago > CLOCK_COMPARISON_FRESH_FOR, manages) {
         (false, _) => String::new(),
         (true, false) => format!(" when they met, {} ago", oldest.ago()),
         (true, true) => format!(" when they met, the first of them {} ago", oldest.ago()),
@@ -169,7 +172,7 @@ fn clocks(manages: bool, others: &[&MachineStatus], compared: impl Fn(MachineId)
     vec![Finding::ok("clock", same)]
 }
 
-/// Why no clock was compared.
+/// Says why no clock was compared.
 fn untold(manages: bool, asked: &[&&MachineStatus]) -> &'static str {
     let connected = asked.iter().any(|machine| machine.connection.is_some());
     match (manages, connected) {
@@ -184,13 +187,13 @@ fn untold(manages: bool, asked: &[&&MachineStatus]) -> &'static str {
 fn clock(name: &str, compared: Compared) -> Option<Finding> {
     let ahead_ms = compared.ahead_ms;
     let differs = ahead_ms.unsigned_abs();
-    if differs <= SKEW_NOTE_MS {
+    if differs <= CLOCK_SKEW_NOTE_MS {
         return None;
     }
     let (which, by) = (if ahead_ms > 0 { "ahead of" } else { "behind" }, ago(differs));
     let text = format!("{name}'s clock was {by} {which} this machine's when they met, {} ago", compared.ago());
     let mend = "on the one that is wrong: timedatectl set-ntp true; then malai daemon restart";
-    Some(match differs > SKEW_BROKEN_MS {
+    Some(match differs > CLOCK_SKEW_BROKEN_MS {
         true => Finding::broken(
             "clock",
             format!("{text}: invites and tickets may expire too early, and the times in audits do not match"),

@@ -1,4 +1,4 @@
-//! Leaving a cluster where no daemon runs: an executor may still have sessions of it.
+//! Leaves a cluster where no daemon runs. An executor may still have sessions of it.
 
 use std::time::Duration;
 
@@ -64,7 +64,7 @@ pub(super) async fn leave(home: &Home, alias: &str, force: bool) -> Result<Respo
 
 /// Ends the sessions of this cluster in an executor that has no daemon. The caller holds the daemon's lock.
 async fn end_sessions(home: &Home, alias: &str) -> Result<(), Failure> {
-    // One that does not read is known by what its sessions say.
+    // A cluster whose files cannot be read is known by what its sessions say.
     let cluster = clusters::load(home, alias).map(|cluster| cluster.id).ok();
     let is_of = |id: ClusterId, request: &Decided| {
         Some(id) == cluster || request.audit.as_ref().is_some_and(|names| names.cluster == alias)
@@ -101,7 +101,7 @@ async fn end_sessions(home: &Home, alias: &str) -> Result<(), Failure> {
                     write(&audit, &executor, &ended, false).await?;
                 }
             }
-            // The next daemon hears from the next executor, or from the audit, what became of them.
+            // The next executor, or the audit, says to the next daemon what became of them.
             _ => {
                 tracing::error!(cluster = alias, "{} sessions were left without their ends", live.len());
                 break;

@@ -1,4 +1,4 @@
-//! What can be done without a daemon: the disk part of a request. Nothing is published.
+//! Does without a daemon what needs only the disk. Nothing is published.
 
 mod leave;
 mod stop;
@@ -15,7 +15,7 @@ use crate::store::lock::{self, Changes};
 
 pub use stop::{end_executor, stop_by_signal};
 
-/// Does the disk part of a request, on a home where no daemon runs. An agent may run there.
+/// Does what a request needs of the disk, in a home where no daemon runs. An agent may run there.
 pub async fn offline(home: &Home, request: Request) -> Response {
     if let Request::MachineLeave { cluster, force } = &request {
         return leave::leave(home, cluster, *force).await.unwrap_or_else(Response::Failed);

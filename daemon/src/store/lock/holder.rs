@@ -61,7 +61,7 @@ impl Holder {
     }
 }
 
-/// Returns who holds the lock of this home, as far as the lock tells; `None` when nobody does. Blocks.
+/// Returns which process holds the lock of this home, as far as the lock's file says; `None` when it is free. Blocks.
 ///
 /// # Errors
 /// What the disk says.

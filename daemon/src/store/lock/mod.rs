@@ -142,7 +142,7 @@ impl Part {
     fn say(self, file: &File) -> io::Result<()> {
         let word = if self == Self::Agent { AGENT } else { "" };
         match say(file, &format!("{}\n{word}", std::process::id())) {
-            // The lock is what counts. A machine with a full disk must not be one that nobody reaches.
+            // The lock is what counts. A machine with a full disk must still be reached.
             Err(error) if matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) => {
                 tracing::warn!(%error, "the lock does not say who holds it");
                 Ok(())

@@ -164,6 +164,25 @@ fn a_lock_whose_file_is_removed_is_taken_again_unless_somebody_was_faster() {
 }
 
 #[test]
+fn the_end_of_a_holder_is_waited_for_and_one_that_stays_is_returned() {
+    let (_dir, home) = home();
+    let lock = Lock::take(&home, Part::Daemon).expect("free");
+    let held = find_holder(&home).expect("looks").expect("held");
+    let stays = wait_for_release(&home, &held, Duration::ZERO).expect("looks");
+    assert_eq!(stays.as_ref(), Some(&held));
+    let waiting = std::thread::spawn({
+        let (home, held) = (home.clone(), held.clone());
+        move || wait_for_release(&home, &held, Duration::from_secs(60))
+    });
+    drop(lock);
+    assert_eq!(waiting.join().expect("ends").expect("looks"), None);
+    let other = Holder { pid: Some(1), ..held };
+    let _lock = Lock::take(&home, Part::Daemon).expect("free");
+    let next = wait_for_release(&home, &other, Duration::from_secs(60)).expect("looks").expect("held by another one");
+    assert_eq!(next.pid, Some(std::process::id()));
+}
+
+#[test]
 fn a_home_that_is_removed_is_not_made_again() {
     let (_dir, home) = home();
     let lock = Lock::take(&home, Part::Daemon).expect("free");

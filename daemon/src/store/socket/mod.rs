@@ -1,7 +1,7 @@
-//! Serves a Unix socket whose name others may take away, as cleaners of temporary directories do. Whenever its
-//! directory changes, the socket's owner looks at the name, and binds it again when it stands for nothing, or for
-//! something that nobody serves. It looks every other second where the system does not report changes, and while the
-//! name is not as it should be.
+//! Serves a Unix socket whose name others may remove, as cleaners of temporary directories do. Whenever its directory
+//! changes, the socket's owner looks at the name, and binds it again when it stands for nothing, or for something that no
+//! process serves. Where the system does not report changes, and while the name is not as it should be, it looks every
+//! other second.
 
 mod watch;
 
@@ -29,18 +29,18 @@ const SOCKET_LOOK_DELAY: Duration = Duration::from_millis(50);
 /// Bounds a path in `sockaddr_un`, in bytes, without the NUL byte after it.
 pub(crate) const SOCKET_PATH_MAX_BYTES: usize = if cfg!(target_os = "linux") { 107 } else { 103 };
 
-/// A socket that is bound, mode 0600. Dropped, it takes its name away with it, if that is still its own.
+/// Is a socket that is bound, mode 0600. When dropped, it removes its name, if that is still its own.
 #[derive(Debug)]
-#[must_use = "nobody reaches the socket when this is dropped"]
+#[must_use = "no process reaches the socket when this is dropped"]
 pub(crate) struct Socket {
     path: PathBuf,
     listener: UnixListener,
-    /// What the name stood for when it was bound: device and inode, which is not given away while the socket is open.
+    /// Is what the name stood for when it was bound: device and inode, which no other file gets while the socket is open.
     identity: (u64, u64),
     watch: Option<Watch>,
-    /// When the name is looked at next, if nothing changes.
+    /// Is when the name is looked at next, if nothing changes.
     look_at: Option<Instant>,
-    /// Whether it was logged that it could not be bound again.
+    /// Says whether it was logged that the name could not be bound again.
     is_told: bool,
 }
 
@@ -67,8 +67,9 @@ impl Socket {
         Ok(Self { path: path.to_owned(), listener, identity, watch, look_at, is_told: false })
     }
 
-    /// Takes the next connection of this process's own user or root, and closes those of others. When the name does not stand for this socket any more it is bound again, if `may_bind`
-    /// allows it, which is asked at every look, and may use the disk.
+    /// Takes the next connection of this process's own user or root, and closes those of others. When the name does not
+    /// stand for this socket any more it is bound again, if `may_bind` allows it, which is asked at every look, and may
+    /// use the disk.
     ///
     /// # Errors
     /// What the system says: most likely, no descriptor is left.
@@ -100,7 +101,7 @@ impl Socket {
     async fn look(&mut self, may_bind: impl FnOnce() -> bool + Send + 'static) {
         let (path, ours) = (self.path.clone(), self.identity);
         let watched = self.watch.as_ref().map(Watch::directory);
-        // A disk that hangs holds up who connects just now, and no other task.
+        // A disk that hangs delays the next connection, and no other task.
         let looked = tokio::task::spawn_blocking(move || {
             let renewed = watch::renew(directory(&path), watched);
             (renewed, look(&path, ours, may_bind))
@@ -114,7 +115,7 @@ impl Socket {
         self.look_at = (!is_watched).then(|| Instant::now() + SOCKET_LOOK_INTERVAL);
     }
 
-    /// Takes what came of a look; whether the name stands for this socket.
+    /// Takes over what came of a look. Says whether the name stands for this socket.
     fn settle(&mut self, bound: io::Result<Option<Bound>>) -> bool {
         let bound = bound.and_then(|bound| {
             bound.map(|(listener, identity)| Ok((UnixListener::from_std(listener)?, identity))).transpose()
@@ -168,21 +169,21 @@ fn look(path: &Path, ours: (u64, u64), may_bind: impl FnOnce() -> bool) -> io::R
     }
     match identity(path) {
         Ok(found) if found == ours => return Ok(None),
-        // Whatever it is, its name is not taken away from it.
+        // The name is left to the process that serves it.
         Ok(_) if is_served(path) => return Err(io::Error::other("another process serves there")),
         Ok(_) => {}
         Err(error) if error.kind() == ErrorKind::NotFound => {}
         Err(error) => return Err(error),
     }
-    // A directory that is gone is not made: who removed it may have meant it.
+    // A directory that is gone is not made again: it may have been removed on purpose.
     std::fs::metadata(directory(path))?;
     bind_over(path).map(Some)
 }
 
-/// Tells whether some process listens there, also one that does not accept just now.
+/// Says whether a process listens there, even if it does not accept at the moment.
 fn is_served(path: &Path) -> bool {
-    let nobody = |error: io::Error| matches!(error.kind(), ErrorKind::ConnectionRefused | ErrorKind::NotFound);
-    !connect_now(path).is_err_and(nobody)
+    let is_dead = |error: io::Error| matches!(error.kind(), ErrorKind::ConnectionRefused | ErrorKind::NotFound);
+    !connect_now(path).is_err_and(is_dead)
 }
 
 /// Connects without waiting: a process whose backlog is full does not answer either.
@@ -207,7 +208,7 @@ fn bind_over(path: &Path) -> io::Result<Bound> {
         Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    // The directory is 0700, so nobody gets in between the two calls.
+    // The directory is 0700, so no other user gets in between the two calls.
     let listener = std::os::unix::net::UnixListener::bind(path)?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
     listener.set_nonblocking(true)?;

@@ -16,7 +16,7 @@ pub(super) type Opened = (DirectoryChanges, (u64, u64));
 #[derive(Debug)]
 pub(super) struct Watch {
     changes: AsyncFd<DirectoryChanges>,
-    /// Another directory may have the name by now.
+    /// Identifies the directory: another one may have the name by now.
     directory: (u64, u64),
 }
 
@@ -66,7 +66,7 @@ pub(super) async fn change(watch: Option<&Watch>) {
     let Some(watch) = watch else { return std::future::pending().await };
     loop {
         let Ok(mut ready) = watch.changes.readable().await else { return };
-        // What has changed, the look finds out.
+        // The look finds out what has changed.
         match ready.try_io(|changes| changes.get_ref().read()) {
             Ok(_) => return,
             Err(_would_block) => {}
