@@ -7,10 +7,10 @@ use std::os::unix::ffi::OsStrExt;
 
 use clap::{Arg, Command};
 
-/// malai's own even right after the target.
-const DETACH: &str = "--detach";
+/// Is the one option of malai that may follow the target.
+const DETACH_OPTION: &str = "--detach";
 
-/// A command line, cut.
+/// Holds a command line, cut at the target.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Cut {
     /// For clap: program, subcommand, options, and the target where there is one.
@@ -31,13 +31,13 @@ pub(crate) fn cut(args: Vec<OsString>, root: &Command) -> Cut {
     };
     let name = typed[first].to_str().filter(|_| !escaped);
     let subcommand = name.and_then(|name| root.find_subcommand(name));
-    // How many words of its own a command takes before the remote ones begin.
+    // The number of words that a command takes for itself before the remote ones begin.
     let own = match subcommand.map(Command::get_name) {
         None | Some("exec") => 1,
         Some("can") => 2,
         Some(_) => 0,
     };
-    // clap adds `help` by itself, so that it is not among the subcommands yet.
+    // clap adds `help` later, so it is not among the subcommands yet.
     if own == 0 || name == Some("help") {
         return Cut { head: args, literal: false, words: Vec::new() };
     }
@@ -48,9 +48,9 @@ pub(crate) fn cut(args: Vec<OsString>, root: &Command) -> Cut {
     let end = if escaped { 1 } else { end_of_words(rest, own, subcommand.or(root.find_subcommand("exec"))) };
     head.extend_from_slice(&rest[..end]);
     let mut words = &rest[end..];
-    // The one option that may follow the target: a command of this name is meant after `--`.
-    if head.get(1).is_some_and(|name| name == "exec") && words.first().is_some_and(|word| word == DETACH) {
-        head.insert(2, DETACH.into());
+    // A command of this name is meant only after `--`.
+    if head.get(1).is_some_and(|name| name == "exec") && words.first().is_some_and(|word| word == DETACH_OPTION) {
+        head.insert(2, DETACH_OPTION.into());
         words = &words[1..];
     }
     let literal = words.first().is_some_and(|word| word == "--");
@@ -60,7 +60,7 @@ pub(crate) fn cut(args: Vec<OsString>, root: &Command) -> Cut {
     Cut { head, literal, words: words.to_vec() }
 }
 
-/// The index after the first `count` words that are no options; all of `typed` when there are fewer.
+/// Returns the index after the first `count` words that are no options; the end of `typed` when there are fewer.
 fn end_of_words(typed: &[OsString], count: usize, command: Option<&Command>) -> usize {
     let mut end = 0;
     for _ in 0..count {
@@ -72,7 +72,7 @@ fn end_of_words(typed: &[OsString], count: usize, command: Option<&Command>) -> 
     end
 }
 
-/// The first word from `from` on that is neither an option nor the value of one, and whether `--` stands before it.
+/// Returns the first word from `from` on that is neither an option nor the value of one, and whether `--` stands before it.
 fn next_word(typed: &[OsString], from: usize, command: Option<&Command>) -> Option<(usize, bool)> {
     let mut at = from;
     while let Some(word) = typed.get(at) {
@@ -88,7 +88,7 @@ fn next_word(typed: &[OsString], from: usize, command: Option<&Command>) -> Opti
     None
 }
 
-/// Whether the value of this option is the next word.
+/// Tells whether the value of this option is the next word.
 fn wants_next(option: &[u8], command: Option<&Command>) -> bool {
     let takes_value = |found: &dyn Fn(&Arg) -> bool| {
         command.is_some_and(|c| {

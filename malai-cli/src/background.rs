@@ -1,5 +1,5 @@
-//! Processes that outlive the CLI: the background daemon and the agent. Both are this program again, which tells
-//! through its standard output, one JSON line each, what happened until it was ready, and then closes it.
+//! Processes that outlive the CLI: the background daemon and the agent. Both are this program again. Until it is ready, it
+//! reports on its standard output, one JSON line each; then it closes that.
 
 use std::ffi::OsStr;
 use std::fs::OpenOptions;
@@ -12,20 +12,20 @@ use malai_protocol::home::Home;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
-use crate::home::VARIABLE;
+use crate::home::HOME_VARIABLE;
 
-/// What a starting process tells.
+/// Says how far a starting process came.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Report {
-    /// It goes on, but somebody should know this.
+    /// It goes on, but the user should know this.
     Warning(String),
     /// It is ready; last.
     Ready {
         /// Its process id.
         pid: u32,
     },
-    /// It is not and ends; last.
+    /// It cannot run, and ends; last.
     Failed(Failure),
 }
 
@@ -37,15 +37,12 @@ pub(crate) struct Child {
 
 impl Child {
     /// Starts this program again with these words, which name a hidden subcommand.
-    ///
-    /// # Errors
-    /// When it cannot be started.
     pub(crate) fn start(home: &Home, words: &[&str]) -> Result<Self, Failure> {
         let name = words.join(" ");
         let fail = |e: io::Error| Failure::new(Kind::Internal, format!("`malai {name}` cannot be started: {e}"));
         let mut child = Command::new(program()?)
             .args(words)
-            .env(VARIABLE, home.root())
+            .env(HOME_VARIABLE, home.root())
             .current_dir("/")
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -53,7 +50,7 @@ impl Child {
             .spawn()
             .map_err(fail)?;
         let stdout = child.stdout.take().ok_or_else(|| fail(io::Error::other("no pipe")))?;
-        // Two are enough: the thread waits with what is not taken, and the process does not.
+        // Room for two is enough: when it is full the thread waits, not the process.
         let (sender, reports) = mpsc::channel(2);
         std::thread::Builder::new()
             .name("reports".into())
@@ -72,24 +69,18 @@ fn read_reports(stdout: ChildStdout) -> impl Iterator<Item = Report> {
     BufReader::new(stdout).lines().map_while(Result::ok).filter_map(|line| serde_json::from_str(&line).ok())
 }
 
-/// The path of this program.
-///
-/// # Errors
-/// When the system does not tell.
+/// Returns the path of this program.
 pub(crate) fn program() -> Result<std::path::PathBuf, Failure> {
     std::env::current_exe()
-        .map_err(|e| Failure::new(Kind::Internal, format!("where this program is cannot be found out: {e}")))
+        .map_err(|e| Failure::new(Kind::Internal, format!("cannot find this program's own path: {e}")))
 }
 
-/// In the child, first of all: own session, cwd `/`, and no descriptor but the standard ones. A shell's pipe that was
-/// passed on by accident would otherwise stay open for as long as this process lives.
-///
-/// # Errors
-/// When the system refuses one of them.
+/// Detaches the child, first of all: into a session of its own, with cwd `/` and no descriptor but the standard ones. A
+/// shell's pipe that the child inherited by accident would otherwise stay open as long as the child lives.
 pub(crate) fn detach() -> Result<(), Failure> {
     let fail = |what: &str, e: &dyn std::fmt::Display| Failure::new(Kind::Internal, format!("{what}: {e}"));
     close_inherited().map_err(|e| fail("inherited descriptors cannot be closed", &e))?;
-    // It fails with EPERM where this is the leader of a session already, which is what is wanted.
+    // EPERM says that this process leads a session already, which is what is wanted.
     match nix::unistd::setsid() {
         Ok(_) | Err(nix::errno::Errno::EPERM) => {}
         Err(e) => return Err(fail("no session of its own", &e)),
@@ -103,7 +94,7 @@ fn close_inherited() -> io::Result<()> {
         std::fs::read_dir("/dev/fd")?.filter_map(|entry| is_number(&entry.ok()?.file_name())).collect();
     for fd in open.into_iter().filter(|fd| *fd > 2) {
         match nix::unistd::close(fd) {
-            // The directory that was read above is in its own listing, and closed by now.
+            // The listing above contains its own directory, which is closed by now.
             Ok(()) | Err(nix::errno::Errno::EBADF) => {}
             Err(e) => return Err(e.into()),
         }
@@ -111,11 +102,11 @@ fn close_inherited() -> io::Result<()> {
     Ok(())
 }
 
-/// In the child: tells the parent.
+/// Reports from the child to its parent.
 ///
 /// # Errors
-/// When the parent cannot be told for another reason than that it is gone.
-pub(crate) fn tell(report: &Report) -> io::Result<()> {
+/// When that fails for another reason than that the parent is gone.
+pub(crate) fn send_report(report: &Report) -> io::Result<()> {
     let line = serde_json::to_string(report)? + "\n";
     match crate::stdio::Descriptor::of(&io::stdout())?.write_all(line.as_bytes()) {
         Err(e) if e.kind() == ErrorKind::BrokenPipe => Ok(()),
@@ -123,11 +114,8 @@ pub(crate) fn tell(report: &Report) -> io::Result<()> {
     }
 }
 
-/// In the child: lets go of the parent.
-///
-/// # Errors
-/// When /dev/null cannot be opened.
-pub(crate) fn let_go() -> io::Result<()> {
+/// Closes the child's connection to its parent.
+pub(crate) fn close_reports() -> io::Result<()> {
     let null = OpenOptions::new().write(true).open("/dev/null")?;
     nix::unistd::dup2_stdout(&null).map_err(Into::into)
 }

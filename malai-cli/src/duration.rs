@@ -2,17 +2,14 @@
 
 use std::time::Duration;
 
-/// Units with their length in milliseconds; the longer name first where one ends with another.
-const UNITS: &[(&str, f64)] = &[("ms", 1.0), ("s", 1e3), ("m", 60e3), ("h", 3600e3), ("d", 86_400e3)];
-/// The longest span: about a hundred years, far from any overflow.
-const MAX_MS: f64 = 100.0 * 365.25 * 86_400e3;
+/// Lists the units with their length in milliseconds; the longer name first where one ends with another.
+const DURATION_UNITS: &[(&str, f64)] = &[("ms", 1.0), ("s", 1e3), ("m", 60e3), ("h", 3600e3), ("d", 86_400e3)];
+/// Bounds a span: about a hundred years, far from any overflow.
+const MAX_SPAN_MS: f64 = 100.0 * 365.25 * 86_400e3;
 
 /// Reads a span; a bare number is seconds.
-///
-/// # Errors
-/// In words, for clap.
 pub(crate) fn parse(text: &str) -> Result<Duration, String> {
-    let (number, unit) = UNITS
+    let (number, unit) = DURATION_UNITS
         .iter()
         .find_map(|(name, length)| text.strip_suffix(name).map(|number| (number, *length)))
         .unwrap_or((text, 1e3));
@@ -22,21 +19,21 @@ pub(crate) fn parse(text: &str) -> Result<Duration, String> {
     }
     let number: f64 = number.parse().map_err(|_| format!("`{number}` is not a number"))?;
     let ms = number * unit;
-    if ms > MAX_MS {
+    if ms > MAX_SPAN_MS {
         return Err("longer than a hundred years".into());
     }
     if ms < 1.0 {
-        return Err("has to be at least 1ms".into());
+        return Err("must be at least 1ms".into());
     }
     Ok(Duration::from_secs_f64(ms / 1e3))
 }
 
-/// A span in whole milliseconds.
+/// Returns a span in whole milliseconds.
 pub(crate) fn millis(span: Duration) -> u64 {
     u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// A span for people, in the largest unit that needs no fraction.
+/// Writes a span for people, in the largest unit that needs no fraction.
 pub(crate) fn words(span: Duration) -> String {
     match millis(span) {
         ms if ms % 3_600_000 == 0 && ms > 0 => format!("{} h", ms / 3_600_000),

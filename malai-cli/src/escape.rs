@@ -1,4 +1,4 @@
-//! Makes text harmless before a terminal sees it: characters of [`malai_protocol::escape`] are shown, and not obeyed.
+//! Makes text harmless for a terminal: it shows the characters of [`malai_protocol::escape`] and does not obey them.
 
 use std::fmt::Write as _;
 
@@ -28,24 +28,24 @@ fn as_rust(out: &mut String, c: char) {
     };
 }
 
-/// One line: a name, a word, a path.
+/// Escapes one line: a name, a word, a path.
 pub(crate) fn line(text: &str) -> String {
     escape(text, &[])
 }
 
-/// Text of several lines, such as a config: line ends and tabs stay.
+/// Escapes text of several lines, such as a config: line ends and tabs stay.
 pub(crate) fn text(text: &str) -> String {
     escape(text, &['\n', '\t'])
 }
 
-/// Words as a shell would have to be given them, so that one word with a space is told from two.
+/// Quotes words as a shell reads them, so that one word with a space differs from two words.
 pub(crate) fn words<S: AsRef<str>>(words: &[S]) -> String {
     let quoted: Vec<String> = words.iter().map(|w| quote(w.as_ref())).collect();
     quoted.join(" ")
 }
 
 fn quote(word: &str) -> String {
-    // A backslash that is shown in place of a character is no word's own, and no shell gets it.
+    // A backslash that escaping adds is not part of the word, and no shell gets it.
     let is_plain = !word.is_empty() && !word.contains('\\');
     let plain = |c: char| c.is_alphanumeric() || "_-./:=@%+,\\{}".contains(c);
     let word = line(word);

@@ -1,4 +1,4 @@
-//! Where this malai lives.
+//! The directory of this malai's files.
 
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -6,12 +6,12 @@ use std::path::{Path, PathBuf};
 use malai_protocol::failure::{Failure, Kind};
 use malai_protocol::home::Home;
 
-/// The variable that names another home.
-pub(crate) const VARIABLE: &str = "MALAI_HOME";
-/// The longest path of a Unix socket, in bytes: `sun_path` without its final zero.
-const MAX_SOCKET: usize = if cfg!(target_os = "linux") { 107 } else { 103 };
+/// Names the variable that sets another home.
+pub(crate) const HOME_VARIABLE: &str = "MALAI_HOME";
+/// Bounds the path of a Unix socket: macOS takes 103 bytes and Linux 107, and the executor binds none that only one takes.
+const MAX_SOCKET_PATH_BYTES: usize = 103;
 
-/// The home that the environment names, or the platform's data directory for `malai`; always an absolute path.
+/// Returns the home that the environment names, or the platform's data directory for `malai`; always an absolute path.
 ///
 /// # Errors
 /// When there is none, or when its sockets' paths would be too long.
@@ -21,15 +21,15 @@ pub(crate) fn find() -> Result<Home, Failure> {
 
 fn root() -> Result<PathBuf, Failure> {
     let named = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    if let Some(root) = named(VARIABLE) {
-        return absolute(VARIABLE, root);
+    if let Some(root) = named(HOME_VARIABLE) {
+        return absolute(HOME_VARIABLE, root);
     }
     if let Some(home) = named("HOME") {
         absolute("HOME", home)?;
     }
     let dirs = directories::ProjectDirs::from("", "", "malai").ok_or_else(|| {
         Failure::new(Kind::BadConfig, "this user has no home directory, so malai has no place for its files")
-            .hint(format!("name one: {VARIABLE}=/some/directory malai …"))
+            .hint(format!("name one: {HOME_VARIABLE}=/some/directory malai …"))
     })?;
     Ok(dirs.data_dir().to_owned())
 }
@@ -43,12 +43,12 @@ fn absolute(variable: &str, path: PathBuf) -> Result<PathBuf, Failure> {
     if path.as_os_str().as_bytes().starts_with(b"~") {
         let message = format!("{variable} is `{shown}`: only a shell replaces the ~, and only where it is not quoted");
         let hint = match path.strip_prefix("~") {
-            Ok(rest) if variable == VARIABLE => format!("{variable}=\"$HOME/{}\" malai …", rest.display()),
+            Ok(rest) if variable == HOME_VARIABLE => format!("{variable}=\"$HOME/{}\" malai …", rest.display()),
             _ => format!("write the whole path: {variable}=/home/… malai …"),
         };
         return Err(Failure::new(Kind::BadConfig, message).hint(hint));
     }
-    let message = format!("{variable} is `{shown}`, a relative path, which means another directory in each place");
+    let message = format!("{variable} is the relative path `{shown}`; it must be absolute");
     let there = std::path::absolute(&path).unwrap_or_else(|_| Path::new("/some/directory").join(&path));
     Err(Failure::new(Kind::BadConfig, message).hint(format!("say where it is: {variable}={} malai …", there.display())))
 }
@@ -57,12 +57,15 @@ fn at(root: PathBuf) -> Result<Home, Failure> {
     let home = Home::new(root);
     let longest = home.executor_socket();
     let length = longest.as_os_str().as_bytes().len();
-    if length > MAX_SOCKET {
+    if length > MAX_SOCKET_PATH_BYTES {
         return Err(Failure::new(
             Kind::BadConfig,
-            format!("`{}` has {length} bytes, and a socket's path may have {MAX_SOCKET}", longest.display()),
+            format!(
+                "the path `{}` has {length} bytes; a socket's path has at most {MAX_SOCKET_PATH_BYTES}",
+                longest.display()
+            ),
         )
-        .hint(format!("choose a shorter directory: {VARIABLE}=/short/path malai …")));
+        .hint(format!("choose a shorter directory: {HOME_VARIABLE}=/short/path malai …")));
     }
     Ok(home)
 }
@@ -73,10 +76,10 @@ mod tests {
 
     #[test]
     fn a_home_too_deep_for_its_sockets_is_refused_with_path_and_variable() {
-        let failure = at(PathBuf::from(format!("/{}", "x".repeat(MAX_SOCKET)))).expect_err("too long");
+        let failure = at(PathBuf::from(format!("/{}", "x".repeat(MAX_SOCKET_PATH_BYTES)))).expect_err("too long");
         assert!(failure.message.contains("executor.sock"), "{failure}");
-        assert!(failure.hint.expect("hint").contains(VARIABLE));
-        let fits = "/".to_owned() + &"x".repeat(MAX_SOCKET - "/executor.sock".len() - 1);
+        assert!(failure.hint.expect("hint").contains(HOME_VARIABLE));
+        let fits = "/".to_owned() + &"x".repeat(MAX_SOCKET_PATH_BYTES - "/executor.sock".len() - 1);
         at(PathBuf::from(fits)).expect("fits");
     }
 
@@ -88,17 +91,17 @@ mod tests {
             ("~alice/malai", "write the whole path: MALAI_HOME=/home/… malai …"),
         ];
         for (path, hint) in table {
-            let failure = refused(VARIABLE, path);
+            let failure = refused(HOME_VARIABLE, path);
             assert!(failure.message.contains(&format!("MALAI_HOME is `{path}`: only a shell")), "{failure}");
             assert_eq!(failure.hint.as_deref(), Some(hint));
         }
         let here = std::env::current_dir().expect("a directory");
         for path in ["malai", "./malai", "../malai"] {
             let failure = refused("HOME", path);
-            assert!(failure.message.contains(&format!("HOME is `{path}`")), "{failure}");
+            assert!(failure.message.contains(&format!("HOME is the relative path `{path}`")), "{failure}");
             let hint = failure.hint.expect("a hint");
             assert!(hint.contains(&format!("HOME={}", here.join(path.trim_start_matches("./")).display())), "{hint}");
         }
-        assert_eq!(absolute(VARIABLE, "/srv/malai".into()), Ok(PathBuf::from("/srv/malai")));
+        assert_eq!(absolute(HOME_VARIABLE, "/srv/malai".into()), Ok(PathBuf::from("/srv/malai")));
     }
 }

@@ -1,5 +1,5 @@
-//! Decides which lines every process of malai logs. [`malai_daemon::runtime::logging`] decides where they go, and what becomes
-//! of a line that cannot be written.
+//! Decides which lines every process of malai logs. [`malai_daemon::runtime::logging`] decides where they go, and what
+//! happens to a line that cannot be written.
 
 mod repeats;
 
@@ -12,9 +12,9 @@ use repeats::Repeats;
 /// Names the variable that says what is logged, in the syntax of `tracing_subscriber::EnvFilter`.
 const LOG_VARIABLE: &str = "MALAI_LOG";
 /// Sets what is logged without the variable.
-const LOG_DEFAULT_FILTER: &str = "warn,malai=info,malai_daemon=info";
+pub(crate) const LOG_DEFAULT_FILTER: &str = "warn,malai=info,malai_daemon=info";
 /// Sets what a relay logs without the variable: iroh's server has a line for every stranger that breaks the protocol.
-const LOG_RELAY_FILTER: &str = "warn,malai=info,malai_daemon=info,iroh_relay=off";
+pub(crate) const LOG_RELAY_FILTER: &str = "warn,malai=info,malai_daemon=info,iroh_relay=off";
 /// Lists parts of other crates that may log the URL of a proxy, or what is sent to it. They stay at `info`, whatever
 /// `MALAI_LOG` says.
 const LOG_CAPPED_TARGETS: [&str; 4] = [
@@ -27,16 +27,7 @@ const LOG_CAPPED_TARGETS: [&str; 4] = [
 const LOG_LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 
 /// Starts to log as `MALAI_LOG` says. Where it is wrong, uses the default, and returns what is wrong.
-pub(crate) fn start(log: &Log) -> Option<String> {
-    start_with(log, LOG_DEFAULT_FILTER)
-}
-
-/// Does the same for a relay.
-pub(crate) fn start_relay(log: &Log) -> Option<String> {
-    start_with(log, LOG_RELAY_FILTER)
-}
-
-fn start_with(log: &Log, default: &str) -> Option<String> {
+pub(crate) fn start(log: &Log, default: &str) -> Option<String> {
     let (filter, wrong) = match std::env::var_os(LOG_VARIABLE).filter(|words| !words.is_empty()) {
         None => (EnvFilter::new(default), None),
         Some(words) => match parse(&words.to_string_lossy()) {

@@ -1,9 +1,10 @@
 //! The command `malai`.
 //!
 //! # Layout
-//! [`args`] cuts the command line at the target; [`commands`] has one file for each command; [`client`] talks to the
-//! daemon; [`session`] follows one command on a machine, and asks about others; [`background`] starts the daemon and the
-//! agent; [`logging`] says what those log; [`output`] is the only file that prints.
+//! From the top, and each module uses only those below it: [`commands`] has one file for each command; [`service`] is
+//! what daemon, agent and relay have in common as processes; [`session`] follows one command on a machine, and asks about
+//! others; [`args`] cuts the command line at the target; [`client`] asks the daemon, and starts an agent; [`background`]
+//! starts processes that outlive this one; [`logging`] says what those log; [`output`] is the only file that prints.
 
 mod args;
 mod background;
@@ -16,6 +17,7 @@ mod logging;
 mod output;
 mod platform;
 mod random;
+mod service;
 mod session;
 mod stdio;
 mod timestamp;

@@ -2,7 +2,9 @@
 //!
 //! Whatever is printed may contain another machine's words, so everything is escaped here and nowhere else.
 
+use std::fmt::Display;
 use std::io::{self, ErrorKind, IsTerminal, Write};
+use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use malai_protocol::failure::{Failure, Kind};
@@ -11,25 +13,25 @@ use serde::Serialize;
 
 use crate::{escape, stdio};
 
-/// How long the last words wait for a standard error that nobody reads, in milliseconds.
-const LAST_WORDS_MS: u16 = 1000;
+/// Bounds how long the last words wait for a stream that nobody reads.
+const LAST_WORDS_TIMEOUT_MS: u16 = 1000;
 
-/// Notes that the reader of standard output left before everything was written.
+/// Holds whether the reader of standard output left before everything was written.
 static READER_LEFT: AtomicBool = AtomicBool::new(false);
 /// Is the exit code of a run whose reader left, as if SIGPIPE had ended it.
-const READER_LEFT_CODE: u8 = 128 + 13;
+const EXIT_READER_LEFT: u8 = 128 + 13;
 
 /// Returns the exit code of a run, given what it would be otherwise: 0 only when its results were written.
 pub(crate) fn exit_code(code: u8) -> u8 {
-    if code == 0 && has_lost_its_reader() { READER_LEFT_CODE } else { code }
+    if code == 0 && has_lost_its_reader() { EXIT_READER_LEFT } else { code }
 }
 
-/// Whether the reader of standard output left before everything was written.
+/// Tells whether the reader of standard output left before everything was written.
 pub(crate) fn has_lost_its_reader() -> bool {
     READER_LEFT.load(Ordering::Relaxed)
 }
 
-/// How this run prints.
+/// Prints for this run.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Output {
     /// Data as JSON: exactly one document on standard output, or one object a line where it is a stream.
@@ -37,7 +39,7 @@ pub(crate) struct Output {
 }
 
 impl Output {
-    /// Says something to the person: `malai: …`.
+    /// Says something to the user: `malai: …`.
     pub(crate) fn note(self, text: &str) {
         to_stderr(&note(text));
     }
@@ -47,78 +49,67 @@ impl Output {
         to_stderr(&note(&format!("hint: {text}")));
     }
 
-    /// Tells a failure, as a document too if `--json` was given, and returns the exit code that it means.
+    /// Reports a failure, as a document too if `--json` was given, and returns its exit code.
     pub(crate) fn failure(self, failure: &Failure) -> u8 {
         self.explain(failure);
         if self.json {
             let document = serde_json::json!({ "error": failure });
-            // The failure was told above; a standard output that fails too changes nothing about it.
+            // Standard error has the failure. A standard output that fails too changes nothing about it.
             drop(self.document(&document));
         }
         failure.kind.exit_code()
     }
 
-    /// Tells a failure on standard error only.
+    /// Reports a failure on standard error only.
     pub(crate) fn explain(self, failure: &Failure) {
         to_stderr(&note(&format!("error: {}", failure.message)));
         failure.hint.iter().for_each(|hint| self.hint(hint));
     }
 
-    /// The last words of a run that gives up: not printed when standard error takes nothing, because its reader may be
-    /// the very reason for giving up.
+    /// Reports a failure at the end of a run that gives up, unless standard error takes nothing: its reader may be the very
+    /// reason for giving up.
     pub(crate) fn last_words(self, failure: &Failure) {
-        if stdio::is_writable(&io::stderr(), PollTimeout::from(LAST_WORDS_MS)) {
+        if takes_last_words(&io::stderr()) {
             self.explain(failure);
         }
     }
 
-    /// Prints a hint at what was probably meant, after the last words, if standard error takes something.
-    pub(crate) fn last_hint(self, text: &str) {
-        if stdio::is_writable(&io::stderr(), PollTimeout::from(LAST_WORDS_MS)) {
-            self.hint(text);
-        }
-    }
-
-    /// Says something at the end of a run that gives up, as [`Output::last_words`] does.
+    /// Says something in the same place.
     pub(crate) fn last_note(self, text: &str) {
-        if stdio::is_writable(&io::stderr(), PollTimeout::from(LAST_WORDS_MS)) {
+        if takes_last_words(&io::stderr()) {
             self.note(text);
         }
     }
 
     /// Prints a failure as a document if `--json` was given and standard output takes something.
     pub(crate) fn last_document(self, failure: &Failure) {
-        if self.json && stdio::is_writable(&io::stdout(), PollTimeout::from(LAST_WORDS_MS)) {
+        if self.json && takes_last_words(&io::stdout()) {
             // Standard error has it too.
             drop(self.document(&serde_json::json!({ "error": failure })));
         }
     }
 
     /// Prints text as data: escaped when a person's terminal gets it, else exactly.
-    ///
-    /// # Errors
-    /// When it cannot be written.
     pub(crate) fn data(self, text: &str) -> Result<(), Failure> {
         if io::stdout().is_terminal() { to_stdout(&escape::text(text)) } else { to_stdout(text) }
     }
 
     /// Prints one line as data, for a person; escaped in any case.
-    ///
-    /// # Errors
-    /// When it cannot be written.
     pub(crate) fn row(self, line: &str) -> Result<(), Failure> {
         to_stdout(&format!("{}\n", escape::line(line)))
     }
 
+    /// Prints lines as data, as [`Output::row`] does.
+    pub(crate) fn rows(self, lines: impl IntoIterator<Item = String>) -> Result<(), Failure> {
+        lines.into_iter().try_for_each(|line| self.row(&line))
+    }
+
     /// Prints one JSON document, or one object of a stream, as a line.
-    ///
-    /// # Errors
-    /// When it cannot be written.
     pub(crate) fn document<T: Serialize>(self, value: &T) -> Result<(), Failure> {
         to_stdout(&json_line(value)?)
     }
 
-    /// What clap has to say: help to standard output, with 0; errors to standard error, with 2.
+    /// Prints what clap says: help on standard output, with 0; errors on standard error, with 2.
     pub(crate) fn usage(self, error: &clap::Error) -> u8 {
         let text = error.render().to_string();
         if !error.use_stderr() {
@@ -128,40 +119,42 @@ impl Output {
             let first = text.lines().next().unwrap_or_default();
             let message = first.strip_prefix("error: ").unwrap_or(first);
             let document = serde_json::json!({ "error": Failure::new(Kind::Usage, message) });
-            // The error is told on standard error below.
+            // Standard error gets it below.
             drop(self.document(&document));
         }
-        let said = if text.starts_with("error:") { format!("malai: {text}") } else { text };
-        to_stderr(&escape::text(&said));
+        let prefix = if text.starts_with("error:") { "malai: " } else { "" };
+        to_stderr(&escape::text(&format!("{prefix}{text}")));
         Kind::Usage.exit_code()
     }
 }
 
-/// A value as one line of JSON that is safe for a terminal.
-///
-/// # Errors
-/// When it has no form in JSON.
+/// Returns a value as one line of JSON that is safe for a terminal.
 pub(crate) fn json_line<T: Serialize>(value: &T) -> Result<String, Failure> {
     let document = serde_json::to_string(value)
-        .map_err(|e| Failure::new(Kind::Internal, format!("the answer has no form in JSON: {e}")))?;
+        .map_err(|e| Failure::new(Kind::Internal, format!("cannot write the answer as JSON: {e}")))?;
     Ok(escape::json(&document) + "\n")
 }
 
-/// A line of malai's own on standard error. Further lines are indented, so that none can pass for another message.
+/// Returns a line of malai's own for standard error. Further lines are indented, so that none can pass for another
+/// message.
 pub(crate) fn note(text: &str) -> String {
     format!("malai: {}\n", escape::text(text).trim_end().replace('\n', "\n  "))
 }
 
+/// Tells whether a stream takes something.
+fn takes_last_words(stream: &impl AsFd) -> bool {
+    stdio::is_writable(stream, PollTimeout::from(LAST_WORDS_TIMEOUT_MS))
+}
+
 fn to_stderr(text: &str) {
-    // When even standard error fails there is nobody left to tell.
+    // When even standard error fails, nobody is left to read why.
     drop(io::stderr().write_all(text.as_bytes()));
 }
 
 fn to_stdout(text: &str) -> Result<(), Failure> {
     let mut stdout = io::stdout().lock();
     match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
-        // A reader that left, such as `head`, has what it wanted. But not all results are written, and the exit code
-        // says so.
+        // A reader that left, such as `head`, has what it wanted. But not all results were written, which the exit code says.
         Err(e) if e.kind() == ErrorKind::BrokenPipe => {
             READER_LEFT.store(true, Ordering::Relaxed);
             Ok(())
@@ -171,20 +164,24 @@ fn to_stdout(text: &str) -> Result<(), Failure> {
     }
 }
 
-/// Columns as wide as their widest cell, two spaces between; the last one is not padded.
-pub(crate) fn table(rows: &[Vec<String>]) -> Vec<String> {
-    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
-    let width = |column: usize| {
-        rows.iter().filter_map(|row| row.get(column)).map(|cell| escape::line(cell).chars().count()).max().unwrap_or(0)
-    };
-    let widths: Vec<usize> = (0..columns).map(width).collect();
-    rows.iter()
-        .map(|row| {
-            let cells: Vec<String> =
-                row.iter().zip(&widths).map(|(cell, &width)| format!("{:width$}", escape::line(cell))).collect();
-            cells.join("  ").trim_end().to_owned()
-        })
-        .collect()
+/// Returns lines with columns as wide as their widest cell, two spaces between; the last one is not padded.
+pub(crate) fn table<const N: usize>(
+    heads: [&str; N],
+    rows: impl IntoIterator<Item = [String; N]>,
+) -> impl Iterator<Item = String> {
+    let escaped = |row: [String; N]| row.map(|cell| escape::line(&cell));
+    let rows: Vec<[String; N]> = [heads.map(String::from)].into_iter().chain(rows.into_iter().map(escaped)).collect();
+    let widths: [usize; N] =
+        std::array::from_fn(|column| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0));
+    rows.into_iter().map(move |row| {
+        let cells: Vec<String> = row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+        cells.join("  ").trim_end().to_owned()
+    })
+}
+
+/// Returns a cell of a table: a dash where there is nothing.
+pub(crate) fn or_dash(value: Option<impl Display>) -> String {
+    value.map_or_else(|| "-".into(), |value| value.to_string())
 }
 
 #[cfg(test)]
@@ -198,7 +195,7 @@ mod tests {
 
     #[test]
     fn columns_line_up() {
-        let row = |a: &str, b: &str| vec![a.to_owned(), b.to_owned()];
-        assert_eq!(table(&[row("a", "b"), row("grün", "c")]), ["a     b", "grün  c"]);
+        let rows = [["grün", "c"].map(String::from)];
+        assert_eq!(table(["a", "b"], rows).collect::<Vec<_>>(), ["a     b", "grün  c"]);
     }
 }

@@ -15,17 +15,14 @@ const PORTABLE_BOOT_CLOCK: ClockId = ClockId::CLOCK_MONOTONIC;
 
 /// Returns the time since the machine was booted, sleep included. A target measures the age of a request by its own such
 /// clock.
-///
-/// # Errors
-/// When the system does not tell.
 pub(crate) fn since_boot() -> Result<Duration, Failure> {
     read_clock(BOOT_CLOCK)
 }
 
 fn read_clock(clock: ClockId) -> Result<Duration, Failure> {
-    clock_gettime(clock).map(Duration::from).map_err(|e| {
-        Failure::new(Kind::Internal, format!("the system does not tell how long this machine has been running: {e}"))
-    })
+    clock_gettime(clock)
+        .map(Duration::from)
+        .map_err(|e| Failure::new(Kind::Internal, format!("cannot read the system's uptime: {e}")))
 }
 
 #[cfg(test)]

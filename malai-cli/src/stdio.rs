@@ -1,4 +1,4 @@
-//! Standard streams as descriptors: unbuffered, and right too where somebody else has set them non-blocking.
+//! Standard streams as descriptors: unbuffered, and correct also when another process has made them non-blocking.
 
 use std::fs::{File, Metadata};
 use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
@@ -7,22 +7,19 @@ use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-/// A duplicate of one of the standard streams.
+/// Holds a duplicate of one of the standard streams.
 #[derive(Debug)]
 pub(crate) struct Descriptor(File);
 
 impl Descriptor {
-    /// A duplicate of `stream`.
-    ///
-    /// # Errors
-    /// When no descriptor is left.
+    /// Duplicates `stream`.
     pub(crate) fn of(stream: &impl AsFd) -> io::Result<Self> {
         Ok(Self(File::from(stream.as_fd().try_clone_to_owned()?)))
     }
 
-    /// Says whether reading takes something away from others that have the same stream.
+    /// Returns what reading does to other processes that have the same stream.
     pub(crate) fn nature(&self) -> Nature {
-        // Where the system does not tell, the worst is assumed.
+        // Where the system does not tell, assume the worst.
         let Ok(meta) = self.0.metadata() else { return Nature::Stream };
         if is_null(&meta) {
             return Nature::Null;
@@ -34,9 +31,6 @@ impl Descriptor {
     }
 
     /// Reads at a place of a file without moving its position, which all holders share.
-    ///
-    /// # Errors
-    /// What the system says.
     pub(crate) fn look(&self, buffer: &mut [u8], at: u64) -> io::Result<usize> {
         loop {
             match self.0.read_at(buffer, at) {
@@ -47,9 +41,6 @@ impl Descriptor {
     }
 
     /// Moves the position of a file on to `end`, as reading up to there would have; one that is beyond it already stays.
-    ///
-    /// # Errors
-    /// What the system says.
     pub(crate) fn pass(&self, end: u64) -> io::Result<()> {
         let mut file = &self.0;
         if file.stream_position()? < end {
@@ -59,14 +50,11 @@ impl Descriptor {
     }
 
     /// Returns another descriptor of the same stream.
-    ///
-    /// # Errors
-    /// When no descriptor is left.
     pub(crate) fn again(&self) -> io::Result<Self> {
         self.0.try_clone().map(Self)
     }
 
-    /// Does `once` until it no longer says that it would block; `O_NONBLOCK` is shared with whoever else has the file.
+    /// Does `once` until it no longer says that it would block: `O_NONBLOCK` is shared with every process that has the file.
     fn wait<T>(&mut self, flags: PollFlags, mut once: impl FnMut(&mut File) -> io::Result<T>) -> io::Result<T> {
         loop {
             match once(&mut self.0) {
@@ -78,14 +66,14 @@ impl Descriptor {
     }
 }
 
-/// Says what reading does to others that share a stream.
+/// Says what reading does to other processes that share a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Nature {
     /// What is read is gone: a pipe, a terminal, a socket.
     Stream,
     /// It has a position, given here, and can be read without moving that.
     File(u64),
-    /// It is the null device, which has nothing for anybody.
+    /// It is the null device, which has nothing for any reader.
     Null,
 }
 
@@ -109,16 +97,16 @@ impl Write for Descriptor {
     }
 }
 
-/// Whether a write to `stream` would not block, waiting for it at most `within`.
+/// Waits, at most `within`, until a write to `stream` would not block. Tells whether it would not.
 pub(crate) fn is_writable(stream: &impl AsFd, within: PollTimeout) -> bool {
     is_ready(stream.as_fd(), PollFlags::POLLOUT, within).unwrap_or(false)
 }
 
-/// Whether whoever read `stream` has left.
+/// Tells whether the reader of `stream` has left.
 pub(crate) fn is_abandoned(stream: &impl AsFd) -> bool {
     let gone = PollFlags::POLLERR | PollFlags::POLLHUP | PollFlags::POLLNVAL;
     let mut asked = [PollFd::new(stream.as_fd(), PollFlags::empty())];
-    // A file that cannot be asked is not taken for abandoned: writing to it tells.
+    // A file that cannot be polled does not count as abandoned: writing to it will tell.
     poll(&mut asked, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
         && asked.iter().any(|one| one.revents().is_some_and(|events| events.intersects(gone)))
 }

@@ -19,7 +19,7 @@ const PROTOCOL: &[&str] = &[
 ];
 const CLI: &[&str] = &[
     "commands",
-    "session args",
+    "service session args",
     "client",
     "background",
     "output logging timestamp",

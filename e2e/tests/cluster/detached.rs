@@ -179,7 +179,7 @@ fn who_may_only_watch_watches_and_who_may_control_takes_over_until_the_grant_is_
 
     let watching = ops.spawn(malai(["attach", &name]))?;
     watching.wait_for_line("web01", SOON)?;
-    watching.wait_for_error_line("only watches", SOON)?;
+    watching.wait_for_error_line("may only watch", SOON)?;
     watching.signal(Signal::SIGINT)?;
     told(watching.output_within(SOON)?, 130, &["`allow_control` of [machine.web01]", "goes on"])?;
     told(ops.run(malai(["kill", "--signal", "HUP", &name]))?, 254, &["allow_control = [\"ops\"]"])?;
@@ -202,7 +202,7 @@ fn who_may_only_watch_watches_and_who_may_control_takes_over_until_the_grant_is_
     company.publish("machine.web01", "allow_control = []")?;
     // `rescan` returns when web01 holds the new config.
     let output = told(taking.output_within(Duration::from_secs(1))?, 254, &["`ops` is not in `allow_control`"])?;
-    ensure!(!output.error_text().contains("only watches"), "{}", output.error_text());
+    ensure!(!output.error_text().contains("may only watch"), "{}", output.error_text());
     ensure!(!waiting.has_ended(), "`allow_sessions` has it still");
     company.publish("machine.web01", "allow_sessions = []")?;
     told(waiting.output_within(Duration::from_secs(1))?, 254, &["`ops` is not in `allow_sessions`"])?;

@@ -137,7 +137,11 @@ fn what_cannot_be_started_is_255_and_each_reason_has_its_own_words() -> Result<(
 fn a_shell_is_said_to_come_later() -> Result<()> {
     let lab = Lab::new("shell")?;
     let company = Cluster::init("company", lab.host("laptop").boot()?)?;
-    told(company.manager().run(malai(["web01.company"]))?, 255, &["shells come later", "malai web01.company -- "])?;
+    told(
+        company.manager().run(malai(["web01.company"]))?,
+        255,
+        &["malai has no shells yet", "malai web01.company -- "],
+    )?;
     Ok(())
 }
 

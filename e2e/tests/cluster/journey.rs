@@ -141,7 +141,7 @@ fn a_removed_machine_does_not_come_back_by_an_invite_that_was_revoked_with_it() 
     let id = row.split_whitespace().next().unwrap_or_default().to_owned();
     ensure!(id.len() == 8 && row.contains("web01") && row.contains("web02"), "{shown}");
     // Without the word for it, the removal only tells of the invite, and the host comes back with another key.
-    let left = |uses| format!("the invite {id}, which has {uses} uses left");
+    let left = |uses| format!("joined with the invite {id}; {uses} uses are left");
     let end = format!("malai cluster revoke company {id}");
     told(laptop.run(malai(["cluster", "remove", "company", "web01"]))?, 0, &[&left(3), &end])?;
     let again = |host: &Host| {
@@ -150,7 +150,7 @@ fn a_removed_machine_does_not_come_back_by_an_invite_that_was_revoked_with_it() 
     };
     told(again(web01)?, 0, &["as web01.company"])?;
     let removal = laptop.run(malai(["cluster", "remove", "company", "web01", "--revoke-invite"]))?;
-    told(removal, 0, &[&format!("the invite {id}, by which web01 came, is revoked")])?;
+    told(removal, 0, &[&format!("revoked the invite {id}, with which web01 joined")])?;
     told(again(web01)?, 254, &["unknown invite"])?;
     // Who came by it and was not removed stays, and what is ended is ended.
     company.ran_remotely(laptop, web02)?;

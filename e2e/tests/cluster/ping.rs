@@ -39,7 +39,7 @@ fn each_answer_has_its_time_and_path_and_an_interrupt_sums_up() -> Result<()> {
     let pings = office.laptop().spawn(malai(["ping", "--interval", "100ms", "web01.company"]))?;
     let line = pings.wait_for_line("answer 3 from web01.company: ", SOON)?;
     ensure!(line.contains(&format!(" ms, direct {}:", web01.ip())), "{line}");
-    interrupted(pings, 0, &["answered, 0% lost; ", " ms (least/mean/most)"])?;
+    interrupted(pings, 0, &["answered, 0% lost; ", " ms (min/mean/max)"])?;
     // web01 has no grant on the laptop, and needs none.
     let counted = web01.run(malai(["--json", "ping", "-c", "2", "laptop.company"]))?.success()?;
     let lines = lines(&counted)?;

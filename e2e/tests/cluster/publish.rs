@@ -28,13 +28,13 @@ fn a_rescan_reaches_linked_machines_and_names_those_it_missed() -> Result<()> {
     stop(db01)?;
     company.set("machine.web01", "allow_from = [\"db01\"]")?;
     let output = company.rescan()?;
-    told(output, 0, &["held by laptop, web01", "not reached: db01"])?;
+    told(output, 0, &["these machines have it: laptop, web01", "not reached: db01"])?;
     let generation = company.generation(office.laptop())?;
     assert_eq!(company.generation(web01)?, generation);
     start(db01)?;
     company.holds(db01, generation)?;
     let output = company.rescan()?;
-    told(output, 0, &["cluster.toml is as signed", "held by db01, laptop, web01"])?;
+    told(output, 0, &["cluster.toml has not changed", "these machines have it: db01, laptop, web01"])?;
     assert_eq!(company.generation(web01)?, generation, "nothing was edited, and it was signed again");
     company.ran_remotely(db01, web01)
 }
@@ -67,7 +67,7 @@ fn a_check_publishes_nothing_and_shows_the_difference() -> Result<()> {
     let before = company.generation(office.laptop())?;
     company.set("machine.web01", "allow_from = [\"laptop\"]")?;
     for words in [&["rescan", "company", "--check"][..], &["config", "check", "company"]] {
-        let output = told(office.laptop().run(malai(words))?, 0, &["in order", "not signed yet"])?;
+        let output = told(office.laptop().run(malai(words))?, 0, &["correct, but not signed yet"])?;
         ensure!(output.text().contains("\n+allow_from = [\"laptop\"]"), "{}", output.text());
     }
     let diff = office.laptop().run(malai(["config", "diff", "company"]))?.exited(1)?;
@@ -92,7 +92,7 @@ fn an_edit_that_would_drop_a_new_machine_needs_a_yes() -> Result<()> {
     told(company.rescan_with(&[])?, 1, &["would drop", "db01", "-[machine.db01]", "--yes"])?;
     assert_eq!(company.generation(web01)?, before);
     company.ran_remotely(office.laptop(), &db01)?;
-    told(company.rescan_with(&["--yes"])?, 0, &["held by laptop, web01"])?;
+    told(company.rescan_with(&["--yes"])?, 0, &["these machines have it: laptop, web01"])?;
     told(company.run(office.laptop(), &db01, &["hostname"])?, 255, &["has no machine db01"])?;
     Ok(())
 }
@@ -152,7 +152,7 @@ fn a_manager_restored_from_a_backup_raises_the_alarm_and_publishes_nothing() -> 
     assert_eq!(company.generation(web01)?, newest);
     company.ran_remotely(laptop, web01)?;
     told(company.rescan_with(&["--over", "1"])?, 1, &["signed elsewhere"])?;
-    told(company.rescan_with(&["--over", &newest.to_string()])?, 0, &["held by laptop, web01"])?;
+    told(company.rescan_with(&["--over", &newest.to_string()])?, 0, &["these machines have it: laptop, web01"])?;
     ensure!(company.generation(web01)? > newest, "the new snapshot has no higher number");
     ensure!(company.status(laptop)?.get("alarm").is_some_and(Value::is_null), "the alarm is still there");
     let shown = web01.run(malai(["config", "show"]))?.success()?.text();

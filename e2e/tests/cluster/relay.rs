@@ -191,12 +191,12 @@ fn a_relay_says_what_is_missing_before_it_runs() -> Result<()> {
     told(host.run(malai(["relay", "run"]))?, 255, &["there is no relay", "malai relay init"])?;
     let token = company.invite(&["--relay"])?;
     told(host.run(malai(["relay", "init", &token]))?, 2, &["--url is missing"])?;
-    told(host.run(malai(["machine", "join", &token]))?, 2, &["is for the host of a relay", "without --relay"])?;
+    told(host.run(malai(["machine", "join", &token]))?, 2, &["is for a relay of", "without --relay"])?;
     let url = format!("https://{}:7443", host.ip());
     // An ordinary invite does as well, and is still good afterwards.
     let invite = company.invite(&["--name", "web01"])?;
     let init = malai(["relay", "init", "-", "--url", &url]).stdin(format!("{invite}\n"));
-    told(host.run(init)?, 0, &["neither kept nor used", "malai rescan company"])?;
+    told(host.run(init)?, 0, &["was not used", "malai rescan company"])?;
     let kept = host.sh("grep -rl secret /root/malai-home || true")?.text();
     ensure!(kept.is_empty(), "a secret is in {kept}");
     let mut relay = Relay { host, process: None, entry: String::new(), url };

@@ -87,6 +87,6 @@ fn a_command_that_ignores_terminate_is_ended_after_a_while() -> Result<()> {
     let session = deaf(&office, "TERM")?;
     session.signal(Signal::SIGTERM)?;
     let output = gone(&office, session)?;
-    ensure!(output.error_text().contains("did not heed the signal"), "{}", output.error_text());
+    ensure!(output.error_text().contains("did not react to the signal"), "{}", output.error_text());
     Ok(())
 }

@@ -25,15 +25,14 @@ const AGENT_SOCKET_INTERVAL: Duration = Duration::from_millis(5);
 const DAEMON_WITHOUT_SOCKET_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Says that an agent takes long to start.
-const STILL_STARTING: &str =
-    "no daemon runs here, and the agent that calls in its place is still starting; waiting for it…";
+const AGENT_STILL_STARTING: &str = "no daemon runs here, and the agent is still starting; waiting for it…";
 /// Says what to type when no agent starts.
 const AGENT_FAILED_HINT: &str = "start a daemon yourself and see what it says: malai daemon --foreground";
 
 /// Returns what makes connections to the daemon, or to an agent.
 pub(crate) fn dialler(home: &Home, out: Output) -> Dialler<UnixStream> {
     let home = home.clone();
-    Box::new(move |DialOptions { agent, .. }| {
+    Box::new(move |DialOptions { agent }| {
         let home = home.clone();
         Box::pin(async move {
             if agent {
@@ -59,8 +58,10 @@ pub(crate) async fn dial_or_start(home: &Home, out: Output) -> Result<UnixStream
         return reached;
     }
     out.note(&match find_daemon(home)? {
-        Some(holder) => format!("{} holds the lock and is not reached yet; waiting for it…", holder.name()),
-        None => STILL_STARTING.to_owned(),
+        Some(holder) => {
+            format!("{} holds the lock but does not answer at its socket yet; waiting for it…", holder.name())
+        }
+        None => AGENT_STILL_STARTING.to_owned(),
     });
     match timeout(AGENT_START_LIMIT - AGENT_START_TOLD_AFTER, starting).await {
         Ok(reached) => reached,

@@ -24,8 +24,6 @@ pub(crate) type Dialler<S> = Box<dyn FnMut(DialOptions) -> Dialling<S> + Send>;
 /// Says how a connection is to be made.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct DialOptions {
-    /// How long it may take, the start of an agent aside.
-    pub(crate) within: Duration,
     /// Whether to start an agent when nothing listens. Not at once after a loss: a daemon that is replaced is back in a
     /// moment.
     pub(crate) agent: bool,
@@ -43,7 +41,7 @@ pub(crate) async fn dial(home: &Home) -> Result<Option<UnixStream>, Failure> {
             Ok(Some(stream))
         }
         Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused) => Ok(None),
-        Err(e) => Err(Failure::new(Kind::Internal, format!("the daemon's socket {} fails: {e}", path.display()))),
+        Err(e) => Err(Failure::new(Kind::Internal, format!("cannot use the daemon's socket {}: {e}", path.display()))),
     }
 }
 
@@ -79,7 +77,8 @@ fn check_owner(home: &Home, stream: &UnixStream) -> Result<(), Failure> {
         Failure::new(Kind::BadConfig, what)
             .hint(format!("see which process that is: fuser -v {}", home.socket().display()))
     };
-    let peer = stream.peer_cred().map_err(|e| fail(format!("the socket does not tell who listens: {e}")))?;
+    let peer =
+        stream.peer_cred().map_err(|e| fail(format!("cannot find out which user listens at the socket: {e}")))?;
     if trusted.has(peer.uid()) {
         Ok(())
     } else {

@@ -56,9 +56,6 @@ pub(crate) fn block_on<T>(future: impl Future<Output = Result<T, Failure>>) -> R
 }
 
 /// Makes the event loop of a process.
-///
-/// # Errors
-/// When the system refuses.
 pub(crate) fn event_loop(builder: &mut tokio::runtime::Builder) -> Result<tokio::runtime::Runtime, Failure> {
     let failure = |e| Failure::new(Kind::Internal, format!("the event loop cannot start: {e}"));
     builder.enable_all().build().map_err(failure)
@@ -98,7 +95,7 @@ pub(crate) fn request(home: &Home, request: Request, otherwise: Otherwise, out: 
 
 /// Returns the failure for an answer of the wrong kind.
 pub(crate) fn unexpected() -> Failure {
-    Failure::new(Kind::Internal, "the daemon answered another question").hint(RESTART_HINT)
+    Failure::new(Kind::Internal, "the daemon's answer does not fit the request").hint(RESTART_HINT)
 }
 
 /// Greets, and returns the daemon's greeting.
@@ -167,7 +164,7 @@ pub(crate) fn check_greeting(frame: &Frame) -> Result<Hello, Failure> {
         return Ok(theirs);
     }
     let (there, here) = (&theirs.malai, env!("CARGO_PKG_VERSION"));
-    let message = format!("the daemon here is malai {there}, which speaks another version than this {here}");
+    let message = format!("the daemon here is malai {there}, whose protocol differs from that of this malai {here}");
     Err(Failure::new(Kind::Unsupported, message).hint(RESTART_HINT))
 }
 
@@ -177,15 +174,16 @@ pub(crate) fn is_loss(error: &CodecError) -> bool {
 }
 
 fn gone() -> Failure {
-    let message = "the daemon here went away before it answered; whether it did what was asked is not known";
+    let message = "the daemon here ended before it answered; it is not known whether it did what was asked";
     Failure::new(Kind::Unknown, message).hint(STATUS_HINT)
 }
 
 fn lost(e: &CodecError) -> Failure {
-    let message = format!("the connection to the daemon here broke ({e}); whether it did what was asked is not known");
+    let message =
+        format!("lost the connection to the daemon here ({e}); it is not known whether it did what was asked");
     Failure::new(Kind::Unknown, message).hint(STATUS_HINT)
 }
 
 fn not_understood(e: &CodecError) -> Failure {
-    Failure::new(Kind::Internal, format!("the answer of the daemon here is not understood: {e}")).hint(RESTART_HINT)
+    Failure::new(Kind::Internal, format!("cannot understand the answer of the daemon here: {e}")).hint(RESTART_HINT)
 }

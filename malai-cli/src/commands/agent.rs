@@ -2,8 +2,8 @@
 
 use malai_protocol::failure::Failure;
 
-use super::{Context, daemon};
-use crate::background;
+use super::Context;
+use crate::service::daemon;
 
 /// Call for this user while no daemon runs
 #[derive(Debug, clap::Args)]
@@ -11,12 +11,8 @@ use crate::background;
 pub(crate) struct Agent;
 
 impl Agent {
-    /// Runs until nobody needed it for a while, or a daemon takes over.
-    ///
-    /// # Errors
-    /// Why it could not run.
+    /// Runs until no request came for a while, or a daemon takes over.
     pub(super) fn run(self, cx: &Context) -> Result<u8, Failure> {
-        background::detach()?;
         daemon::serve_in_background(&cx.home, true)
     }
 }

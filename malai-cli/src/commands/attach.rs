@@ -7,8 +7,7 @@ use malai_protocol::id::FollowerId;
 use tokio::time::Instant;
 
 use super::Context;
-use super::exec::{refuse, unasked};
-use super::explain::explain;
+use super::explain::{explain, refuse, unasked};
 use super::place::SessionPlace;
 use crate::random::random_id;
 use crate::session::{
@@ -19,19 +18,19 @@ use crate::{client, duration};
 
 /// Follow a session: its output, and how it ends
 ///
-/// Shows the output that is kept and what comes, and exits as the command does. No input is sent, and leaving (Ctrl-C)
-/// leaves the command running. It takes the place of the process that followed the session before.
+/// Shows the output that the target kept, then new output, and exits with the command's code. Sends no input; Ctrl-C leaves,
+/// and the command goes on. A process that followed the session before stops following it.
 ///
-/// For another machine's session this machine has to be in `allow_control` or `allow_sessions` of the target. In
-/// `allow_sessions` it only watches: while no other process follows the session and it waits for none, and until one
-/// attaches that may do more.
+/// For another machine's session, this machine must be in the target's `allow_control` or `allow_sessions`. With
+/// `allow_sessions` alone it only watches, while no other process follows the session and the session waits for none, and
+/// until a process attaches that may do more.
 #[derive(Debug, clap::Args)]
 #[command(allow_missing_positional = true)]
 pub(crate) struct Attach {
-    /// Show only output that comes from now on
+    /// Show only new output
     #[arg(long)]
     from_end: bool,
-    /// How long to try to follow the session again when the connection is lost
+    /// After the connection is lost, how long to try to follow the session again
     #[arg(long, value_name = "DURATION", value_parser = duration::parse, default_value = "10m")]
     lost_after: Duration,
     #[command(flatten)]
@@ -41,8 +40,6 @@ pub(crate) struct Attach {
 impl Attach {
     /// Follows the session, and returns its exit code.
     ///
-    /// # Errors
-    /// Never: a failure is reported as part of the stream.
     pub(super) fn run(self, cx: &Context) -> Result<u8, Failure> {
         let typed = match self.place.typed() {
             Ok(typed) => typed,

@@ -15,15 +15,15 @@ use crate::output::Output;
 use crate::{duration, escape, timestamp};
 
 /// Bounds how much of a broken line is shown, in bytes.
-const MAX_SHOWN_BYTES: usize = 200;
+const MAX_SHOWN_LINE_BYTES: usize = 200;
 
-/// Show what was run on this machine, or refused
+/// Show which commands ran on this machine, and which were refused
 ///
-/// Shows also what machines did with sessions of other machines: attach, take-over, control (it typed), signal, kill.
-/// Prints the oldest line first, from every audit file of this home; with --json one object a line.
+/// Also shows what machines did with other machines' sessions: attach, take-over, control (it typed), signal, kill. The
+/// oldest line comes first; all audit files of this home are read. With --json it prints one object per line.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Audit {
-    /// Only from then on: 30m, 2h, 7d, or a time in UTC such as 2026-01-31T08:00
+    /// Only lines since then: 30m, 2h, 7d, or a time in UTC such as 2026-01-31T08:00
     #[arg(long, value_name = "DURATION|TIME", value_parser = parse_since)]
     since: Option<u64>,
 }
@@ -47,12 +47,10 @@ struct Broken {
 }
 
 impl Audit {
-    /// # Errors
-    /// When no file can be read.
     pub(super) fn run(self, cx: &Context) -> Result<u8, Failure> {
         let files = files(&cx.home);
         if files.is_empty() {
-            cx.out.note("nothing was run or refused on this machine yet");
+            cx.out.note("no command has run on this machine, and none was refused");
         }
         let mut sound = true;
         for path in &files {
@@ -66,20 +64,20 @@ impl Audit {
     }
 }
 
-/// The audit files that exist, oldest first.
+/// Returns the audit files that exist, oldest first.
 fn files(home: &Home) -> Vec<PathBuf> {
     let older = (1..=KEPT).rev().map(|number| home.audit_part(number));
     older.chain([home.audit()]).filter(|path| path.exists()).collect()
 }
 
-/// Shows one file; whether all its lines could be read.
+/// Shows one file, and tells whether all its lines could be read.
 fn show(out: Output, path: &Path, since_ms: u64) -> Result<bool, Failure> {
     let fail = |e: std::io::Error| {
         Failure::new(Kind::Internal, format!("{} cannot be read: {e}", path.display()))
             .hint(format!("see what it is, and whose: ls -l {}", path.display()))
     };
     if !std::fs::metadata(path).map_err(fail)?.is_file() {
-        return Err(fail(std::io::Error::other("it is no file")));
+        return Err(fail(std::io::Error::other("it is not a regular file")));
     }
     let mut lines = Lines::new(BufReader::new(File::open(path).map_err(fail)?), MAX_LINE_BYTES);
     let (mut buffer, mut broken) = (Vec::new(), 0);
@@ -97,15 +95,15 @@ fn show(out: Output, path: &Path, since_ms: u64) -> Result<bool, Failure> {
         }
     }
     if broken > 0 {
-        let lines = if broken == 1 { "1 line is" } else { &format!("{broken} lines are") };
-        out.note(&format!("error: {lines} no entry of an audit in {}", path.display()));
+        let lines = if broken == 1 { "line" } else { "lines" };
+        out.note(&format!("error: cannot read {broken} {lines} of {} as audit entries", path.display()));
     }
     Ok(broken == 0)
 }
 
 impl Broken {
     fn new(path: &Path, line: &Line<'_>) -> Self {
-        let shown = line.bytes.get(..MAX_SHOWN_BYTES).unwrap_or(line.bytes);
+        let shown = line.bytes.get(..MAX_SHOWN_LINE_BYTES).unwrap_or(line.bytes);
         let mut text = printable(shown);
         if shown.len() as u64 != line.length {
             text.push('…');
@@ -121,7 +119,7 @@ impl Broken {
     }
 }
 
-/// An entry as a line for a person.
+/// Writes an entry as a line for a person.
 fn text(entry: &Entry) -> String {
     let event = match entry.event {
         Event::Start => "start",

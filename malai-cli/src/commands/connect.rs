@@ -3,33 +3,32 @@
 use std::time::Duration;
 
 use malai_protocol::failure::Failure;
-use malai_protocol::local::{self, Request, Response};
+use malai_protocol::local::{self, Request};
 use malai_protocol::session::Reached;
 use malai_protocol::target::Target;
 use serde::Serialize;
 
 use super::Context;
-use crate::client::{self, Otherwise};
 use crate::duration;
 
-/// Connect to a machine, and show which way it was found
+/// Connect to a machine, and show how it was found
 ///
-/// As a command would, or with --at by one address only: then a new connection is made that knows no other way, the
-/// machine proves its key and answers over it, and it is closed. Any machine of the cluster may be asked; no grant is needed.
-/// While a relay is tried that this machine uses, what else goes through it waits.
+/// Connects as a command would. With --at it makes a new connection to that one address, has the machine prove its key and
+/// answer, and closes it. Works for every machine of the cluster, without a grant. While --at tries a relay that this machine
+/// uses, other traffic through that relay waits.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Connect {
     /// Try this address and no other: IP:PORT, or the URL of a relay
     #[arg(long, value_name = "ADDR")]
     at: Option<String>,
-    /// How long to wait until the machine answers
+    /// How long to wait for the machine's answer
     #[arg(long, value_name = "DURATION", value_parser = duration::parse, default_value = "10s")]
     connect_timeout: Duration,
     /// The machine: web01.company
     target: String,
 }
 
-/// `malai connect --json`.
+/// Is the answer of `malai connect --json`.
 #[derive(Serialize)]
 struct Connected<'a> {
     target: String,
@@ -38,12 +37,10 @@ struct Connected<'a> {
 }
 
 impl Connect {
-    /// Has the daemon connect, and tells how.
+    /// Has the daemon connect, and shows how it did.
     ///
-    /// # Errors
-    /// Why the machine was not reached.
     pub(super) fn run(self, cx: &Context) -> Result<u8, Failure> {
-        // Whom a command would run as is nothing to a connection.
+        // A connection runs no command, so the user does not matter.
         let target = Target { user: None, ..self.target.parse()? };
         let request = Request::Connect(local::Connect {
             machine: target.machine.clone(),
@@ -51,9 +48,7 @@ impl Connect {
             at: self.at,
             connect_timeout_ms: duration::millis(self.connect_timeout),
         });
-        let Response::Connected(reached) = client::request(&cx.home, request, Otherwise::Agent, cx.out)? else {
-            return Err(client::unexpected());
-        };
+        let reached = ask!(cx, Agent, request => Connected);
         let target = target.to_string();
         if cx.out.json {
             cx.out.document(&Connected { target, reached: &reached })?;

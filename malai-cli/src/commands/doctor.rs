@@ -2,27 +2,26 @@
 
 use malai_daemon::PROXY_VARIABLES;
 use malai_protocol::failure::Failure;
-use malai_protocol::local::{Finding, Level, Request, Response};
+use malai_protocol::local::{Finding, Level, Request};
 use serde::Serialize;
 
 use super::Context;
-use crate::client::{self, Otherwise};
 
 /// Names the area of findings about the proxy.
 const PROXY_AREA: &str = "proxy";
 
-/// The exit code when something is broken.
-const BROKEN: u8 = 1;
+/// Is the exit code when something is broken.
+const EXIT_BROKEN: u8 = 1;
 
-/// Look for what does not work, and say what mends it
+/// Find what is broken on this machine, and say how to fix it
 ///
 /// Looks at files, daemon, executor and config, and tries UDP, NAT, relays and discovery services (the first eight of
-/// each) and every machine for real; nothing is contacted that the cluster's config does not name. Takes a few seconds.
-/// Exits with 1 when something is broken. Without a daemon only the files are looked at.
+/// each) and every machine for real. Contacts nothing that the cluster's config does not name. Takes a few seconds.
+/// Exits with 1 when something is broken. Without a daemon it checks only the files.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Doctor;
 
-/// `malai doctor --json`.
+/// Is the answer of `malai doctor --json`.
 #[derive(Debug, Serialize)]
 struct Document<'a> {
     broken: usize,
@@ -30,12 +29,8 @@ struct Document<'a> {
 }
 
 impl Doctor {
-    /// # Errors
-    /// Why nothing could be looked at.
     pub(super) fn run(self, cx: &Context) -> Result<u8, Failure> {
-        let Response::Doctor(checkup) = client::request(&cx.home, Request::Doctor, Otherwise::Disk, cx.out)? else {
-            return Err(client::unexpected());
-        };
+        let checkup = ask!(cx, Disk, Request::Doctor => Doctor);
         let mut findings = checkup.findings;
         findings.extend(unseen_proxy(&findings, |name| std::env::var_os(name).is_some_and(|value| !value.is_empty())));
         let findings = &findings[..];
@@ -45,7 +40,7 @@ impl Doctor {
         } else {
             findings.iter().flat_map(lines).try_for_each(|line| cx.out.row(&line))?;
         }
-        Ok(if broken == 0 { 0 } else { BROKEN })
+        Ok(if broken == 0 { 0 } else { EXIT_BROKEN })
     }
 }
 
@@ -54,7 +49,7 @@ fn unseen_proxy(findings: &[Finding], is_set: impl Fn(&str) -> bool) -> Option<F
     let is_tried = findings.iter().any(|finding| finding.cluster.is_some());
     let is_known = findings.iter().any(|finding| finding.area == PROXY_AREA);
     let named = PROXY_VARIABLES.iter().find(|name| is_set(name)).filter(|_| is_tried && !is_known)?;
-    let text = format!("{named} names one here, and the daemon was started without: it does not use any");
+    let text = format!("{named} names a proxy in this shell, but the daemon was started without it and uses none");
     let mend = "malai daemon restart in this environment; for systemd: Environment= in its unit (docs/malai.service)";
     Some(Finding::note(PROXY_AREA, text).mend(mend))
 }

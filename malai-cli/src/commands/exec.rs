@@ -14,13 +14,13 @@ use serde_bytes::ByteBuf;
 use tokio::time::Instant;
 
 use super::Context;
-use super::explain::explain;
-use super::meant::Typed;
+use super::explain::{explain, refuse, unasked};
+use super::meant::TypedCommand;
 use crate::output::{self, Output};
 use crate::random::random_id;
 use crate::session::{
-    InputBegin, InputSource, OutputManner, OutputSink, SessionEnd, SessionEvent, SessionLimits, SessionName,
-    SessionParts, SessionRequest, SessionSubject, SignalStream, follow,
+    InputBegin, InputSource, OutputManner, OutputSink, SessionEnd, SessionLimits, SessionName, SessionParts,
+    SessionRequest, SessionSubject, SignalStream, follow,
 };
 use crate::{client, duration};
 
@@ -33,47 +33,47 @@ const WAIT_WITHOUT_END: &str = "36500d";
 
 /// Run a command on a machine
 ///
-/// Standard input, output and error, signals and the exit code are the command's own. Everything after the target is
-/// its argv, word by word: no shell reads it again. The first word may be the name of a named command of the cluster's
-/// config; after `--` it never is.
+/// Standard input, output and error, signals and the exit code are the command's own. Everything after the target is the
+/// command's argv, word by word; no shell reads it again. The first word may be a named command of the cluster's config.
+/// After `--` it is always a program.
 #[derive(Debug, clap::Args)]
 #[command(
     override_usage = "malai [exec] [OPTIONS] <TARGET> [--] <ARGV>...\n       malai [exec] [OPTIONS] -c <STRING> <TARGET>"
 )]
 pub(crate) struct Exec {
-    /// Working directory there; default: the user's home, where a relative one begins
+    /// Working directory on the target; a relative one starts at the user's home, which is the default
     #[arg(long, value_name = "DIR", allow_hyphen_values = true)]
     cwd: Option<OsString>,
-    /// Add to the environment; without a value, what it is here. May be repeated
+    /// Set a variable; without a value, to what it is on this machine. May be repeated
     #[arg(long, value_name = "NAME[=VALUE]", allow_hyphen_values = true)]
     env: Vec<OsString>,
-    /// User to run as, of those that the config allows; the same as USER@ before the target
+    /// User to run as, if the config allows it; the same as USER@ before the target
     #[arg(long)]
     user: Option<String>,
     /// Kill the command after this time, and exit with 252: 500ms, 5s, 1m, 2h
     #[arg(long, value_name = "DURATION", value_parser = duration::parse)]
     timeout: Option<Duration>,
-    /// Have the user's shell there run STRING
+    /// Run STRING by the user's shell on the target
     #[arg(short = 'c', value_name = "STRING", allow_hyphen_values = true)]
     shell: Option<OsString>,
-    /// Send no standard input: the command has /dev/null, and a loop around malai keeps its input
+    /// Send no standard input: the command reads /dev/null, and a loop around malai keeps its input
     #[arg(short = 'n')]
     no_stdin: bool,
     /// Read a pipe or terminal at once, without waiting for the command to start
     ///
-    /// The first byte comes a round trip sooner. When nothing starts, what was read is lost to the next reader.
+    /// The first byte arrives one round trip sooner. If nothing starts, the next reader does not get what malai has read.
     #[arg(long, conflicts_with = "no_stdin")]
     eager_stdin: bool,
-    /// Wait until background processes have closed the command's output, too
+    /// Also wait until background processes have closed the command's output
     #[arg(long)]
     wait_output: bool,
-    /// How long to wait until the machine answers; default: 10s, and 1s for one that is known to have gone
+    /// How long to wait for the machine's answer; default: 10s, or 1s when it is known to be gone
     #[arg(long, value_name = "DURATION", value_parser = duration::parse)]
     connect_timeout: Option<Duration>,
-    /// Wait for a machine that is not there to come, and run the command then; without a time: until interrupted
+    /// If the machine is offline, wait for it, and then run the command; without a time, until interrupted
     #[arg(long, value_name = "DURATION", value_parser = duration::parse, num_args = 0..=1, require_equals = true, default_missing_value = WAIT_WITHOUT_END)]
     wait: Option<Duration>,
-    /// How long to try to follow the command again when the connection is lost; default: as long as the machine waits
+    /// After the connection is lost, how long to try to follow the command again; default: as long as the target waits
     #[arg(long, value_name = "DURATION", value_parser = duration::parse)]
     lost_after: Option<Duration>,
     /// End the command when the connection is lost
@@ -81,14 +81,14 @@ pub(crate) struct Exec {
     kill_on_lost: bool,
     /// Leave the command running, and print the session's name, for malai attach, wait and kill
     ///
-    /// It ends when it is done, or by its --timeout or malai kill, whatever becomes of this machine and of the
-    /// connection. No standard input is sent; its output is kept there. May stand right after the target, too.
+    /// It ends by itself, by its --timeout, or by malai kill, and not because of this machine or the connection. It gets no
+    /// standard input, and the target keeps its output. --detach may also stand directly after the target.
     #[arg(long, conflicts_with = "kill_on_lost")]
     detach: bool,
-    /// Why, for the audit of the machine; at most 1024 bytes
+    /// Why you run this, for the target's audit; at most 1024 bytes
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     reason: Option<String>,
-    /// Say which way the machine was found, where the command runs, and how it ended
+    /// Say how the machine was found, where the command runs, and how it ended
     #[arg(short, long)]
     verbose: bool,
     /// The machine: web01.company, or deploy@web01.company
@@ -96,24 +96,22 @@ pub(crate) struct Exec {
 }
 
 impl Exec {
-    /// Runs it and returns its exit code.
+    /// Runs the command, and returns its exit code. Reports a failure with a hint at what was probably meant.
     ///
-    /// # Errors
-    /// Never: it reports failures itself, with a hint at what was probably meant.
     pub(super) fn run(self, cx: &Context, literal: bool, words: Vec<OsString>) -> Result<u8, Failure> {
         let (typed, mut failed) = (words.clone(), None);
         let code = match self.follow(cx, literal, words, &mut failed) {
             Ok(code) => code,
             Err(failure) => cx.out.failure(failed.insert(failure)),
         };
-        let typed = Typed::new(&cx.head, &self.target, literal, &typed, self.shell.as_deref());
+        let typed = TypedCommand::new(&cx.head, &self.target, literal, &typed, self.shell.as_deref());
         let is_cluster = |alias: &str| cx.home.cluster(alias).root().is_dir();
         let meant = typed.zip(failed).and_then(|(typed, failure)| typed.meant(&failure, is_cluster));
-        meant.iter().for_each(|meant| cx.out.last_hint(meant));
+        meant.iter().for_each(|meant| cx.out.last_note(&format!("hint: {meant}")));
         Ok(code)
     }
 
-    /// Runs it and returns its exit code; `failed` gets a failure that was reported.
+    /// Runs the command, and returns its exit code; `failed` gets a failure that was reported.
     fn follow(
         &self,
         cx: &Context,
@@ -138,7 +136,7 @@ impl Exec {
                 signals: SignalStream::listen()?,
                 source,
                 sink: OutputSink::standard()?,
-                // What is started and left has one document, and not one for each event.
+                // A command that is started and left has one document, not one for each event.
                 manner: OutputManner { json: cx.out.json && !self.detach, verbose: self.verbose },
                 limits: self.limits(started),
             };
@@ -176,7 +174,7 @@ impl Exec {
         self.wait.map_or(limits, |wait| limits.wait_for_machine(started, wait))
     }
 
-    /// What was typed, as the request that it means.
+    /// Returns the request that was typed.
     fn plan(&self, literal: bool, words: Vec<OsString>) -> Result<(Target, ExecSpec), Failure> {
         let mut target: Target = self.target.parse()?;
         let user = match (target.user.take(), self.user.clone()) {
@@ -186,14 +184,14 @@ impl Exec {
             (a, b) => a.or(b),
         };
         if let Some(reason) = self.reason.as_ref().filter(|reason| reason.len() > MAX_REASON_BYTES) {
-            let message = format!("--reason has {} bytes, and may have {MAX_REASON_BYTES}", reason.len());
+            let message = format!("--reason has {} bytes; at most {MAX_REASON_BYTES} are possible", reason.len());
             return Err(Failure::new(Kind::Usage, message).hint("give a shorter one, such as the number of a ticket"));
         }
         let words = match &self.shell {
             Some(string) if words.is_empty() => vec![string.clone()],
             Some(_) => {
-                return Err(Failure::new(Kind::Usage, "after -c STRING nothing may follow the target")
-                    .hint("put it all into STRING, or leave -c out"));
+                return Err(Failure::new(Kind::Usage, "with -c STRING, nothing may follow the target")
+                    .hint("put everything into STRING, or leave out -c"));
             }
             None if words.is_empty() => return Err(no_command(&target)),
             None => words,
@@ -221,18 +219,7 @@ impl Exec {
     }
 }
 
-/// Tells a failure from before the session, in the form that the stream of objects would have.
-pub(super) fn refuse(out: Output, target: &str, error: &Failure) -> u8 {
-    let code = error.kind.exit_code();
-    out.explain(error);
-    if out.json {
-        // The failure was told above; a standard output that fails too changes nothing about it.
-        drop(out.document(&SessionEvent::Error { target, code, error }));
-    }
-    code
-}
-
-/// `malai --detach --json`.
+/// Is the answer of `malai --detach --json`.
 #[derive(Serialize)]
 struct Detached<'a> {
     session: String,
@@ -250,50 +237,47 @@ fn detached(out: Output, name: &SessionName, end: &SessionEnd) -> Result<u8, Fai
     } else {
         out.row(&session)
     };
-    // Whoever is not told the name has no other way to know it.
-    printed.map_err(|e| Failure { message: format!("{}; the command runs as {name}", e.message), ..e })?;
+    // A user who does not get the name has no other way to learn it.
+    printed.map_err(|e| Failure { message: format!("{}; the command runs as session {name}", e.message), ..e })?;
     if output::has_lost_its_reader() {
-        out.last_note(&format!("nobody reads standard output; the command runs as {name}"));
+        out.last_note(&format!("nobody reads standard output; the command runs as session {name}"));
     }
     Ok(0)
 }
 
-/// Where it is not known whether the command started, its name is how to find out.
+/// Adds the session's name to a failure after which it is not known whether the command started: it is how to find out.
 fn with_name(failure: Failure, name: &SessionName) -> Failure {
     if failure.kind != Kind::Unknown {
         return failure;
     }
-    let message = format!("{}; if it did, it runs as {name}", failure.message);
+    let message = format!("{}; if the command started, it runs as session {name}", failure.message);
     Failure::new(Kind::Unknown, message).hint(format!("see: malai sessions {}", name.target))
 }
 
-/// A session that ended as nobody asked for.
-pub(super) fn unasked() -> Failure {
-    Failure::new(Kind::Unknown, "the command was followed in another way than it was asked for")
-}
-
 fn no_command(target: &Target) -> Failure {
-    let failure =
-        Failure::new(Kind::Unsupported, format!("`{target}` without a command is a shell, and shells come later"));
+    let failure = Failure::new(
+        Kind::Unsupported,
+        format!("without a command, `{target}` means a shell; malai has no shells yet"),
+    );
     match target.cluster {
         Some(_) => failure.hint(format!("give a command: malai {target} -- uptime")),
         None => failure.hint(format!("give a command: malai {target} -- uptime; malai's own commands: malai --help")),
     }
 }
 
-/// `NAME=VALUE`, or `NAME` with the value that it has here.
+/// Reads `NAME=VALUE`, or `NAME` with the value that it has here.
 fn addition(typed: &OsStr) -> Result<(ByteBuf, ByteBuf), Failure> {
     let bytes = typed.as_bytes();
     let at = bytes.iter().position(|b| *b == b'=');
     let name = &bytes[..at.unwrap_or(bytes.len())];
     if name.is_empty() {
-        return Err(Failure::new(Kind::Usage, format!("--env {} names no variable", typed.display())));
+        return Err(Failure::new(Kind::Usage, format!("--env {} does not name a variable", typed.display())));
     }
     let value = match at {
         Some(at) => bytes[at + 1..].to_vec(),
         None => std::env::var_os(OsStr::from_bytes(name))
             .ok_or_else(|| {
-                Failure::new(Kind::Usage, format!("--env {}: it is not set here", typed.display()))
+                Failure::new(Kind::Usage, format!("--env {}: this variable is not set here", typed.display()))
                     .hint(format!("give a value: --env {}=…", typed.display()))
             })?
             .into_vec(),

@@ -11,47 +11,19 @@ use super::place::SessionPlace;
 use crate::client;
 use crate::session::{self, Killed, SessionName};
 
-/// The signals by name, with the numbers that they have on Linux: those travel.
-const SIGNALS: &[(&str, u8)] = &[
-    ("HUP", 1),
-    ("INT", 2),
-    ("QUIT", 3),
-    ("ILL", 4),
-    ("TRAP", 5),
-    ("ABRT", 6),
-    ("BUS", 7),
-    ("FPE", 8),
-    ("KILL", 9),
-    ("USR1", 10),
-    ("SEGV", 11),
-    ("USR2", 12),
-    ("PIPE", 13),
-    ("ALRM", 14),
-    ("TERM", 15),
-    ("STKFLT", 16),
-    ("CHLD", 17),
-    ("CONT", 18),
-    ("STOP", 19),
-    ("TSTP", 20),
-    ("TTIN", 21),
-    ("TTOU", 22),
-    ("URG", 23),
-    ("XCPU", 24),
-    ("XFSZ", 25),
-    ("VTALRM", 26),
-    ("PROF", 27),
-    ("WINCH", 28),
-    ("IO", 29),
-    ("PWR", 30),
-    ("SYS", 31),
+/// Names the signals in the order of their numbers on Linux, from 1 on: those numbers travel.
+const SIGNAL_NAMES: [&str; 31] = [
+    "HUP", "INT", "QUIT", "ILL", "TRAP", "ABRT", "BUS", "FPE", "KILL", "USR1", "SEGV", "USR2", "PIPE", "ALRM", "TERM",
+    "STKFLT", "CHLD", "CONT", "STOP", "TSTP", "TTIN", "TTOU", "URG", "XCPU", "XFSZ", "VTALRM", "PROF", "WINCH", "IO",
+    "PWR", "SYS",
 ];
-/// The highest number of a signal on Linux.
-const MAX_SIGNAL: u8 = 64;
+/// Is the highest number of a signal on Linux.
+const MAX_SIGNAL_NUMBER: u8 = 64;
 
 /// End a session with all its processes, or signal its command
 ///
-/// To end another machine's session, or to send it TERM or KILL, this machine has to be in `allow_sessions` or
-/// `allow_control` of the target. Any other signal needs `allow_control`.
+/// To end another machine's session, or to send it TERM or KILL, this machine must be in the target's `allow_sessions` or
+/// `allow_control`. Any other signal needs `allow_control`.
 #[derive(Debug, clap::Args)]
 #[command(allow_missing_positional = true)]
 pub(crate) struct Kill {
@@ -65,16 +37,16 @@ pub(crate) struct Kill {
 /// Reads a name, with or without `SIG`, or a number.
 fn parse_signal(text: &str) -> Result<u8, String> {
     if text.bytes().all(|b| b.is_ascii_digit()) {
-        let number = text.parse().ok().filter(|number| (1..=MAX_SIGNAL).contains(number));
-        return number.ok_or_else(|| format!("the numbers of signals are 1 to {MAX_SIGNAL}"));
+        let number = text.parse().ok().filter(|number| (1..=MAX_SIGNAL_NUMBER).contains(number));
+        return number.ok_or_else(|| format!("a signal's number is 1 to {MAX_SIGNAL_NUMBER}"));
     }
     let upper = text.to_ascii_uppercase();
     let name = upper.strip_prefix("SIG").unwrap_or(&upper);
-    let found = SIGNALS.iter().find(|(known, _)| *known == name);
-    found.map(|(_, number)| *number).ok_or_else(|| "no such signal: a name is TERM or SIGTERM, a number 15".into())
+    let number = SIGNAL_NAMES.iter().zip(1..).find(|(known, _)| **known == name).map(|(_, number)| number);
+    number.ok_or_else(|| "no such signal: a name is TERM or SIGTERM, a number 15".into())
 }
 
-/// `malai kill --json`.
+/// Is the answer of `malai kill --json`.
 #[derive(Serialize)]
 struct Done<'a> {
     session: String,
@@ -89,8 +61,6 @@ struct Done<'a> {
 }
 
 impl Kill {
-    /// # Errors
-    /// Why it was not done, or that it is not known.
     pub(super) fn run(self, cx: &Context) -> Result<u8, Failure> {
         let typed = self.place.typed()?;
         let (name, killed) = client::block_on(async {
@@ -106,7 +76,7 @@ impl Kill {
         let left = record.is_some_and(|record| record.left > 0);
         record.iter().for_each(|record| cx.out.note(&words(&name, record)));
         if left {
-            cx.out.note(&format!("hint: end them on {} itself, as root: kill -9 and their process ids", name.target));
+            cx.out.note(&format!("hint: on {}, as root: kill -9 with these process ids", name.target));
         }
         if cx.out.json {
             let (session, target) = (name.to_string(), name.target.to_string());
@@ -120,10 +90,10 @@ fn words(name: &SessionName, record: &ExitRecord) -> String {
     match record.ended_by {
         _ if record.left > 0 => {
             let reason = record.reason.as_deref().unwrap_or("they are not named");
-            format!("{name} is ended, but not all of its processes ({reason})")
+            format!("{name} was ended, but some of its processes are left ({reason})")
         }
         EndedBy::Killed => format!("{name} is ended"),
-        _ => format!("{name} was over before: {}", state_of(record)),
+        _ => format!("{name} had already ended: {}", state_of(record)),
     }
 }
 
@@ -158,11 +128,11 @@ mod tests {
             reason: None,
             left: 0,
         };
-        assert_eq!(words(&name, &record), format!("{name} was over before: exited 3"));
+        assert_eq!(words(&name, &record), format!("{name} had already ended: exited 3"));
         let killed = ExitRecord { ended_by: EndedBy::Killed, ..record };
         assert_eq!(words(&name, &killed), format!("{name} is ended"));
         let left = ExitRecord { left: 2, reason: Some("by me; 2 processes are left: 7 a, 8 b".into()), ..killed };
-        let but = "is ended, but not all of its processes (by me; 2 processes are left: 7 a, 8 b)";
+        let but = "was ended, but some of its processes are left (by me; 2 processes are left: 7 a, 8 b)";
         assert_eq!(words(&name, &left), format!("{name} {but}"));
     }
 }

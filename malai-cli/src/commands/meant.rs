@@ -11,7 +11,7 @@ use super::Cli;
 use crate::{args, duration, escape};
 
 /// Lists words that other programs have before the machine, and malai does not.
-const RUNNERS: &[&str] =
+const RUNNER_WORDS: &[&str] =
     &["run", "ssh", "shell", "sh", "command", "cmd", "do", "call", "remote", "on", "execute", "start"];
 
 /// Lists words that a shell obeys by itself, without a program of that name.
@@ -34,8 +34,8 @@ const MAX_QUOTED_WORD_CHARS: usize = 40;
 const MAX_NAMED_MACHINES: usize = 4;
 
 /// Holds a command line of `malai exec`, or of its short form.
-#[derive(Debug)]
-pub(super) struct Typed<'a> {
+#[derive(Debug, Clone)]
+pub(super) struct TypedCommand<'a> {
     /// The options before the target.
     pub(super) options: Vec<&'a str>,
     /// The target.
@@ -48,7 +48,7 @@ pub(super) struct Typed<'a> {
     pub(super) shell: Option<&'a str>,
 }
 
-impl<'a> Typed<'a> {
+impl<'a> TypedCommand<'a> {
     /// Returns what was typed; `None` when a part of it is not UTF-8, since nothing is guessed from that.
     pub(super) fn new(
         head: &'a [OsString],
@@ -59,7 +59,7 @@ impl<'a> Typed<'a> {
     ) -> Option<Self> {
         let text = |words: &'a [OsString]| words.iter().map(|word| word.to_str()).collect::<Option<Vec<&str>>>();
         let mut options = text(head)?;
-        // The target is the last word before the cut, and a `--` before it is not to be seen twice.
+        // The target is the last word before the cut. A `--` before it must not show twice.
         options.pop();
         options.retain(|word| *word != "--");
         let shell = match shell {
@@ -82,7 +82,7 @@ impl<'a> Typed<'a> {
         hint.filter(|hint| hint.chars().count() <= MAX_PROPOSAL_CHARS)
     }
 
-    /// The target has no program of this name.
+    /// Guesses why the target has no program of this name.
     fn not_found(&self, is_cluster: &impl Fn(&str) -> bool) -> Option<String> {
         let (first, rest) = self.words.split_first().filter(|_| self.shell.is_none())?;
         if matches!(*first, "--help" | "-h") {
@@ -100,18 +100,18 @@ impl<'a> Typed<'a> {
         }
         let is_one_word = first.contains(char::is_whitespace);
         if is_assignment(first) && !(is_one_word && rest.is_empty()) {
-            return Some(format!("no shell reads these words; a variable is set by --env: {}", self.with_env()));
+            return Some(format!("no shell reads these words; set a variable with --env: {}", self.with_env()));
         }
         if is_one_word {
             return Some(self.one_word(first, rest));
         }
         if *first == "cd" && rest.len() == 1 {
             let line = self.line(&["--cwd", rest[0]], self.target, true, &["COMMAND"]);
-            return Some(format!("`cd` is part of a shell, and no program; a directory is given by --cwd: {line}"));
+            return Some(format!("`cd` is a word of a shell, not a program; set the directory with --cwd: {line}"));
         }
         if SHELL_WORDS.contains(first) {
             return Some(format!(
-                "`{first}` is part of a shell, and no program: {}",
+                "`{first}` is a word of a shell, not a program: {}",
                 self.by_shell(self.target, &self.words)
             ));
         }
@@ -119,7 +119,7 @@ impl<'a> Typed<'a> {
         is_for_a_shell.then(|| format!("no shell reads these words: {}", self.by_shell(self.target, &self.words)))
     }
 
-    /// Machines that were typed one after the other, as `web{01..20}.lab` is by a shell.
+    /// Recognizes machines that were typed one after the other, as a shell makes them of `web{01..20}.lab`.
     fn several_machines(&self, is_cluster: &impl Fn(&str) -> bool) -> Option<String> {
         let target: Target = self.target.parse().ok()?;
         let more = self.words.iter().take_while(|word| is_machine_beside(&target, word, is_cluster)).count();
@@ -135,7 +135,7 @@ impl<'a> Typed<'a> {
         let options = if self.options.contains(&"-n") { &[][..] } else { &["-n"][..] };
         let line = self.line(options, "$m", true, words).replacen("'$m'", "\"$m\"", 1);
         Some(format!(
-            "a command runs on one machine, and `{first}` was taken for the command: for m in {named}; do {line}; done"
+            "a command runs on one machine, and `{first}` was taken as the command; for several machines: for m in {named}; do {line}; done"
         ))
     }
 
@@ -148,10 +148,10 @@ impl<'a> Typed<'a> {
         if is_for_a_shell || begins.is_empty() {
             let words: Vec<&str> = std::iter::once(first.trim()).chain(rest.iter().copied()).collect();
             let line = self.by_shell(self.target, &words);
-            return format!("`{shown}` is one word, which no shell reads: {line}");
+            return format!("`{shown}` is one word, and no shell splits it: {line}");
         }
         let line = self.line(&[], self.target, self.literal, &[&pieces, rest].concat());
-        format!("`{shown}` is one word, and so the name of a program: {line}")
+        format!("`{shown}` is one word, so malai looks for a program of that name: {line}")
     }
 
     /// Returns the line in which the leading variables are options.
@@ -163,10 +163,10 @@ impl<'a> Typed<'a> {
         self.line(&options, self.target, true, words)
     }
 
-    /// What was taken for the target is none.
+    /// Guesses what was meant where the word taken as the target is none.
     fn not_a_target(&self, is_cluster: &impl Fn(&str) -> bool) -> Option<String> {
         if self.options.contains(&"--wait") && duration::parse(self.target).is_ok() {
-            return Some(format!("the time of --wait is a part of its word: {}", self.with_wait()));
+            return Some(format!("write the time into the same word as --wait: {}", self.with_wait()));
         }
         if let Some(machine) = self.shell {
             return self.swapped(machine, is_cluster);
@@ -174,7 +174,7 @@ impl<'a> Typed<'a> {
         if self.literal || self.target.contains(['.', '@']) {
             return None;
         }
-        if RUNNERS.contains(&self.target) {
+        if RUNNER_WORDS.contains(&self.target) {
             return self.after_a_runner(is_cluster);
         }
         self.misspelt().or_else(|| self.after_a_runner(is_cluster))
@@ -197,24 +197,24 @@ impl<'a> Typed<'a> {
         line(&std::iter::once("malai").chain(options).chain(words.iter().copied()).collect::<Vec<_>>())
     }
 
-    /// `-c web01.lab 'echo hi'`, as of a shell, which takes the string last.
+    /// Recognizes `-c web01.lab 'echo hi'`: a shell takes the string last.
     fn swapped(&self, machine: &str, is_cluster: &impl Fn(&str) -> bool) -> Option<String> {
         let cluster = machine.parse::<Target>().ok()?.cluster?;
         if self.target.parse::<Target>().is_ok() && !is_cluster(&cluster) {
             return None;
         }
         let words: Vec<&str> = std::iter::once(self.target).chain(self.words.iter().copied()).collect();
-        let line = Self { options: without_shell(&self.options, machine), ..self.copy() }.by_shell(machine, &words);
-        Some(format!("the string comes right after -c, and the target last: {line}"))
+        let line = Self { options: without_shell(&self.options, machine), ..self.clone() }.by_shell(machine, &words);
+        Some(format!("write the string directly after -c, and the target last: {line}"))
     }
 
-    /// `run web01.lab`.
+    /// Recognizes `run web01.lab`.
     fn after_a_runner(&self, is_cluster: &impl Fn(&str) -> bool) -> Option<String> {
-        let is_runner = RUNNERS.contains(&self.target);
+        let is_runner = RUNNER_WORDS.contains(&self.target);
         let (options, words) = self.words.split_at(own_options(&self.words));
         let Some((machine, words)) = words.split_first() else {
             let line = self.line(options, "TARGET", true, &["COMMAND"]);
-            return is_runner.then(|| format!("`{}` is no command, and none is needed: {line}", self.target));
+            return is_runner.then(|| format!("`{}` is not a command, and malai needs none: {line}", self.target));
         };
         let cluster = machine.parse::<Target>().ok()?.cluster;
         if !is_runner && !cluster.is_some_and(|cluster| is_cluster(&cluster)) {
@@ -223,20 +223,16 @@ impl<'a> Typed<'a> {
         let words = words.strip_prefix(&["--"]).unwrap_or(words);
         let words = if words.is_empty() && !have_string(options) { &["COMMAND"][..] } else { words };
         let line = self.line(options, machine, !words.is_empty(), words);
-        Some(format!("`{}` is no command, and none is needed: {line}", self.target))
+        Some(format!("`{}` is not a command, and malai needs none: {line}", self.target))
     }
 
-    fn copy(&self) -> Self {
-        Self { options: self.options.clone(), words: self.words.clone(), ..*self }
-    }
-
-    /// The line with these options besides, and this target.
+    /// Returns the line with these options too, and with this target.
     fn line(&self, options: &[&str], target: &str, literal: bool, words: &[&str]) -> String {
         let dashes = if literal { &["--"][..] } else { &[] };
         line(&[&["malai"], &self.options[..], options, &[target], dashes, words].concat())
     }
 
-    /// The line that has the shell there read these words.
+    /// Returns the line that has the target's shell read these words.
     fn by_shell(&self, target: &str, words: &[&str]) -> String {
         let string = match words {
             [one] => (*one).to_owned(),
@@ -250,7 +246,7 @@ fn line(words: &[&str]) -> String {
     escape::words(words)
 }
 
-/// A word of a line that a shell reads: what looks as if it were meant for the shell stays as it is.
+/// Quotes a word of a line that a shell reads. What looks as if it were meant for the shell stays as it is.
 fn for_a_shell(word: &str) -> String {
     let is_plain = !word.is_empty() && !word.contains(char::is_whitespace);
     if is_plain { word.to_owned() } else { escape::words(&[word]) }
@@ -264,7 +260,7 @@ fn shown(word: &str) -> String {
     shown
 }
 
-/// `NAME=VALUE`.
+/// Tells whether a word is `NAME=VALUE`.
 fn is_assignment(word: &str) -> bool {
     let Some((name, _)) = word.split_once('=') else { return false };
     !name.is_empty()
@@ -287,14 +283,14 @@ fn own_options(words: &[&str]) -> usize {
 }
 
 fn option_width(word: &str, root: &Command, exec: Option<&Command>) -> usize {
-    // It is defined for all commands together.
+    // The root of all commands defines it.
     if word == "--json" {
         return 1;
     }
     [exec, Some(root)].into_iter().map(|command| args::width(OsStr::new(word), command)).max().unwrap_or(0)
 }
 
-/// Whether `-c` is among these options, perhaps in one word with others or with its string.
+/// Tells whether `-c` is among these options, perhaps in one word with others or with its string.
 fn have_string(options: &[&str]) -> bool {
     let letters = options.iter().filter_map(|option| option.strip_prefix('-'));
     letters.filter(|letters| !letters.starts_with('-')).any(|letters| letters.contains('c'))

@@ -3,10 +3,9 @@
 use std::fmt::Write as _;
 
 use malai_protocol::failure::Failure;
-use malai_protocol::local::{ClusterMetrics, Metrics as Counted, Request, Response};
+use malai_protocol::local::{ClusterMetrics, Metrics as Counted, Request};
 
 use super::Context;
-use crate::client::{self, Otherwise};
 
 /// Show what the daemon has counted since it started, as Prometheus text
 ///
@@ -15,12 +14,8 @@ use crate::client::{self, Otherwise};
 pub(crate) struct Metrics;
 
 impl Metrics {
-    /// # Errors
-    /// What went wrong, or that no daemon runs here.
     pub(super) fn run(self, cx: &Context) -> Result<u8, Failure> {
-        let Response::Metrics(counted) = client::request(&cx.home, Request::Metrics, Otherwise::Disk, cx.out)? else {
-            return Err(client::unexpected());
-        };
+        let counted = ask!(cx, Disk, Request::Metrics => Metrics);
         if cx.out.json {
             cx.out.document(&counted)?;
         } else {
@@ -30,91 +25,77 @@ impl Metrics {
     }
 }
 
-/// One number of a family: its labels besides the cluster, and where it is found.
+/// Is one number of a family: its labels besides the cluster, and where it is found.
 type Number = (&'static str, fn(&ClusterMetrics) -> Option<u64>);
 
-/// A family of numbers.
-struct Family {
-    name: &'static str,
-    /// `gauge` or `counter`.
-    kind: &'static str,
-    help: &'static str,
-    numbers: &'static [Number],
-}
+/// Holds a family of numbers: its name, its kind, what it counts, and the numbers.
+struct Family(&'static str, &'static str, &'static str, &'static [Number]);
 
-const FAMILIES: &[Family] = &[
-    Family {
-        name: "malai_connections",
-        kind: "gauge",
-        help: "Connections to other machines that are there now.",
-        numbers: &[("", |m| Some(m.connections))],
-    },
-    Family {
-        name: "malai_connections_total",
-        kind: "counter",
-        help: "Connections to other machines, by who dialled.",
-        numbers: &[("direction=\"dialed\"", |m| Some(m.dialed)), ("direction=\"accepted\"", |m| Some(m.accepted))],
-    },
-    Family {
-        name: "malai_handshakes_total",
-        kind: "counter",
-        help: "Handshakes of connections, in both directions.",
-        numbers: &[("result=\"ok\"", |m| Some(m.handshakes_ok)), ("result=\"failed\"", |m| Some(m.handshakes_failed))],
-    },
-    Family {
-        name: "malai_reconnects_total",
-        kind: "counter",
-        help: "Connections to a machine to which all earlier ones were lost.",
-        numbers: &[("", |m| Some(m.reconnects))],
-    },
-    Family {
-        name: "malai_sessions",
-        kind: "gauge",
-        help: "Sessions now: followed from here, and on this machine.",
-        numbers: &[("role=\"caller\"", |m| Some(m.called_now)), ("role=\"target\"", |m| Some(m.served_now))],
-    },
-    Family {
-        name: "malai_sessions_total",
-        kind: "counter",
-        help: "Commands that were sent from here, and that were started on this machine.",
-        numbers: &[("role=\"caller\"", |m| Some(m.called)), ("role=\"target\"", |m| Some(m.served))],
-    },
-    Family {
-        name: "malai_refusals_total",
-        kind: "counter",
-        help: "Connections of strangers, and commands, that were refused here.",
-        numbers: &[
-            ("what=\"connection\"", |m| Some(m.connections_refused)),
-            ("what=\"session\"", |m| Some(m.sessions_refused)),
-        ],
-    },
-    Family {
-        name: "malai_sent_bytes_total",
-        kind: "counter",
-        help: "Bytes sent over connections, with all that QUIC adds.",
-        numbers: &[("", |m| Some(m.sent_bytes))],
-    },
-    Family {
-        name: "malai_received_bytes_total",
-        kind: "counter",
-        help: "Bytes received over connections, with all that QUIC adds.",
-        numbers: &[("", |m| Some(m.received_bytes))],
-    },
-    Family {
-        name: "malai_config_generation",
-        kind: "gauge",
-        help: "Generation of the config that is held.",
-        numbers: &[("", |m| Some(m.generation))],
-    },
-    Family {
-        name: "malai_link_up",
-        kind: "gauge",
-        help: "Whether there is a connection to the cluster manager; the manager itself has none.",
-        numbers: &[("", |m| m.link_up.map(u64::from))],
-    },
+const METRIC_FAMILIES: &[Family] = &[
+    Family("malai_connections", "gauge", "Open connections to other machines.", &[("", |m| Some(m.connections))]),
+    Family(
+        "malai_connections_total",
+        "counter",
+        "Connections to other machines, by the side that dialled.",
+        &[("direction=\"dialed\"", |m| Some(m.dialed)), ("direction=\"accepted\"", |m| Some(m.accepted))],
+    ),
+    Family(
+        "malai_handshakes_total",
+        "counter",
+        "Handshakes of connections, in both directions.",
+        &[("result=\"ok\"", |m| Some(m.handshakes_ok)), ("result=\"failed\"", |m| Some(m.handshakes_failed))],
+    ),
+    Family(
+        "malai_reconnects_total",
+        "counter",
+        "Connections to a machine after all earlier ones were lost.",
+        &[("", |m| Some(m.reconnects))],
+    ),
+    Family(
+        "malai_sessions",
+        "gauge",
+        "Running sessions: followed from this machine, and on this machine.",
+        &[("role=\"caller\"", |m| Some(m.called_now)), ("role=\"target\"", |m| Some(m.served_now))],
+    ),
+    Family(
+        "malai_sessions_total",
+        "counter",
+        "Commands sent from this machine, and commands started on it.",
+        &[("role=\"caller\"", |m| Some(m.called)), ("role=\"target\"", |m| Some(m.served))],
+    ),
+    Family(
+        "malai_refusals_total",
+        "counter",
+        "Connections of strangers, and commands, that this machine refused.",
+        &[("what=\"connection\"", |m| Some(m.connections_refused)), ("what=\"session\"", |m| Some(m.sessions_refused))],
+    ),
+    Family(
+        "malai_sent_bytes_total",
+        "counter",
+        "Bytes sent over connections, including what QUIC adds.",
+        &[("", |m| Some(m.sent_bytes))],
+    ),
+    Family(
+        "malai_received_bytes_total",
+        "counter",
+        "Bytes received over connections, including what QUIC adds.",
+        &[("", |m| Some(m.received_bytes))],
+    ),
+    Family(
+        "malai_config_generation",
+        "gauge",
+        "Generation of the config that this machine holds.",
+        &[("", |m| Some(m.generation))],
+    ),
+    Family(
+        "malai_link_up",
+        "gauge",
+        "Whether the link to the cluster manager is up; the manager itself has no link.",
+        &[("", |m| m.link_up.map(u64::from))],
+    ),
 ];
 
-/// The text format of Prometheus, version 0.0.4.
+/// Writes the text format of Prometheus, version 0.0.4.
 fn exposition(counted: &Counted) -> String {
     let mut text = String::new();
     let version = label(&counted.version);
@@ -123,14 +104,14 @@ fn exposition(counted: &Counted) -> String {
         text,
         "# HELP malai_build_info The version of the daemon.\n# TYPE malai_build_info gauge\n\
          malai_build_info{{version=\"{version}\"}} 1\n\
-         # HELP malai_panics_total Faults of malai itself; the daemon's log tells what and where.\n\
+         # HELP malai_panics_total Faults of malai itself; the daemon's log has the details.\n\
          # TYPE malai_panics_total counter\n\
          malai_panics_total{{process=\"daemon\"}} {}\nmalai_panics_total{{process=\"executor\"}} {}\n\
-         # HELP malai_log_lines_lost_total Lines that the log of the daemon lacks, and that of its executor.\n\
+         # HELP malai_log_lines_lost_total Lines missing in the logs of the daemon and its executor.\n\
          # TYPE malai_log_lines_lost_total counter\nmalai_log_lines_lost_total {}\n",
         counted.panics, counted.executor_panics, counted.lost_log_lines
     );
-    for Family { name, kind, help, numbers } in FAMILIES {
+    for Family(name, kind, help, numbers) in METRIC_FAMILIES {
         let _ = write!(text, "# HELP {name} {help}\n# TYPE {name} {kind}\n");
         for cluster in &counted.clusters {
             for (labels, number) in *numbers {
@@ -143,7 +124,7 @@ fn exposition(counted: &Counted) -> String {
     text
 }
 
-/// The value of a label.
+/// Returns the value of a label, escaped.
 fn label(text: &str) -> String {
     text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
 }
@@ -192,17 +173,17 @@ mod tests {
         # HELP malai_build_info The version of the daemon.
         # TYPE malai_build_info gauge
         malai_build_info{version="0.1.0"} 1
-        # HELP malai_panics_total Faults of malai itself; the daemon's log tells what and where.
+        # HELP malai_panics_total Faults of malai itself; the daemon's log has the details.
         # TYPE malai_panics_total counter
         malai_panics_total{process="daemon"} 3
         malai_panics_total{process="executor"} 1
-        # HELP malai_log_lines_lost_total Lines that the log of the daemon lacks, and that of its executor.
+        # HELP malai_log_lines_lost_total Lines missing in the logs of the daemon and its executor.
         # TYPE malai_log_lines_lost_total counter
         malai_log_lines_lost_total 5
-        # HELP malai_connections Connections to other machines that are there now.
+        # HELP malai_connections Open connections to other machines.
         # TYPE malai_connections gauge
         malai_connections{cluster="company"} 2
-        # HELP malai_connections_total Connections to other machines, by who dialled.
+        # HELP malai_connections_total Connections to other machines, by the side that dialled.
         # TYPE malai_connections_total counter
         malai_connections_total{cluster="company",direction="dialed"} 3
         malai_connections_total{cluster="company",direction="accepted"} 1
@@ -210,31 +191,31 @@ mod tests {
         # TYPE malai_handshakes_total counter
         malai_handshakes_total{cluster="company",result="ok"} 4
         malai_handshakes_total{cluster="company",result="failed"} 5
-        # HELP malai_reconnects_total Connections to a machine to which all earlier ones were lost.
+        # HELP malai_reconnects_total Connections to a machine after all earlier ones were lost.
         # TYPE malai_reconnects_total counter
         malai_reconnects_total{cluster="company"} 1
-        # HELP malai_sessions Sessions now: followed from here, and on this machine.
+        # HELP malai_sessions Running sessions: followed from this machine, and on this machine.
         # TYPE malai_sessions gauge
         malai_sessions{cluster="company",role="caller"} 1
         malai_sessions{cluster="company",role="target"} 0
-        # HELP malai_sessions_total Commands that were sent from here, and that were started on this machine.
+        # HELP malai_sessions_total Commands sent from this machine, and commands started on it.
         # TYPE malai_sessions_total counter
         malai_sessions_total{cluster="company",role="caller"} 7
         malai_sessions_total{cluster="company",role="target"} 8
-        # HELP malai_refusals_total Connections of strangers, and commands, that were refused here.
+        # HELP malai_refusals_total Connections of strangers, and commands, that this machine refused.
         # TYPE malai_refusals_total counter
         malai_refusals_total{cluster="company",what="connection"} 0
         malai_refusals_total{cluster="company",what="session"} 9
-        # HELP malai_sent_bytes_total Bytes sent over connections, with all that QUIC adds.
+        # HELP malai_sent_bytes_total Bytes sent over connections, including what QUIC adds.
         # TYPE malai_sent_bytes_total counter
         malai_sent_bytes_total{cluster="company"} 1000
-        # HELP malai_received_bytes_total Bytes received over connections, with all that QUIC adds.
+        # HELP malai_received_bytes_total Bytes received over connections, including what QUIC adds.
         # TYPE malai_received_bytes_total counter
         malai_received_bytes_total{cluster="company"} 2000
-        # HELP malai_config_generation Generation of the config that is held.
+        # HELP malai_config_generation Generation of the config that this machine holds.
         # TYPE malai_config_generation gauge
         malai_config_generation{cluster="company"} 12
-        # HELP malai_link_up Whether there is a connection to the cluster manager; the manager itself has none.
+        # HELP malai_link_up Whether the link to the cluster manager is up; the manager itself has no link.
         # TYPE malai_link_up gauge
         malai_link_up{cluster="company"} 1
         "#);

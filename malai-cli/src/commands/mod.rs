@@ -1,5 +1,15 @@
 //! One command, one file. A doc comment there is the help that users read.
 
+/// Asks the daemon, or does without it as the second word says, and returns what an answer of this kind holds.
+macro_rules! ask {
+    ($cx:expr, $otherwise:ident, $request:expr => $answer:ident) => {
+        match crate::client::request(&$cx.home, $request, crate::client::Otherwise::$otherwise, $cx.out)? {
+            malai_protocol::local::Response::$answer(answer) => answer,
+            _ => return Err(crate::client::unexpected()),
+        }
+    };
+}
+
 mod agent;
 mod attach;
 mod audit;
@@ -23,6 +33,7 @@ mod relay;
 mod rescan;
 mod sessions;
 mod status;
+mod token;
 mod wait;
 
 use std::ffi::OsString;
@@ -41,8 +52,8 @@ Run a command on a machine:
   malai deploy@web01.company ls -l /srv   everything after the target is the command, word by word
   malai web01.company --detach -- make    start it, and leave it running
 
-A machine whose name is one of the commands above is reached by its full name, or by malai exec.
-Files are in $MALAI_HOME, by default the platform's data directory for malai.";
+If a machine has the name of a command above, use its full name, or malai exec.
+malai keeps its files in $MALAI_HOME; the default is the platform's data directory.";
 
 /// Run commands on the machines of a cluster, found by public key.
 #[derive(Debug, Parser)]
@@ -55,7 +66,7 @@ Files are in $MALAI_HOME, by default the platform's data directory for malai.";
     after_help = ABOUT_TARGETS
 )]
 pub(crate) struct Cli {
-    /// Answer in JSON: one document, or one object a line for a stream
+    /// Print JSON: one document, or for a stream one object per line
     #[arg(long, global = true)]
     json: bool,
     #[command(subcommand)]
@@ -86,18 +97,23 @@ enum Command {
     Agent(agent::Agent),
 }
 
-/// What every command needs.
+/// Is said where no cluster is known.
+const NO_CLUSTER: &str = "no cluster was made or joined here";
+/// Is the hint to that.
+const NO_CLUSTER_HINT: &str = "make one: malai cluster init company; or join one: malai machine join TOKEN";
+
+/// Holds what every command needs.
 #[derive(Debug)]
 pub(crate) struct Context {
-    /// Where this malai lives.
+    /// The directory of this malai's files.
     pub(crate) home: Home,
     /// How it prints.
     pub(crate) out: Output,
-    /// What was typed up to the target of a command: options, and the target.
+    /// The words up to the target of a command: options, and the target.
     pub(crate) head: Vec<OsString>,
 }
 
-/// Does what the command line says, tells what went wrong, and returns the exit code.
+/// Does what the command line says, reports a failure, and returns the exit code.
 pub(crate) fn run(args: Vec<OsString>) -> u8 {
     let mut root = Cli::command();
     let cut = args::cut(args, &root);
@@ -109,10 +125,10 @@ pub(crate) fn run(args: Vec<OsString>) -> u8 {
         Err(error) => return output::exit_code(wants_json.usage(&error)),
     };
     let out = Output { json: cli.json };
-    // What a ping found out its exit code says.
+    // The exit code of a ping is its result, also when the reader has left.
     let is_ping = matches!(cli.command, Command::Ping(_));
     let code = home::find().and_then(|home| {
-        // Before anything of it is read: who may change it says what malai does for this user.
+        // Before anything of it is read: a user who may change it decides what malai does for this one.
         Trusted::own().check(&home)?;
         dispatch(cli.command, &Context { home, out, head }, cut.literal, cut.words)
     });

@@ -13,20 +13,20 @@ use crate::output::Output;
 use crate::session::SignalStream;
 use crate::{client, duration, stdio};
 
-/// The exit code when no answer came, or none over a direct path where one was waited for.
-const NONE: u8 = 1;
+/// Is the exit code when no answer came, or none over a direct path where one was waited for.
+const EXIT_NO_ANSWER: u8 = 1;
 
-/// Show whether a machine answers, how soon, and by which path
+/// Show whether a machine answers, how fast, and over which path
 ///
-/// Goes on until interrupted, and then sums up on standard error. Exits with 0 when an answer came (with --until-direct:
+/// Runs until interrupted, then prints a summary on standard error. Exits with 0 when an answer came (with --until-direct:
 /// over a direct path), with 1 when none did, and with 255 when there was no connection at all within --connect-timeout.
-/// Any machine of the cluster may be asked; no grant is needed.
+/// Works for every machine of the cluster, without a grant.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Ping {
-    /// End after so many pings; default: when interrupted
+    /// Stop after N pings; default: when interrupted
     #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     count: Option<u64>,
-    /// From one ping to the next, at least 100ms
+    /// Time between pings, at least 100ms
     #[arg(long, value_name = "DURATION", value_parser = interval, default_value = "1s")]
     interval: Duration,
     /// End as soon as an answer comes over a direct path, without a relay
@@ -42,16 +42,16 @@ pub(crate) struct Ping {
 fn interval(text: &str) -> Result<Duration, String> {
     let span = duration::parse(text)?;
     if duration::millis(span) < MIN_PING_INTERVAL_MS {
-        return Err(format!("has to be at least {MIN_PING_INTERVAL_MS}ms"));
+        return Err(format!("must be at least {MIN_PING_INTERVAL_MS}ms"));
     }
     Ok(span)
 }
 
-/// One line of `malai ping --json`.
+/// Is one line of `malai ping --json`.
 #[derive(Serialize)]
 #[serde(tag = "event", rename_all = "kebab-case")]
 enum Line<'a> {
-    /// It was answered.
+    /// An answer came.
     Answer { target: &'a str, seq: u64, rtt_us: u64, path: &'a str, direct: bool },
     /// No answer came.
     NoAnswer { target: &'a str, seq: u64, after_ms: u64 },
@@ -60,10 +60,8 @@ enum Line<'a> {
 impl Ping {
     /// Pings until enough is known, and returns the exit code.
     ///
-    /// # Errors
-    /// Why the machine could not be asked.
     pub(super) fn run(self, cx: &Context) -> Result<u8, Failure> {
-        // Whom a command would run as is nothing to a ping.
+        // A ping runs no command, so the user does not matter.
         let target = Target { user: None, ..self.target.parse()? };
         let mut tally = Tally::default();
         let ended = client::block_on(self.follow(cx, &target, &mut tally));
@@ -88,7 +86,7 @@ impl Ping {
         })
     }
 
-    /// Tells of each ping until there were enough, a signal comes, or the reader leaves.
+    /// Shows each ping until there were enough, a signal comes, or the reader leaves.
     async fn follow(&self, cx: &Context, target: &Target, tally: &mut Tally) -> Result<(), Failure> {
         let mut signals = SignalStream::listen()?;
         let (name, request) = (target.to_string(), self.request(target));
@@ -105,7 +103,7 @@ impl Ping {
                 Response::Progress(words) => cx.out.note(&words),
                 Response::Ping(answer) => {
                     tally.note(&answer.outcome);
-                    tell(cx.out, &name, &answer)?;
+                    show(cx.out, &name, &answer)?;
                     if self.until_direct && tally.direct || stdio::is_abandoned(&std::io::stdout()) {
                         return Ok(());
                     }
@@ -118,16 +116,16 @@ impl Ping {
     }
 }
 
-/// The daemon went away: nothing was begun that could be unknown.
+/// Reports that the daemon went away. Nothing was begun whose end could be unknown.
 fn broke_off(failure: Failure) -> Failure {
     if failure.kind != Kind::Unknown {
         return failure;
     }
-    Failure { kind: Kind::Internal, message: "the daemon here went away, or does not know pings".into(), ..failure }
+    Failure { kind: Kind::Internal, message: "the daemon here ended, or is too old for pings".into(), ..failure }
         .hint("see: malai daemon status; when it is of another version: malai daemon restart")
 }
 
-fn tell(out: Output, target: &str, answer: &PingAnswer) -> Result<(), Failure> {
+fn show(out: Output, target: &str, answer: &PingAnswer) -> Result<(), Failure> {
     if out.json { out.document(&line(target, answer)) } else { out.row(&words(target, answer)) }
 }
 
@@ -149,12 +147,12 @@ fn words(target: &str, PingAnswer { seq, outcome }: &PingAnswer) -> String {
     }
 }
 
-/// Microseconds as milliseconds with one digit after the point.
+/// Writes microseconds as milliseconds with one digit after the point.
 fn ms(us: u64) -> String {
     format!("{:.1}", us as f64 / 1000.0)
 }
 
-/// What came of all pings. One whose end is not known yet is not among them.
+/// Counts what came of all pings. One whose end is not known yet is not among them.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Tally {
     answered: u64,
@@ -185,10 +183,10 @@ impl Tally {
 
     fn code(&self, until_direct: bool) -> u8 {
         let enough = if until_direct { self.direct } else { self.answered > 0 };
-        if enough { 0 } else { NONE }
+        if enough { 0 } else { EXIT_NO_ANSWER }
     }
 
-    /// How many of a hundred were lost: neither 0 nor 100 unless it is so exactly.
+    /// Returns how many of a hundred were lost: neither 0 nor 100 unless it is so exactly.
     fn lost_percent(&self) -> u64 {
         match (self.lost, self.answered) {
             (0, _) => 0,
@@ -202,7 +200,7 @@ impl Tally {
         let counts = format!("{} sent, {answered} answered, {}% lost", self.sent(), self.lost_percent());
         match sum_us.checked_div(*answered) {
             None => counts,
-            Some(mean) => format!("{counts}; {}/{}/{} ms (least/mean/most)", ms(*least_us), ms(mean), ms(*most_us)),
+            Some(mean) => format!("{counts}; {}/{}/{} ms (min/mean/max)", ms(*least_us), ms(mean), ms(*most_us)),
         }
     }
 }
@@ -256,7 +254,7 @@ mod tests {
     #[test]
     fn the_summary_has_counts_loss_and_times() {
         let three = tally(&[answered(12_300, RELAY), answered(1_100, DIRECT), lost()]);
-        assert_eq!(three.summary(), "3 sent, 2 answered, 33% lost; 1.1/6.7/12.3 ms (least/mean/most)");
+        assert_eq!(three.summary(), "3 sent, 2 answered, 33% lost; 1.1/6.7/12.3 ms (min/mean/max)");
         assert_eq!(tally(&[lost(), lost()]).summary(), "2 sent, 0 answered, 100% lost");
         assert_eq!(tally(&[]).summary(), "0 sent, 0 answered, 0% lost");
     }
@@ -280,7 +278,7 @@ mod tests {
     #[test]
     fn an_interval_has_at_least_a_tenth_of_a_second() {
         assert_eq!(interval("100ms"), Ok(Duration::from_millis(100)));
-        assert_eq!(interval("99ms"), Err("has to be at least 100ms".into()));
+        assert_eq!(interval("99ms"), Err("must be at least 100ms".into()));
         assert!(interval("0").is_err());
     }
 }

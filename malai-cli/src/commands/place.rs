@@ -9,23 +9,20 @@ use super::Context;
 use crate::session::{self, SessionName, TypedSessionName};
 use crate::{client, duration};
 
-/// `[TARGET] SESSION`.
+/// Holds `[TARGET] SESSION`.
 #[derive(Debug, clap::Args)]
 pub(super) struct SessionPlace {
-    /// How long to wait until the machine answers
+    /// How long to wait for the machine's answer
     #[arg(long, value_name = "DURATION", value_parser = duration::parse, default_value = "10s")]
     pub(super) connect_timeout: Duration,
-    /// The machine, where SESSION is an id alone
+    /// The machine; needed when SESSION is only an id
     target: Option<String>,
-    /// The session: TARGET/ID as malai printed it; of the id, the first 4 or more digits are enough
+    /// The session: TARGET/ID as malai printed it; the first 4 digits of the id are enough
     pub(super) session: String,
 }
 
 impl SessionPlace {
     /// Reads what was typed.
-    ///
-    /// # Errors
-    /// When it is no name of a session.
     pub(super) fn typed(&self) -> Result<TypedSessionName, Failure> {
         TypedSessionName::parse(self.target.as_deref(), &self.session)
     }

@@ -1,11 +1,11 @@
-//! How a new snapshot and who has it are told.
+//! What users see of a new snapshot, and of the machines that have it.
 
 use malai_protocol::local::Publication;
 
 use crate::output::Output;
 
-/// Says who has the snapshot, by name, and what is missing.
-pub(super) fn tell(out: Output, alias: &str, publication: &Publication) {
+/// Says which machines have the snapshot, by name, and which do not.
+pub(super) fn show(out: Output, alias: &str, publication: &Publication) {
     let Publication { generation, published, holding, missing } = publication;
     out.note(&format!("{alias}: generation {generation}"));
     if !published {
@@ -14,11 +14,11 @@ pub(super) fn tell(out: Output, alias: &str, publication: &Publication) {
         return;
     }
     if !holding.is_empty() {
-        out.note(&format!("{alias}: held by {}", holding.join(", ")));
+        out.note(&format!("{alias}: these machines have it: {}", holding.join(", ")));
     }
     if !missing.is_empty() {
         out.note(&format!(
-            "{alias}: not reached: {}; they get it as soon as they meet a machine that has it",
+            "{alias}: not reached: {}; they get it from the next machine that has it",
             missing.join(", ")
         ));
     }

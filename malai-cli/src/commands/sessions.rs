@@ -5,25 +5,25 @@ use std::time::Duration;
 use futures_util::{StreamExt, stream};
 use malai_protocol::failure::{Failure, Kind};
 use malai_protocol::id::{MachineId, SessionId};
-use malai_protocol::local::{ClusterState, ClusterStatus, Request, Response, Status};
+use malai_protocol::local::{ClusterState, ClusterStatus, Request, Status};
 use malai_protocol::sessions::{State, Summary};
 use malai_protocol::target::Target;
 use serde::Serialize;
 
-use super::Context;
 use super::explain::state_of;
-use crate::client::{self, Otherwise};
+use super::{Context, NO_CLUSTER, NO_CLUSTER_HINT};
+use crate::client;
 use crate::output::{self, Output};
 use crate::session::{self, SessionName};
 use crate::{duration, timestamp};
 
-/// How many machines are asked at a time: each takes a descriptor here and at the daemon.
-const AT_ONCE: usize = 128;
+/// Bounds how many machines are asked at a time: each takes a descriptor here and at the daemon.
+const MAX_MACHINES_AT_ONCE: usize = 128;
 
-/// Show the sessions on a machine, or on all machines
+/// List the sessions of a machine, or of all machines
 ///
-/// Shows this machine's own sessions, and those of others on machines that have this one in `allow_sessions` or
-/// `allow_control`. Exits with 255 when a machine could not be asked, so that the list is not whole.
+/// Shows the sessions that this machine started. On machines whose `allow_sessions` or `allow_control` names this machine,
+/// shows all sessions. Exits with 255 when a machine could not be asked: then the list is incomplete.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Sessions {
     /// How long to wait until a machine answers
@@ -33,14 +33,14 @@ pub(crate) struct Sessions {
     target: Option<String>,
 }
 
-/// `malai sessions --json`.
+/// Is the answer of `malai sessions --json`.
 #[derive(Serialize)]
 struct Document<'a> {
     sessions: Vec<Shown<'a>>,
     unreachable: Vec<Unreachable<'a>>,
 }
 
-/// One session.
+/// Holds one session.
 #[derive(Serialize)]
 struct Shown<'a> {
     session: String,
@@ -55,14 +55,14 @@ struct Shown<'a> {
     state: &'a State,
 }
 
-/// A machine, or a cluster, that could not be asked.
+/// Holds a machine, or a cluster, that could not be asked.
 #[derive(Serialize)]
 struct Unreachable<'a> {
     target: &'a str,
     error: &'a Failure,
 }
 
-/// What one machine said, or why it, or its cluster, could not be asked.
+/// Holds what one machine said, or why it, or its cluster, could not be asked.
 struct Asked {
     /// For people.
     target: String,
@@ -70,18 +70,15 @@ struct Asked {
 }
 
 impl Sessions {
-    /// # Errors
-    /// When nobody could be asked at all.
     pub(super) fn run(self, cx: &Context) -> Result<u8, Failure> {
         let target = self.target.as_deref().map(str::parse::<Target>).transpose()?;
-        let Response::Status(status) = client::request(&cx.home, Request::Status, Otherwise::Agent, cx.out)? else {
-            return Err(client::unexpected());
-        };
+        let status = ask!(cx, Agent, Request::Status => Status);
         let (targets, mut all) = match target {
             Some(target) => (vec![Target { user: None, ..target }], Vec::new()),
             None => everywhere(&status)?,
         };
-        let asked = stream::iter(targets).map(|target| ask(cx, target, self.connect_timeout)).buffered(AT_ONCE);
+        let asked =
+            stream::iter(targets).map(|target| ask(cx, target, self.connect_timeout)).buffered(MAX_MACHINES_AT_ONCE);
         all.extend(client::block_on(async { Ok(asked.collect::<Vec<Asked>>().await) })?);
         show(cx.out, &all, &status)?;
         let mut failed = false;
@@ -95,11 +92,10 @@ impl Sessions {
     }
 }
 
-/// All machines; and the clusters whose machines are not known.
+/// Returns all machines, and the clusters whose machines are not known.
 fn everywhere(status: &Status) -> Result<(Vec<Target>, Vec<Asked>), Failure> {
     if status.clusters.is_empty() {
-        return Err(Failure::new(Kind::NotConfigured, "no cluster was made or joined here")
-            .hint("make one: malai cluster init company; or join one: malai machine join TOKEN"));
+        return Err(Failure::new(Kind::NotConfigured, NO_CLUSTER).hint(NO_CLUSTER_HINT));
     }
     let machines = |cluster: &ClusterStatus| {
         let alias = cluster.alias.clone();
@@ -131,16 +127,15 @@ fn show(out: Output, all: &[Asked], status: &Status) -> Result<(), Failure> {
         return out.document(&document(all, status));
     }
     let listed = all.iter().filter_map(|asked| asked.answer.as_ref().ok()).flatten();
-    let rows: Vec<Vec<String>> = listed.map(|(name, one)| row(name, one, status)).collect();
+    let rows: Vec<_> = listed.map(|(name, one)| row(name, one, status)).collect();
     if rows.is_empty() {
-        // Where nobody answered, that is what has to be said.
+        // Where no machine answered, nobody knows whether there are sessions.
         if all.iter().any(|asked| asked.answer.is_ok()) {
             out.note("there are no sessions");
         }
         return Ok(());
     }
-    let head = ["SESSION", "OWNER", "STATE", "SINCE", "COMMAND"].map(String::from).to_vec();
-    output::table(&[vec![head], rows].concat()).iter().try_for_each(|line| out.row(line))
+    out.rows(output::table(["SESSION", "OWNER", "STATE", "SINCE", "COMMAND"], rows))
 }
 
 fn document<'a>(all: &'a [Asked], status: &'a Status) -> Document<'a> {
@@ -165,9 +160,9 @@ fn document<'a>(all: &'a [Asked], status: &'a Status) -> Document<'a> {
     document
 }
 
-fn row(name: &SessionName, one: &Summary, status: &Status) -> Vec<String> {
+fn row(name: &SessionName, one: &Summary, status: &Status) -> [String; 5] {
     let owner = machine(one.owner, status).map_or_else(|| one.owner.short(), str::to_owned);
-    vec![name.to_string(), owner, state(one), timestamp::utc(one.since_ms), one.command.clone()]
+    [name.to_string(), owner, state(one), timestamp::utc(one.since_ms), one.command.clone()]
 }
 
 fn state(one: &Summary) -> String {
@@ -180,7 +175,7 @@ fn state(one: &Summary) -> String {
     }
 }
 
-/// The name of the machine with this key.
+/// Returns the name of the machine with this key.
 fn machine(id: MachineId, status: &Status) -> Option<&str> {
     let mut machines = status.clusters.iter().flat_map(|cluster| &cluster.machines);
     machines.find(|machine| machine.id == id).map(|machine| machine.name.as_str())

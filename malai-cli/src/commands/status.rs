@@ -2,19 +2,18 @@
 
 use malai_protocol::failure::Failure;
 use malai_protocol::local::{
-    ClusterState, ClusterStatus, Connection, MachineStatus, RelayState, RelayStatus, Request, Response, Role,
+    ClusterState, ClusterStatus, Connection, MachineStatus, RelayState, RelayStatus, Request, Role,
 };
 use malai_protocol::session::Reached;
 
-use super::{Context, daemon};
-use crate::client::{self, Otherwise};
+use super::{Context, NO_CLUSTER, NO_CLUSTER_HINT, daemon};
 use crate::output::Output;
 use crate::{output, timestamp};
 
-/// Show this machine, its clusters, and which machines are there
+/// Show this machine, its clusters, and which of their machines answer
 ///
-/// Every machine is asked now, all at once, within 2 s: one is shown as connected only when it answered. Of the others it
-/// says when they were last seen.
+/// Asks all machines at once, for up to 2 s. A machine is shown as connected only if it answered; for the others, status
+/// shows when they were last seen.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Status {
     /// Ask only the machines to which there is a connection, and dial no other
@@ -23,37 +22,33 @@ pub(crate) struct Status {
 }
 
 impl Status {
-    /// # Errors
-    /// What went wrong.
     pub(super) fn run(self, cx: &Context) -> Result<u8, Failure> {
         let request = if self.no_probe { Request::Status } else { Request::Probe };
-        let Response::Status(status) = client::request(&cx.home, request, Otherwise::Agent, cx.out)? else {
-            return Err(client::unexpected());
-        };
+        let status = ask!(cx, Agent, request => Status);
         if cx.out.json {
             cx.out.document(&status)?;
             return Ok(0);
         }
-        daemon::describe(Some(&status.daemon)).iter().try_for_each(|line| cx.out.row(line))?;
+        cx.out.rows(daemon::describe(Some(&status.daemon)))?;
         let now = timestamp::now_ms();
         for cluster in &status.clusters {
-            describe(cluster, now).iter().try_for_each(|line| cx.out.row(line))?;
+            cx.out.rows(describe(cluster, now))?;
             alarms(cx.out, cluster);
         }
         if status.clusters.is_empty() {
-            cx.out.note("no cluster was made or joined here");
-            cx.out.hint("make one: malai cluster init company; or join one: malai machine join TOKEN");
+            cx.out.note(NO_CLUSTER);
+            cx.out.hint(NO_CLUSTER_HINT);
         }
         Ok(0)
     }
 }
 
-/// One cluster: who this machine is in it, and a table of all machines.
+/// Describes a cluster: what this machine is in it, and a table of all machines.
 fn describe(cluster: &ClusterStatus, now_ms: u64) -> Vec<String> {
     let ClusterStatus { alias, role, machine, machine_id, generation, addresses, join_addresses, .. } = cluster;
     let role = match role {
         Role::Manager => "this machine is the cluster manager",
-        Role::Machine => "a machine of it",
+        Role::Machine => "this machine is a member",
     };
     let mut lines = vec![String::new(), format!("{alias}: {role}")];
     let mut field = |name: &str, value: Option<String>| {
@@ -72,14 +67,13 @@ fn describe(cluster: &ClusterStatus, now_ms: u64) -> Vec<String> {
         field("waiting", Some(what.clone()));
     }
     if !cluster.machines.is_empty() {
-        let mut rows = vec![["  MACHINE", "ID52", "GENERATION", "MALAI", "STATE"].map(String::from).to_vec()];
-        rows.extend(cluster.machines.iter().map(|machine| row(machine, now_ms)));
-        lines.extend(output::table(&rows));
+        let rows = cluster.machines.iter().map(|machine| row(machine, now_ms));
+        lines.extend(output::table(["  MACHINE", "ID52", "GENERATION", "MALAI", "STATE"], rows));
     }
     lines
 }
 
-/// A relay in words; why it cannot be used is in part its own words.
+/// Describes a relay. Why it cannot be used is in part its own words.
 fn describe_relay(relay: &RelayStatus) -> String {
     let state = match relay.state {
         RelayState::Connected => "connected",
@@ -91,14 +85,13 @@ fn describe_relay(relay: &RelayStatus) -> String {
     format!("{}  {state}{error}", relay.url)
 }
 
-fn row(machine: &MachineStatus, now_ms: u64) -> Vec<String> {
+fn row(machine: &MachineStatus, now_ms: u64) -> [String; 5] {
     let mark = if machine.manager { " (manager)" } else { "" };
-    let generation = machine.generation.map_or("-".into(), |generation| generation.to_string());
-    let malai = machine.malai.clone().unwrap_or_else(|| "-".into());
-    vec![format!("  {}{mark}", machine.name), machine.id.short(), generation, malai, state(machine, now_ms)]
+    let (generation, malai) = (output::or_dash(machine.generation), output::or_dash(machine.malai.as_ref()));
+    [format!("  {}{mark}", machine.name), machine.id.short(), generation, malai, state(machine, now_ms)]
 }
 
-/// In words; `connected` only where there is a live connection.
+/// Describes a machine; as connected only where there is a live connection.
 fn state(machine: &MachineStatus, now_ms: u64) -> String {
     if machine.this {
         return "this machine".into();
@@ -120,12 +113,12 @@ fn absent(machine: &MachineStatus) -> &'static str {
     if machine.probed { "no answer" } else { "no connection" }
 }
 
-/// A number of bytes for people.
+/// Writes a number of bytes for people.
 fn bytes(count: u64) -> String {
-    const UNITS: [&str; 4] = ["kB", "MB", "GB", "TB"];
+    const BYTE_UNITS: [&str; 4] = ["kB", "MB", "GB", "TB"];
     let mut size = count as f64 / 1e3;
-    for unit in UNITS {
-        if size < 999.5 || unit == UNITS[UNITS.len() - 1] {
+    for unit in BYTE_UNITS {
+        if size < 999.5 || unit == BYTE_UNITS[BYTE_UNITS.len() - 1] {
             return format!("{size:.1} {unit}");
         }
         size /= 1e3;

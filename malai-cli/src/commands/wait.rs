@@ -13,13 +13,13 @@ use super::place::SessionPlace;
 use crate::session::{self, WaitLimits};
 use crate::{client, duration};
 
-/// Wait until a session is over, and exit as its command did
+/// Wait until a session ends, and exit with its command's code
 ///
-/// For another machine's session this machine has to be in `allow_sessions` or `allow_control` of the target.
+/// For another machine's session, this machine must be in the target's `allow_sessions` or `allow_control`.
 #[derive(Debug, clap::Args)]
 #[command(allow_missing_positional = true)]
 pub(crate) struct Wait {
-    /// How long to try to ask again when the connection is lost
+    /// After the connection is lost, how long to try to ask again
     #[arg(long, value_name = "DURATION", value_parser = duration::parse, default_value = "10m")]
     lost_after: Duration,
     #[command(flatten)]
@@ -40,8 +40,6 @@ struct Ended<'a> {
 impl Wait {
     /// Waits, and returns the command's exit code.
     ///
-    /// # Errors
-    /// Why there is no exit code.
     pub(super) fn run(self, cx: &Context) -> Result<u8, Failure> {
         let typed = self.place.typed()?;
         let limits = WaitLimits::new(self.place.connect_timeout, self.lost_after);

@@ -1,8 +1,8 @@
 //! Bounds how often the log says the same thing. The first lines of one kind about one peer are written. Further ones
 //! within the same minute are counted, and when it is over one line says how many there were.
 //!
-//! So a peer that hammers, or strangers with a new key for every attempt, cost the log some lines a minute, and not one
-//! for each attempt. Lines below `info` are not counted: a person who asks for them wants all of them.
+//! So a peer that hammers, or strangers with a new key for every attempt, cost the log some lines a minute, not one for
+//! each attempt. Lines below `info` are not counted: a user who asks for them wants all of them.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;

@@ -42,21 +42,11 @@ pub(super) struct Answers<S> {
     target: String,
 }
 
-/// Asks on a connection of its own.
+/// Asks on this new connection to the daemon.
 ///
 /// # Errors
-/// When the daemon is not there, or its answer is not understood: nothing was asked.
+/// When the daemon's answer is not understood: nothing was asked.
 pub(super) async fn ask<S: AsyncRead + AsyncWrite + Unpin, T: Serialize>(
-    dialler: &mut Dialler<S>,
-    target: &Target,
-    dial: DialOptions,
-    (kind, question): (FrameKind, &T),
-) -> Result<Answers<S>, Failure> {
-    ask_on(dialler(dial).await?, target, dial.within, (kind, question)).await
-}
-
-/// Asks on this connection, with the same errors as [`ask`].
-async fn ask_on<S: AsyncRead + AsyncWrite + Unpin, T: Serialize>(
     stream: S,
     target: &Target,
     within: Duration,
@@ -70,7 +60,7 @@ async fn ask_on<S: AsyncRead + AsyncWrite + Unpin, T: Serialize>(
         wait: false,
         attachment: None,
     };
-    let form = |e| Failure::new(Kind::Internal, format!("the question has no form in frames: {e}"));
+    let form = |e| Failure::new(Kind::Internal, format!("cannot encode the question: {e}"));
     let request = Frame::control(FrameKind::Request, &Request::Session(to)).map_err(form)?;
     let question = Frame::control(kind, question).map_err(form)?;
     let (mut frames, _) = client::greet(stream).await?;
@@ -85,9 +75,6 @@ async fn ask_on<S: AsyncRead + AsyncWrite + Unpin, T: Serialize>(
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Answers<S> {
     /// Returns what comes next. Cancel-safe.
-    ///
-    /// # Errors
-    /// When what comes is against the rules.
     pub(super) async fn next(&mut self) -> Result<Reply, Failure> {
         match self.frames.next().await {
             None => Ok(Reply::Lost),
@@ -108,7 +95,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Answers<S> {
     }
 
     fn broken(&self, why: &str) -> Failure {
-        Failure::new(Kind::Internal, format!("what {} answers is not understood: {why}", self.target))
+        Failure::new(Kind::Internal, format!("cannot understand the answer of {}: {why}", self.target))
             .hint(client::RESTART_HINT)
     }
 
@@ -130,10 +117,10 @@ pub(crate) async fn list<S: AsyncRead + AsyncWrite + Unpin>(
 ) -> Result<Vec<Summary>, Failure> {
     let late = |_| {
         Failure::new(Kind::Unreachable, format!("{target} did not answer within {}", duration::words(within)))
-            .hint("give it longer: --connect-timeout 30s")
+            .hint("wait longer: --connect-timeout 30s")
     };
     // The start of an agent is no part of the machine's time.
-    let stream = dialler(DialOptions { within, agent: true }).await?;
+    let stream = dialler(DialOptions { agent: true }).await?;
     timeout(within.saturating_add(ANSWER_MARGIN), list_untimed(stream, target, within)).await.map_err(late)?
 }
 
@@ -142,7 +129,7 @@ async fn list_untimed<S: AsyncRead + AsyncWrite + Unpin>(
     target: &Target,
     within: Duration,
 ) -> Result<Vec<Summary>, Failure> {
-    let mut answers = ask_on(stream, target, within, (FrameKind::List, &List {})).await?;
+    let mut answers = ask(stream, target, within, (FrameKind::List, &List {})).await?;
     let mut sessions = Vec::new();
     loop {
         let listed: Listed = match answers.next().await? {
@@ -158,7 +145,7 @@ async fn list_untimed<S: AsyncRead + AsyncWrite + Unpin>(
             }
         };
         if listed.more && listed.sessions.is_empty() {
-            return Err(answers.broken("a list that goes on with nothing"));
+            return Err(answers.broken("the list has an empty part"));
         }
         sessions.extend(listed.sessions);
         if sessions.len() > MAX_LISTED_SESSIONS {
@@ -194,8 +181,8 @@ pub(crate) async fn kill<S: AsyncRead + AsyncWrite + Unpin>(
     within: Duration,
 ) -> Result<Killed, Failure> {
     let question = Kill { owner, id: name.id, signal };
-    let dial = DialOptions { within, agent: true };
-    let mut answers = ask(dialler, &name.target, dial, (FrameKind::Kill, &question)).await?;
+    let stream = dialler(DialOptions { agent: true }).await?;
+    let mut answers = ask(stream, &name.target, within, (FrameKind::Kill, &question)).await?;
     // It may have been done although the answer is not understood.
     let unknown = |failure: Failure| {
         let what = if signal.is_some() { "signalled" } else { "ended" };

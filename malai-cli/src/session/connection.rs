@@ -12,7 +12,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::patience::Patience;
-use super::request::{FollowerRole, SessionRequest};
+use super::request::{FollowerRole, MachineSearch, SessionRequest};
 use super::socket::{AnswerStage, Asked, FAREWELL_TIMEOUT, Socket, SocketEvent};
 use crate::client::{DialOptions, Dialler, Dialling};
 use crate::{duration, platform};
@@ -116,8 +116,8 @@ impl<S: AsyncRead + AsyncWrite> Connection<S> {
     }
 
     /// Makes a connection besides, for something else.
-    pub(super) fn dial_besides(&mut self, within: Duration) -> Dialling<S> {
-        (self.dialler)(DialOptions { within, agent: false })
+    pub(super) fn dial_besides(&mut self) -> Dialling<S> {
+        (self.dialler)(DialOptions { agent: false })
     }
 
     /// Has another connection made then. Until the command is known to run, a sending may have reached the target.
@@ -133,9 +133,6 @@ impl<S: AsyncRead + AsyncWrite> Connection<S> {
     }
 
     /// Asks on a new connection: for the command until it is known to run, and then for its output from `out_offset`.
-    ///
-    /// # Errors
-    /// When the request has no form in frames.
     pub(super) fn ask(
         &mut self,
         stream: S,
@@ -151,11 +148,12 @@ impl<S: AsyncRead + AsyncWrite> Connection<S> {
             _ if request.role() == FollowerRole::Watcher => (Asked::Attach, request.attach(number, 0, true, left)?),
             None => {
                 self.sending.first = Some(platform::since_boot()?);
-                (Asked::Exec, request.exec(patience.search())?)
+                (Asked::Exec, request.exec(None, patience.search())?)
             }
             Some(first) => {
                 let since_ms = duration::millis(platform::since_boot()?.saturating_sub(first));
-                (Asked::Again, request.resend(Resend { number, met: self.sending.met, since_ms }, left)?)
+                let resend = Resend { number, met: self.sending.met, since_ms };
+                (Asked::Again, request.exec(Some(resend), MachineSearch::within(left))?)
             }
         };
         self.state = ConnectionState::Up(Socket::new(stream, asked, first));
@@ -175,19 +173,16 @@ impl<S: AsyncRead + AsyncWrite> Connection<S> {
     }
 
     /// Sends a frame to the target.
-    ///
-    /// # Errors
-    /// When it has no form in frames.
     pub(super) fn send<T: Serialize>(&mut self, kind: FrameKind, value: &T) -> Result<(), CodecError> {
         let frame = Frame::control(kind, value)?;
         self.socket().into_iter().for_each(|socket| socket.queue(&frame));
         Ok(())
     }
 
-    /// Decides what a refusal means for the request: whether it never ran by any sending.
+    /// Tells whether a refusal holds for all sendings of the request, so that it never ran.
     ///
-    /// What the target answers after it has read the request holds for all sendings. What is said on the way, or without
-    /// reading, holds for none before.
+    /// What the target answers after it has read the request does. What is said on the way, or without reading, holds for no
+    /// sending before.
     pub(super) fn is_certain(&mut self, refusal: &Failure) -> bool {
         if !self.is_sent() {
             return !self.sending.is_open;
@@ -217,10 +212,10 @@ impl<S: AsyncRead + AsyncWrite> Connection<S> {
         }
         let Some(mut first) = parting else { return };
         let part = async {
-            let stream = dialler(DialOptions { within: FAREWELL_TIMEOUT, agent: false }).await.ok()?;
+            let stream = dialler(DialOptions { agent: false }).await.ok()?;
             let (mut reader, mut writer) = tokio::io::split(stream);
             writer.write_all_buf(&mut first).await.ok()?;
-            // A daemon whose greeting is not read by anybody reads no request.
+            // A daemon reads no request when nobody reads its greeting.
             reader.read_u8().await.ok()
         };
         // Where no daemon listens, the command ends when the target has waited long enough. The user does not wait for it.

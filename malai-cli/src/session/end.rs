@@ -22,7 +22,7 @@ use crate::client::{self, Dialling};
 /// Bounds how long what was received is still written when the caller gives up.
 const GIVING_UP_TIMEOUT: Duration = Duration::from_millis(200);
 /// Bounds how long the daemon here may take to name a machine. Without a name, malai shows its key.
-pub(super) const NAMING_TIMEOUT: Duration = Duration::from_secs(2);
+const NAMING_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Says how following ended.
 #[derive(Debug)]
@@ -41,9 +41,6 @@ pub(crate) enum SessionEnd {
 }
 
 /// Shows the outcome as an object, the last one, where objects are wanted.
-///
-/// # Errors
-/// When it has no form in JSON.
 pub(super) fn show(output: &mut Output, target: &str, outcome: &Result<SessionEnd, Failure>) -> Result<(), Failure> {
     match outcome {
         Ok(SessionEnd::Ended(record)) => {
@@ -83,9 +80,6 @@ where
 }
 
 /// Checks that nothing of an ended session is missing.
-///
-/// # Errors
-/// What is missing.
 pub(super) fn check(end: SessionEnd, target: &str, missing: Option<&str>) -> Result<SessionEnd, Failure> {
     match (&end, missing) {
         (SessionEnd::Ended(record), Some(missing)) => Err(failures::incomplete(target, record, missing)),

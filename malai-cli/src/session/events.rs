@@ -90,9 +90,6 @@ impl<'a> SessionEvent<'a> {
     }
 
     /// Returns the object as a line.
-    ///
-    /// # Errors
-    /// When it has no form in JSON.
     pub(crate) fn line(&self) -> Result<Bytes, Failure> {
         crate::output::json_line(self).map(Bytes::from)
     }

@@ -11,7 +11,7 @@ use super::request::FollowerRole;
 use crate::client::RESTART_HINT;
 use crate::duration;
 
-const LONGER_HINT: &str = "give it longer: --connect-timeout 30s";
+const WAIT_LONGER_HINT: &str = "wait longer: --connect-timeout 30s";
 
 fn unknown(message: String) -> Failure {
     Failure::new(Kind::Unknown, message)
@@ -22,14 +22,14 @@ fn unknown(message: String) -> Failure {
 pub(super) fn unanswered(target: &str, role: FollowerRole, is_lost: bool, why: &str) -> Failure {
     if role == FollowerRole::Watcher {
         let message = format!("{target} did not answer in time{why}");
-        return Failure::new(Kind::Unreachable, message).hint(LONGER_HINT);
+        return Failure::new(Kind::Unreachable, message).hint(WAIT_LONGER_HINT);
     }
     let what = if is_lost {
         format!("connection to {target} lost before it answered")
     } else {
         format!("{target} did not answer in time")
     };
-    unknown(format!("{what}; whether the command started is not known{why}")).hint(LONGER_HINT)
+    unknown(format!("{what}; whether the command started is not known{why}")).hint(WAIT_LONGER_HINT)
 }
 
 /// Reports a loss that was too long for a command that ends with its connection.
@@ -75,7 +75,7 @@ pub(super) fn another_incarnation(target: &str) -> Failure {
 /// Reports what is against the rules. `what` says what is not known of the command: that it *started*, or *ended*.
 pub(super) fn broken(target: &str, what: &str, why: &str) -> Failure {
     unknown(format!(
-        "connection to {target} lost, because an answer of the daemon here is not understood: {why}; whether the command \
+        "connection to {target} lost, because the answer of the daemon here is not understood: {why}; whether the command \
          {what} is not known"
     ))
     .hint(RESTART_HINT)

@@ -30,7 +30,7 @@ use crate::client::{self, Dialler};
 use crate::duration;
 
 /// Is the signal that a program gets whose reader has left.
-const PIPE: u8 = 13;
+const PIPE_SIGNAL: u8 = 13;
 
 /// Holds what a session is made of.
 pub(crate) struct SessionParts<S, G> {
@@ -133,10 +133,7 @@ where
             let end = match self.next().await {
                 Event::Signal(number) => self.signal(number),
                 Event::Written(event) => self.written(event),
-                Event::Input(chunk) => {
-                    self.take_input(chunk);
-                    Ok(None)
-                }
+                Event::Input(chunk) => Ok(self.take_input(chunk)),
                 Event::Connection(event) => self.connected(event),
                 Event::TellLoss => self.tell_loss(),
                 Event::Deadline => Err(self.late()),
@@ -185,10 +182,10 @@ where
         self.output.ack().map_or(Ok(()), |ack| self.send(FrameKind::Ack, &ack))
     }
 
-    fn take_input(&mut self, chunk: io::Result<Bytes>) {
-        if let Err(e) = self.input.take(chunk) {
-            self.output.cut(|| format!("standard input could not be read, and the command saw it end early: {e}"));
-        }
+    fn take_input(&mut self, chunk: io::Result<Bytes>) -> Option<SessionEnd> {
+        let e = self.input.take(chunk).err()?;
+        self.output.cut(|| format!("cannot read standard input: {e}; for the command, its input ended early"));
+        None
     }
 
     fn send<T: Serialize>(&mut self, kind: FrameKind, value: &T) -> Result<(), Failure> {
@@ -215,7 +212,7 @@ where
     /// Ends a watcher whose output cannot be written. That is nothing to the command, which keeps its pipes.
     fn not_shown(&mut self, stream: OutputStream, error: &io::Error) -> Result<SessionEnd, Failure> {
         if error.kind() == io::ErrorKind::BrokenPipe {
-            return Ok(self.leave(PIPE));
+            return Ok(self.leave(PIPE_SIGNAL));
         }
         Err(self.give_up(failures::not_shown(&self.target, stream, error)))
     }
@@ -272,7 +269,7 @@ where
         match event {
             ConnectionEvent::Due => {
                 let is_first = self.connection.is_unasked() && self.runs.is_none();
-                self.connection.dial(self.patience.begin_dial(is_first, self.runs.is_some()));
+                self.connection.dial(self.patience.begin_dial(is_first));
             }
             ConnectionEvent::Dialled(Ok(stream)) => {
                 self.patience.dialled();
@@ -333,7 +330,7 @@ where
     /// Notes that the daemon has a connection to the target, and that the request is on it.
     fn on_its_way(&mut self, sent: &Sent) -> Result<(), Failure> {
         if !self.connection.note_sent(sent) {
-            return Err(self.broken("a request is sent once on a connection"));
+            return Err(self.broken("the daemon said twice that the request is on its way"));
         }
         if let Some(reached) = &sent.reached {
             let text = format!("{}: {}", self.target, reached.words());
@@ -430,7 +427,7 @@ where
             return Err(failures::another_incarnation(&self.target));
         }
         match (self.runs, started) {
-            (Some(_), None) => return Err(self.broken("a command that runs has not been started")),
+            (Some(_), None) => return Err(self.broken("the target says that a command which runs has not started")),
             (None, None) => self.connection.set_stage(AnswerStage::Attached),
             (None, Some(started)) => return self.started(started),
             (Some(_), Some(_)) => {
@@ -450,8 +447,8 @@ where
         }
         if attached.watches && self.runs.is_none() {
             let text = format!(
-                "this only watches, until a process attaches that may do more; to take the session over, this machine has \
-                 to be in `allow_control` of [machine.{}]",
+                "this machine may only watch, until another process takes the session over; to do more, it must be in \
+                 `allow_control` of [machine.{}]",
                 self.request.target.machine
             );
             self.output.note(&text, &SessionEvent::Watching { target: &self.target })?;
@@ -471,7 +468,7 @@ where
     /// Returns how much output is missing before the byte at which the target goes on.
     fn gap(&self, attached: &Attached) -> Result<u64, Failure> {
         let gap = attached.out_offset.checked_sub(self.output.offset());
-        gap.ok_or_else(|| self.broken("it repeats output that was written here"))
+        gap.ok_or_else(|| self.broken("the target repeats output that it sent before"))
     }
 
     /// Notes output that will not come, and says so unless only new output was asked for.
@@ -482,9 +479,9 @@ where
             return Ok(());
         }
         let text = if is_first {
-            format!("{bytes} earlier bytes of output are not kept any more")
+            format!("the target no longer has the first {bytes} bytes of output")
         } else {
-            format!("{bytes} bytes of output are missing here: they are not kept any more")
+            format!("{bytes} bytes of output are missing here: the target no longer has them")
         };
         self.output.note(&text, &SessionEvent::Missing { target: &self.target, bytes })
     }
@@ -517,7 +514,7 @@ where
     fn late(&mut self) -> Failure {
         let Some(command) = self.runs else { return self.unanswered(None) };
         if self.patience.is_ending_over() {
-            return self.leave_command("the command did not heed the signal");
+            return self.leave_command("the command did not react to the signal");
         }
         let (target, why) = (&self.target, self.patience.loss.reason());
         if self.role == FollowerRole::Watcher {
@@ -592,7 +589,7 @@ where
     /// Returns the failure with the name of the machine from which the session is followed now, where the daemon here
     /// knows it.
     async fn name_who_follows(&mut self, by: Superseded) -> Option<Failure> {
-        let dialling = self.connection.dial_besides(end::NAMING_TIMEOUT);
+        let dialling = self.connection.dial_besides();
         let name = end::name_of(dialling, self.request.target.cluster.as_deref(), by.by).await?;
         Some(failures::followed_elsewhere(&self.target, by, &name))
     }

@@ -129,12 +129,9 @@ impl Input {
     }
 
     /// Notes that the command has taken some.
-    ///
-    /// # Errors
-    /// When that cannot be.
     pub(super) fn acknowledge(&mut self, ack: StdinAck) -> Result<(), &'static str> {
         if ack.offset > self.next {
-            return Err("it took more input than was sent");
+            return Err("the target confirmed more input than was sent");
         }
         self.confirm(ack.offset);
         self.credit = self.credit.max(ack.credit);
@@ -142,9 +139,6 @@ impl Input {
     }
 
     /// Goes on, on another connection, where the target says.
-    ///
-    /// # Errors
-    /// When it says what cannot be.
     pub(super) fn resume(&mut self, attached: &Attached) -> Result<(), &'static str> {
         let Attached { stdin_offset, credit, stdin_closed, .. } = *attached;
         if stdin_closed {
@@ -152,10 +146,10 @@ impl Input {
             return Ok(());
         }
         if stdin_offset > self.sent {
-            return Err("it has more input than was sent");
+            return Err("the target confirmed more input than was sent");
         }
         if stdin_offset < self.confirmed {
-            return Err("it has less input than it had");
+            return Err("the target confirmed less input than before");
         }
         self.confirm(stdin_offset);
         self.next = stdin_offset;
@@ -170,7 +164,7 @@ impl Input {
     /// When some of it is not kept any more.
     pub(super) fn restart(&mut self) -> Result<(), &'static str> {
         if self.confirmed > 0 {
-            return Err("it started a command whose input was taken before");
+            return Err("the target started again a command that had already taken input");
         }
         self.next = 0;
         self.end_sent = false;

@@ -52,7 +52,7 @@ impl TypedSessionName {
             (Some(parts), _) => parts,
             (None, Some(target)) => (target, session),
             (None, None) => {
-                return Err(Failure::new(Kind::Usage, format!("`{session}` names no machine")).hint(NAME_HINT));
+                return Err(Failure::new(Kind::Usage, format!("`{session}` does not name a machine")).hint(NAME_HINT));
             }
         };
         let digits = id.to_ascii_lowercase();
@@ -102,7 +102,7 @@ impl TypedSessionName {
         let names: Vec<String> =
             all.take(MAX_NAMED_SESSIONS).map(|one| format!("{}/{}", self.target, one.id)).collect();
         if count == 0 {
-            message.push_str("; there are none");
+            message.push_str("; no sessions run there");
         } else {
             let more = if count > MAX_NAMED_SESSIONS {
                 format!(", and {} more", count - MAX_NAMED_SESSIONS)

@@ -61,9 +61,6 @@ impl Output {
     }
 
     /// Shows a piece of the command's output.
-    ///
-    /// # Errors
-    /// When it has no form in JSON.
     pub(super) fn show(&mut self, stream: Stream, bytes: Bytes) -> Result<(), Failure> {
         let counts = bytes.len() as u64;
         let received = &mut self.received[stream as usize];
@@ -78,18 +75,12 @@ impl Output {
     }
 
     /// Says something on standard error, and in JSON as an object too.
-    ///
-    /// # Errors
-    /// When the object has no form in JSON.
     pub(super) fn note(&mut self, text: &str, event: &SessionEvent<'_>) -> Result<(), Failure> {
         self.sink.push(Stream::Stderr, output::note(text).into(), 0);
         self.object(event)
     }
 
     /// Says something on standard error to a user who asked for more, and in JSON as an object to any.
-    ///
-    /// # Errors
-    /// When the object has no form in JSON.
     pub(super) fn detail(&mut self, text: &str, event: &SessionEvent<'_>) -> Result<(), Failure> {
         if self.manner.verbose {
             return self.note(text, event);
@@ -98,9 +89,6 @@ impl Output {
     }
 
     /// Shows an object where objects are wanted.
-    ///
-    /// # Errors
-    /// When it has no form in JSON.
     pub(super) fn object(&mut self, event: &SessionEvent<'_>) -> Result<(), Failure> {
         if self.manner.json {
             self.sink.push(Stream::Stdout, event.line()?, 0);
@@ -169,11 +157,11 @@ impl Output {
         let ended = [record.stdout_bytes, record.stderr_bytes];
         if is_watcher && self.skipped > 0 {
             let (there, here) = (ended[0].saturating_add(ended[1]), self.offset());
-            return (there != here).then(|| format!("its output ends at byte {here} here, and has {there}"));
+            return (there != here).then(|| format!("only {here} of {there} bytes of its output arrived"));
         }
         let counts = [Stream::Stdout, Stream::Stderr].into_iter().zip(ended.into_iter().zip(self.received));
         let lost = counts.filter(|(_, (there, here))| there != here).map(|(stream, (there, here))| {
-            format!("{here} of {there} bytes of its standard {} arrived", stream_name(stream))
+            format!("only {here} of {there} bytes of its standard {} arrived", stream_name(stream))
         });
         let lost: Vec<String> = lost.chain(self.cut.clone()).collect();
         (!lost.is_empty()).then(|| lost.join(", and "))

@@ -181,7 +181,7 @@ impl Patience {
 
     /// Notes that a connection is dialled, and returns how. With `is_first`, nothing was asked yet. How long the daemon, or
     /// an agent, takes to start is then no part of the machine's time.
-    pub(super) fn begin_dial(&mut self, is_first: bool, runs: bool) -> DialOptions {
+    pub(super) fn begin_dial(&mut self, is_first: bool) -> DialOptions {
         let now = Instant::now();
         if self.loss.is_some() {
             self.retried_at = Some(now);
@@ -189,8 +189,7 @@ impl Patience {
         if is_first {
             self.first_dial_at.get_or_insert(now);
         }
-        let within = if runs { self.limits.reconnect } else { self.limits.answer_by.saturating_duration_since(now) };
-        DialOptions { within, agent: self.loss.begin_try() }
+        DialOptions { agent: self.loss.begin_try() }
     }
 
     /// Notes that the daemon is there.

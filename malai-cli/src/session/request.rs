@@ -37,7 +37,7 @@ pub(super) struct MachineSearch {
 
 impl MachineSearch {
     /// Looks this long in any case.
-    fn within(within: Duration) -> Self {
+    pub(super) fn within(within: Duration) -> Self {
         Self { within, gone: None, waits: false }
     }
 }
@@ -96,35 +96,17 @@ impl SessionRequest {
         }
     }
 
-    /// Returns the first bytes of an attachment that brings the command for the first time.
-    ///
-    /// # Errors
-    /// When the command is too long, or there is none.
-    pub(super) fn exec(&self, search: MachineSearch) -> Result<BytesMut, Failure> {
-        self.exec_or_resend(1, None, search)
-    }
-
-    /// Returns the first bytes of an attachment that brings the command again.
-    ///
-    /// # Errors
-    /// When the command is too long, or there is none.
-    pub(super) fn resend(&self, resend: Resend, within: Duration) -> Result<BytesMut, Failure> {
-        self.exec_or_resend(resend.number, Some(resend), MachineSearch::within(within))
-    }
-
-    fn exec_or_resend(&self, number: u32, resend: Option<Resend>, search: MachineSearch) -> Result<BytesMut, Failure> {
+    /// Returns the first bytes of an attachment that brings the command, with `resend` again.
+    pub(super) fn exec(&self, resend: Option<Resend>, search: MachineSearch) -> Result<BytesMut, Failure> {
         let SessionSubject::Command(spec) = &self.subject else {
-            return Err(Failure::new(Kind::Internal, "a session that is there cannot be started"));
+            return Err(Failure::new(Kind::Internal, "cannot start a session that already exists"));
         };
         let spec = ExecSpec { follower: Some(self.follower), resend, ..(**spec).clone() };
-        self.first_bytes(number, search, Frame::control(FrameKind::Exec, &spec))
+        self.first_bytes(resend.map_or(1, |resend| resend.number), search, Frame::control(FrameKind::Exec, &spec))
     }
 
     /// Returns the first bytes of an attachment to the session, whose output up to `out_offset` is here. `is_first` holds
     /// until an attachment was answered.
-    ///
-    /// # Errors
-    /// When it has no form in frames.
     pub(super) fn attach(
         &self,
         number: u32,
@@ -161,7 +143,7 @@ impl SessionRequest {
         };
         let too_long = |e| {
             Failure::new(Kind::Usage, format!("the command is too long: {e}"))
-                .hint("send what is long through standard input")
+                .hint("send long data through standard input")
         };
         let hello = Frame::control(FrameKind::LocalHello, &client::hello());
         let mut out = BytesMut::new();

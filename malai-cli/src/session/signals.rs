@@ -1,6 +1,6 @@
 //! The signals that go to the command instead of to the CLI.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -12,7 +12,7 @@ use malai_protocol::session::Signal as SignalFrame;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::Instant;
 
-// Linux and macOS number these signals alike.
+// The numbers are the same on Linux and on macOS.
 pub(super) const HUP: u8 = 1;
 pub(super) const INT: u8 = 2;
 pub(super) const QUIT: u8 = 3;
@@ -26,9 +26,6 @@ pub(crate) struct SignalStream(Vec<(u8, Signal)>);
 
 impl SignalStream {
     /// Receives the signals from here on, except those that are ignored: `nohup` and a shell's `&` mean it.
-    ///
-    /// # Errors
-    /// When the system refuses.
     pub(crate) fn listen() -> Result<Self, Failure> {
         let numbers = [HUP, INT, QUIT, TERM].into_iter().filter(|number| !is_ignored(*number));
         let listen = |number: u8| Ok((number, signal(SignalKind::from_raw(number.into()))?));
@@ -60,7 +57,7 @@ pub(super) struct SignalQueue<G> {
     /// The time within which a second INT is one too many.
     second_int_within: Duration,
     /// When each of the four kinds last counted.
-    last: Vec<(u8, Instant)>,
+    last: HashMap<u8, Instant>,
     last_int: Option<Instant>,
     /// The last signals for the command. All are sent again after a loss.
     pending: VecDeque<SignalFrame>,
@@ -70,7 +67,7 @@ pub(super) struct SignalQueue<G> {
 
 impl<G: Stream<Item = u8> + Unpin> SignalQueue<G> {
     pub(super) fn new(numbers: G, same_within: Duration, second_int_within: Duration) -> Self {
-        let (last, pending) = (Vec::new(), VecDeque::new());
+        let (last, pending) = (HashMap::new(), VecDeque::new());
         Self { numbers, same_within, second_int_within, last, last_int: None, pending, count: 0 }
     }
 
@@ -83,17 +80,11 @@ impl<G: Stream<Item = u8> + Unpin> SignalQueue<G> {
     /// again and again.
     pub(super) fn is_new(&mut self, number: u8) -> bool {
         let now = Instant::now();
-        match self.last.iter_mut().find(|(known, _)| *known == number) {
-            Some((_, last)) if now.duration_since(*last) < self.same_within => false,
-            Some((_, last)) => {
-                *last = now;
-                true
-            }
-            None => {
-                self.last.push((number, now));
-                true
-            }
+        if self.last.get(&number).is_some_and(|last| now.duration_since(*last) < self.same_within) {
+            return false;
         }
+        self.last.insert(number, now);
+        true
     }
 
     /// Notes an INT, and tells whether one came shortly before it.

@@ -1,7 +1,6 @@
 //! Standard output and standard error, written in the order of arrival on a thread of their own: a reader that pauses
 //! stops this thread, and nothing else.
 
-use std::fmt;
 use std::io::{self, Write};
 
 use bytes::Bytes;
@@ -40,6 +39,7 @@ pub(crate) enum SinkEvent {
 }
 
 /// Writes standard output and standard error.
+#[derive(Debug)]
 pub(crate) struct OutputSink {
     pieces: Option<std::sync::mpsc::Sender<Piece>>,
     events: mpsc::UnboundedReceiver<SinkEvent>,
@@ -47,26 +47,14 @@ pub(crate) struct OutputSink {
     written: u64,
 }
 
-impl fmt::Debug for OutputSink {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "OutputSink {{ queued: {}, written: {} }}", self.queued, self.written)
-    }
-}
-
 impl OutputSink {
     /// Writes standard output and standard error of this process.
-    ///
-    /// # Errors
-    /// When no descriptor is left, or no thread can be started.
     pub(crate) fn standard() -> Result<Self, Failure> {
         let start = || Self::start(Descriptor::of(&io::stdout())?, Descriptor::of(&io::stderr())?);
         start().map_err(|e| Failure::new(Kind::Internal, format!("standard output cannot be written: {e}")))
     }
 
     /// Writes on a thread that ends with the process, or when all is written after [`OutputSink::close`].
-    ///
-    /// # Errors
-    /// When no thread can be started.
     pub(crate) fn start(stdout: impl Write + Send + 'static, stderr: impl Write + Send + 'static) -> io::Result<Self> {
         let (pieces, queue) = std::sync::mpsc::channel::<Piece>();
         // Unbounded, but every event but one for each stream answers a piece, and those are bounded by `has_room`.

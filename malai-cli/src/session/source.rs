@@ -61,9 +61,6 @@ struct Ahead {
 
 impl InputSource {
     /// Reads standard input.
-    ///
-    /// # Errors
-    /// When no descriptor is left, or no thread can be started.
     pub(crate) fn stdin(begin: InputBegin) -> Result<Self, Failure> {
         let source = Descriptor::of(&io::stdin()).and_then(|stdin| Self::of(stdin, begin));
         source.map_err(|e| Failure::new(Kind::Internal, format!("standard input cannot be read: {e}")))
@@ -88,9 +85,6 @@ impl InputSource {
 
     /// Reads a stream, which has no position, on a thread that ends with the process, or when this is dropped and its
     /// read returns.
-    ///
-    /// # Errors
-    /// When no thread can be started.
     #[cfg(test)]
     pub(crate) fn start(mut from: impl Read + Send + 'static, begin: InputBegin) -> io::Result<Self> {
         Self::on_a_thread(move |buffer, _| from.read(buffer), begin)

@@ -51,8 +51,9 @@ pub(crate) async fn wait<S: AsyncRead + AsyncWrite + Unpin>(
     let mut waiter = Waiter { name, limits, loss: Loss::default(), say };
     loop {
         let began = Instant::now();
-        let dial = DialOptions { within: limits.connect, agent: waiter.loss.begin_try() };
-        let asked = ask(dialler, &name.target, dial, (FrameKind::Wait, &question));
+        let dial = DialOptions { agent: waiter.loss.begin_try() };
+        let asked =
+            async { ask(dialler(dial).await?, &name.target, limits.connect, (FrameKind::Wait, &question)).await };
         match waiter.while_lost(true, asked).await? {
             Ok(answers) => {
                 if let Some(record) = waiter.answer(answers).await? {

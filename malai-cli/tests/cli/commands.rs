@@ -44,7 +44,7 @@ fn daemon_status_is_0_only_for_a_daemon_that_is_ready() {
     exit 0
     --- stdout
     daemon pid 4711, malai 0.1.0: ready
-    cgroups: used, a command leaves no process behind
+    cgroups: used; no process of a command stays behind
     sessions: 2, executor pid 4712
     --- stderr
     ");
@@ -99,7 +99,7 @@ fn the_token_is_alone_on_standard_output() {
     --- stderr
     malai: invite 1a2b3c4d, expires 2026-01-01T00:00:00Z
     malai: newcomers reach this machine at 192.0.2.1:4002
-    malai: no --username: commands there run as `username` of [defaults] says, else as the account of the newcomer's daemon; a daemon that is root then refuses them
+    malai: no --username: commands run as `username` of [defaults]; without that, as the account of the newcomer's daemon, and a daemon that is root refuses them
     malai: hint: on the newcomer: malai machine join TOKEN; malai daemon
     ");
 }
@@ -116,8 +116,8 @@ fn rescan_is_0_only_when_all_is_published_and_says_who_has_it() {
     malai: asking db01
     malai: company: signed
     malai: company: generation 12
-    malai: company: held by laptop
-    malai: company: not reached: db01; they get it as soon as they meet a machine that has it
+    malai: company: these machines have it: laptop
+    malai: company: not reached: db01; they get it from the next machine that has it
     ");
     let (_, ended) = ask(&["rescan"], &[one(RescanOutcome::Published(publication(false)))]);
     assert_eq!(ended.code, 1);
@@ -150,7 +150,7 @@ fn a_check_that_warns_is_in_order_all_the_same_and_tells_the_warning_in_json_too
             --- stdout
             --- stderr
             malai: company: warning: cluster.toml: line 9, column 15: `GIT_*` in `accept_env` of [defaults] matches `GIT_SSH_COMMAND`
-            malai: company: in order, and as signed
+            malai: company: correct, and already signed
             ");
         }
     }
@@ -219,7 +219,7 @@ fn a_daemon_that_dies_before_it_answers_is_not_taken_for_done() {
     drop(peer);
     let ended = wait(child);
     assert_eq!(ended.code, 253, "{ended}");
-    assert!(ended.stderr.contains("whether it did what was asked is not known"), "{ended}");
+    assert!(ended.stderr.contains("it is not known whether it did what was asked"), "{ended}");
 }
 
 #[test]
@@ -239,7 +239,8 @@ fn audit_shows_all_files_and_names_lines_that_are_none() {
     assert!(lines.len() == 3 && lines[0].ends_with("-- old") && lines[1].ends_with("-- new\\x1b"), "{ended}");
     assert_eq!(lines[2], "broken: line 2 of audit.jsonl, 8 bytes: nonsense");
     assert!(
-        ended.stderr.contains("1 line is no entry of an audit in") && ended.stderr.contains("/audit.jsonl"),
+        ended.stderr.contains("error: cannot read 1 line of ")
+            && ended.stderr.contains("/audit.jsonl as audit entries"),
         "{ended}"
     );
     let ended = home.run(&["audit", "--json", "--since", "1970-01-01T00:00:02"]);
@@ -378,8 +379,8 @@ fn revoke_says_what_ended_and_who_stays() {
     exit 0
     --- stdout
     --- stderr
-    malai: company: the invite 1a2b3c4d is revoked; 4 of its uses were left
-    malai: machines that came by it stay: web01
+    malai: company: revoked the invite 1a2b3c4d; 4 uses were left
+    malai: machines that joined with it stay: web01
     ");
 }
 
@@ -400,17 +401,17 @@ fn remove_says_that_the_invite_lets_others_in_and_how_it_is_ended() {
     --- stderr
     malai: web01.company removed, id52 tl4ihhh8q71cdqn90cs90mclc4kli9pqbhhvidhmo5319b476v8g
     malai: company: generation 12
-    malai: company: held by laptop
-    malai: web01 came by the invite 1a2b3c4d, which has 4 uses left until 2026-01-01T00:00:00Z
+    malai: company: these machines have it: laptop
+    malai: web01 joined with the invite 1a2b3c4d; 4 uses are left until 2026-01-01T00:00:00Z
     malai: hint: a holder of its token can come back; to end it: malai cluster revoke company 1a2b3c4d
     ");
     let words = ["cluster", "remove", "company", "web01", "--revoke-invite"];
     let (request, ended) = ask(&words, &[changed(vec![came(true)])]);
     assert_eq!(request, wanted(true));
-    let told = "malai: the invite 1a2b3c4d, by which web01 came, is revoked; 4 of its uses were left\n";
+    let told = "malai: revoked the invite 1a2b3c4d, with which web01 joined; 4 uses were left\n";
     assert!(ended.code == 0 && ended.stderr.ends_with(told), "{ended}");
     let (_, ended) = ask(&words, &[changed(Vec::new())]);
-    assert!(ended.stderr.ends_with("malai: no invite by which web01 came was open\n"), "{ended}");
+    assert!(ended.stderr.ends_with("malai: web01 joined with no invite that is still open\n"), "{ended}");
     let (_, ended) = ask(&["cluster", "remove", "company", "web01", "--json"], &[changed(vec![came(false)])]);
     let document: serde_json::Value = serde_json::from_str(&ended.stdout).expect("a document");
     assert_eq!(

@@ -202,7 +202,9 @@ fn a_daemon_that_cannot_bind_its_socket_again_is_said_to_run_and_is_stopped_by_a
     assert!(doctor.code == 1 && doctor.stdout.contains(&format!("broken  daemon: {unreached}\n")), "{doctor}");
     let command = home.run(&["laptop.company", "true"]);
     assert!(command.code == 255 && command.stderr.contains(&unreached), "{command}");
-    let waits = format!("malai: a daemon, pid {daemon}, holds the lock and is not reached yet; waiting for it…\n");
+    let waits = format!(
+        "malai: a daemon, pid {daemon}, holds the lock but does not answer at its socket yet; waiting for it…\n"
+    );
     assert!(command.stderr.starts_with(&waits) && !command.stderr.contains("no daemon runs here"), "{command}");
     let second = home.run(&["daemon"]);
     assert_eq!(second.code, 255, "{second}");
@@ -211,7 +213,7 @@ fn a_daemon_that_cannot_bind_its_socket_again_is_said_to_run_and_is_stopped_by_a
 
     let stopped = home.run(&["daemon", "stop"]);
     assert_eq!(stopped.code, 0, "{stopped}");
-    assert!(stopped.stderr.contains("it is ended by SIGTERM\nmalai: daemon stopped\n"), "{stopped}");
+    assert!(stopped.stderr.contains("ending it by SIGTERM\nmalai: daemon stopped\n"), "{stopped}");
     assert!(!is_alive(daemon), "it is gone");
     let audit = home.run(&["audit", "--json"]).stdout;
     assert_eq!(audit.matches("\"event\":\"start\"").count(), audit.matches("\"event\":\"end\"").count(), "{audit}");

@@ -14,27 +14,27 @@ fn help_shows_the_two_forms_and_every_command() {
 
     Commands:
       exec      Run a command on a machine
-      sessions  Show the sessions on a machine, or on all machines
+      sessions  List the sessions of a machine, or of all machines
       attach    Follow a session: its output, and how it ends
-      wait      Wait until a session is over, and exit as its command did
+      wait      Wait until a session ends, and exit with its command's code
       kill      End a session with all its processes, or signal its command
       cluster   Make clusters, and let machines in and out
-      machine   Have this machine join and leave clusters
+      machine   Join and leave clusters with this machine
       daemon    Run the daemon of all clusters of this home
-      relay     Run a relay for the machines of a cluster, on a host that need not be one of them
+      relay     Run a relay for the machines of a cluster; its host need not be a machine of the cluster
       rescan    Check, sign and publish an edited cluster.toml
       config    Show, check and compare a cluster's config
-      status    Show this machine, its clusters, and which machines are there
-      doctor    Look for what does not work, and say what mends it
+      status    Show this machine, its clusters, and which of their machines answer
+      doctor    Find what is broken on this machine, and say how to fix it
       metrics   Show what the daemon has counted since it started, as Prometheus text
-      ping      Show whether a machine answers, how soon, and by which path
-      connect   Connect to a machine, and show which way it was found
+      ping      Show whether a machine answers, how fast, and over which path
+      connect   Connect to a machine, and show how it was found
       can       Explain whether a machine may run a command on a target
-      audit     Show what was run on this machine, or refused
+      audit     Show which commands ran on this machine, and which were refused
       help      Print this message or the help of the given subcommand(s)
 
     Options:
-          --json     Answer in JSON: one document, or one object a line for a stream
+          --json     Print JSON: one document, or for a stream one object per line
       -h, --help     Print help
       -V, --version  Print version
 
@@ -43,8 +43,8 @@ fn help_shows_the_two_forms_and_every_command() {
       malai deploy@web01.company ls -l /srv   everything after the target is the command, word by word
       malai web01.company --detach -- make    start it, and leave it running
 
-    A machine whose name is one of the commands above is reached by its full name, or by malai exec.
-    Files are in $MALAI_HOME, by default the platform's data directory for malai.
+    If a machine has the name of a command above, use its full name, or malai exec.
+    malai keeps its files in $MALAI_HOME; the default is the platform's data directory.
     --- stderr
     ");
 }
@@ -57,8 +57,8 @@ fn help_of_exec_shows_its_options() {
     Run a command on a machine
 
     Standard input, output and error, signals and the exit code are the command's own. Everything after
-    the target is its argv, word by word: no shell reads it again. The first word may be the name of a
-    named command of the cluster's config; after `--` it never is.
+    the target is the command's argv, word by word; no shell reads it again. The first word may be a
+    named command of the cluster's config. After `--` it is always a program.
 
     Usage: malai [exec] [OPTIONS] <TARGET> [--] <ARGV>...
            malai [exec] [OPTIONS] -c <STRING> <TARGET>
@@ -69,46 +69,47 @@ fn help_of_exec_shows_its_options() {
 
     Options:
           --cwd <DIR>
-              Working directory there; default: the user's home, where a relative one begins
+              Working directory on the target; a relative one starts at the user's home, which is the
+              default
 
           --json
-              Answer in JSON: one document, or one object a line for a stream
+              Print JSON: one document, or for a stream one object per line
 
           --env <NAME[=VALUE]>
-              Add to the environment; without a value, what it is here. May be repeated
+              Set a variable; without a value, to what it is on this machine. May be repeated
 
           --user <USER>
-              User to run as, of those that the config allows; the same as USER@ before the target
+              User to run as, if the config allows it; the same as USER@ before the target
 
           --timeout <DURATION>
               Kill the command after this time, and exit with 252: 500ms, 5s, 1m, 2h
 
       -c <STRING>
-              Have the user's shell there run STRING
+              Run STRING by the user's shell on the target
 
       -n
-              Send no standard input: the command has /dev/null, and a loop around malai keeps its input
+              Send no standard input: the command reads /dev/null, and a loop around malai keeps its
+              input
 
           --eager-stdin
               Read a pipe or terminal at once, without waiting for the command to start
               
-              The first byte comes a round trip sooner. When nothing starts, what was read is lost to
-              the next reader.
+              The first byte arrives one round trip sooner. If nothing starts, the next reader does not
+              get what malai has read.
 
           --wait-output
-              Wait until background processes have closed the command's output, too
+              Also wait until background processes have closed the command's output
 
           --connect-timeout <DURATION>
-              How long to wait until the machine answers; default: 10s, and 1s for one that is known to
-              have gone
+              How long to wait for the machine's answer; default: 10s, or 1s when it is known to be gone
 
           --wait[=<DURATION>]
-              Wait for a machine that is not there to come, and run the command then; without a time:
-              until interrupted
+              If the machine is offline, wait for it, and then run the command; without a time, until
+              interrupted
 
           --lost-after <DURATION>
-              How long to try to follow the command again when the connection is lost; default: as long
-              as the machine waits
+              After the connection is lost, how long to try to follow the command again; default: as
+              long as the target waits
 
           --kill-on-lost
               End the command when the connection is lost
@@ -116,15 +117,15 @@ fn help_of_exec_shows_its_options() {
           --detach
               Leave the command running, and print the session's name, for malai attach, wait and kill
               
-              It ends when it is done, or by its --timeout or malai kill, whatever becomes of this
-              machine and of the connection. No standard input is sent; its output is kept there. May
-              stand right after the target, too.
+              It ends by itself, by its --timeout, or by malai kill, and not because of this machine or
+              the connection. It gets no standard input, and the target keeps its output. --detach may
+              also stand directly after the target.
 
           --reason <TEXT>
-              Why, for the audit of the machine; at most 1024 bytes
+              Why you run this, for the target's audit; at most 1024 bytes
 
       -v, --verbose
-              Say which way the machine was found, where the command runs, and how it ended
+              Say how the machine was found, where the command runs, and how it ended
 
       -h, --help
               Print help (see a summary with '-h')
@@ -236,7 +237,7 @@ fn a_target_without_a_command_says_that_shells_come_later() {
     exit 255
     --- stdout
     --- stderr
-    malai: error: `web01.company` without a command is a shell, and shells come later
+    malai: error: without a command, `web01.company` means a shell; malai has no shells yet
     malai: hint: give a command: malai web01.company -- uptime
     ");
     assert_eq!(Home::new().run(&["web01.company", "--"]).code, 255);

@@ -63,7 +63,7 @@ fn serves(stderr: Option<Stdio>, check: impl FnOnce(&Home, u32)) {
 fn a_daemon_whose_log_is_on_a_full_disk_serves_and_says_what_the_log_lacks() {
     serves(Some(File::options().write(true).open("/dev/full").expect("opens").into()), |home, _| {
         let shown = home.run(&["daemon", "status"]).stdout;
-        assert!(shown.contains(" lines were not written, because: No space left"), "{shown}");
+        assert!(shown.contains(" lines were not written: No space left"), "{shown}");
         let metrics = home.run(&["metrics"]).stdout;
         let lost = metrics.lines().find_map(|line| line.strip_prefix("malai_log_lines_lost_total ")).expect("a number");
         assert!(lost.parse::<u64>().expect("a number") > 0, "{metrics}");

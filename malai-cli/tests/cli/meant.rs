@@ -83,23 +83,23 @@ fn a_command_line_in_one_word_is_shown_as_words_or_for_a_shell() {
         &[
             (
                 &["web01.lab", "--", "ls /tmp"],
-                "`ls /tmp` is one word, and so the name of a program: malai web01.lab -- ls /tmp",
+                "`ls /tmp` is one word, so malai looks for a program of that name: malai web01.lab -- ls /tmp",
             ),
             (
                 &["web01.lab", "ls -l", "/my files"],
-                "`ls -l` is one word, and so the name of a program: malai web01.lab ls -l '/my files'",
+                "`ls -l` is one word, so malai looks for a program of that name: malai web01.lab ls -l '/my files'",
             ),
             (
                 &["web01.lab", "--", "ls | wc -l"],
-                "`ls | wc -l` is one word, which no shell reads: malai -c 'ls | wc -l' web01.lab",
+                "`ls | wc -l` is one word, and no shell splits it: malai -c 'ls | wc -l' web01.lab",
             ),
             (
                 &["web01.lab", "--", "cd /tmp; ls"],
-                "`cd /tmp; ls` is one word, which no shell reads: malai -c 'cd /tmp; ls' web01.lab",
+                "`cd /tmp; ls` is one word, and no shell splits it: malai -c 'cd /tmp; ls' web01.lab",
             ),
             (
                 &["web01.lab", "--", "FOO=1 env"],
-                "`FOO=1 env` is one word, which no shell reads: malai -c 'FOO=1 env' web01.lab",
+                "`FOO=1 env` is one word, and no shell splits it: malai -c 'FOO=1 env' web01.lab",
             ),
             (&["web01.lab", "--", "no-such-program", "a b"], ""),
         ],
@@ -113,19 +113,19 @@ fn what_only_a_shell_obeys_is_shown_for_a_shell_or_as_an_option() {
         &[
             (
                 &["web01.lab", "--", "cd", "/tmp"],
-                "`cd` is part of a shell, and no program; a directory is given by --cwd: malai --cwd /tmp web01.lab -- COMMAND",
+                "`cd` is a word of a shell, not a program; set the directory with --cwd: malai --cwd /tmp web01.lab -- COMMAND",
             ),
             (
                 &["web01.lab", "cd", "/tmp", "&&", "ls"],
-                "`cd` is part of a shell, and no program: malai -c 'cd /tmp && ls' web01.lab",
+                "`cd` is a word of a shell, not a program: malai -c 'cd /tmp && ls' web01.lab",
             ),
             (
                 &["web01.lab", "--", "source", "/my env"],
-                "`source` is part of a shell, and no program: malai -c 'source '\\''/my env'\\''' web01.lab",
+                "`source` is a word of a shell, not a program: malai -c 'source '\\''/my env'\\''' web01.lab",
             ),
             (
                 &["-n", "web01.lab", "FOO=1", "BAR=a b", "env", "-0"],
-                "no shell reads these words; a variable is set by --env: malai -n --env FOO=1 --env 'BAR=a b' web01.lab -- env -0",
+                "no shell reads these words; set a variable with --env: malai -n --env FOO=1 --env 'BAR=a b' web01.lab -- env -0",
             ),
             (&["web01.lab", "--", "$HOME/bin/x"], "no shell reads these words: malai -c '$HOME/bin/x' web01.lab"),
             (&["web01.lab", "--", "~/x", "*.log"], "no shell reads these words: malai -c '~/x *.log' web01.lab"),
@@ -142,17 +142,17 @@ fn machines_that_a_shell_made_of_braces_are_shown_in_a_loop() {
         &[
             (
                 &["web01.lab", "web02.lab", "web03.lab", "--", "df", "-h"],
-                "a command runs on one machine, and `web02.lab` was taken for the command: \
+                "a command runs on one machine, and `web02.lab` was taken as the command; for several machines: \
                  for m in web01.lab web02.lab web03.lab; do malai -n \"$m\" -- df -h; done",
             ),
             (
                 &many,
-                "a command runs on one machine, and `web02.lab` was taken for the command: \
+                "a command runs on one machine, and `web02.lab` was taken as the command; for several machines: \
                  for m in web01.lab web02.lab … web20.lab; do malai -n \"$m\" -- uptime; done",
             ),
             (
                 &["web01", "web02"],
-                "a command runs on one machine, and `web02` was taken for the command: \
+                "a command runs on one machine, and `web02` was taken as the command; for several machines: \
                  for m in web01 web02; do malai -n \"$m\" -- COMMAND; done",
             ),
             (&["web01.lab", "nginx.conf"], ""),
@@ -182,7 +182,7 @@ fn a_misspelt_command_is_shown_as_it_is_spelt() {
     exit 255
     --- stdout
     --- stderr
-    malai: error: `stauts` without a command is a shell, and shells come later
+    malai: error: without a command, `stauts` means a shell; malai has no shells yet
     malai: hint: give a command: malai stauts -- uptime; malai's own commands: malai --help
     malai: hint: did you mean: malai status
     ");
@@ -197,20 +197,20 @@ fn a_word_before_the_machine_is_shown_to_be_needless() {
         &[
             (
                 &["run", "web01.lab", "--", "uptime"],
-                "`run` is no command, and none is needed: malai web01.lab -- uptime",
+                "`run` is not a command, and malai needs none: malai web01.lab -- uptime",
             ),
-            (&["run", "web01.lab"], "`run` is no command, and none is needed: malai web01.lab -- COMMAND"),
-            (&["ssh", "web01", "uptime"], "`ssh` is no command, and none is needed: malai web01 -- uptime"),
+            (&["run", "web01.lab"], "`run` is not a command, and malai needs none: malai web01.lab -- COMMAND"),
+            (&["ssh", "web01", "uptime"], "`ssh` is not a command, and malai needs none: malai web01 -- uptime"),
             (
                 &["ssh", "-n", "u@web01.lab", "uptime"],
-                "`ssh` is no command, and none is needed: malai -n u@web01.lab -- uptime",
+                "`ssh` is not a command, and malai needs none: malai -n u@web01.lab -- uptime",
             ),
-            (&["please", "web01.lab", "x"], "`please` is no command, and none is needed: malai web01.lab -- x"),
+            (&["please", "web01.lab", "x"], "`please` is not a command, and malai needs none: malai web01.lab -- x"),
             (&["db01", "backup.sh"], ""),
         ],
     );
     let ended = Home::new().run(&["run"]);
-    let meant = "malai: hint: `run` is no command, and none is needed: malai TARGET -- COMMAND\n";
+    let meant = "malai: hint: `run` is not a command, and malai needs none: malai TARGET -- COMMAND\n";
     assert!(ended.code == 255 && ended.stderr.ends_with(meant), "{ended}");
 }
 
@@ -221,20 +221,20 @@ fn a_time_of_wait_that_stands_apart_is_shown_in_its_word() {
         &[
             (
                 &["--wait", "5s", "web01.lab", "--", "x", "y z"],
-                "the time of --wait is a part of its word: malai --wait=5s web01.lab -- x 'y z'",
+                "write the time into the same word as --wait: malai --wait=5s web01.lab -- x 'y z'",
             ),
             (&["--wait", "web01", "x"], ""),
             (&["5s", "x"], ""),
         ],
     );
     let ended = Home::new().run(&["-n", "--wait", "5m"]);
-    let meant = "malai: hint: the time of --wait is a part of its word: malai -n --wait=5m TARGET -- COMMAND\n";
+    let meant = "malai: hint: write the time into the same word as --wait: malai -n --wait=5m TARGET -- COMMAND\n";
     assert!(ended.code == 255 && ended.stderr.ends_with(meant), "{ended}");
 }
 
 #[test]
 fn a_target_right_after_c_is_shown_last() {
-    let meant = "the string comes right after -c, and the target last: ";
+    let meant = "write the string directly after -c, and the target last: ";
     let home = home();
     for (args, line) in [
         (&["-c", "web01.lab", "echo hi"][..], "malai -c 'echo hi' web01.lab"),

@@ -47,7 +47,7 @@ fn an_invite_made_without_a_daemon_is_a_token_alone_on_standard_output() {
     let ended = made().run(&["cluster", "invite", "company", "--name", "web01"]);
     assert_eq!(ended.code, 0, "{ended}");
     ended.stdout.trim_end().parse::<Invite>().expect("a token");
-    assert!(ended.stderr.contains("no daemon runs here, so nobody can join yet"), "{ended}");
+    assert!(ended.stderr.contains("no daemon runs here, so no machine can join yet"), "{ended}");
 }
 
 #[test]
@@ -168,7 +168,7 @@ fn read_until(stderr: &mut impl BufRead, words: &str) -> String {
     all
 }
 
-const STARTS: &str = "no daemon runs here, and the agent that calls in its place is still starting; waiting for it…";
+const STARTS: &str = "no daemon runs here, and the agent is still starting; waiting for it…";
 
 #[test]
 fn an_agent_that_is_long_on_its_way_is_waited_for_which_is_told_and_takes_nothing_of_the_machines_time() {

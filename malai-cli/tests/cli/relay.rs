@@ -38,5 +38,5 @@ fn relay_status_is_1_where_none_runs() {
 fn a_token_for_a_relay_lets_no_machine_in() {
     let ended = Home::new().run(&["machine", "join", &token()]);
     assert_eq!(ended.code, 2, "{ended}");
-    assert!(ended.stderr.contains("for the host of a relay") && ended.stderr.contains("without --relay"), "{ended}");
+    assert!(ended.stderr.contains("for a relay of") && ended.stderr.contains("without --relay"), "{ended}");
 }

@@ -61,8 +61,8 @@ fn the_exit_code_is_the_records() {
         (
             ExitRecord { output_open: true, ..record(3, 0, 0) },
             3,
-            "malai: other processes on web01.company still hold the command's output, and what they write is not shown; \
-             --wait-output waits for it\n",
+            "malai: other processes on web01.company still have the command's output open; what they write is not shown \
+             (--wait-output waits for it)\n",
         ),
     ];
     for (record, code, words) in cases {

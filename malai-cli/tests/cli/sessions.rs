@@ -170,8 +170,8 @@ fn a_start_whose_outcome_is_unknown_tells_the_name_to_look_for() {
     let ended = wait(child);
     assert_eq!((ended.code, ended.stdout.as_str()), (253, ""));
     let words = format!(
-        "malai: error: web01.company did not answer in time; whether the command started is not known; if it did, it runs \
-         as web01.company/{}\nmalai: hint: see: malai sessions web01.company\n",
+        "malai: error: web01.company did not answer in time; whether the command started is not known; if the command started, \
+         it runs as session web01.company/{}\nmalai: hint: see: malai sessions web01.company\n",
         spec.id
     );
     assert_eq!(ended.stderr, words);
@@ -190,7 +190,7 @@ fn a_name_that_nobody_reads_is_told_on_standard_error() {
     peer.start();
     assert_eq!(peer.rest(), [Kind::Goodbye]);
     let ended = wait(child);
-    let said = format!("malai: nobody reads standard output; the command runs as web01.company/{}\n", spec.id);
+    let said = format!("malai: nobody reads standard output; the command runs as session web01.company/{}\n", spec.id);
     assert_eq!((ended.code, ended.stderr), (141, said));
 }
 
@@ -206,7 +206,7 @@ fn a_name_that_cannot_be_printed_is_told_with_the_failure() {
     peer.start();
     let ended = wait(child);
     assert_eq!(ended.code, 255);
-    assert!(ended.stderr.contains(&format!("; the command runs as web01.company/{}\n", spec.id)), "{ended}");
+    assert!(ended.stderr.contains(&format!("; the command runs as session web01.company/{}\n", spec.id)), "{ended}");
 }
 
 #[test]
@@ -328,7 +328,7 @@ fn a_session_is_attached_to_by_its_name_or_a_prefix_and_its_code_is_the_exit_cod
         assert_eq!(peer.await_kind(Kind::Goodbye).kind, Kind::Goodbye);
         let ended = wait(child);
         assert_eq!((ended.code, ended.stdout.as_str()), (252, "output\n"), "{ended}");
-        let words = "malai: 2 earlier bytes of output are not kept any more\nmalai: the command on web01.company was killed, \
+        let words = "malai: the target no longer has the first 2 bytes of output\nmalai: the command on web01.company was killed, \
                      by its --timeout\n";
         assert_eq!(ended.stderr, words);
     }
@@ -438,7 +438,7 @@ fn a_kill_says_how_the_session_ended_and_a_signal_nothing() {
     let words = |what: &str| format!("malai: web01.company/{ID} {what}\n");
     let cases: [(&[&str], _, _); 4] = [
         (&["kill"], Some(ended_by(EndedBy::Killed)), words("is ended")),
-        (&["kill"], Some(ended_by(EndedBy::Itself)), words("was over before: exited 3")),
+        (&["kill"], Some(ended_by(EndedBy::Itself)), words("had already ended: exited 3")),
         (&["kill", "--signal", "sigusr1"], None, String::new()),
         (&["kill", "--json", "--signal", "10"], None, String::new()),
     ];
@@ -476,8 +476,8 @@ fn a_kill_that_left_processes_names_them_and_is_no_success() {
     exit 253
     --- stdout
     --- stderr
-    malai: web01.company/00112233445566778899aabbccddeeff is ended, but not all of its processes (by laptop; 2 processes are left: 7 a, 8 b)
-    malai: hint: end them on web01.company itself, as root: kill -9 and their process ids
+    malai: web01.company/00112233445566778899aabbccddeeff was ended, but some of its processes are left (by laptop; 2 processes are left: 7 a, 8 b)
+    malai: hint: on web01.company, as root: kill -9 with these process ids
     ");
 }
 

@@ -10,7 +10,7 @@ use crate::commands::Context;
 pub(super) struct Approve {
     /// The cluster's alias
     cluster: String,
-    /// Its id52, or the first 12 or more characters where only one machine that knocks begins so
+    /// Its id52, or at least its first 12 characters if only one knocking machine has them
     id: String,
     /// Its name; default: its host name
     #[arg(long)]
@@ -24,8 +24,6 @@ pub(super) struct Approve {
 }
 
 impl Approve {
-    /// # Errors
-    /// What went wrong.
     pub(super) fn run(self, cx: &Context) -> Result<u8, Failure> {
         let Self { cluster, id, name, groups, username } = self;
         let request = Request::ClusterApprove(ClusterApprove { cluster: cluster.clone(), id, name, groups, username });

@@ -1,9 +1,8 @@
 //! `malai cluster init`.
 
 use malai_protocol::failure::Failure;
-use malai_protocol::local::{ClusterInit, ClusterMade, Request, Response};
+use malai_protocol::local::{ClusterInit, ClusterMade, Request};
 
-use crate::client::{self, Otherwise};
 use crate::commands::Context;
 
 /// Make a cluster; this machine becomes its manager and first machine
@@ -25,17 +24,13 @@ pub(super) struct Init {
 }
 
 impl Init {
-    /// # Errors
-    /// What went wrong.
     pub(super) fn run(self, cx: &Context) -> Result<u8, Failure> {
         let Self { cluster, name, private, username } = self;
         // The manager's machine is this one: root asks, so its daemon is root's.
         let is_own = username.is_none() && nix::unistd::geteuid().is_root();
         let username = if is_own { Some("root".to_owned()) } else { username };
         let request = Request::ClusterInit(ClusterInit { cluster, name, private, username });
-        let Response::Made(made) = client::request(&cx.home, request, Otherwise::Disk, cx.out)? else {
-            return Err(client::unexpected());
-        };
+        let made = ask!(cx, Disk, request => Made);
         let ClusterMade { alias, cluster, machine, machine_id, config, join_addresses } = &made;
         if cx.out.json {
             cx.out.document(&made)?;

@@ -1,18 +1,17 @@
 //! `malai cluster invites`.
 
 use malai_protocol::failure::Failure;
-use malai_protocol::local::{InviteEntry, InviteState, Redemption, Request, Response};
+use malai_protocol::local::{InviteEntry, InviteState, Redemption, Request};
 
-use crate::client::{self, Otherwise};
 use crate::commands::Context;
 use crate::{output, timestamp};
 
-/// How many machines one row names.
+/// Bounds how many machines one row names.
 const MAX_NAMED_MACHINES: usize = 8;
 
-/// List the invites of a cluster: their ids, what they give, and which machines came by each
+/// List the invites of a cluster: their ids, what each gives, and which machines joined with it
 ///
-/// A used-up or expired invite is listed until a day after it expires, a revoked one until a day after its revocation.
+/// An invite stays in the list until a day after it expires or is revoked.
 #[derive(Debug, clap::Args)]
 pub(super) struct Invites {
     /// The cluster's alias
@@ -20,13 +19,9 @@ pub(super) struct Invites {
 }
 
 impl Invites {
-    /// # Errors
-    /// What went wrong.
     pub(super) fn run(self, cx: &Context) -> Result<u8, Failure> {
         let request = Request::ClusterInvites { cluster: self.cluster.clone() };
-        let Response::Invites(list) = client::request(&cx.home, request, Otherwise::Disk, cx.out)? else {
-            return Err(client::unexpected());
-        };
+        let list = ask!(cx, Disk, request => Invites);
         if cx.out.json {
             cx.out.document(&list)?;
             return Ok(0);
@@ -37,9 +32,7 @@ impl Invites {
         }
         let now = timestamp::now_ms();
         let heads = ["ID", "USES LEFT", "EXPIRES", "NAME", "GROUPS", "USERNAME", "REDEEMED BY"];
-        let mut rows = vec![heads.map(String::from).to_vec()];
-        rows.extend(list.iter().map(|invite| row(invite, now)));
-        output::table(&rows).iter().try_for_each(|line| cx.out.row(line))?;
+        cx.out.rows(output::table(heads, list.iter().map(|invite| row(invite, now))))?;
         if list.iter().any(|invite| invite.state == InviteState::Open) {
             cx.out.hint(&format!("end one: malai cluster revoke {} ID", self.cluster));
         }
@@ -47,21 +40,21 @@ impl Invites {
     }
 }
 
-fn row(invite: &InviteEntry, now: u64) -> Vec<String> {
-    let or_dash = |text: &str| if text.is_empty() { "-".to_owned() } else { text.to_owned() };
+fn row(invite: &InviteEntry, now: u64) -> [String; 7] {
+    let list = |text: String| output::or_dash(Some(text).filter(|text| !text.is_empty()));
     let expires = match (invite.state, invite.revoked_ms) {
         (InviteState::Revoked, at) => format!("revoked {} ago", timestamp::ago(at.unwrap_or(now), now)),
         _ if invite.expires_ms <= now => format!("expired {} ago", timestamp::ago(invite.expires_ms, now)),
         _ => format!("in {}", timestamp::ago(now, invite.expires_ms)),
     };
-    vec![
+    [
         invite.id.clone(),
         format!("{} of {}", invite.uses_left, invite.uses),
         expires,
-        or_dash(invite.name.as_deref().unwrap_or_default()),
-        or_dash(&invite.groups.join(", ")),
-        or_dash(invite.username.as_deref().unwrap_or_default()),
-        or_dash(&named(&invite.redeemed)),
+        output::or_dash(invite.name.as_ref()),
+        list(invite.groups.join(", ")),
+        output::or_dash(invite.username.as_ref()),
+        list(named(&invite.redeemed)),
     ]
 }
 

@@ -1,10 +1,9 @@
 //! `malai cluster list`.
 
 use malai_protocol::failure::Failure;
-use malai_protocol::local::{ClusterState, ClusterStatus, Request, Response, Role};
+use malai_protocol::local::{ClusterState, ClusterStatus, Request, Role};
 
-use crate::client::{self, Otherwise};
-use crate::commands::Context;
+use crate::commands::{Context, NO_CLUSTER, NO_CLUSTER_HINT};
 use crate::output;
 
 /// List the clusters of this home, and this machine's part in each
@@ -12,26 +11,20 @@ use crate::output;
 pub(super) struct List;
 
 impl List {
-    /// # Errors
-    /// What went wrong.
     pub(super) fn run(self, cx: &Context) -> Result<u8, Failure> {
-        let answer = client::request(&cx.home, Request::ClusterList, Otherwise::Disk, cx.out)?;
-        let Response::Clusters(clusters) = answer else {
-            return Err(client::unexpected());
-        };
+        let clusters = ask!(cx, Disk, Request::ClusterList => Clusters);
         if cx.out.json {
             let objects: Vec<_> = clusters.iter().map(object).collect();
             cx.out.document(&objects)?;
             return Ok(0);
         }
         if clusters.is_empty() {
-            cx.out.note("no cluster was made or joined here");
-            cx.out.hint("make one: malai cluster init company; or join one: malai machine join TOKEN");
+            cx.out.note(NO_CLUSTER);
+            cx.out.hint(NO_CLUSTER_HINT);
             return Ok(0);
         }
-        let mut rows = vec![["CLUSTER", "ROLE", "MACHINE", "GENERATION", "STATE", "ID52"].map(String::from).to_vec()];
-        rows.extend(clusters.iter().map(row));
-        output::table(&rows).iter().try_for_each(|line| cx.out.row(line))?;
+        let heads = ["CLUSTER", "ROLE", "MACHINE", "GENERATION", "STATE", "ID52"];
+        cx.out.rows(output::table(heads, clusters.iter().map(row)))?;
         Ok(0)
     }
 }
@@ -44,8 +37,7 @@ fn object(cluster: &ClusterStatus) -> serde_json::Value {
     })
 }
 
-fn row(cluster: &ClusterStatus) -> Vec<String> {
-    let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".into());
+fn row(cluster: &ClusterStatus) -> [String; 6] {
     let role = match cluster.role {
         Role::Manager => "manager",
         Role::Machine => "machine",
@@ -55,12 +47,12 @@ fn row(cluster: &ClusterStatus) -> Vec<String> {
         ClusterState::Waiting(_) => "waiting",
         ClusterState::Broken(_) => "broken",
     };
-    vec![
+    [
         cluster.alias.clone(),
         role.into(),
-        or_dash(cluster.machine.clone()),
-        or_dash(cluster.generation.map(|generation| generation.to_string())),
+        output::or_dash(cluster.machine.as_ref()),
+        output::or_dash(cluster.generation),
         state.into(),
-        or_dash(cluster.cluster.map(|id| id.to_string())),
+        output::or_dash(cluster.cluster.as_ref()),
     ]
 }

@@ -10,10 +10,9 @@ mod remove;
 mod revoke;
 
 use malai_protocol::failure::Failure;
-use malai_protocol::local::{Changed, Request, Response};
+use malai_protocol::local::{Changed, Request};
 
 use super::{Context, publication};
-use crate::client::{self, Otherwise};
 
 /// Make clusters, and let machines in and out
 #[derive(Debug, clap::Args)]
@@ -35,8 +34,6 @@ enum What {
 }
 
 impl Cluster {
-    /// # Errors
-    /// What went wrong.
     pub(super) fn run(self, cx: &Context) -> Result<u8, Failure> {
         match self.what {
             What::Init(init) => init.run(cx),
@@ -51,17 +48,15 @@ impl Cluster {
     }
 }
 
-/// Makes a change to the machines of a cluster and tells what came of it.
+/// Makes a change to the machines of a cluster, and shows what came of it.
 fn change(cx: &Context, cluster: &str, request: Request, done: &str) -> Result<Changed, Failure> {
-    let Response::Changed(changed) = client::request(&cx.home, request, Otherwise::Disk, cx.out)? else {
-        return Err(client::unexpected());
-    };
+    let changed = ask!(cx, Disk, request => Changed);
     if cx.out.json {
         cx.out.document(&changed)?;
     }
     let Changed { machine, id, publication, warning, .. } = &changed;
     cx.out.note(&format!("{machine}.{cluster} {done}, id52 {id}"));
     warning.iter().for_each(|words| cx.out.note(&format!("warning: {words}")));
-    publication::tell(cx.out, cluster, publication);
+    publication::show(cx.out, cluster, publication);
     Ok(changed)
 }

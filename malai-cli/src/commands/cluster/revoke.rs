@@ -1,42 +1,34 @@
 //! `malai cluster revoke`.
 
 use malai_protocol::failure::Failure;
-use malai_protocol::local::{Request, Response};
+use malai_protocol::local::Request;
 
-use crate::client::{self, Otherwise};
 use crate::commands::Context;
 
-/// End an invite, so that no machine joins by it any more
+/// End an invite: no machine can join with it any more
 ///
-/// The machines that came by it stay. From now on its token is refused as a wrong one is.
+/// Machines that joined with it stay. Its token is then refused like a wrong one.
 #[derive(Debug, clap::Args)]
 pub(super) struct Revoke {
     /// The cluster's alias
     cluster: String,
-    /// The invite's id, or as many of its first characters as only one invite has
+    /// The invite's id, or enough of its first characters to name only one
     id: String,
 }
 
 impl Revoke {
-    /// # Errors
-    /// What went wrong.
     pub(super) fn run(self, cx: &Context) -> Result<u8, Failure> {
         let Self { cluster, id } = self;
         let request = Request::ClusterRevoke { cluster: cluster.clone(), id };
-        let Response::Revoked(invite) = client::request(&cx.home, request, Otherwise::Disk, cx.out)? else {
-            return Err(client::unexpected());
-        };
+        let invite = ask!(cx, Disk, request => Revoked);
         if cx.out.json {
             cx.out.document(&invite)?;
         }
-        cx.out.note(&format!(
-            "{cluster}: the invite {} is revoked; {} of its uses were left",
-            invite.id, invite.uses_left
-        ));
+        cx.out.note(&format!("{cluster}: revoked the invite {}; {} uses were left", invite.id, invite.uses_left));
         let there: Vec<&str> =
             invite.redeemed.iter().filter(|one| !one.removed).map(|one| one.machine.as_str()).take(20).collect();
         if !there.is_empty() {
-            cx.out.note(&format!("machines that came by it stay: {}", there.join(", ")));
+            cx.out.note(&format!("machines that joined with it stay: {}", there.join(", ")));
         }
         Ok(0)
     }

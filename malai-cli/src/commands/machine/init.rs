@@ -2,20 +2,19 @@
 
 use malai_protocol::failure::{Failure, Kind};
 use malai_protocol::id::ClusterId;
-use malai_protocol::local::{MachineInit, MachineMade, Request, Response};
+use malai_protocol::local::{MachineInit, MachineMade, Request};
 
-use crate::client::{self, Otherwise};
 use crate::commands::Context;
 
 /// Make this machine's key for a cluster, to join without an invite
 ///
-/// Prints the lines that the cluster's config needs on standard output. From then on the daemon knocks at the manager.
+/// Prints on standard output the lines that the cluster's config needs. The daemon then knocks at the manager.
 #[derive(Debug, clap::Args)]
 pub(super) struct Init {
     /// The cluster's id52
     #[arg(value_name = "CLUSTER-ID52")]
     cluster: String,
-    /// What the cluster is called here
+    /// The cluster's name on this machine
     alias: String,
     /// Never contact any public service
     #[arg(long)]
@@ -23,14 +22,12 @@ pub(super) struct Init {
     /// A relay to reach the manager through. May be repeated
     #[arg(long = "relay", value_name = "URL")]
     relays: Vec<String>,
-    /// Where the manager takes newcomers, as it prints it. May be repeated
+    /// The manager's address for newcomers, as `malai status` prints it there. May be repeated
     #[arg(long, value_name = "IP:PORT")]
     at: Vec<String>,
 }
 
 impl Init {
-    /// # Errors
-    /// What went wrong.
     pub(super) fn run(self, cx: &Context) -> Result<u8, Failure> {
         let Self { cluster, alias, private, relays, at } = self;
         let cluster: ClusterId = cluster.parse().map_err(|e| {
@@ -38,9 +35,7 @@ impl Init {
                 .hint("see it on the manager: malai cluster list")
         })?;
         let request = Request::MachineInit(MachineInit { cluster, alias, private, relays, at });
-        let Response::Machine(made) = client::request(&cx.home, request, Otherwise::Disk, cx.out)? else {
-            return Err(client::unexpected());
-        };
+        let made = ask!(cx, Disk, request => Machine);
         let MachineMade { alias, machine_id, name, toml } = &made;
         cx.out.note(&format!("this machine's id52 in {alias}: {machine_id}"));
         if cx.out.json {

@@ -11,14 +11,12 @@ use crate::commands::Context;
 pub(super) struct Leave {
     /// The cluster's alias
     cluster: String,
-    /// Also where this machine is the manager, whose cluster key is then gone for good
+    /// Leave even if this machine is the manager: its cluster key is then lost for ever
     #[arg(long)]
     force: bool,
 }
 
 impl Leave {
-    /// # Errors
-    /// What went wrong.
     pub(super) fn run(self, cx: &Context) -> Result<u8, Failure> {
         let request = Request::MachineLeave { cluster: self.cluster.clone(), force: self.force };
         let Response::Done = client::request(&cx.home, request, Otherwise::Disk, cx.out)? else {

@@ -4,12 +4,11 @@ mod init;
 mod join;
 mod leave;
 
-pub(super) use join::read_token;
 use malai_protocol::failure::Failure;
 
 use super::Context;
 
-/// Have this machine join and leave clusters
+/// Join and leave clusters with this machine
 #[derive(Debug, clap::Args)]
 pub(crate) struct Machine {
     #[command(subcommand)]
@@ -24,8 +23,6 @@ enum What {
 }
 
 impl Machine {
-    /// # Errors
-    /// What went wrong.
     pub(super) fn run(self, cx: &Context) -> Result<u8, Failure> {
         match self.what {
             What::Init(init) => init.run(cx),

@@ -4,25 +4,24 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use malai_daemon::relay::init::{self, Made};
-use malai_protocol::failure::{Failure, Kind};
-use malai_protocol::invite::{Invite, TokenError};
+use malai_protocol::failure::Failure;
 
 use crate::commands::Context;
-use crate::commands::machine::read_token;
+use crate::commands::token::read_token;
 
-/// Make a relay on this host, or add a cluster to the one that is there
+/// Make a relay on this host, or add a cluster to this host's relay
 ///
 /// Prints on standard output the entry for `[network] relays` of the cluster's config. The relay admits machines of its
-/// clusters, and newcomers with an invite; what it knows of a cluster the cluster manager tells it.
+/// clusters, and newcomers with an invite; it learns the cluster's config from the cluster manager.
 #[derive(Debug, clap::Args)]
 pub(super) struct Init {
     /// The token that `malai cluster invite company --relay` printed; `-` reads it from standard input
     #[arg(env = "MALAI_INVITE", hide_env_values = true)]
     token: String,
-    /// Where machines reach it; needed when it is made
+    /// Where machines reach it; required for a new relay
     #[arg(long, value_name = "https://HOST[:PORT]")]
     url: Option<String>,
-    /// A certificate for HOST, PEM; default: it makes one, which the machines know by its hash
+    /// A certificate for HOST, PEM; default: the relay makes one, and machines know it by its hash
     #[arg(long, value_name = "FILE", requires = "key")]
     cert: Option<PathBuf>,
     /// That certificate's key, PEM
@@ -34,14 +33,8 @@ pub(super) struct Init {
 }
 
 impl Init {
-    /// # Errors
-    /// What went wrong.
     pub(super) fn run(self, cx: &Context) -> Result<u8, Failure> {
-        let token = if self.token == "-" { read_token()? } else { self.token };
-        let invite: Invite = token.trim().parse().map_err(|e: TokenError| {
-            Failure::new(Kind::Usage, e.to_string())
-                .hint("make one on the manager: malai cluster invite company --relay")
-        })?;
+        let (_, invite) = read_token(self.token, "make one on the manager: malai cluster invite company --relay")?;
         let (name, lets_in) = (invite.name.clone(), invite.lets_in());
         let ask = init::Init { invite, url: self.url, listen: self.listen, certificate: self.cert.zip(self.key) };
         malai_daemon::runtime::secrecy::hide_memory();
@@ -52,7 +45,7 @@ impl Init {
             cx.out.row(&made.entry())?;
         }
         if lets_in {
-            cx.out.note("this token lets a machine in, too: its secret was neither kept nor used, and is still good");
+            cx.out.note("this token is an invite for a machine; its secret was not used, and is still valid");
         }
         let Made { url, listen, given, clusters, .. } = &made;
         cx.out.note(&format!("relay {url}, at TCP and UDP {listen} and UDP 7842, for: {}", clusters.join(", ")));
@@ -64,7 +57,7 @@ impl Init {
         }
         cx.out.hint(&format!(
             "on the cluster manager put this into `relays` under [network] of cluster.toml, then: malai rescan {name}; \
-             here: malai relay run (one that runs already has to be started again to serve another cluster)"
+             here: malai relay run (restart a relay that already runs)"
         ));
         Ok(0)
     }

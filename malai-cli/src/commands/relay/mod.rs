@@ -8,7 +8,7 @@ use malai_protocol::failure::Failure;
 
 use super::Context;
 
-/// Run a relay for the machines of a cluster, on a host that need not be one of them
+/// Run a relay for the machines of a cluster; its host need not be a machine of the cluster
 #[derive(Debug, clap::Args)]
 pub(crate) struct Relay {
     #[command(subcommand)]
@@ -23,8 +23,6 @@ enum What {
 }
 
 impl Relay {
-    /// # Errors
-    /// What went wrong.
     pub(super) fn run(self, cx: &Context) -> Result<u8, Failure> {
         match self.what {
             What::Init(init) => init.run(cx),

@@ -6,20 +6,18 @@ use malai_protocol::failure::Failure;
 use crate::commands::Context;
 use crate::output;
 
-/// Show the relay that runs on this host: 0 when one does, 1 when not
+/// Show the relay that runs on this host; exits with 0 if one does, else with 1
 #[derive(Debug, clap::Args)]
 pub(super) struct Status;
 
 impl Status {
-    /// # Errors
-    /// When it runs and does not answer.
     pub(super) fn run(self, cx: &Context) -> Result<u8, Failure> {
         let told = status::status(&cx.home)?;
         if cx.out.json {
             cx.out.document(&serde_json::json!({ "relay": told }))?;
         } else {
             match &told {
-                Some(told) => describe(told).iter().try_for_each(|line| cx.out.row(line))?,
+                Some(told) => cx.out.rows(describe(told))?,
                 None => cx.out.row("no relay runs here")?,
             }
         }
@@ -35,15 +33,13 @@ fn describe(told: &Told) -> Vec<String> {
         format!("connected: {connected}, of them newcomers with a ticket: {by_ticket}"),
         format!("since its start refused: {refused}, disconnected: {let_go}, closed unheard: {unheard}"),
     ];
-    let mut rows = vec![["CLUSTER", "GENERATION", "MACHINES", "ID52"].map(String::from).to_vec()];
-    rows.extend(clusters.iter().map(row));
-    lines.extend(output::table(&rows));
+    lines.extend(output::table(["CLUSTER", "GENERATION", "MACHINES", "ID52"], clusters.iter().map(row)));
     let alarm = |cluster: &ClusterStatus| Some(format!("alarm: {}: {}", cluster.name, cluster.alarm.as_ref()?));
     lines.extend(clusters.iter().filter_map(alarm));
     lines
 }
 
-fn row(cluster: &ClusterStatus) -> Vec<String> {
+fn row(cluster: &ClusterStatus) -> [String; 4] {
     let generation = cluster.generation.map_or_else(|| "none yet".to_owned(), |generation| generation.to_string());
-    vec![cluster.name.clone(), generation, cluster.machines.to_string(), cluster.id52.to_string()]
+    [cluster.name.clone(), generation, cluster.machines.to_string(), cluster.id52.to_string()]
 }

@@ -114,7 +114,7 @@ async fn a_list_without_an_end_is_cut_off() {
     whole.push(listed(0, false));
     assert_eq!(list_of(whole).await.expect("as many as may be").len(), MAX_LISTED_SESSIONS);
     let failure = list_of(vec![listed(0, true); 100]).await.expect_err("of nothing");
-    assert!(failure.message.contains("goes on with nothing"), "{failure}");
+    assert!(failure.message.contains("has an empty part"), "{failure}");
 }
 
 #[tokio::test]
@@ -128,7 +128,7 @@ async fn answers_that_fit_no_list_are_not_understood() {
     for frame in wrong {
         let failure = list_of(vec![frame]).await.expect_err("wrong");
         assert_eq!(failure.kind, failure::Kind::Internal);
-        assert!(failure.message.starts_with("what web01.company answers is not understood"), "{failure}");
+        assert!(failure.message.starts_with("cannot understand the answer of web01.company"), "{failure}");
     }
 }
 

@@ -24,7 +24,7 @@ async fn output_that_the_target_did_not_keep_is_never_a_success() {
     lab.exit(&record(0, 11, 0)).await;
     let (code, why) = lab.failure().await;
     assert_eq!(code, 253);
-    let words = "not everything got through: 6 of 11 bytes of its standard output arrived, and 5 bytes of output were not \
+    let words = "not everything got through: only 6 of 11 bytes of its standard output arrived, and 5 bytes of output were not \
                  kept while the connection was lost";
     assert!(why.contains(words), "{why}");
 }
@@ -37,7 +37,7 @@ async fn a_target_that_goes_on_where_it_cannot_ends_the_session_as_unknown() {
         ("repeats output", attached(0, 0)),
         ("more input than was sent", attached(3, 5)),
         ("did not start the command", Attached { incarnation: other, ..attached(3, 0) }),
-        ("has not been started", Attached { started: None, ..attached(3, 0) }),
+        ("a command which runs has not started", Attached { started: None, ..attached(3, 0) }),
     ];
     for (words, answer) in wrong {
         let (stdin, mut writer) = io::pipe().expect("a pipe");

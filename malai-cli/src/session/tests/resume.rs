@@ -428,7 +428,7 @@ async fn signals_during_a_loss_reach_the_command_when_it_is_followed_again() {
 #[tokio::test]
 async fn the_caller_can_leave_while_the_connection_is_lost() {
     for (signals, ending, words) in
-        [(vec![INT, INT], NEVER, "interrupted twice"), (vec![TERM], BRIEF, "the command did not heed the signal")]
+        [(vec![INT, INT], NEVER, "interrupted twice"), (vec![TERM], BRIEF, "the command did not react to the signal")]
     {
         let mut lab = Lab::started(Wish { ending, ..Wish::default() }).await;
         lab.daemon = None;

@@ -77,7 +77,7 @@ async fn one_that_may_only_look_on_is_told_so_once_and_leaves_by_an_interrupt() 
     let stderr = lab.stderr.clone();
     assert!(matches!(lab.end().await, Ok(SessionEnd::Left { signal: INT, followed: true })));
     let said = String::from_utf8(stderr.bytes()).expect("text");
-    assert_eq!(said.matches("this only watches").count(), 1, "{said}");
+    assert_eq!(said.matches("this machine may only watch").count(), 1, "{said}");
     assert!(said.contains("`allow_control` of [machine.web01]"), "{said}");
 }
 
@@ -87,7 +87,7 @@ async fn earlier_output_that_is_not_kept_is_told_and_is_no_failure() {
     lab.output(Kind::Stdout, b"abc").await;
     assert_eq!(lab.expect::<Ack>(Kind::Ack).await, Ack { out_offset: 10 });
     lab.exit(&record(0, 6, 4)).await;
-    let words = "malai: 7 earlier bytes of output are not kept any more\n".to_owned();
+    let words = "malai: the target no longer has the first 7 bytes of output\n".to_owned();
     assert_eq!(ended(lab).await, (record(0, 6, 4), words));
 }
 
@@ -100,7 +100,7 @@ async fn a_later_gap_is_told_and_the_record_stays_the_result() {
     lab.send(Kind::Attached, &attached(8, 0)).await;
     lab.exit(&record(4, 8, 0)).await;
     assert_eq!(lab.rest().await.last(), Some(&Kind::Goodbye));
-    let words = "malai: 5 bytes of output are missing here: they are not kept any more\n";
+    let words = "malai: 5 bytes of output are missing here: the target no longer has them\n";
     let stdout = lab.stdout.clone();
     assert_eq!(ended(lab).await, (record(4, 8, 0), words.to_owned()));
     let events = String::from_utf8(stdout.bytes()).expect("text");
@@ -117,7 +117,7 @@ async fn a_gap_in_the_middle_is_told_where_it_is() {
     lab.output(Kind::Stdout, b"de").await;
     lab.exit(&record(4, 10, 0)).await;
     let stdout = lab.stdout.clone();
-    let words = "malai: 5 bytes of output are missing here: they are not kept any more\n";
+    let words = "malai: 5 bytes of output are missing here: the target no longer has them\n";
     assert_eq!(ended(lab).await, (record(4, 10, 0), words.to_owned()));
     assert_eq!(stdout.bytes(), b"abcde");
 }
