@@ -27,6 +27,9 @@ const CLI: &[&str] = &[
 ];
 const E2E: &[&str] = &["harness reach survival", "cluster", "lab facts program toml"];
 
+/// How many entries `daemon/src` may have: this many still show at a look what the daemon consists of.
+const MAX_DAEMON_ENTRIES: usize = 16;
+
 /// A module's path below the root of its crate.
 type Module = Vec<String>;
 
@@ -489,6 +492,13 @@ fn malai_cli_has_floors() {
 #[test]
 fn e2e_has_floors() {
     holds("e2e", E2E, false);
+}
+
+#[test]
+fn the_files_of_the_daemon_are_few_enough_to_be_seen_at_once() {
+    let entries = fs::read_dir(root().join("daemon/src")).expect("a directory");
+    let names: BTreeSet<_> = entries.map(|entry| entry.expect("an entry").file_name()).collect();
+    assert!(names.len() <= MAX_DAEMON_ENTRIES, "{} entries: {names:?}", names.len());
 }
 
 /// Returns the imports of a crate of these files, as `from → to`.
