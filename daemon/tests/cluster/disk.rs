@@ -122,7 +122,7 @@ async fn a_withdrawal_that_cannot_be_stored_ends_the_session_and_is_stored_when_
     refused(&scene).await?;
     let told = alarmed(&scene.web01).await?;
     let generation = format!("generation {} is in force but cannot be stored: ", snapshot.header().generation);
-    has(&told, &[&generation, "clusters/c/snapshot", "snapshot.reserve", "after a restart too", "`df -h "])?;
+    has(&told, &[&generation, "clusters/c/snapshot", "snapshot.reserve", "after a restart", "`df -h "])?;
 
     full.free()?;
     stored(&scene, &scene.web01, &snapshot).await?;

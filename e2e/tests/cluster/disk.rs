@@ -82,7 +82,7 @@ fn a_withdrawal_on_a_full_disk_holds_at_once_and_after_a_restart_and_is_stored_w
 
     wait_until(SOON, "the alarm is raised", || alarm(&company, &web01).is_ok_and(|alarm| !alarm.is_empty()))?;
     let raised = alarm(&company, &web01)?;
-    for word in ["clusters/company/snapshot: No space left", "snapshot.reserve", "after a restart too", "df -h"] {
+    for word in ["clusters/company/snapshot: No space left", "snapshot.reserve", "after a restart", "df -h"] {
         ensure!(raised.contains(word), "{word:?} is not in {raised:?}");
     }
     let found = finding(&web01, "cannot be stored")?.context("the doctor does not see it")?;
