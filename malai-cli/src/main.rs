@@ -16,7 +16,6 @@ mod home;
 mod logging;
 mod output;
 mod platform;
-mod random;
 mod service;
 mod session;
 mod stdio;

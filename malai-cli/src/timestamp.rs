@@ -1,14 +1,7 @@
 //! Points in time: milliseconds since the epoch, as people write and read them. All in UTC.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
-
+pub(crate) use malai_daemon::runtime::clock::now_ms;
 use time::{Date, Month, PrimitiveDateTime, Time, UtcDateTime};
-
-/// Returns the present time.
-pub(crate) fn now_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
-    crate::duration::millis(since)
-}
 
 /// Writes `2026-01-31T23:59:59Z`. A time after the year 9999, which no clock has and another machine may claim, stays a
 /// number.

@@ -23,7 +23,7 @@ const CLI: &[&str] = &[
     "client",
     "background",
     "output logging timestamp",
-    "home stdio escape duration platform random",
+    "home stdio escape duration platform",
 ];
 const E2E: &[&str] = &["harness reach survival", "cluster", "lab facts program toml"];
 

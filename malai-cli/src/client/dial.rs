@@ -33,7 +33,7 @@ pub(crate) struct DialOptions {
 ///
 /// # Errors
 /// When the socket cannot be reached for another reason, or is not ours to trust.
-pub(crate) async fn dial(home: &Home) -> Result<Option<UnixStream>, Failure> {
+pub(super) async fn dial(home: &Home) -> Result<Option<UnixStream>, Failure> {
     let path = home.socket();
     match UnixStream::connect(&path).await {
         Ok(stream) => {
@@ -57,7 +57,7 @@ pub(crate) async fn dial_patiently(home: &Home, agents: bool) -> Result<Result<U
             return Ok(Ok(stream));
         }
         match lock::find_holder(home)? {
-            // It looks again and again, because no system tells both of a socket that is bound and of a lock that ends.
+            // It looks again and again: no event stands for both, a socket that is bound and a lock that is released.
             Some(holder) if (agents || !holder.agent) && Instant::now() < deadline => sleep(SOCKET_BACK_INTERVAL).await,
             holder => return Ok(Err(holder)),
         }

@@ -1,4 +1,4 @@
-//! The CLI's end of the daemon's socket: greets and asks. [`mod@dial`] reaches the socket, [`agent`]
+//! The CLI's end of the daemon's socket: greets and asks. [`dial`] reaches the socket, [`agent`]
 //! starts what listens there.
 
 mod agent;
@@ -19,7 +19,7 @@ use tokio_util::codec::Framed;
 use crate::output::Output;
 
 pub(crate) use agent::{dial_or_start, dialler};
-pub(crate) use dial::{DialOptions, Dialler, Dialling, dial, dial_patiently};
+pub(crate) use dial::{DialOptions, Dialler, Dialling, dial_patiently};
 
 /// Bounds how long a daemon may take to greet; it does nothing before.
 const GREETING_TIMEOUT: Duration = Duration::from_secs(10);

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use malai_daemon::runtime::random::random;
 use malai_protocol::failure::Failure;
 use malai_protocol::id::FollowerId;
 use tokio::time::Instant;
@@ -9,7 +10,6 @@ use tokio::time::Instant;
 use super::Context;
 use super::explain::{explain, refuse, unasked};
 use super::place::SessionPlace;
-use crate::random::random_id;
 use crate::session::{
     OutputManner, OutputSink, SessionEnd, SessionLimits, SessionName, SessionParts, SessionRequest, SessionSubject,
     SignalStream, follow,
@@ -49,7 +49,7 @@ impl Attach {
             let (name, owner) = self.place.find(cx, &typed).await?;
             let subject = SessionSubject::Session { owner, id: name.id, from_end: self.from_end };
             let (connect_timeout, lost_after) = (self.place.connect_timeout, Some(self.lost_after));
-            let follower = FollowerId::from_bytes(random_id()?);
+            let follower = FollowerId::from_bytes(random()?);
             let parts = SessionParts {
                 dialler: client::dialler(&cx.home, cx.out),
                 request: SessionRequest { target: name.target.clone(), subject, follower },

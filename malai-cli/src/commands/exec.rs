@@ -4,6 +4,7 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::time::Duration;
 
+use malai_daemon::runtime::random::random;
 use malai_protocol::failure::{Failure, Kind};
 use malai_protocol::id::{FollowerId, SessionId};
 use malai_protocol::peer::DETACH;
@@ -17,7 +18,6 @@ use super::Context;
 use super::explain::{explain, refuse, unasked};
 use super::meant::TypedCommand;
 use crate::output::{self, Output};
-use crate::random::random_id;
 use crate::session::{
     InputBegin, InputSource, OutputManner, OutputSink, SessionEnd, SessionLimits, SessionName, SessionParts,
     SessionRequest, SessionSubject, SignalStream, follow,
@@ -132,7 +132,7 @@ impl Exec {
             let subject = SessionSubject::Command(Box::new(spec));
             let parts = SessionParts {
                 dialler: client::dialler(&cx.home, cx.out),
-                request: SessionRequest { target, subject, follower: FollowerId::from_bytes(random_id()?) },
+                request: SessionRequest { target, subject, follower: FollowerId::from_bytes(random()?) },
                 signals: SignalStream::listen()?,
                 source,
                 sink: OutputSink::standard()?,
@@ -198,7 +198,7 @@ impl Exec {
         };
         let bytes = |word: OsString| ByteBuf::from(word.into_vec());
         let spec = ExecSpec {
-            id: SessionId::from_bytes(random_id()?),
+            id: SessionId::from_bytes(random()?),
             words: words.into_iter().map(bytes).collect(),
             literal: literal || self.shell.is_some(),
             shell: self.shell.is_some(),

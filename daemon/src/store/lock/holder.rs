@@ -81,7 +81,7 @@ pub fn find_holder(home: &Home) -> Result<Option<Holder>, Failure> {
 ///
 /// # Errors
 /// What the disk says.
-pub(crate) fn wait_for_release(home: &Home, holder: &Holder, within: Duration) -> Result<Option<Holder>, Failure> {
+pub fn wait_for_release(home: &Home, holder: &Holder, within: Duration) -> Result<Option<Holder>, Failure> {
     let releases = Releases::watch(&home.lock());
     let deadline = Instant::now() + within;
     loop {

@@ -29,8 +29,8 @@ use super::greeting::greet;
 use holder::{holder, written_holder};
 
 pub use changes::Changes;
-pub use holder::{Holder, find_holder};
-pub(crate) use holder::{is_held_by, is_locked, wait_for_release};
+pub use holder::{Holder, find_holder, wait_for_release};
+pub(crate) use holder::{is_held_by, is_locked};
 pub(crate) use takeover::take_over;
 
 /// Stands in the file of a lock that an agent holds.

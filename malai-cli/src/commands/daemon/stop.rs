@@ -5,19 +5,14 @@ use std::time::Duration;
 use malai_daemon::offline;
 use malai_daemon::store::lock::{self, Holder};
 use malai_protocol::failure::{Failure, Kind};
-use malai_protocol::home::Home;
 use malai_protocol::local::{Request, Response};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::task::spawn_blocking;
 
 use crate::client;
 use crate::commands::Context;
 
 /// Bounds the wait for the lock: ending sessions takes up to 5 s, and the shutdown as long.
 const LOCK_RELEASE_TIMEOUT: Duration = Duration::from_secs(15);
-/// Sets the time between two looks at the lock.
-const LOCK_LOOK_INTERVAL: Duration = Duration::from_millis(20);
-/// Bounds how long such a look may wait for a greeting.
-const GREETING_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Says how a daemon ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,6 +71,7 @@ async fn end(cx: &Context, request: Request, agents: bool) -> Result<DaemonEnd, 
     if old.agent && !agents {
         return Ok(DaemonEnd::NoneThere);
     }
+    let holder = lock::find_holder(&cx.home)?;
     match client::answer(frames, request, cx.out).await {
         Ok(Response::Failed(failure)) => return Err(failure),
         // A daemon may be gone before its answer is read; the lock tells whether it is.
@@ -83,15 +79,17 @@ async fn end(cx: &Context, request: Request, agents: bool) -> Result<DaemonEnd, 
         Err(failure) if failure.kind == Kind::Unknown => {}
         Err(failure) => return Err(failure),
     }
-    let deadline = Instant::now() + LOCK_RELEASE_TIMEOUT;
-    // It looks again and again. To wait for the lock would be to take it, and a daemon that starts just then would be refused.
-    while lock::find_holder(&cx.home)?.is_some() && !is_replaced(&cx.home, old.pid).await {
-        if Instant::now() >= deadline {
+    if let Some(holder) = holder {
+        let (home, pid) = (cx.home.clone(), holder.pid);
+        let released = spawn_blocking(move || lock::wait_for_release(&home, &holder, LOCK_RELEASE_TIMEOUT)).await;
+        let holder_now =
+            released.map_err(|e| Failure::new(Kind::Internal, format!("cannot wait for the lock: {e}")))??;
+        // A session that goes on starts an agent as soon as it can, which is another process.
+        if holder_now.is_some_and(|now| now.pid == pid) {
             let (lock, waited) = (cx.home.lock(), LOCK_RELEASE_TIMEOUT.as_secs());
             let message = format!("the daemon still holds {} after {waited} s", lock.display());
             return Err(Failure::new(Kind::Internal, message).hint("see which process it is: malai daemon status"));
         }
-        sleep(LOCK_LOOK_INTERVAL).await;
     }
     Ok(DaemonEnd::Asked)
 }
@@ -105,11 +103,4 @@ async fn end_by_signal(cx: &Context, holder: &Holder) -> Result<DaemonEnd, Failu
     ));
     offline::stop_by_signal(&cx.home, holder).await?;
     Ok(DaemonEnd::Signalled)
-}
-
-/// Tells whether another process than this one answers by now: a session that goes on starts an agent as soon as it can.
-async fn is_replaced(home: &Home, pid: u32) -> bool {
-    // One that does not greet is about to start or to end, and the next look tells.
-    let look = async { client::greet(client::dial(home).await.ok()??).await.ok() };
-    matches!(timeout(GREETING_TIMEOUT, look).await, Ok(Some((_, theirs))) if theirs.pid != pid)
 }
