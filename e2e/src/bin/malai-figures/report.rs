@@ -92,7 +92,10 @@ impl fmt::Display for Report {
         }
         let bars: Vec<bool> = self.rows().filter_map(|row| row.bar.as_ref()).map(|(_, met)| *met).collect();
         let met = bars.iter().filter(|met| **met).count();
-        writeln!(f, "| figures | {}; {met} of {} bars met |", self.rows().count(), bars.len())?;
+        writeln!(f, "| figures | {} |", self.rows().count())?;
+        if !bars.is_empty() {
+            writeln!(f, "| bars that are met | {met} of {} |", bars.len())?;
+        }
         for Section { title, how, rows } in &self.sections {
             writeln!(f, "\n## {title}\n\n{how}\n\n| what | measured | bar | |\n|---|---|---|---|")?;
             for Row { what, measured, bar } in rows {
