@@ -89,8 +89,7 @@ async fn stored(scene: &Scene, machine: &Machine, snapshot: &Snapshot) -> Result
     .await?;
     until("the alarm is over", || async { Ok(alarm(machine).await?.is_empty()) }).await?;
     let reserve = machine.home.cluster("c").snapshot_reserve();
-    ensure!(store::reserve::load(&reserve, &id).is_none(), "the reserve is not empty");
-    Ok(())
+    until("the reserve is empty", || async { Ok(store::reserve::load(&reserve, &id).is_none()) }).await
 }
 
 /// Waits until the daemon has its reserve.
@@ -122,7 +121,10 @@ async fn a_withdrawal_that_cannot_be_stored_ends_the_session_and_is_stored_when_
     refused(&scene).await?;
     let told = alarmed(&scene.web01).await?;
     let generation = format!("generation {} is in force but cannot be stored: ", snapshot.header().generation);
-    has(&told, &[&generation, "clusters/c/snapshot", "snapshot.reserve", "after a restart", "`df -h "])?;
+    has(
+        &told,
+        &[&generation, "clusters/c/snapshot", "snapshot.reserve", "so it stays in force after a restart", "`df -h "],
+    )?;
 
     full.free()?;
     stored(&scene, &scene.web01, &snapshot).await?;
@@ -162,7 +164,10 @@ async fn without_a_reserve_the_alarm_says_what_a_restart_would_bring() -> Result
     let snapshot = scene.publish(&withdrawn(&scene)).await?;
     refused(&scene).await?;
     let told = alarmed(&scene.web01).await?;
-    has(&told, &["nor does the reserve take it", "After a restart generation 1 would be in force again", "`df -h "])?;
+    has(
+        &told,
+        &[", and not in the reserve either: ", "After a restart generation 1 would be in force again", "`df -h "],
+    )?;
 
     full.free()?;
     let path = scene.web01.home.cluster("c").snapshot();
