@@ -134,7 +134,7 @@ fn without_a_reserve_a_withdrawal_on_a_full_disk_holds_as_long_as_the_daemon_liv
     fill(&web01)?;
     company.allow(&web01, &[])?;
     told(company.run(laptop, &web01, &["hostname"])?, 254, &["`laptop` is not in `allow_from`"])?;
-    let said = || alarm(&company, &web01).is_ok_and(|alarm| alarm.contains("nor does the reserve take it"));
+    let said = || alarm(&company, &web01).is_ok_and(|alarm| alarm.contains("not in the reserve either"));
     wait_until(SOON, "the alarm is raised", said)?;
     // The endpoint is bound again, and the cluster taken in from the disk, which has the older config.
     company.publish("network", "discovery = []")?;
