@@ -167,7 +167,7 @@ fn decode(path: &Path, bytes: &[u8]) -> Result<Signed, Failure> {
     let mut rest = bytes;
     let signed = ciborium::de::from_reader_with_recursion_limit(&mut rest, 16)
         .map_err(|_| broken(path, "it does not decode"))?;
-    if rest.is_empty() { Ok(signed) } else { Err(broken(path, "bytes follow its end")) }
+    if rest.is_empty() { Ok(signed) } else { Err(broken(path, "extra bytes follow its end")) }
 }
 
 fn broken(path: &Path, why: &str) -> Failure {
