@@ -68,7 +68,7 @@ impl Allowances {
         let latest = now + duration_of(ALLOWANCE_BYTES);
         let mut callers = self.lock();
         let free_at = callers.entry(caller).or_insert(now);
-        // What is beyond keeps nobody waiting: the other right bounds it.
+        // What is beyond keeps no caller waiting: the other right bounds it.
         *free_at = (*free_at).max(((*free_at).max(now) + duration_of(bytes.min(ALLOWANCE_BYTES))).min(latest));
     }
 }
@@ -113,7 +113,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn whoever_wants_more_waits_and_who_does_not_wait_is_refused() {
+    async fn a_caller_that_wants_more_waits_and_one_that_would_wait_too_long_is_refused() {
         let (allowances, id, now) = (Allowances::default(), id(), Instant::now());
         let mut turns = (0..100_000).map(|_| allowances.take(id, LINE, now)).skip_while(|turn| *turn == Turn::Now);
         let Some(Turn::At(first)) = turns.next() else { panic!("no wait before the refusal") };
@@ -144,7 +144,7 @@ mod tests {
                 written += 2 * largest;
             }
         }
-        assert!(written < 5 * super::super::MAX_PART - largest, "{written}");
+        assert!(written < 5 * super::super::MAX_PART_BYTES - largest, "{written}");
     }
 
     #[tokio::test]

@@ -39,13 +39,13 @@ use allowance::Allowances;
 
 pub(crate) use unended::{Unended, unended};
 
-/// A part is rotated away before it would grow over this.
-const MAX_PART: u64 = 10 * 1024 * 1024;
+/// Bounds a part of the audit, in bytes: it is rotated away before it would grow over this.
+const MAX_PART_BYTES: u64 = 10 * 1024 * 1024;
 /// Bounds the memory that owed lines take.
 const MAX_OWED_BYTES: usize = 4 * 1024 * 1024;
-/// The first pause before the disk is offered again what is owed; it doubles.
+/// Sets the first pause before what is owed is written again; it doubles.
 const OWED_RETRY_MIN_INTERVAL: Duration = Duration::from_secs(1);
-/// The longest such pause.
+/// Bounds that pause.
 const OWED_RETRY_MAX_INTERVAL: Duration = Duration::from_secs(10);
 /// Sets the room that the audit keeps for a full disk: 300 usual commands, each with two lines of 300 B.
 const AUDIT_LEAD_BYTES: u64 = 256 * 1024;
@@ -57,39 +57,39 @@ const AUDIT_LEAD_WITHOUT_REFUSALS_BYTES: u64 = AUDIT_LEAD_BYTES / 4 * 3;
 /// End lines that may wait for room on the disk while sessions begin: as many as a table of live sessions holds.
 const MAX_WAITING_ENDS: usize = 4096;
 
-/// The open audit log of one daemon.
+/// Is the open audit log of a home.
 #[derive(Debug)]
 pub struct Audit {
     home: Home,
     max_part: u64,
     log: Mutex<Log>,
-    /// What each caller's commands may write.
+    /// Says what each caller's commands may still write.
     pub(crate) allowances: Allowances,
-    /// How many end lines wait for room on the disk.
+    /// Counts the end lines that wait for room on the disk.
     waiting_ends: AtomicUsize,
-    /// Something is owed, or the disk is full.
+    /// Wakes the writer when something is owed, or the disk is full.
     owes: Notify,
 }
 
-/// The newest part.
+/// Is the newest part, and what is not in it yet.
 #[derive(Debug)]
 struct Log {
     file: File,
-    /// Its last line has no end: a crash cut it off, and the disk had no room for a newline.
+    /// Says that its last line has no end: a crash cut it off, and the disk had no room for a newline.
     cut: bool,
     lead: Lead,
-    /// Lines that were not written yet, one after the other, of what has happened already.
+    /// Holds lines that were not written yet, one after the other, about what has happened already.
     owed: Vec<u8>,
 }
 
 /// Says what a line is about, since not every line may use the last room on the disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Use {
-    /// Something that begins after its line is written.
+    /// Is about something that begins after its line is written.
     Begins,
-    /// Something that has happened.
+    /// Is about something that has happened.
     Happened,
-    /// Something that was refused.
+    /// Is about something that was refused.
     Refused,
 }
 
@@ -110,7 +110,7 @@ impl Audit {
     /// # Errors
     /// What the disk says.
     pub fn open(home: &Home) -> Result<Self, Failure> {
-        Self::open_with(home, MAX_PART)
+        Self::open_with(home, MAX_PART_BYTES)
     }
 
     fn open_with(home: &Home, max_part: u64) -> Result<Self, Failure> {
@@ -151,7 +151,7 @@ impl Audit {
         self.append_act(entry).map(drop)
     }
 
-    /// Appends the line of something that is about to be done, and tells its bytes. Blocks on the disk.
+    /// Appends the line of something that is about to be done, and returns its length in bytes. Blocks on the disk.
     ///
     /// # Errors
     /// What the disk says: whatever the line was about must then not happen.
@@ -159,8 +159,8 @@ impl Audit {
         self.write(entry, Use::Begins)
     }
 
-    /// Appends one line about what has happened, and tells its bytes. It is with the kernel when this returns. Blocks on
-    /// the disk.
+    /// Appends one line about what has happened, and returns its length in bytes. The line is with the kernel then. Blocks
+    /// on the disk.
     ///
     /// # Errors
     /// What the disk says.
@@ -177,7 +177,8 @@ impl Audit {
         Ok(line.len() as u64)
     }
 
-    /// Appends one line about a refusal, and tells its bytes. What the disk does not take is owed: that is no error.
+    /// Appends one line about a refusal, and returns its length in bytes. What the disk does not take is owed: that is no
+    /// error.
     ///
     /// # Errors
     /// When as much is owed as may be, or the last room on a full disk is kept for others: the line is lost.
@@ -417,169 +418,4 @@ fn open(path: &Path) -> io::Result<Log> {
 }
 
 #[cfg(test)]
-mod tests {
-    use malai_protocol::audit::{Event, MAX_LINE_BYTES};
-
-    use super::*;
-
-    fn entry(reason: &str) -> Entry {
-        Entry {
-            at_ms: 1,
-            words: vec!["uptime".into()],
-            reason: Some(reason.into()),
-            ..Entry::new(Event::Start, "company", "00".into(), "id".into())
-        }
-    }
-
-    fn reasons(path: &Path) -> Vec<Option<String>> {
-        let text = fs::read_to_string(path).expect("reads");
-        text.lines().map(|line| serde_json::from_str::<Entry>(line).ok().and_then(|e| e.reason)).collect()
-    }
-
-    fn said(words: &[&str]) -> Vec<Option<String>> {
-        words.iter().map(|word| Some((*word).to_owned())).collect()
-    }
-
-    #[test]
-    fn a_line_is_there_when_append_returns_and_is_private() {
-        let dir = tempfile::tempdir().expect("a directory");
-        let home = Home::new(dir.path());
-        let audit = Audit::open(&home).expect("opens");
-        audit.append(&entry("one\ntwo")).expect("written");
-        assert_eq!(reasons(&home.audit()), said(&["one\ntwo"]));
-        assert_eq!(fs::metadata(home.audit()).expect("there").mode() & 0o7777, 0o600);
-    }
-
-    #[test]
-    fn the_log_is_rotated_by_size_and_bounded() {
-        let dir = tempfile::tempdir().expect("a directory");
-        let home = Home::new(dir.path());
-        let length = serde_json::to_vec(&entry("0")).expect("encodes").len() as u64 + 1;
-        let audit = Audit::open_with(&home, 2 * length).expect("opens");
-        for number in 0..9 {
-            audit.append(&entry(&number.to_string())).expect("written");
-        }
-        assert_eq!(reasons(&home.audit()), said(&["8"]));
-        assert_eq!(reasons(&home.audit_part(1)), said(&["6", "7"]));
-        assert_eq!(reasons(&home.audit_part(4)), said(&["0", "1"]));
-        for number in 9..20 {
-            audit.append(&entry(&number.to_string())).expect("written");
-        }
-        let parts = fs::read_dir(dir.path()).expect("lists").count();
-        assert_eq!(parts, 1 + KEPT as usize);
-        assert!(!home.audit_part(KEPT + 1).exists());
-    }
-
-    #[test]
-    fn a_full_disk_is_an_error_and_not_a_silent_loss() {
-        let dir = tempfile::tempdir().expect("a directory");
-        let home = Home::new(dir.path());
-        std::os::unix::fs::symlink("/dev/full", home.audit()).expect("linked");
-        let audit = Audit::open(&home).expect("opens");
-        let failed = audit.append(&entry("lost")).expect_err("no space");
-        assert!(failed.message.starts_with("cannot write the audit "), "{failed}");
-        assert!(failed.hint.is_some_and(|hint| hint.contains("df -h")));
-    }
-
-    #[test]
-    fn what_has_happened_is_owed_until_there_is_room_and_comes_before_what_follows() {
-        let dir = tempfile::tempdir().expect("a directory");
-        let home = Home::new(dir.path());
-        std::os::unix::fs::symlink("/dev/full", home.audit()).expect("linked");
-        let audit = Audit::open(&home).expect("opens");
-        for word in ["one", "two"] {
-            audit.record(&entry(word)).expect("is owed");
-        }
-        audit.append(&entry("lost")).expect_err("nothing new is written before what is owed");
-        audit.pay().expect_err("no space");
-        fs::remove_file(home.audit()).expect("removed");
-        audit.append(&entry("three")).expect("written");
-        assert_eq!(reasons(&home.audit()), said(&["one", "two", "three"]));
-        audit.pay().expect("nothing is owed");
-        assert_eq!(reasons(&home.audit()), said(&["one", "two", "three"]));
-    }
-
-    #[test]
-    fn what_is_owed_is_bounded() {
-        let dir = tempfile::tempdir().expect("a directory");
-        let home = Home::new(dir.path());
-        std::os::unix::fs::symlink("/dev/full", home.audit()).expect("linked");
-        let audit = Audit::open(&home).expect("opens");
-        let large = entry(&"x".repeat(1024 * 1024));
-        let length = line_of(&large).expect("encodes").len();
-        let owed = (0..10_000).take_while(|_| audit.record(&large).is_ok()).count();
-        assert_eq!(owed, MAX_OWED_BYTES / length);
-    }
-
-    #[test]
-    fn what_moves_or_turns_a_terminals_text_is_not_in_the_file_itself() {
-        let dir = tempfile::tempdir().expect("a directory");
-        let home = Home::new(dir.path());
-        let audit = Audit::open(&home).expect("opens");
-        let hostile = "\u{9b}31m\u{202e}cod.exe\u{2066}\u{200b}\u{ad}\u{feff}\u{e0041}\u{7f}\u{1b}[2J\r\n\u{2028}";
-        let mut line = entry(hostile);
-        line.words = vec![hostile.into()];
-        line.who = Some(hostile.into());
-        audit.append(&line).expect("written");
-        let text = fs::read_to_string(home.audit()).expect("reads");
-        let shown: Vec<char> = text.trim_end().chars().filter(|c| !(' '..='~').contains(c)).collect();
-        assert_eq!(shown, Vec::<char>::new(), "{text:?}");
-        let read: Entry = serde_json::from_str(&text).expect("an entry");
-        assert_eq!((read.reason.as_deref(), read.words), (Some(hostile), vec![hostile.to_owned()]));
-    }
-
-    #[test]
-    fn no_line_is_longer_than_16_kib_whatever_it_is_about() {
-        let dir = tempfile::tempdir().expect("a directory");
-        let home = Home::new(dir.path());
-        let audit = Audit::open(&home).expect("opens");
-        let long = "\u{1}".repeat(1 << 20);
-        let mut line = entry(&long);
-        (line.words, line.env) = (vec![long.clone(); 2], vec![long.clone(); 2]);
-        (line.outcome, line.who, line.user) = (Some(long.clone()), Some(long.clone()), Some(long.clone()));
-        (line.cluster, line.session, line.id52) = (long.clone(), long.clone(), long);
-        let bytes = audit.append(&line).expect("written");
-        assert!(bytes <= MAX_LINE_BYTES as u64, "{bytes}");
-        assert_eq!(reasons(&home.audit()).len(), 1);
-    }
-
-    /// How much room there is beyond the end of a file, where the file system can do that.
-    fn lead_of(path: &Path) -> u64 {
-        lead::left_of(path).unwrap_or_default()
-    }
-
-    #[test]
-    fn the_newest_part_has_room_beyond_its_end_and_older_ones_have_not() {
-        let dir = tempfile::tempdir().expect("a directory");
-        let home = Home::new(dir.path());
-        let audit = Audit::open_with(&home, 64 * 1024).expect("opens");
-        let line = entry(&"x".repeat(1000));
-        for _ in 0..200 {
-            audit.append(&line).expect("written");
-            let left = lead_of(&home.audit());
-            assert!(left == 0 || left >= AUDIT_LEAD_BYTES / 2 - 8192, "{left}");
-        }
-        assert!(home.audit_part(2).exists());
-        assert!(lead_of(&home.audit_part(1)) < 8192, "{}", lead_of(&home.audit_part(1)));
-    }
-
-    #[test]
-    fn a_line_that_a_crash_cut_off_does_not_spoil_the_next() {
-        let dir = tempfile::tempdir().expect("a directory");
-        let home = Home::new(dir.path());
-        fs::write(home.audit(), "{\"at_ms\":1,\"ev").expect("written");
-        Audit::open(&home).expect("opens").append(&entry("whole")).expect("written");
-        assert_eq!(reasons(&home.audit()), [None, Some("whole".to_owned())]);
-    }
-
-    #[test]
-    fn a_log_that_was_moved_away_is_begun_anew() {
-        let dir = tempfile::tempdir().expect("a directory");
-        let home = Home::new(dir.path());
-        let audit = Audit::open(&home).expect("opens");
-        audit.append(&entry("one")).expect("written");
-        fs::rename(home.audit(), dir.path().join("elsewhere")).expect("moved");
-        audit.append(&entry("two")).expect("written");
-        assert_eq!(reasons(&home.audit()), said(&["two"]));
-    }
-}
+mod tests;
