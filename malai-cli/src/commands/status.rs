@@ -182,16 +182,19 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_cluster_is_shown_as_a_table() {
-        let connection = Connection {
+    fn connection() -> Connection {
+        Connection {
             since_ms: 0,
             path: "direct 192.0.2.7:4001".into(),
             rtt_us: 41_234,
             found_by: Some("mdns".into()),
             sent_bytes: 12_345,
             received_bytes: 2_000_000,
-        };
+        }
+    }
+
+    #[test]
+    fn a_cluster_is_shown_as_a_table() {
         let cluster = ClusterStatus {
             alias: "company".into(),
             cluster: Some(ClusterId::from_bytes(key()).expect("a key")),
@@ -206,7 +209,7 @@ mod tests {
             machines: vec![
                 MachineStatus { this: true, manager: true, generation: Some(12), ..machine("laptop") },
                 MachineStatus {
-                    connection: Some(connection),
+                    connection: Some(connection()),
                     generation: Some(12),
                     malai: Some("0.1.0".into()),
                     ..machine("web01")
