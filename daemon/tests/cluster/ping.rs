@@ -225,7 +225,7 @@ async fn a_ping_that_cannot_be_says_why() -> Result<()> {
         (away, FailureKind::Unreachable, "friend.c cannot be reached"),
         (pings("freind", None), FailureKind::UnknownTarget, "is it friend.c?"),
         (hasty, FailureKind::Usage, "at least 100 ms"),
-        (pings("friend", Some(0)), FailureKind::Usage, "--count is 0"),
+        (pings("friend", Some(0)), FailureKind::Usage, "--count must be at least 1"),
     ] {
         let failure = failure(&scene.web01, ask).await?;
         ensure!(failure.kind == kind && failure.message.contains(words) && failure.hint.is_some(), "{failure:?}");
