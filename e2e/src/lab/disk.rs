@@ -17,8 +17,6 @@ pub(crate) const NET: &str = "malai-lab-net";
 pub(crate) const PROXY_PROGRAM: &str = "malai-lab-proxy";
 /// The command of the fault table.
 pub(crate) const DRIVER: &str = "malai-lab-driver";
-/// The member that asks for more than it may.
-pub(crate) const FLOOD: &str = "malai-lab-flood";
 /// The program that the lab is for.
 pub(crate) const MALAI: &str = "malai";
 /// Where programs of the lab are found inside a host.
@@ -89,7 +87,7 @@ impl Disk {
     fn mount_programs(&self) -> Result<()> {
         let directory = self.path.join("bin");
         let mut programs = vec![(INIT, program(INIT)?)];
-        for name in [NET, PROXY_PROGRAM, DRIVER, FLOOD] {
+        for name in [NET, PROXY_PROGRAM, DRIVER] {
             if let Ok(path) = program(name) {
                 programs.push((name, path));
             }
