@@ -1,6 +1,6 @@
 //! Hosts: their own name, files, processes, users; power and sleep; nothing left behind.
 
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -58,11 +58,12 @@ fn a_host_has_the_kinds_of_addresses_that_it_was_given() -> Result<()> {
     let host = |name: &str, family| lab.host(name).on(&lan).family(family).boot();
     let (old, new, both) = (host("old", Family::V4)?, host("new", Family::V6)?, host("both", Family::Dual)?);
     let reaches = |from: &Host, to: &Host| {
-        let address = |address: &IpAddr| SocketAddr::new(*address, 9);
         let mut reached = Vec::new();
-        for address in to.addresses().iter().map(address) {
-            let listener = to.inside(|| Ok(TcpListener::bind(address)?))?;
-            // Whoever has no address of that kind is told so at once.
+        for address in to.addresses() {
+            // A port of its own each time: a child that another test forks at this moment holds the last one until its exec.
+            let listener = to.inside(|| Ok(TcpListener::bind(SocketAddr::new(address, 0))?))?;
+            let address = listener.local_addr()?;
+            // A host that has no address of that kind learns it at once.
             if from.inside(|| Ok(TcpStream::connect_timeout(&address, SOON).is_ok()))? {
                 listener.accept()?;
                 reached.push(if address.is_ipv4() { "IPv4" } else { "IPv6" });
