@@ -3,13 +3,12 @@
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use malai_daemon::store::socket::SOCKET_PATH_MAX_BYTES;
 use malai_protocol::failure::{Failure, Kind};
 use malai_protocol::home::Home;
 
 /// Names the variable that sets another home.
 pub(crate) const HOME_VARIABLE: &str = "MALAI_HOME";
-/// Bounds the path of a Unix socket: macOS takes 103 bytes and Linux 107, and the executor binds none that only one takes.
-const MAX_SOCKET_PATH_BYTES: usize = 103;
 
 /// Returns the home that the environment names, or the platform's data directory for `malai`; always an absolute path.
 ///
@@ -57,11 +56,11 @@ fn at(root: PathBuf) -> Result<Home, Failure> {
     let home = Home::new(root);
     let longest = home.executor_socket();
     let length = longest.as_os_str().as_bytes().len();
-    if length > MAX_SOCKET_PATH_BYTES {
+    if length > SOCKET_PATH_MAX_BYTES {
         return Err(Failure::new(
             Kind::BadConfig,
             format!(
-                "the path `{}` has {length} bytes; a socket's path has at most {MAX_SOCKET_PATH_BYTES}",
+                "the path `{}` has {length} bytes; a socket's path has at most {SOCKET_PATH_MAX_BYTES}",
                 longest.display()
             ),
         )
@@ -76,10 +75,10 @@ mod tests {
 
     #[test]
     fn a_home_too_deep_for_its_sockets_is_refused_with_path_and_variable() {
-        let failure = at(PathBuf::from(format!("/{}", "x".repeat(MAX_SOCKET_PATH_BYTES)))).expect_err("too long");
+        let failure = at(PathBuf::from(format!("/{}", "x".repeat(SOCKET_PATH_MAX_BYTES)))).expect_err("too long");
         assert!(failure.message.contains("executor.sock"), "{failure}");
         assert!(failure.hint.expect("hint").contains(HOME_VARIABLE));
-        let fits = "/".to_owned() + &"x".repeat(MAX_SOCKET_PATH_BYTES - "/executor.sock".len() - 1);
+        let fits = "/".to_owned() + &"x".repeat(SOCKET_PATH_MAX_BYTES - "/executor.sock".len() - 1);
         at(PathBuf::from(fits)).expect("fits");
     }
 

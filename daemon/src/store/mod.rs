@@ -43,7 +43,7 @@ pub mod reserve;
 pub mod secret;
 pub mod settings;
 pub mod snapshot;
-pub(crate) mod socket;
+pub mod socket;
 
 /// Sets the mode of every file of a home: most are secret, and no other user needs one.
 const FILE_MODE: u32 = 0o600;

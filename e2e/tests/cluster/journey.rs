@@ -111,7 +111,7 @@ fn a_fixed_name_means_one_use() -> Result<()> {
     let lan = lab.segment("lan")?;
     let company = Cluster::init("company", lab.host("laptop").on(&lan).boot()?)?;
     let twice = malai(["cluster", "invite", "company", "--name", "web01", "--uses", "2"]);
-    told(company.manager().run(twice)?, 2, &["fixed name", "one use"])?;
+    told(company.manager().run(twice)?, 2, &["--name", "one use"])?;
     let token = company.invite(&["--uses", "2"])?;
     for name in ["one", "two"] {
         let host = lab.host(name).on(&lan).boot()?;

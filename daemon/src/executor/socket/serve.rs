@@ -32,21 +32,19 @@ use crate::executor::session::never_sent;
 use crate::executor::socket::control;
 use crate::executor::table::{Arrival, Attach, Command, Found, Record};
 use crate::runtime::logging::Log;
-use crate::store::socket::Socket;
+use crate::store::socket::{SOCKET_PATH_MAX_BYTES, Socket};
 
 /// How long a connection may take to say what it is for.
 const HELLO: Duration = Duration::from_secs(10);
 /// Connections that have not said it yet, or whose plan is not here yet.
 const MAX_WAITING: usize = 2048;
-/// The longest path of a socket that every supported system takes.
-const MAX_PATH: usize = 103;
 
 /// Binds the socket. The journal's lock is held, so what is there is stale.
 pub(crate) fn bind(path: &Path) -> anyhow::Result<Socket> {
     let length = path.as_os_str().len();
     anyhow::ensure!(
-        length <= MAX_PATH,
-        "the path {} has {length} bytes, and a socket's may have {MAX_PATH}: set MALAI_HOME to a shorter one",
+        length <= SOCKET_PATH_MAX_BYTES,
+        "the path {} has {length} bytes, and a socket's may have {SOCKET_PATH_MAX_BYTES}: set MALAI_HOME to a shorter one",
         path.display()
     );
     Ok(Socket::bind(path)?)

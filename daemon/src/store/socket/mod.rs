@@ -27,7 +27,7 @@ const SOCKET_LOOK_INTERVAL: Duration = Duration::from_secs(2);
 /// again and again keeps no processor busy.
 const SOCKET_LOOK_DELAY: Duration = Duration::from_millis(50);
 /// Bounds a path in `sockaddr_un`, in bytes, without the NUL byte after it.
-pub(crate) const SOCKET_PATH_MAX_BYTES: usize = if cfg!(target_os = "linux") { 107 } else { 103 };
+pub const SOCKET_PATH_MAX_BYTES: usize = if cfg!(target_os = "linux") { 107 } else { 103 };
 
 /// Is a socket that is bound, mode 0600. When dropped, it removes its name, if that is still its own.
 #[derive(Debug)]
